@@ -1,0 +1,50 @@
+"""python -m videomae_jax COMMAND: finds the command without importing jax, and turns a user's mistake into one line."""
+
+import importlib
+import sys
+
+from videomae_jax.errors import UserError
+
+COMMANDS = {
+    "train": "pretrain, fine-tune or probe: --config=FILE --workdir=DIR [--config.a.b=value ...]",
+    "evaluate": "run the evaluators of a run directory on its newest checkpoint, or an evidence suite",
+    "index": "list the videos of a folder for training: DIR --out=index.parquet",
+    "synthesize": "write the embedded data set as mp4 files with labels",
+    "visualize": "draw reconstructions of a run: png and gif",
+    "bench": "measure a training step or the input pipeline, one JSON line",
+    "report": "write report.html of a run directory",
+    "config": "print the resolved config and its recipe card",
+}
+
+
+def usage() -> str:
+    """The list of commands."""
+    lines = "\n".join(f"  {name:<12} {what}" for name, what in COMMANDS.items())
+    return f"usage: python -m videomae_jax COMMAND [options]\n\ncommands:\n{lines}\n\n'COMMAND --help' lists the options of a command.\n"
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command; 0 is success, 2 a mistake of the user, 130 an interruption."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        sys.stdout.write(usage())
+        return 0
+    if argv[0] not in COMMANDS:
+        sys.stderr.write(f"error: unknown command {argv[0]!r}; allowed are {', '.join(COMMANDS)}\n")
+        return 2
+    try:
+        return importlib.import_module(f"videomae_jax.commands.{argv[0]}").main(argv[1:])
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+def entry() -> int:
+    """Console script."""
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

@@ -1,0 +1,69 @@
+"""Options that several commands share; nothing here imports jax."""
+
+import argparse
+import sys
+from typing import Any
+
+from videomae_jax.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like every other mistake of a user."""
+
+    def __init__(self, command: str, /, **kw: Any) -> None:
+        super().__init__(prog=f"python -m videomae_jax {command}", allow_abbrev=False, **kw)
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def add_config(parser: argparse.ArgumentParser, /, *, required: bool = True) -> None:
+    """--config, --config.a.b=value and --trust."""
+    parser.add_argument("--config", required=required, metavar="FILE", help="config file, e.g. configs/smoke.py")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="also build symbols of this package")
+    parser.epilog = "Any field of the config can be overridden: --config.a.b=value. Fields are listed by the `config` command."
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str], /) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Options and the --config.a.b=value assignments."""
+    plain, assignments, words = [], {}, iter(argv)
+    for word in words:
+        if word.startswith("--config."):
+            name, equals, value = word.removeprefix("--config.").partition("=")
+            if not equals:
+                value = next(words, None)
+                if value is None:
+                    raise UserError(f"--config.{name} needs a value: --config.{name}=value")
+            assignments[name] = value
+        else:
+            plain.append(word)
+    return parser.parse_args(plain), assignments
+
+
+def resolve(options: argparse.Namespace, assignments: dict[str, str], /) -> Any:
+    """The config file with its overrides."""
+    from videomae_jax import config as configs
+
+    config = configs.load(options.config)
+    configs.override(config, assignments)
+    return config
+
+
+def add_processes(parser: argparse.ArgumentParser, /) -> None:
+    """--coordinator, --processes and --process for a run over several processes."""
+    parser.add_argument("--coordinator", default="", metavar="HOST:PORT", help="address of process 0, or 'auto' where jax detects the cluster")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="number of processes")
+    parser.add_argument("--process", type=int, default=0, metavar="I", help="number of this process, from 0")
+
+
+def start(options: argparse.Namespace, /) -> None:
+    """Joins the other processes and turns the compilation cache on where one is configured."""
+    from videomae_jax import parallel
+
+    parallel.initialize(coordinator=options.coordinator, processes=options.processes, process=options.process)
+
+
+def say(line: str, /) -> None:
+    """A line for people, on standard error, so that standard output stays machine-readable."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

@@ -1,0 +1,60 @@
+"""The `train` command."""
+
+import json
+import pathlib
+import time
+
+from videomae_jax.commands import arguments
+from videomae_jax.commands.arguments import say
+
+
+def main(argv: list[str]) -> int:
+    """Trains or resumes; 0 when the run finished or was stopped with a checkpoint."""
+    parser = arguments.Parser("train", description="Train a config, or resume it: the newest checkpoint in --workdir is used.")
+    arguments.add_config(parser)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="run directory: checkpoints, metrics, pictures")
+    parser.add_argument("--dry-run", action="store_true", help="build everything, compile one step, print the card, train nothing")
+    parser.add_argument("--extend", action="store_true", help="go on with a run whose total changed")
+    parser.add_argument("--fork", action="store_true", help="go on with a run whose learning rate, data, batch or seed changed")
+    arguments.add_processes(parser)
+    options, assignments = arguments.parse(parser, argv)
+    config = arguments.resolve(options, assignments)
+    arguments.start(options)
+    from videomae_jax import card, parallel, run_directory
+    from videomae_jax.assembly import assemble
+    from videomae_jax.stopping import Stop
+    from videomae_jax.train import train
+
+    lead = parallel.is_lead()
+    tell = say if lead else (lambda line: None)
+    trust = tuple(options.trust)
+    run = assemble(config, trust=trust)
+    tell(card.text(card.card(run)))
+    for line in parallel.dropped_axes(run.boxed, mesh=run.mesh):
+        tell(f"not sharded: {line}")
+    if options.dry_run:
+        return dry_run(run, tell)
+    directory = pathlib.Path(options.workdir)
+    run_directory.claim(run, directory, extend=options.extend, fork=options.fork, say=tell)
+    begin = time.monotonic()
+    with Stop() as stop:
+        result = train(run, directory, stop=stop, say=tell, trust=trust)
+    if not result.finished:
+        tell(f"stopped at step {result.step} of {run.total}; a checkpoint is saved. Resume with the same command:\n"
+             f"  python -m videomae_jax train {' '.join(argv)}")
+        return 0
+    if lead:
+        run_directory.summarise(directory, result.values, steps=run.total, seconds=time.monotonic() - begin)
+    tell(f"finished at step {result.step}; everything is in {directory}")
+    return 0
+
+
+def dry_run(run: object, tell: object, /) -> int:
+    """Compiles one step from shapes alone and prints what it needs."""
+    compiled = run.compile()
+    memory = compiled.memory_analysis()
+    if memory is not None:
+        tell("bytes of a step: " + json.dumps({"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
+                                               "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes}))
+    tell("dry run: the step compiles; nothing was trained and nothing was written")
+    return 0

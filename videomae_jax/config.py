@@ -1,0 +1,229 @@
+"""Configs name real symbols; this module binds, overrides, builds, compares and stores them.
+
+`spec(Symbol, **kw)` makes a `ConfigDict` that holds the symbol's import path and *every* field with its default, so a
+misspelt key fails on its own line and every field can be overridden on the command line. `build` turns it into the
+object. Durations are strings in the unit of the paper: "40ep", "5%", "1000".
+"""
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+import pathlib
+import re
+import sys
+from typing import Any
+
+import ml_collections
+
+from videomae_jax.errors import UserError
+
+SYMBOL = "__symbol__"
+_PLACEHOLDER = (dataclasses.MISSING, inspect.Parameter.empty)
+_LINEN_FIELDS = ("parent", "name")
+
+
+def _parameters(symbol: Any, /) -> dict[str, inspect.Parameter]:
+    """Constructor parameters of `symbol` that a config may set."""
+    parameters = inspect.signature(symbol).parameters
+    return {k: p for k, p in parameters.items() if k not in _LINEN_FIELDS or not dataclasses.is_dataclass(symbol)}
+
+
+def spec(symbol: Any, /, **kw: Any) -> ml_collections.ConfigDict:
+    """A config node for `symbol(**kw)` with all defaults written out.
+
+    Raises UserError for a parameter that the symbol does not have, or a required one that is missing.
+    """
+    path = f"{symbol.__module__}.{symbol.__qualname__}"
+    parameters = _parameters(symbol)
+    for name in kw:
+        if name not in parameters:
+            raise UserError(f"{path} has no parameter {name!r}; it has {', '.join(parameters)}")
+    node: dict[str, Any] = {SYMBOL: path}
+    for name, parameter in parameters.items():
+        if name in kw:
+            value = kw[name]
+        elif parameter.default is not inspect.Parameter.empty:
+            value = parameter.default
+        else:
+            raise UserError(f"{path} needs a value for {name!r}")
+        node[name] = plain(value)
+    return _dict(node)
+
+
+def plain(value: Any, /) -> Any:
+    """`value` as config data: dataclass instances become nodes, everything else stays."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init and f.name not in _LINEN_FIELDS}
+        return spec(type(value), **fields)
+    return value
+
+
+def _dict(values: dict[str, Any], /) -> ml_collections.ConfigDict:
+    """A ConfigDict in which any field may later hold None or another number type."""
+    return ml_collections.ConfigDict(values, type_safe=False)
+
+
+def symbol(path: str, /, *, trust: tuple[str, ...] = ()) -> Any:
+    """The object at import path `path`, which must lie in this package, in `configs` or in a trusted package."""
+    allowed = ("videomae_jax", "configs", *trust)
+    if path.split(".")[0] not in allowed:
+        raise UserError(f"refusing to import {path!r}: allowed packages are {', '.join(allowed)}; add one with --trust=PACKAGE")
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"config names {path!r}, which cannot be imported: {error}") from error
+
+
+def build(node: Any, /, *, trust: tuple[str, ...] = ()) -> Any:
+    """The object a config node describes; plain values and containers are returned with their nodes built."""
+    if isinstance(node, (ml_collections.ConfigDict, dict)):
+        values = {k: build(node[k], trust=trust) for k in node if k != SYMBOL}
+        if SYMBOL not in node:
+            return values
+        target = symbol(node[SYMBOL], trust=trust)
+        unknown = sorted(set(values) - set(_parameters(target)))
+        if unknown:
+            raise UserError(f"{node[SYMBOL]} has no parameter {unknown[0]!r}; it has {', '.join(_parameters(target))}")
+        return target(**values)
+    if isinstance(node, (list, tuple)):
+        return tuple(build(v, trust=trust) for v in node)
+    return node
+
+
+def load(path: str, /) -> ml_collections.ConfigDict:
+    """`get_config()` of a config file, looked up as given and then among the configs that the package installs."""
+    found = find(path)
+    root = str(found.resolve().parent)
+    while (pathlib.Path(root) / "__init__.py").exists() or pathlib.Path(root).name in ("pretrain", "finetune", "probe", "data"):
+        root = str(pathlib.Path(root).parent)
+    if pathlib.Path(root).name == "configs":
+        root = str(pathlib.Path(root).parent)
+    sys.path.insert(0, root)
+    try:
+        module_spec = importlib.util.spec_from_file_location(f"_config_{found.stem}", found)
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(root)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"config file {path!r} defines no get_config()")
+    config = module.get_config()
+    config.lock()
+    return config
+
+
+def find(path: str, /) -> pathlib.Path:
+    """The file of a config: `path` itself, or the same name among the installed configs."""
+    given = pathlib.Path(path)
+    installed = pathlib.Path(__file__).parent
+    for candidate in (given, installed.parent / given, installed / given):
+        if candidate.is_file():
+            return candidate
+    known = sorted({str(p.relative_to(r)) for r in (installed.parent, installed) for p in (r / "configs").rglob("*.py")
+                    if p.name not in ("__init__.py", "base.py")})
+    raise UserError(f"no config file {path!r}; known are {', '.join(known)}")
+
+
+def literal(text: str, /) -> Any:
+    """A command-line value: Python literal, true/false/none, else the string itself."""
+    named = {"true": True, "false": False, "none": None}
+    if text.lower() in named:
+        return named[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def override(config: ml_collections.ConfigDict, assignments: dict[str, str], /) -> None:
+    """Sets `a.b.c` fields in place.
+
+    Raises UserError for a field that does not exist or a value whose type differs from the present one.
+    """
+    for path, text in assignments.items():
+        node, *_, name = config, *path.split(".")
+        for part in path.split(".")[:-1]:
+            node = _child(node, part, path=path)
+        _child(node, name, path=path)
+        value, old = literal(text), node[name]
+        if isinstance(old, ml_collections.ConfigDict):
+            raise UserError(f"--config.{path} is a group with the fields {', '.join(old)}; set one of them")
+        if isinstance(old, str) and not isinstance(value, str) and value is not None:
+            value = text
+        if isinstance(old, tuple) and not isinstance(value, tuple):
+            value = tuple(value) if isinstance(value, list) else (value,)
+        if isinstance(old, float) and type(value) is int:
+            value = float(value)
+        if old is not None and value is not None and type(value) is not type(old):
+            raise UserError(f"--config.{path}={text} is a {type(value).__name__}; allowed is a {type(old).__name__} such as {old!r}")
+        with node.ignore_type():
+            node[name] = value
+
+
+def _child(node: Any, name: str, /, *, path: str) -> Any:
+    if not isinstance(node, ml_collections.ConfigDict) or name not in node:
+        fields = ", ".join(node) if isinstance(node, ml_collections.ConfigDict) else "no fields"
+        raise UserError(f"unknown config key {path!r}: {name!r} is not among {fields}")
+    return node[name]
+
+
+def to_json(config: ml_collections.ConfigDict, /) -> str:
+    """The resolved config as JSON; `from_json` rebuilds it."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def from_json(text: str, /) -> ml_collections.ConfigDict:
+    """The config that `to_json` wrote."""
+    def tuples(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(tuples(v) for v in value)
+        return {k: tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
+    return _dict(tuples(json.loads(text)))
+
+
+def flat(config: Any, /, *, prefix: str = "") -> dict[str, Any]:
+    """{"a.b.c": leaf} of a config."""
+    if isinstance(config, (ml_collections.ConfigDict, dict)):
+        return {k: v for name in config for k, v in flat(config[name], prefix=f"{prefix}.{name}" if prefix else name).items()}
+    return {prefix: config}
+
+
+def duration(text: str | int, /, *, total: int | None, steps_per_epoch: float) -> int:
+    """Steps in a duration: "40ep" epochs, "5%" of `total`, "1000" steps.
+
+    An epoch is one pass over the decoded clips; copies of a decode do not count (VideoMAE V2 reports
+    epochs x copies as effective epochs).
+    """
+    match = re.fullmatch(r"\s*([0-9.eE+]+)\s*(ep|%|)\s*", str(text))
+    if not match:
+        raise UserError(f"duration {text!r} is not understood; allowed are '40ep', '5%' and '1000'")
+    value, unit = float(match[1]), match[2]
+    if unit == "%" and total is None:
+        raise UserError(f"duration {text!r} is relative to the total, which must itself be in epochs or steps")
+    steps = {"ep": value * steps_per_epoch, "%": value / 100 * (total or 0), "": value}[unit]
+    return int(round(steps))
+
+
+# What a resumed run may change: freely, with --extend, with --fork, never (everything else).
+FREE = (r"name", r"mesh\..*", r"log\..*", r"checkpoint\..*", r"evaluators\..*", r"eval_data\..*", r"microbatches", r"workers",
+        r"threads", r"prefetch", r".*\.remat", r".*\.unroll", r".*\.attention")
+EXTEND = (r"total",)
+FORK = (r"batch_size", r"seed", r"data\..*", r"schedule\..*", r"optimizer\..*", r"ema", r"guard\..*")
+
+
+def compare(old: Any, new: Any, /) -> dict[str, list[str]]:
+    """Differences of two configs by what a resumed run needs to accept them: {"free" | "extend" | "fork" | "never": lines}."""
+    before, after = flat(old), flat(new)
+    result: dict[str, list[str]] = {"free": [], "extend": [], "fork": [], "never": []}
+    for key in sorted(before.keys() | after.keys()):
+        left, right = before.get(key, "<absent>"), after.get(key, "<absent>")
+        if left == right:
+            continue
+        groups = (("free", FREE), ("extend", EXTEND), ("fork", FORK))
+        kind = next((name for name, patterns in groups if any(re.fullmatch(p, key) for p in patterns)), "never")
+        result[kind].append(f"{key}: {left!r} -> {right!r}")
+    return result

@@ -1,0 +1,1 @@
+"""From video files to batches of uint8 clips; never imports jax."""

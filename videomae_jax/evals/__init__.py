@@ -1,0 +1,1 @@
+"""Evaluators: run inside training or alone, on `represent`, `predict` and `loss` only."""

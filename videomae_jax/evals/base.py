@@ -1,0 +1,66 @@
+"""What an evaluator is given and what it returns."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import jax
+import ml_collections
+
+from videomae_jax import config as configs
+from videomae_jax import parallel
+from videomae_jax.assembly import Assembly
+from videomae_jax.data import pipeline
+from videomae_jax.types import Batch, Extra, Key, Params
+
+
+def evaluation_source(config: ml_collections.ConfigDict, /, *, split: str, trust: tuple[str, ...] = ()) -> Any:
+    """The run's data with the changes of `config.eval_data` and one split: no augmentation, no repeats."""
+    fields = {**dict(config.data.items()), **dict(config.eval_data.items())}
+    if "split" in fields:
+        fields["split"] = split
+    return configs.build(fields, trust=trust)
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """A trained state seen by an evaluator: `params` are the averaged weights where the run keeps them.
+
+    `directory` is the run directory, where an evaluator may leave pictures and tables.
+    """
+
+    assembly: Assembly
+    params: Params
+    extra: Extra
+    step: int
+    directory: pathlib.Path
+    trust: tuple[str, ...] = ()
+
+    @property
+    def rng(self) -> Key:
+        """The same key at every step of a run, so that all evaluations see the same masks."""
+        return parallel.put(jax.random.key(self.assembly.config.seed + 1), mesh=self.assembly.mesh)
+
+    def source(self, split: str, /) -> Any:
+        """The evaluation source of a split."""
+        return evaluation_source(self.assembly.config, split=split, trust=self.trust)
+
+    def sweep(self, source: Any, /, *, batch_size: int) -> Iterator[Batch]:
+        """Device batches of one ordered pass; the last one is padded with rows whose `valid` is False."""
+        config, mesh = self.assembly.config, self.assembly.mesh
+        ways = parallel.batch_ways(mesh)
+        size = -(-batch_size // ways) * ways
+        with pipeline.sweep(source, batch_size=size, host=jax.process_index(), hosts=jax.process_count(), seed=config.seed,
+                            workers=config.workers, threads=config.threads) as stream:
+            for batch in stream:
+                yield parallel.to_device(batch, mesh=mesh)
+
+
+class Evaluator(Protocol):
+    """`every` is a duration; the trainer also runs each evaluator before the first and after the last step."""
+
+    every: str
+
+    def run(self, context: Context, /) -> dict[str, float]:
+        """Named results, logged as "<evaluator>/<name>"."""

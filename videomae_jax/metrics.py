@@ -1,0 +1,162 @@
+"""Means that add up over devices and micro-batches; writers; the progress line."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import parameter_overview
+
+from videomae_jax.types import Array
+
+
+@flax.struct.dataclass
+class Mean:
+    """A weighted mean as (total, weight): sum(total) / sum(weight) over the global batch."""
+
+    total: Array
+    weight: Array
+
+    def reduce(self) -> "Mean":
+        """Both sums as scalars."""
+        return Mean(jnp.sum(self.total), jnp.sum(self.weight))
+
+    def value(self) -> Array:
+        """The mean; 0 where the weight is 0."""
+        return jnp.where(self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1), 0.0)
+
+
+def overview(params: Any, /) -> str:
+    """Table of parameters: name, shape, size, and the total."""
+    return parameter_overview.get_parameter_overview(params, include_stats=False)
+
+
+class Writer:
+    """metrics.jsonl and TensorBoard events of a run directory; lines after `step` are cut, because a resumed run redoes them."""
+
+    def __init__(self, directory: pathlib.Path, /, *, step: int, lead: bool) -> None:
+        self._file: TextIO | None = None
+        self._events = None
+        if not lead:
+            return
+        from tensorboardX import SummaryWriter
+
+        path = directory / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _complete(line) and json.loads(line)["step"] <= step]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(temporary, path)
+        self._file = path.open("a")
+        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: Mapping[str, float], /) -> None:
+        """One line of metrics.jsonl and one TensorBoard scalar per value."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._file is not None:
+            self._file.close()
+            self._events.close()
+
+
+def _complete(line: str, /) -> bool:
+    """Whether a line of metrics.jsonl is whole; a killed process may leave half of one at the end."""
+    try:
+        return "step" in json.loads(line)
+    except json.JSONDecodeError:
+        return False
+
+
+def read(directory: pathlib.Path, /) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl."""
+    path = pathlib.Path(directory) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if _complete(line)] if path.exists() else []
+
+
+class Progress:
+    """One line that is redrawn on a terminal and printed at intervals elsewhere."""
+
+    def __init__(self, *, total: int, first: int, lead: bool, stream: TextIO = sys.stderr) -> None:
+        self._total, self._first, self._lead, self._stream = total, first, lead, stream
+        self._start, self._shown = time.monotonic(), 0.0
+
+    def show(self, step: int, /, *, loss: float, clips_per_second: float, wait: float) -> None:
+        """Draws the bar: step, loss, clips/s, time left, share of the time spent waiting for data."""
+        terminal = self._stream.isatty()
+        now = time.monotonic()
+        if not self._lead or (not terminal and now - self._shown < 5 and step < self._total):
+            return
+        self._shown = now
+        share = step / max(self._total, 1)
+        done = max(step - self._first, 1)
+        left = (now - self._start) / done * (self._total - step)
+        bar = "#" * int(20 * share) + "." * (20 - int(20 * share))
+        line = (f"[{bar}] step {step}/{self._total}  loss {loss:.4f}  {clips_per_second:.1f} clips/s  "
+                f"ETA {clock(left)}  data wait {100 * wait:.0f}%")
+        self._stream.write(f"\r\x1b[2K{line}" if terminal else f"{line}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Ends the line."""
+        if self._lead and self._stream.isatty():
+            self._stream.write("\n")
+
+
+def clock(seconds: float, /) -> str:
+    """h:mm:ss."""
+    minutes, rest = divmod(int(round(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+class Clock:
+    """Holds metrics for one interval before it reads them, so that Python never waits for the device inside a step."""
+
+    def __init__(self, progress: Progress, writer: Writer, /, *, clips: int) -> None:
+        self._progress, self._writer, self._clips = progress, writer, clips
+        self._pending: tuple[int, Any] | None = None
+        self.wait, self.last = 0.0, {}
+        self._mark: tuple[float, int] | None = None
+
+    def restart(self) -> None:
+        """Leaves the time since the last reading out of the rates."""
+        self._mark, self.wait = None, 0.0
+
+    def put(self, step: int, metrics: Any, /) -> None:
+        """Queues the metrics of `step` and reads those queued before."""
+        self.flush(step)
+        self._pending = (step, metrics)
+
+    def flush(self, now: int, /) -> None:
+        """Reads what is queued."""
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        values = {k: float(np.asarray(v)) for k, v in jax.device_get(metrics).items()}
+        moment, self._pending = time.monotonic(), None
+        if self._mark is not None and now > self._mark[1]:
+            seconds = moment - self._mark[0]
+            values["clips_per_second"] = (now - self._mark[1]) * self._clips / seconds
+            values["data_wait"] = min(self.wait / seconds, 1.0)
+        self._mark, self.wait = (moment, now), 0.0
+        self.last = self.last | values
+        self._writer.write(step, values)
+        self._progress.show(step, loss=values.get("loss", next(iter(values.values()))), clips_per_second=self.last.get("clips_per_second", 0.0),
+                            wait=self.last.get("data_wait", 0.0))
+
+    def close(self) -> None:
+        """Reads the rest and ends the progress line."""
+        self.flush(self._mark[1] if self._mark else 0)
+        self._progress.close()

@@ -1,0 +1,1 @@
+"""Linen modules; nothing outside this package and parallel.py knows that Linen exists."""

@@ -1,0 +1,224 @@
+"""Transformer layers with VideoMAE's numerics: the only place where parameters get logical axes.
+
+Logical axes: `embed` (model width), `heads`, `mlp` (hidden), None (never sharded); the stack of layers adds `layers`.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videomae_jax.errors import UserError
+from videomae_jax.parallel import shard
+from videomae_jax.types import Array, Key
+
+LN_EPS = 1e-6  # every LayerNorm of V1 and V2 (factories)
+
+
+def uniform(bound: float, /) -> Any:
+    """Initialiser U(-bound, bound)."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def xavier(fan_in: int, fan_out: int, /) -> Any:
+    """Xavier-uniform on the matrix [fan_in, fan_out] whatever the shape the kernel is stored in."""
+    return uniform(math.sqrt(6 / (fan_in + fan_out)))
+
+
+def truncated(stddev: float, /) -> Any:
+    """Normal with `stddev`, cut at one `stddev` (the mask token of V1 and V2; true deviation 0.54 * stddev)."""
+    return nn.initializers.truncated_normal(stddev, lower=-1.0, upper=1.0)
+
+
+def boxed(init: Any, /, *axes: str | None) -> Any:
+    """Initialiser whose result carries logical axes."""
+    return nn.with_logical_partitioning(init, axes)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis, in float32 with the two-pass variance."""
+
+    eps: float = LN_EPS
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, /) -> Array:
+        """[... D] -> [... D]."""
+        width = x.shape[-1]
+        scale = self.param("scale", boxed(nn.initializers.ones, "norm"), (width,), jnp.float32)
+        bias = self.param("bias", boxed(nn.initializers.zeros, "norm"), (width,), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
+        return (x * scale + bias).astype(self.dtype)
+
+
+class Linear(nn.Module):
+    """Dense layer [... I] -> [... O] with named axes and an explicit initialiser."""
+
+    features: int
+    axes: tuple[str | None, str | None]
+    kernel_init: Any
+    bias_init: Any = nn.initializers.zeros
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, /) -> Array:
+        kernel = self.param("kernel", boxed(self.kernel_init, *self.axes), (x.shape[-1], self.features), jnp.float32)
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            y = y + self.param("bias", boxed(self.bias_init, self.axes[1]), (self.features,), jnp.float32).astype(self.dtype)
+        return y
+
+
+def attend(q: Array, k: Array, v: Array, /, *, implementation: str, valid: Array | None) -> Array:
+    """Softmax attention of scaled queries: [B N h d] x3 -> [B N h d]; softmax in float32; `valid` bool [B N] of keys."""
+    if implementation == "cudnn":
+        mask = None if valid is None else valid[:, None, None, :]
+        return jax.nn.dot_product_attention(q, k, v, scale=1.0, mask=mask, implementation="cudnn")
+    if implementation != "xla":
+        raise UserError(f"attention {implementation!r}; allowed are 'xla' and 'cudnn'")
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    if valid is not None:
+        logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
+
+
+class Attention(nn.Module):
+    """Self-attention with one fused qkv kernel, biases on q and v only, output projection with bias.
+
+    The key bias is absent because softmax is invariant to it. The fused kernel [D 3 h d] keeps VideoMAE's Xavier bound
+    sqrt(6 / (D + 3D)).
+    """
+
+    heads: int
+    implementation: str = "xla"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, /, *, valid: Array | None = None) -> Array:
+        """[B N D] -> [B N D]."""
+        width = x.shape[-1]
+        if width % self.heads:
+            raise UserError(f"width {width} is not divisible by {self.heads} heads")
+        size = width // self.heads
+        kernel = self.param("qkv", boxed(xavier(width, 3 * width), "embed", None, "heads", None), (width, 3, self.heads, size), jnp.float32)
+        zeros = boxed(nn.initializers.zeros, "heads", None)
+        q_bias = self.param("q_bias", zeros, (self.heads, size), jnp.float32).astype(self.dtype)
+        v_bias = self.param("v_bias", zeros, (self.heads, size), jnp.float32).astype(self.dtype)
+        q, k, v = jnp.moveaxis(jnp.einsum("bnd,dchk->bnchk", x, kernel.astype(self.dtype)), 2, 0)
+        q = shard((q + q_bias) * np.float32(size**-0.5).astype(self.dtype), "batch", None, "heads", None)
+        k = shard(k, "batch", None, "heads", None)
+        v = shard(v + v_bias, "batch", None, "heads", None)
+        y = attend(q, k, v, implementation=self.implementation, valid=valid)
+        out = self.param("out", boxed(xavier(width, width), "heads", None, "embed"), (self.heads, size, width), jnp.float32)
+        bias = self.param("out_bias", boxed(nn.initializers.zeros, "norm"), (width,), jnp.float32)
+        return jnp.einsum("bnhk,hkd->bnd", y, out.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+class Mlp(nn.Module):
+    """Linear, exact (erf) GELU, Linear."""
+
+    hidden: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, /) -> Array:
+        """[B N D] -> [B N D]."""
+        width = x.shape[-1]
+        y = Linear(self.hidden, ("embed", "mlp"), xavier(width, self.hidden), dtype=self.dtype, name="fc1")(x)
+        y = jax.nn.gelu(shard(y, "batch", None, "mlp"), approximate=False)
+        return Linear(width, ("mlp", "embed"), xavier(self.hidden, width), dtype=self.dtype, name="fc2")(y)
+
+
+def drop_path(x: Array, keys: Key | None, /, *, rate: Array) -> Array:
+    """Stochastic depth: zeroes rows of [B N D] with probability `rate` and scales the rest by 1 / (1 - rate).
+
+    `keys` [B] per row, or None for evaluation.
+    """
+    if keys is None:
+        return x
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys)
+    return jnp.where(kept[:, None, None], x / (1 - rate).astype(x.dtype), 0)
+
+
+class Block(nn.Module):
+    """Pre-LN transformer block: x += drop(attn(norm1(x))); x += drop(mlp(norm2(x)))."""
+
+    heads: int
+    hidden: int
+    attention: str = "xla"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, /, *, layer: Array, rate: Array, keys: Key | None, valid: Array | None) -> Array:
+        """[B N D] -> [B N D]."""
+        drops = (None, None)
+        if keys is not None:
+            folded = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, layer), 2))(keys)
+            drops = (folded[:, 0], folded[:, 1])
+        x = shard(x, "batch", None, None)
+        y = LayerNorm(dtype=self.dtype, name="norm1")(x)
+        y = Attention(self.heads, self.attention, self.dtype, name="attn")(y, valid=valid)
+        x = x + drop_path(y, drops[0], rate=rate)
+        y = Mlp(self.hidden, self.dtype, name="mlp")(LayerNorm(dtype=self.dtype, name="norm2")(x))
+        return x + drop_path(y, drops[1], rate=rate)
+
+
+@flax.struct.dataclass
+class Stacked:
+    """Output of a stack: `tokens` [B N D] after the last block, `kept` [K B N D] after the blocks asked for."""
+
+    tokens: Array
+    kept: Array
+
+
+REMAT = {"none": None, "full": jax.checkpoint_policies.nothing_saveable, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
+class Stack(nn.Module):
+    """`depth` blocks with stacked parameters [depth ...]: one compiled block, one checkpoint layout.
+
+    `remat` is "none", "full" or "dots" (keeps matrix products); `unroll` trades compile time for speed.
+    """
+
+    depth: int
+    heads: int
+    hidden: int
+    drop_path: float = 0.0
+    remat: str = "none"
+    unroll: int = 1
+    attention: str = "xla"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, /, *, keys: Key | None = None, valid: Array | None = None, keep: tuple[int, ...] = ()) -> Stacked:
+        """[B N D] -> Stacked; `keys` [B] turn drop-path on, `keep` lists blocks whose output is returned."""
+        if self.remat not in REMAT:
+            raise UserError(f"remat {self.remat!r}; allowed are {', '.join(REMAT)}")
+        if any(not 0 <= k < self.depth for k in keep):
+            raise UserError(f"layers {keep} asked of a stack of {self.depth} blocks")
+        keys = keys if self.drop_path else None
+        attention = self.attention
+
+        def body(block: nn.Module, carry: tuple[Array, Array], per_layer: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+            x, kept = carry
+            layer, rate = per_layer
+            x = block(x, layer=layer, rate=rate, keys=keys, valid=valid)
+            if keep:
+                kept = jnp.where((jnp.asarray(keep) == layer)[:, None, None, None], x[None], kept)
+            return (x, kept), None
+
+        if self.remat != "none":
+            body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=False)
+        scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth, unroll=self.unroll,
+                       metadata_params={nn.PARTITION_NAME: "layers"})
+        block = Block(self.heads, self.hidden, attention, self.dtype, name="block")
+        per_layer = (jnp.arange(self.depth), jnp.asarray(np.linspace(0, self.drop_path, self.depth), jnp.float32))
+        (x, kept), _ = scan(block, (x, jnp.zeros((len(keep), *x.shape), x.dtype)), per_layer)
+        return Stacked(tokens=x, kept=kept)

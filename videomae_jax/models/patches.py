@@ -1,0 +1,62 @@
+"""Video to tubelet patches and back; position tables."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+
+from videomae_jax.errors import UserError
+from videomae_jax.masking import Grid
+from videomae_jax.types import Array
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def grid_of(*, frames: int, size: int, patch: tuple[int, int, int]) -> Grid:
+    """Token grid of a clip of `frames` frames of `size` x `size` pixels under a (time, row, column) patch."""
+    if frames % patch[0] or size % patch[1] or size % patch[2]:
+        raise UserError(f"clip {frames}x{size}x{size} is not a multiple of the patch {patch[0]}x{patch[1]}x{patch[2]}")
+    return Grid(frames // patch[0], size // patch[1], size // patch[2])
+
+
+def patchify(video: Array, /, *, patch: tuple[int, int, int]) -> Array:
+    """[B T H W C] -> [B N P], tokens in raster order (t, h, w), values in the order (frame, row, column, channel)."""
+    b, frames, height, width, c = video.shape
+    p0, p1, p2 = patch
+    x = video.reshape(b, frames // p0, p0, height // p1, p1, width // p2, p2, c)
+    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, -1, p0 * p1 * p2 * c)
+
+
+def unpatchify(patches: Array, /, *, grid: Grid, patch: tuple[int, int, int]) -> Array:
+    """Inverse of `patchify`: [B N P] -> [B T H W C]."""
+    p0, p1, p2 = patch
+    x = patches.reshape(patches.shape[0], grid.t, grid.h, grid.w, p0, p1, p2, -1)
+    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(x.shape[0], grid.t * p0, grid.h * p1, grid.w * p2, -1)
+
+
+def to_unit(video: Array, /) -> Array:
+    """uint8 in 0..255 -> float32 in [0, 1]; float input is taken to be in [0, 1] already."""
+    if video.dtype == jnp.uint8:
+        return video.astype(jnp.float32) * jnp.float32(1 / 255)
+    return video.astype(jnp.float32)
+
+
+def standardise(patches: Array, /, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
+    """Loader normalisation of patches [B N P] in [0, 1] with per-channel statistics, channel fastest."""
+    repeat = patches.shape[-1] // len(mean)
+    scale = np.tile(1 / np.asarray(std, np.float64), repeat).astype(np.float32)
+    shift = np.tile(np.asarray(mean, np.float64) / np.asarray(std, np.float64), repeat).astype(np.float32)
+    return patches * scale - shift
+
+
+@functools.lru_cache(maxsize=16)
+def sincos(tokens: int, width: int, /) -> np.ndarray:
+    """VideoMAE's fixed table f32 [N D]: 1-D over the flattened (t, h, w) index, sine and cosine interleaved.
+
+    angle(pos, j) = pos / 10000 ** (2 * (j // 2) / D); sine for even j, cosine for odd j; computed in float64, because
+    positions reach 2047 (V1 and V2 modeling_finetune).
+    """
+    channel = np.arange(width)
+    angle = np.arange(tokens, dtype=np.float64)[:, None] / np.power(10000.0, 2 * (channel // 2) / width)[None]
+    return np.where(channel % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)

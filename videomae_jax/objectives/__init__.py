@@ -1,0 +1,1 @@
+"""Recipes: one module per family."""

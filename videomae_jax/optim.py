@@ -1,0 +1,152 @@
+"""Schedules, learning-rate scaling, weight decay and layer decay by path."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from videomae_jax import config
+from videomae_jax.errors import UserError
+from videomae_jax.types import Array, Params
+
+
+def paths(tree: Any, /) -> Any:
+    """A tree of "a/b/c" strings, one per leaf; a box of logical axes adds nothing to the path."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path), tree)
+
+
+def path_name(path: Any, /) -> str:
+    """ "a/b/c" of a key path; only dict keys and sequence positions count."""
+    return "/".join(str(getattr(p, "key", getattr(p, "idx", ""))) for p in path if hasattr(p, "key") or hasattr(p, "idx"))
+
+
+def select(params: Params, pattern: str, /) -> Params:
+    """The sub-tree of leaves whose "a/b/c" path fully matches `pattern`.
+
+    Raises UserError when nothing matches: a phase that trains nothing is a mistake.
+    """
+    def prune(node: Any, prefix: str) -> Any:
+        if not isinstance(node, dict):
+            return node if re.fullmatch(pattern, prefix) else None
+        children = {k: prune(v, f"{prefix}/{k}" if prefix else k) for k, v in node.items()}
+        return {k: v for k, v in children.items() if v is not None} or None
+    chosen = prune(params, "")
+    if chosen is None:
+        raise UserError(f"no parameter matches {pattern!r}; there are {', '.join(jax.tree.leaves(paths(params))[:8])} ...")
+    return chosen
+
+
+def merge(params: Params, part: Params, /) -> Params:
+    """`params` with the leaves of the sub-tree `part` replaced."""
+    if not isinstance(part, dict):
+        return part
+    return {k: merge(v, part[k]) if k in part else v for k, v in params.items()}
+
+
+def warmup_cosine(step: Array, /, *, peak: float, minimum: float, warmup: int, total: int) -> Array:
+    """V2's learning rate at `step` (0-based): linear 0..peak over `warmup` steps with the end included, then a cosine.
+
+    Step i of the cosine is min + (peak - min)(1 + cos(pi i / (total - warmup))) / 2, so the minimum is never quite
+    reached, and the first update has learning rate 0 (V2 utils.cosine_scheduler).
+    """
+    step = jnp.asarray(step, jnp.float32)
+    rising = peak * step / max(warmup - 1, 1)
+    falling = minimum + 0.5 * (peak - minimum) * (1 + jnp.cos(jnp.pi * (step - warmup) / max(total - warmup, 1)))
+    return jnp.where(step < warmup, rising, falling)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Learning rate in the paper's units: `base` per `unit` clips; peak = base * batch / unit.
+
+    `minimum` is scaled in the same way. The batch counts decoded clips, not their copies: V2 leaves repeated
+    augmentation out of the product. `unit` 0 switches scaling off. `shape` is "cosine" or "constant" (after warm-up).
+    """
+
+    base: float
+    minimum: float = 1e-5
+    warmup: str = "5%"
+    unit: int = 256
+    shape: str = "cosine"
+
+    def scaled(self, rate: float, /, *, batch: int) -> float:
+        """`rate` under the linear scaling rule."""
+        return rate * batch / self.unit if self.unit else rate
+
+    def at(self, step: Array, /, *, batch: int, total: int, steps_per_epoch: float) -> Array:
+        """Learning rate f32 [] at `step`."""
+        warmup = config.duration(self.warmup, total=total, steps_per_epoch=steps_per_epoch)
+        peak, minimum = self.scaled(self.base, batch=batch), self.scaled(self.minimum, batch=batch)
+        if warmup >= total:
+            raise UserError(f"warm-up of {warmup} steps ({self.warmup}) is not shorter than the total of {total} steps")
+        if self.shape == "cosine":
+            return warmup_cosine(step, peak=peak, minimum=minimum, warmup=warmup, total=total)
+        if self.shape == "constant":
+            return jnp.minimum(peak, peak * jnp.asarray(step, jnp.float32) / max(warmup - 1, 1)) if warmup else jnp.float32(peak)
+        raise UserError(f"schedule shape {self.shape!r}; allowed are 'cosine' and 'constant'")
+
+
+NO_DECAY = r".*(bias|scale|_token|_embed)"  # 1-D parameters, biases, scales, tokens, positions (V2 optim_factory)
+
+
+def decays(params: Params, /) -> Any:
+    """True for every leaf that weight decay applies to."""
+    return jax.tree.map(lambda path: re.fullmatch(NO_DECAY, path) is None, paths(params))
+
+
+def layer_scales(params: Params, decay: float, /) -> Any:
+    """Learning-rate multipliers per leaf: decay ** (L + 1 - i), i = 0 for the embedding, k + 1 for block k, L + 1 else.
+
+    A stacked encoder leaf [L ...] gets a vector that broadcasts over its first axis (V2 optim_factory).
+    """
+    leaves = dict(zip(jax.tree.leaves(paths(params)), jax.tree.leaves(params), strict=True))
+    depth = next((leaf.shape[0] for path, leaf in leaves.items() if path.startswith("encoder/stack/")), 0)
+
+    def scale(path: str, leaf: Any) -> Any:
+        if path.startswith("encoder/embed/"):
+            return decay ** (depth + 1)
+        if path.startswith("encoder/stack/"):
+            return (decay ** (depth - jnp.arange(depth, dtype=jnp.float32))).reshape(-1, *(1,) * (leaf.ndim - 1))
+        return 1.0
+
+    return jax.tree.map(scale, paths(params), params)
+
+
+def scale_layers(decay: float, /) -> optax.GradientTransformation:
+    """Multiplies updates by `layer_scales`."""
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(lambda u, s: u * s, updates, layer_scales(updates, decay)), state
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """AdamW with decoupled decay, global-norm clipping before it (`clip` 0 = off) and layer-wise learning rates."""
+
+    schedule: Schedule
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    clip: float = 0.0
+    layer_decay: float = 1.0
+
+    def transform(self) -> optax.GradientTransformation:
+        """Everything but the learning rate, which the step applies once."""
+        parts = [optax.clip_by_global_norm(self.clip)] if self.clip else []
+        parts += [optax.scale_by_adam(self.b1, self.b2, self.eps), optax.add_decayed_weights(self.weight_decay, mask=decays)]
+        return optax.chain(*parts, *([scale_layers(self.layer_decay)] if self.layer_decay != 1 else []))
+
+
+@dataclasses.dataclass(frozen=True)
+class SGD:
+    """Plain gradient descent: shows a wrong gradient scale, which Adam hides."""
+
+    schedule: Schedule
+
+    def transform(self) -> optax.GradientTransformation:
+        """The gradient itself."""
+        return optax.identity()

@@ -1,0 +1,197 @@
+"""Mesh, axis rules, shardings: the only module that names jax.sharding.
+
+Parameters carry *logical* axes (`models/layers.py`); rules map them to mesh axes. Three mesh axes exist: `data`
+(replicated parameters), `fsdp` (sharded parameters, also splits the batch) and `tensor` (heads and MLP).
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from videomae_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+RULES: dict[str, Any] = {"batch": ("data", "fsdp"), "embed": "fsdp", "heads": "tensor", "mlp": "tensor"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Sizes of the mesh axes; one of them may be -1 (the rest of the devices)."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def mesh(self, devices: list[Any] | None = None, /) -> Mesh:
+        """The mesh over `devices` (all by default).
+
+        Raises UserError when the sizes do not multiply to the number of devices.
+        """
+        devices = jax.devices() if devices is None else devices
+        sizes = [self.data, self.fsdp, self.tensor]
+        if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+            raise UserError(f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor}; sizes are positive and at most one is -1")
+        known = math.prod(s for s in sizes if s != -1)
+        if -1 in sizes and len(devices) % known == 0:
+            sizes[sizes.index(-1)] = len(devices) // known
+        if math.prod(sizes) != len(devices):
+            raise UserError(f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not fit {len(devices)} devices")
+        # Linen's logical constraints assert under the Explicit axis type that jax.make_mesh defaults to.
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def initialize(*, coordinator: str, processes: int, process: int) -> None:
+    """Joins a multi-process run; must come before any other use of jax. CPU collectives go through gloo.
+
+    With an empty `coordinator` and `processes` 0 nothing happens; a coordinator "auto" lets jax detect the cluster.
+    """
+    if not coordinator:
+        return
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if coordinator == "auto":
+        jax.distributed.initialize()
+    else:
+        jax.distributed.initialize(coordinator_address=coordinator, num_processes=processes, process_id=process)
+
+
+_ACTIVE: list[tuple[Mesh, Mapping[str, Any]]] = []
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh, /, *, rules: Mapping[str, Any] = RULES) -> Iterator[None]:
+    """Within this context `shard` constrains activations to `mesh`; outside it does nothing."""
+    _ACTIVE.append((mesh, rules))
+    try:
+        yield
+    finally:
+        _ACTIVE.pop()
+
+
+def shard(x: jax.Array, /, *names: str | None) -> jax.Array:
+    """Constrains an activation to the mesh axes of its logical axis names (None = not sharded)."""
+    if not _ACTIVE:
+        return x
+    mesh, rules = _ACTIVE[-1]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, fit(names, shape=x.shape, mesh=mesh, rules=rules)))
+
+
+def fit(names: tuple[str | None, ...], /, *, shape: tuple[int, ...], mesh: Mesh, rules: Mapping[str, Any]) -> PartitionSpec:
+    """The partition of an array with logical axis `names`; a mesh axis is dropped where it does not divide the length."""
+    spec, used = [], set()
+    for name, length in zip(names, shape, strict=True):
+        axes = rules.get(name) if name else None
+        axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
+        axes = tuple(a for a in axes if mesh.shape[a] > 1 and a not in used)
+        if axes and length % math.prod(mesh.shape[a] for a in axes):
+            axes = ()
+        used.update(axes)
+        spec.append(axes if len(axes) > 1 else (axes[0] if axes else None))
+    return PartitionSpec(*spec)
+
+
+def logical_axes(boxed: Any, /) -> Any:
+    """Tuples of logical axis names for every leaf of a boxed tree (Nones for leaves without a box)."""
+    def names(leaf: Any) -> tuple[str | None, ...]:
+        return leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else (None,) * leaf.ndim
+    return jax.tree.map(names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def unbox(tree: Any, /) -> Any:
+    """The tree without Linen's partitioning boxes."""
+    return nn.meta.unbox(tree)
+
+
+def state_shardings(boxed: Any, /, *, mesh: Mesh, rules: Mapping[str, Any] = RULES) -> Any:
+    """A NamedSharding for every leaf of a boxed abstract state (parameters, moments, teacher, counters)."""
+    def sharding(leaf: Any) -> NamedSharding:
+        if isinstance(leaf, nn.LogicallyPartitioned):
+            return NamedSharding(mesh, fit(leaf.names, shape=leaf.value.shape, mesh=mesh, rules=rules))
+        return NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(sharding, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def dropped_axes(boxed: Any, /, *, mesh: Mesh, rules: Mapping[str, Any] = RULES) -> list[str]:
+    """One line for each leaf that a rule would shard but whose length the mesh does not divide."""
+    lines = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)):
+        if not isinstance(leaf, nn.LogicallyPartitioned):
+            continue
+        shape = leaf.value.shape
+        wanted = {a for n in leaf.names if n and rules.get(n) for a in np.atleast_1d(rules[n]) if mesh.shape[a] > 1}
+        got = {a for part in fit(leaf.names, shape=shape, mesh=mesh, rules=rules) if part for a in np.atleast_1d(part)}
+        if wanted - got:
+            lines.append(f"{jax.tree_util.keystr(path)} {shape} is replicated over {', '.join(sorted(wanted - got))}")
+    return lines
+
+
+def check_replication(abstract: Any, shardings: Any, /, *, limit: int) -> None:
+    """Raises UserError when leaves replicated on a mesh with fsdp > 1 hold more than `limit` bytes together."""
+    total, largest = 0, ("", 0)
+    for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(abstract), jax.tree.leaves(shardings), strict=True):
+        if sharding.mesh.shape["fsdp"] > 1 and sharding.is_fully_replicated:
+            size = math.prod(leaf.shape) * jax.dtypes.canonicalize_dtype(leaf.dtype).itemsize if leaf.shape else 0
+            total, largest = total + size, max(largest, (jax.tree_util.keystr(path), size), key=lambda x: x[1])
+    if total > limit:
+        raise UserError(f"{total} bytes of state are replicated although fsdp is on, most in {largest[0]} ({largest[1]}); allowed are {limit}")
+
+
+def replicated(mesh: Mesh, /) -> NamedSharding:
+    """Fully replicated over `mesh`."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, /, *, rules: Mapping[str, Any] = RULES) -> NamedSharding:
+    """The batch axis over its mesh axes, everything else replicated."""
+    return NamedSharding(mesh, PartitionSpec(rules["batch"]))
+
+
+def batch_ways(mesh: Mesh, /, *, rules: Mapping[str, Any] = RULES) -> int:
+    """Into how many parts the mesh cuts the batch."""
+    return math.prod(mesh.shape[a] for a in rules["batch"])
+
+
+def check_batch(size: int, /, *, mesh: Mesh, microbatches: int = 1) -> None:
+    """Raises UserError when `size` clips cannot be split evenly over the mesh and the micro-batches."""
+    ways = batch_ways(mesh)
+    if size % (ways * microbatches):
+        raise UserError(f"batch of {size} clips (decoded clips x repeats) is not divisible by {ways} batch devices x {microbatches} micro-batches")
+
+
+def to_device(batch: Mapping[str, np.ndarray], /, *, mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays from this host's contiguous block of every array of a batch."""
+    sharding = batch_sharding(mesh)
+    hosts = jax.process_count()
+    return {k: jax.make_array_from_process_local_data(sharding, v, (v.shape[0] * hosts, *v.shape[1:])) for k, v in batch.items()}
+
+
+def put(value: Any, /, *, mesh: Mesh) -> Any:
+    """A host value replicated over the mesh."""
+    return jax.device_put(value, replicated(mesh))
+
+
+def gather(tree: Any, /, *, mesh: Mesh) -> Any:
+    """Every leaf as a numpy array with its global value, on every process."""
+    full = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), full)
+
+
+def is_lead() -> bool:
+    """Whether this process writes the run's files."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str, /) -> None:
+    """Waits for every process of the run."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)

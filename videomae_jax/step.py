@@ -1,0 +1,146 @@
+"""One training step: phases, exact gradient accumulation, optimiser, moving average."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from videomae_jax import losses, optim, parallel
+from videomae_jax.errors import UserError
+from videomae_jax.metrics import Mean
+from videomae_jax.objectives.base import Objective, Output, Phase, draws
+from videomae_jax.types import Array, Batch, Extra, Key, Params
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step changes. `opt` holds one optimiser state per phase; `ema` is {} when no average is kept.
+
+    `rng` never changes: every draw folds the step into it, so a resumed run needs no generator state.
+    """
+
+    step: Array
+    rng: Key
+    params: Params
+    opt: dict[str, Any]
+    extra: Extra
+    ema: Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Updates:
+    """How a phase's leaves move: the transformation without the learning rate, and the rate as a function of the step."""
+
+    transform: optax.GradientTransformation
+    rate: Callable[[Array], Array]
+
+
+def init_state(objective: Objective, updates: Mapping[str, Updates], rng: Key, batch: Batch, /, *, ema: float) -> TrainState:
+    """A fresh state, still boxed with logical axes; pure, so that it can be traced for shapes or jitted with shardings."""
+    keys = jax.random.split(jax.random.fold_in(rng, 0xFFFFFFFF), 2)
+    params = objective.init(keys[0], batch)
+    extra = objective.init_extra(keys[1], params, batch)
+    opt = {p.name: updates[p.name].transform.init(optim.select(params, p.trains)) for p in objective.phases()}
+    return TrainState(jnp.zeros((), jnp.int32), rng, params, opt, extra, jax.tree.map(jnp.copy, params) if ema else {})
+
+
+def split(batch: Batch, /, *, microbatches: int) -> Batch:
+    """[B ...] -> [m B/m ...]: micro-batch i holds rows i, i + m, ..., so every device keeps its own rows."""
+    def cut(x: Array) -> Array:
+        y = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
+        return parallel.shard(y, None, "batch", *(None,) * (y.ndim - 2))
+    return jax.tree.map(cut, batch)
+
+
+def join(tree: Any, /) -> Any:
+    """Inverse of `split` for every leaf."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
+def gradients(loss: Callable[[Params, Batch], Output], params: Params, batch: Batch, /, *, microbatches: int) -> tuple[Params, Output]:
+    """Gradient of the loss and the reduced output, exactly as of the whole batch.
+
+    Denominators do not depend on parameters, so a first pass over the micro-batches collects them (the compiler drops
+    the network from it) and the second divides each numerator by the global sum.
+    """
+    def scalar(params: Params, rows: Batch, denominators: Mapping[str, Array] | None) -> tuple[Array, Output]:
+        out = loss(params, rows)
+        total = losses.value(out.terms, denominators=losses.denominators(out.terms) if denominators is None else denominators)
+        return total, out
+
+    grad = jax.grad(scalar, has_aux=True)
+    if microbatches == 1:
+        grads, out = grad(params, batch, None)
+        return grads, reduce_output(out)
+    parts = split(batch, microbatches=microbatches)
+    weights = jax.lax.map(lambda rows: losses.denominators(loss(params, rows).terms), parts)
+    denominators = jax.tree.map(lambda x: x.sum(0), weights)
+
+    def body(total: Params, rows: Batch) -> tuple[Params, Output]:
+        grads, out = grad(params, rows, denominators)
+        return jax.tree.map(jnp.add, total, grads), reduce_output(out)
+
+    grads, outs = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), parts)
+    summed = jax.tree.map(lambda x: x.sum(0), (outs.terms, outs.metrics))
+    # Coefficients are constants of the step, so their mean over micro-batches is the value itself.
+    terms = {k: t.replace(coefficient=t.coefficient / microbatches) for k, t in summed[0].items()}
+    return grads, Output(terms=terms, metrics=summed[1], aux=join(outs.aux))
+
+
+def reduce_output(out: Output, /) -> Output:
+    """Sums totals and weights to scalars; `aux` stays."""
+    terms = {k: losses.Term(jnp.sum(t.total), jnp.sum(t.weight), jnp.asarray(t.coefficient, jnp.float32)) for k, t in out.terms.items()}
+    return Output(terms=terms, metrics={k: m.reduce() for k, m in out.metrics.items()}, aux=out.aux)
+
+
+def logged(phase: Phase, out: Output, grads: Params, rate: Array, /) -> dict[str, Array]:
+    """Metrics of a phase as scalars; those of a phase named "train" carry no prefix."""
+    prefix = "" if phase.name == "train" else f"{phase.name}/"
+    values = {f"loss_{k}": losses.ratio(t.total, t.weight) for k, t in out.terms.items()}
+    values["loss"] = losses.value(out.terms, denominators=losses.denominators(out.terms))
+    values |= {k: m.value() for k, m in out.metrics.items()}
+    values |= {"grad_norm": optax.global_norm(grads), "lr": rate}
+    return {prefix + k: v for k, v in values.items()}
+
+
+def make_train_step(objective: Objective, updates: Mapping[str, Updates], /, *, microbatches: int, ema: float,
+                    params_sharding: Any) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """The pure function (state, *batches) -> (state, metrics); one batch for each of `draws(objective.phases())`.
+
+    Phases run in order on the updated parameters. The schedule is read once a step; Adam counts its own updates.
+    """
+    phases = objective.phases()
+    if objective.batch_coupled and microbatches > 1:
+        raise UserError(f"microbatches={microbatches}, but {type(objective).__name__} couples the rows of a batch; allowed is 1")
+
+    def step(state: TrainState, *batches: Batch) -> tuple[TrainState, dict[str, Array]]:
+        if len(batches) != draws(phases):
+            raise UserError(f"step was given {len(batches)} batches; its phases draw {draws(phases)}")
+        rng = jax.random.fold_in(state.rng, state.step)
+        prepared = [objective.prepare(b, jax.random.fold_in(rng, 1000 + i), step=state.step, train=True) for i, b in enumerate(batches)]
+        fresh = iter(prepared[int(any(p.data == "same" for p in phases)):])
+        params, extra, opt, metrics = state.params, state.extra, dict(state.opt), {}
+        for index, phase in enumerate(phases):
+            rate = updates[phase.name].rate(state.step)
+            for repeat in range(phase.repeats):
+                batch = next(fresh) if phase.data == "fresh" else prepared[0]
+                key = jax.random.fold_in(jax.random.fold_in(rng, index), repeat)
+                part = optim.select(params, phase.trains)
+
+                def loss(part: Params, rows: Batch) -> Output:
+                    return phase.loss(optim.merge(params, part), extra, rows, key, step=state.step, train=True)
+
+                grads, out = gradients(loss, part, batch, microbatches=microbatches)
+                grads = jax.lax.with_sharding_constraint(grads, optim.select(params_sharding, phase.trains))
+                moves, opt[phase.name] = updates[phase.name].transform.update(grads, opt[phase.name], part)
+                params = optim.merge(params, jax.tree.map(lambda p, u: p - rate * u, part, moves))
+                extra = objective.update_extra(params, extra, out.aux, step=state.step)
+                metrics |= logged(phase, out, grads, rate)
+        average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, state.ema, params) if ema else state.ema
+        return TrainState(state.step + 1, state.rng, params, opt, extra, average), metrics
+
+    return step

@@ -1,0 +1,62 @@
+"""Prediction targets made from patches."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from videomae_jax.errors import UserError
+from videomae_jax.types import Array
+
+EPS = 1e-6
+
+
+def standardise_per_channel(patches: Array, /, *, channels: int = 3) -> Array:
+    """VideoMAE's target: per token and channel (x - mean) / (sqrt(var) + 1e-6), var unbiased, eps outside the root.
+
+    patches: f32 [B N P] in [0, 1], channel fastest. Returns the same shape (V1 and V2 engine_for_pretraining).
+    """
+    x = patches.astype(jnp.float32).reshape(*patches.shape[:-1], -1, channels)
+    mean = x.mean(-2, keepdims=True)
+    x = (x - mean) / (jnp.sqrt(x.var(-2, keepdims=True, ddof=1)) + EPS)
+    return x.reshape(patches.shape)
+
+
+def standardise_jointly(patches: Array, /) -> Array:
+    """MAE-ST's target: per token over all values, channels included; var unbiased, eps 1e-6 inside the root.
+
+    patches: f32 [B N P]. Returns the same shape (models_mae of MAE-ST).
+    """
+    x = patches.astype(jnp.float32)
+    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True, ddof=1) + EPS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """Pixel targets; `normalise` is "channel" (VideoMAE), "joint" (MAE-ST) or "none" (raw values in [0, 1])."""
+
+    normalise: str = "channel"
+    channels: int = 3
+
+    def __call__(self, patches: Array, /) -> Array:
+        """f32 [B N P] targets of patches [B N P] in [0, 1]."""
+        if self.normalise == "channel":
+            return standardise_per_channel(patches, channels=self.channels)
+        if self.normalise == "joint":
+            return standardise_jointly(patches)
+        if self.normalise == "none":
+            return patches.astype(jnp.float32)
+        raise UserError(f"target normalisation {self.normalise!r}; allowed are 'channel', 'joint' and 'none'")
+
+    def invert(self, prediction: Array, patches: Array, /) -> Array:
+        """Pixels in [0, 1] from a prediction [B N P], with the mean and variance of the *true* patches [B N P].
+
+        With normalised targets the model does not predict them; whoever draws the result must say so.
+        """
+        if self.normalise == "none":
+            return prediction
+        shape = (*patches.shape[:-1], -1, self.channels) if self.normalise == "channel" else patches.shape
+        axis = -2 if self.normalise == "channel" else -1
+        x = patches.astype(jnp.float32).reshape(shape)
+        mean, var = x.mean(axis, keepdims=True), x.var(axis, keepdims=True, ddof=1)
+        scale = jnp.sqrt(var) + EPS if self.normalise == "channel" else jnp.sqrt(var + EPS)
+        return (prediction.reshape(shape) * scale + mean).reshape(patches.shape)
