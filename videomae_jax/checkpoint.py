@@ -31,16 +31,17 @@ class Checkpointer:
     """Checkpoints of one run in `directory`, one sub-directory a step, written asynchronously and committed by rename.
 
     `keep_last` newest are kept, and for ever those whose step is a multiple of `keep_every` (0 = none). A save that a
-    killed process left behind is not a checkpoint and is removed.
+    killed process left behind is not a checkpoint and is removed. With `read_only` nothing is saved or removed, so that
+    a run that is still training can be evaluated.
     """
 
-    def __init__(self, directory: pathlib.Path, /, *, keep_last: int = 2, keep_every: int = 0) -> None:
+    def __init__(self, directory: pathlib.Path, /, *, keep_last: int = 2, keep_every: int = 0, read_only: bool = False) -> None:
         if keep_last < 1:
             raise UserError(f"keep_last={keep_last}; allowed are 1 and more")
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_every:
             keep.append(policies.EveryNSteps(keep_every))
-        options = ocp.CheckpointManagerOptions(
+        options = ocp.CheckpointManagerOptions(step_format_fixed_length=8, read_only=True) if read_only else ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True,
             save_decision_policy=policies.FixedIntervalPolicy(1), step_format_fixed_length=8)
         self._manager = ocp.CheckpointManager(pathlib.Path(directory).resolve(), options=options)
@@ -117,7 +118,7 @@ def leaves(tree: Any, /) -> dict[str, Any]:
 
 def load_params(directory: pathlib.Path, /, *, step: int | None = None, item: str = "params") -> dict[str, Any]:
     """Parameters (or item "ema") of a checkpoint directory as nested dicts of numpy arrays; the newest step by default."""
-    manager = ocp.CheckpointManager(pathlib.Path(directory).resolve(), options=ocp.CheckpointManagerOptions(read_only=True))
+    manager = ocp.CheckpointManager(pathlib.Path(directory).resolve(), options=ocp.CheckpointManagerOptions(step_format_fixed_length=8, read_only=True))
     found = manager.latest_step() if step is None else step
     if found is None or found not in manager.all_steps():
         raise UserError(f"no checkpoint {'' if step is None else step} in {directory}; its steps are {sorted(manager.all_steps())}")

@@ -99,9 +99,7 @@ def complement(ids: Array, /, *, tokens: int) -> Array:
 
 
 def take(tokens: Array, /, *, ids: Array) -> Array:
-    """Rows of `tokens` [B N ...] or a shared table [N ...] at `ids` [B V]."""
-    if tokens.ndim == 2 or tokens.shape[0] != ids.shape[0]:
-        return tokens[ids]
+    """Per-row gather: [B N ...] at `ids` [B V] -> [B V ...]."""
     return jax.vmap(lambda row, row_ids: row[row_ids])(tokens, ids)
 
 

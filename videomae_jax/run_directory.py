@@ -5,13 +5,16 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from videomae_jax import card, parallel
 from videomae_jax import config as configs
-from videomae_jax.assembly import Assembly
+from videomae_jax.assembly import Assembly, assemble
+from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.data.decode import STAGES
 from videomae_jax.errors import UserError
+from videomae_jax.evals.base import Context
 
 
 def write(path: pathlib.Path, text: str, /) -> None:
@@ -56,6 +59,25 @@ def open_run(directory: pathlib.Path, /) -> Any:
     if not stored.is_file():
         raise UserError(f"{directory} holds no config.json, so it is not a run directory")
     return configs.from_json(stored.read_text())
+
+
+def context(directory: pathlib.Path, /, *, step: int | None = None, trust: tuple[str, ...] = (), assignments: dict[str, str] | None = None) -> Context:
+    """A run's checkpoint as an evaluator sees it, on whatever devices there are; `assignments` override config fields."""
+    config = open_run(directory)
+    configs.override(config, assignments or {})
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    ways = jax.device_count()
+    config.batch_size = -(-config.batch_size // ways) * ways
+    config.microbatches = 1
+    run = assemble(config, trust=trust)
+    saver = Checkpointer(directory / "checkpoints", read_only=True)
+    steps = saver.steps()
+    chosen = steps[-1] if steps and step is None else step
+    if chosen not in steps:
+        raise UserError(f"no checkpoint {'' if step is None else step} in {directory}/checkpoints; its steps are {steps}")
+    restored = saver.restore(chosen, run.abstract, rng=run.rng())
+    saver.close()
+    return Context(run, restored.state.ema or restored.state.params, restored.state.extra, chosen, directory, trust)
 
 
 def summarise(directory: pathlib.Path, values: dict[str, float], /, *, steps: int, seconds: float) -> None:

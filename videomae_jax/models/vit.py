@@ -6,7 +6,7 @@ import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
 
-from videomae_jax.masking import Grid, take
+from videomae_jax.masking import Grid
 from videomae_jax.models import layers, patches
 from videomae_jax.types import Array, Key
 
@@ -60,7 +60,7 @@ class Encoder(nn.Module):
         x = patches.standardise(x, mean=self.mean, std=self.std)
         bound = self.values**-0.5  # the convolution keeps PyTorch's default: U(+-1/sqrt(fan_in)), bias too
         x = layers.Linear(self.width, (None, "embed"), layers.uniform(bound), layers.uniform(bound), dtype=dtype, name="embed")(x)
-        x = x + take(jnp.asarray(patches.sincos(self.grid.tokens, self.width)), ids=ids).astype(dtype)
+        x = x + jnp.asarray(patches.sincos(self.grid.tokens, self.width))[ids].astype(dtype)
         stack = layers.Stack(self.depth, self.heads, self.hidden, self.drop_path, self.remat, self.unroll, self.attention, dtype, name="stack")
         out = stack(x, keys=keys, valid=valid, keep=keep)
         return Encoded(tokens=layers.LayerNorm(dtype=dtype, name="norm")(out.tokens), kept=out.kept)
@@ -89,7 +89,7 @@ class Decoder(nn.Module):
         x = layers.Linear(self.width, ("embed", None), layers.uniform(bound), use_bias=False, dtype=dtype, name="bridge")(tokens)
         table = jnp.asarray(patches.sincos(grid.tokens, self.width)).astype(dtype)
         mask_token = self.param("mask_token", layers.boxed(layers.truncated(0.02), None), (self.width,), jnp.float32).astype(dtype)
-        x = jnp.concatenate([x + take(table, ids=visible), mask_token + take(table, ids=target)], axis=1)
+        x = jnp.concatenate([x + table[visible], mask_token + table[target]], axis=1)
         if valid is not None:
             valid = jnp.concatenate([valid, jnp.ones(target.shape, bool)], axis=1)
         stack = layers.Stack(self.depth, self.heads, self.hidden, 0.0, self.remat, self.unroll, self.attention, dtype, name="stack")

@@ -1,0 +1,59 @@
+# Sourced by the launchers: makes .venv beside the checkout and installs what a run needs.
+#
+# PYTHON chooses the interpreter (3.11 or 3.12). VENV chooses the folder. JAX_EXTRA overrides the detected accelerator:
+# cpu, cuda12, cuda13 or tpu.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+VENV="${VENV:-.venv}"
+
+choose_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3.12 python3.11 python3; do
+    [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 || continue
+    "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 || continue
+    echo "$candidate"
+    return 0
+  done
+  echo "error: no Python 3.11 or 3.12 found (tried PYTHON, python3.12, python3.11, python3); set PYTHON=/path/to/python3.11" >&2
+  return 1
+}
+
+detect_accelerator() {
+  if [ -n "${JAX_EXTRA:-}" ]; then echo "$JAX_EXTRA"; return; fi
+  if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+    local major
+    major=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1 | cut -d. -f1)
+    # CUDA 13 wheels need driver 580 or newer.
+    if [ "$major" -ge 580 ]; then echo cuda13; else echo cuda12; fi
+  elif ls /dev/accel0 /dev/vfio/0 >/dev/null 2>&1; then
+    echo tpu
+  else
+    echo cpu
+  fi
+}
+
+install() { # install REQUIREMENTS...: only when they changed since the last time
+  local stamp="$VENV/.installed" wanted python extra file
+  python=$(choose_python) || return 1
+  extra=$(detect_accelerator)
+  wanted=$(cat "$@" | cksum; echo "$extra")
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return 0; fi
+  [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV" || return 1
+  echo "installing into $VENV for $extra (once)" >&2
+  local arguments=()
+  for file in "$@"; do arguments+=(-r "$file"); done
+  [ "$extra" = cpu ] || arguments+=("jax[$extra]")
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}" 2> >(grep -v "^WARNING: Location" >&2) || return 1
+  check_accelerator "$extra" || return 1
+  echo "$wanted" >"$stamp"
+}
+
+check_accelerator() { # fails when an accelerator was found but JAX sees only the CPU
+  [ "$1" = cpu ] && return 0
+  local backend
+  backend=$("$VENV/bin/python" -c 'import jax; print(jax.default_backend())')
+  if [ "$backend" = cpu ]; then
+    echo "error: this machine has an accelerator ($1), but JAX reports only the CPU; check the driver, or set JAX_EXTRA=cpu to train on the CPU" >&2
+    return 1
+  fi
+}

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The whole test suite in the same environment as local.sh plus the test requirements.
+#   bash launch/test.sh [--parity] [pytest options]
+# --parity also installs torch and transformers and compares live with them.
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+requirements=(requirements.txt tests/requirements.txt)
+if [ "${1:-}" = "--parity" ]; then
+  shift
+  requirements+=(tests/parity/requirements.txt)
+fi
+install "${requirements[@]}"
+exec "$VENV/bin/python" -m pytest -q "$@"

@@ -1,0 +1,24 @@
+"""The `visualize` command: reconstructions of a run as png sheets and gifs."""
+
+import pathlib
+
+from videomae_jax.commands import arguments
+
+
+def main(argv: list[str]) -> int:
+    """Draws held-out clips of a run and says where the files are."""
+    parser = arguments.Parser("visualize", description="Draw input | visible | prediction | pasted for held-out clips of a run.")
+    parser.add_argument("workdir", metavar="DIR", help="run directory")
+    parser.add_argument("--step", type=int, default=None, help="checkpoint to use (default: the newest)")
+    parser.add_argument("--clips", type=int, default=8, help="number of clips to draw")
+    parser.add_argument("--split", default="val", help="split of the index to draw from")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="also build symbols of this package")
+    options = parser.parse_args(argv)
+    from videomae_jax import run_directory
+    from videomae_jax.evals.pictures import Pictures
+
+    context = run_directory.context(pathlib.Path(options.workdir), step=options.step, trust=tuple(options.trust))
+    Pictures(clips=options.clips, split=options.split).run(context)
+    for path in sorted((pathlib.Path(options.workdir) / "reconstructions").glob(f"step{context.step:08d}_*")):
+        print(path)
+    return 0

@@ -1,0 +1,106 @@
+"""Spatial augmentation of decoded frames on the host: u8 [T H W 3] -> u8 [T size size 3], the same crop for all frames."""
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """A crop in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def crop_resize(video: np.ndarray, box: Box, /, *, size: int) -> np.ndarray:
+    """Crops, then resizes each frame with PIL's antialiased bilinear filter (weights end at the crop's border)."""
+    cut = video[:, box.top: box.top + box.height, box.left: box.left + box.width]
+    if box.width == box.height == size:
+        return np.ascontiguousarray(cut)
+    return np.stack([np.asarray(Image.fromarray(frame).resize((size, size), Image.BILINEAR)) for frame in np.ascontiguousarray(cut)])
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiScaleCrop:
+    """VideoMAE's pretraining crop: a size from `scales` of the short side, aspect distorted by at most `distort` scales.
+
+    Widths and heights are int(short * scale), snapped to `size` when closer than 3 pixels; the place is one of 13 points
+    of a 5 x 5 lattice (V2 transforms, GroupMultiScaleCrop with fix_crop and more_fix_crop). No flip.
+    """
+
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    distort: int = 1
+
+    def pairs(self, *, width: int, height: int, size: int) -> list[tuple[int, int]]:
+        """(width, height) of every crop that may be drawn."""
+        lengths = [int(min(width, height) * scale) for scale in self.scales]
+        lengths = [size if abs(length - size) < 3 else length for length in lengths]
+        return [(w, h) for i, h in enumerate(lengths) for j, w in enumerate(lengths) if abs(i - j) <= self.distort]
+
+    @staticmethod
+    def offsets(*, room_x: int, room_y: int) -> list[tuple[int, int]]:
+        """(left, top) of the 13 places: corners, centre, edge centres, quarter points."""
+        x, y = room_x // 4, room_y // 4
+        lattice = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
+        return [(i * x, j * y) for i, j in lattice]
+
+    def box(self, *, width: int, height: int, size: int, rng: np.random.Generator) -> Box:
+        """A crop drawn for frames of `width` x `height` pixels."""
+        pairs = self.pairs(width=width, height=height, size=size)
+        w, h = pairs[rng.integers(len(pairs))]
+        w, h = min(w, width), min(h, height)  # snapping up to `size` may leave a frame that is a pixel or two smaller
+        places = self.offsets(room_x=width - w, room_y=height - h)
+        left, top = places[rng.integers(len(places))]
+        return Box(left, top, w, h)
+
+    def __call__(self, video: np.ndarray, /, *, size: int, rng: np.random.Generator) -> np.ndarray:
+        """u8 [T H W 3] -> u8 [T size size 3]."""
+        return crop_resize(video, self.box(width=video.shape[2], height=video.shape[1], size=size, rng=rng), size=size)
+
+
+@dataclasses.dataclass(frozen=True)
+class CentreCrop:
+    """The central square, resized: what short-side resize and centre crop show."""
+
+    def __call__(self, video: np.ndarray, /, *, size: int, rng: np.random.Generator) -> np.ndarray:
+        """u8 [T H W 3] -> u8 [T size size 3]; `rng` is not used."""
+        height, width = video.shape[1:3]
+        side = min(height, width)
+        return crop_resize(video, Box((width - side) // 2, (height - side) // 2, side, side), size=size)
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeFrame:
+    """The whole frame resized to a square; changes the aspect ratio."""
+
+    def __call__(self, video: np.ndarray, /, *, size: int, rng: np.random.Generator) -> np.ndarray:
+        """u8 [T H W 3] -> u8 [T size size 3]; `rng` is not used."""
+        return crop_resize(video, Box(0, 0, video.shape[2], video.shape[1]), size=size)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+    """A crop of random area and log-uniform aspect ratio; ten tries, then the central crop of allowed ratio."""
+
+    area: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+
+    def box(self, *, width: int, height: int, rng: np.random.Generator) -> Box:
+        """A crop drawn for frames of `width` x `height` pixels."""
+        for _ in range(10):
+            area = width * height * rng.uniform(*self.area)
+            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return Box(int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h)
+        w, h = min(width, round(height * self.ratio[1])), min(height, round(width / self.ratio[0]))
+        return Box((width - w) // 2, (height - h) // 2, w, h)
+
+    def __call__(self, video: np.ndarray, /, *, size: int, rng: np.random.Generator) -> np.ndarray:
+        """u8 [T H W 3] -> u8 [T size size 3]."""
+        return crop_resize(video, self.box(width=video.shape[2], height=video.shape[1], rng=rng), size=size)

@@ -1,0 +1,106 @@
+"""Pictures of reconstructions: a png sheet and a gif per clip."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw
+
+from videomae_jax import parallel
+from videomae_jax.evals.base import Context
+from videomae_jax.models import patches
+
+GREY = 0.5
+PANELS = ("input", "visible", "prediction", "pasted")
+
+
+def note(normalise: str, /) -> str:
+    """What the prediction panel shows, in one line."""
+    if normalise == "none":
+        return "prediction: pixels"
+    return "prediction: normalised patches, shown with the TRUE mean and deviation of each patch (the model does not predict those)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Writes reconstructions/stepNNNNNNNN_I.png and .gif: input | visible | prediction | pasted.
+
+    Cells that the decoder was not asked for and the encoder did not see are hatched. With normalised targets the
+    prediction is drawn with the true statistics of each patch, and the sheet says so.
+    """
+
+    every: str = ""
+    clips: int = 4
+    split: str = "val"
+
+    def run(self, context: Context, /) -> dict[str, float]:
+        """Draws; returns {"psnr_hidden"}, the PSNR in dB over the predicted hidden patches of the drawn clips."""
+        objective = context.assembly.objective
+        source = dataclasses.replace(context.source(self.split), limit=self.clips)
+        predict = context.assembly.evaluator(
+            lambda params, extra, batch, rng: (objective.predict(params, extra, batch, rng), objective.patchify(batch), batch["valid"]))
+        directory, errors, number = context.directory / "reconstructions", [], 0
+        for batch in context.sweep(source, batch_size=self.clips):
+            predicted, pixels, valid = jax.device_get(predict(context.params, context.extra, batch, context.rng))
+            for row in np.flatnonzero(valid):
+                masks = jax.tree.map(lambda x, row=row: np.asarray(x)[row], predicted.masks)
+                panels, error = compose(objective, pixels[row], predicted.patches[row], masks)
+                errors.append(error)
+                if parallel.is_lead():
+                    save(directory / f"step{context.step:08d}_{number}", panels, caption=note(objective.target.normalise))
+                number += 1
+        return {"psnr_hidden": float(-10 * np.log10(np.mean(errors)))}
+
+
+def compose(objective: Any, pixels: np.ndarray, predicted: np.ndarray, masks: Any, /) -> tuple[dict[str, np.ndarray], float]:
+    """Panels f32 [T H W C] by name for patches [N P] of one clip, and the mean squared error of hidden predictions."""
+    encoder = objective.encoder
+    tokens = encoder.grid.tokens
+    visible, target = np.zeros(tokens, bool), np.zeros(tokens, bool)
+    visible[masks.visible], target[masks.target] = True, True
+    shown = np.asarray(objective.target.invert(predicted[None], pixels[masks.target][None]))[0].clip(0, 1)
+    prediction = np.full_like(pixels, GREY)
+    prediction[masks.target] = shown
+    seen = np.where(visible[:, None], pixels, GREY)
+    pasted = np.where(visible[:, None], pixels, np.where(target[:, None], prediction, GREY))
+    hidden = masks.weight > 0
+    error = float(np.mean((shown - pixels[masks.target])[hidden] ** 2))
+    skipped = ~visible & ~target
+    videos = {"input": pixels, "visible": seen, "prediction": prediction, "pasted": pasted}
+    result = {}
+    for name, value in videos.items():
+        video = np.array(patches.unpatchify(value[None], grid=encoder.grid, patch=encoder.patch))[0]
+        if name in ("prediction", "pasted"):
+            hatch(video, ~target if name == "prediction" else skipped, grid=encoder.grid, patch=encoder.patch)
+        result[name] = video
+    return result, error
+
+
+def hatch(video: np.ndarray, cells: np.ndarray, /, *, grid: Any, patch: tuple[int, int, int]) -> None:
+    """Draws diagonal lines over the cells bool [N] of a video f32 [T H W C], in place."""
+    rows, columns = np.mgrid[: video.shape[1], : video.shape[2]]
+    lines = (rows + columns) % max(4, patch[1] // 2) == 0
+    area = np.repeat(np.repeat(np.repeat(cells.reshape(grid.t, grid.h, grid.w), patch[0], 0), patch[1], 1), patch[2], 2)
+    video[area & lines[None]] = 0.3
+
+
+def save(stem: pathlib.Path, panels: dict[str, np.ndarray], /, *, caption: str) -> None:
+    """stem.png: one row a panel, one column a shown frame; stem.gif: the panels side by side, moving."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    videos = [np.uint8(np.round(255 * panels[name].clip(0, 1))) for name in PANELS]
+    frames, size = videos[0].shape[0], videos[0].shape[1]
+    zoom = max(1, 96 // size)
+    columns = np.linspace(0, frames - 1, min(frames, 8)).astype(int)
+    sheet = np.concatenate([np.concatenate([v[t] for t in columns], 1) for v in videos], 0)
+    label, foot = 72, 18
+    page = Image.new("RGB", (label + sheet.shape[1] * zoom, sheet.shape[0] * zoom + foot), "white")
+    page.paste(Image.fromarray(sheet).resize((sheet.shape[1] * zoom, sheet.shape[0] * zoom), Image.NEAREST), (label, 0))
+    draw = ImageDraw.Draw(page)
+    for row, name in enumerate(PANELS):
+        draw.text((4, (row * size + size // 2) * zoom - 6), name, fill="black")
+    draw.text((4, sheet.shape[0] * zoom + 3), f"{caption}; hatched: not decoded", fill="black")
+    page.save(stem.with_suffix(".png"))
+    strips = [Image.fromarray(np.concatenate([v[t] for v in videos], 1)).resize((4 * size * zoom, size * zoom), Image.NEAREST) for t in range(frames)]
+    strips[0].save(stem.with_suffix(".gif"), save_all=True, append_images=strips[1:], duration=120, loop=0)

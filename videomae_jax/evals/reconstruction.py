@@ -1,0 +1,112 @@
+"""Held-out reconstruction loss beside trivial predictors under the same masks."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.interpolate
+
+from videomae_jax.evals.base import Context
+from videomae_jax.masking import Grid
+from videomae_jax.models import patches
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """Masked loss on the validation split: the model, predicting zero, and two predictors that need no training.
+
+    `loss_nearest` copies the nearest visible patch (distance in the (t, h, w) grid, ties to the first);
+    `loss_linear` interpolates the visible pixels of each frame linearly over a Delaunay triangulation, and copies the
+    nearest visible pixel outside its hull. Both are normalised like the target; `loss_trivial` is the better of them.
+    At most `clips` clips are used.
+    """
+
+    every: str = "20%"
+    batch_size: int = 64
+    clips: int = 512
+    split: str = "val"
+
+    def run(self, context: Context, /) -> dict[str, float]:
+        """{"loss", "loss_zero", "loss_nearest", "loss_linear", "loss_trivial"} over at most `clips` clips."""
+        objective, source = context.assembly.objective, context.source(self.split)
+        predict = context.assembly.evaluator(lambda params, extra, batch, rng: (objective.predict(params, extra, batch, rng), batch))
+        patchify = context.assembly.evaluator(lambda batch: objective.patchify(batch))
+        totals: dict[str, float] = {}
+        seen = 0
+        for batch in context.sweep(source, batch_size=min(self.batch_size, self.clips)):
+            predicted, _ = predict(context.params, context.extra, batch, context.rng)
+            pixels, predicted, valid = jax.device_get((patchify(batch), predicted, context.assembly.evaluator(lambda b: b["valid"])(batch)))
+            sums = self.sums(objective, pixels, predicted, np.asarray(valid))
+            totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
+            seen += int(np.sum(valid))
+            if seen >= self.clips:
+                break
+        losses = {f"loss{k}": v / totals["weight"] for k, v in totals.items() if k != "weight"}
+        return losses | {"loss_trivial": min(losses["loss_nearest"], losses["loss_linear"])}
+
+    def sums(self, objective: Any, pixels: np.ndarray, predicted: Any, valid: np.ndarray, /) -> dict[str, float]:
+        """Summed token errors of every predictor and the summed weight, for patches [B N P] in [0, 1]."""
+        weight = predicted.masks.weight * valid[:, None]
+        result = {"weight": float(weight.sum())}
+        encoder = objective.encoder
+        guesses = {"_nearest": nearest(pixels, predicted.masks, grid=encoder.grid),
+                   "_linear": linear(pixels, predicted.masks, grid=encoder.grid, patch=encoder.patch)}
+        arrays = {"": predicted.patches, "_zero": np.zeros_like(predicted.targets)}
+        arrays |= {k: np.asarray(objective.target(guess)) for k, guess in guesses.items()}
+        for name, guess in arrays.items():
+            result[name] = float((np.mean((guess - predicted.targets) ** 2, axis=-1, dtype=np.float64) * weight).sum())
+        return result
+
+
+def nearest(pixels: np.ndarray, masks: Any, /, *, grid: Grid) -> np.ndarray:
+    """Patches f32 [B M P] copied from the nearest visible token of each target."""
+    place = np.stack(np.unravel_index(np.arange(grid.tokens), (grid.t, grid.h, grid.w)), -1)
+    result = []
+    for row, visible, target in zip(pixels, np.asarray(masks.visible), np.asarray(masks.target), strict=True):
+        distance = ((place[target][:, None] - place[visible][None]) ** 2).sum(-1)
+        result.append(row[visible[distance.argmin(1)]])
+    return np.stack(result)
+
+
+def linear(pixels: np.ndarray, masks: Any, /, *, grid: Grid, patch: tuple[int, int, int]) -> np.ndarray:
+    """Patches f32 [B M P] interpolated from the visible pixels of the same frames."""
+    result = []
+    for row, visible, target in zip(pixels, np.asarray(masks.visible), np.asarray(masks.target), strict=True):
+        seen = np.zeros((grid.tokens, 1), np.float32)
+        seen[visible] = 1
+        known = np.asarray(patches.unpatchify(np.repeat(seen, row.shape[-1], -1)[None], grid=grid, patch=patch))[0, ..., 0] > 0
+        video = np.asarray(patches.unpatchify(row[None], grid=grid, patch=patch))[0]
+        filled = fill(video, known)
+        result.append(np.asarray(patches.patchify(filled[None], patch=patch))[0][target])
+    return np.stack(result)
+
+
+def fill(video: np.ndarray, known: np.ndarray, /) -> np.ndarray:
+    """[T H W C] with the unknown pixels (`known` bool [T H W] False) interpolated within their frame.
+
+    Frames with the same known pixels share one triangulation (a tube mask needs a single one). A frame in which
+    nothing is known takes the pixels of the nearest frame that knows something.
+    """
+    result, (rows, columns) = video.copy(), np.mgrid[: video.shape[1], : video.shape[2]]
+    informed = [t for t in range(len(video)) if known[t].any()]
+    groups: dict[bytes, list[int]] = {}
+    for t in informed:
+        groups.setdefault(known[t].tobytes(), []).append(t)
+    for frames in groups.values():
+        mask = known[frames[0]]
+        points = np.stack([rows[mask], columns[mask]], -1)
+        wanted = np.stack([rows[~mask], columns[~mask]], -1)
+        if not len(wanted):
+            continue
+        values = np.moveaxis(video[frames][:, mask], 0, 1).reshape(len(points), -1)
+        guess = scipy.interpolate.LinearNDInterpolator(points, values)(wanted)
+        outside = np.isnan(guess[:, 0])
+        if outside.any():
+            guess[outside] = scipy.interpolate.NearestNDInterpolator(points, values)(wanted[outside])
+        shaped = np.moveaxis(guess.reshape(len(wanted), len(frames), -1), 1, 0)
+        for t, frame in zip(frames, shaped, strict=True):
+            result[t][~mask] = frame
+    for t in set(range(len(video))) - set(informed):
+        result[t] = result[min(informed, key=lambda i: abs(i - t))]
+    return result
