@@ -18,7 +18,7 @@ from videomae_jax import losses, masking, targets
 from videomae_jax.convert import videomae
 from videomae_jax.convert.videomae import Biases
 from videomae_jax.errors import UserError
-from videomae_jax.models import vit
+from videomae_jax.models import layers, vit
 from videomae_jax.objectives.mae import MAE
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "hf_parity.npz"
@@ -46,25 +46,30 @@ def mask_of(masked: np.ndarray) -> masking.Mask:
     return masking.Mask(*map(jnp.asarray, (visible, target, np.ones(target.shape, np.float32), np.ones(visible.shape, bool))))
 
 
-def evaluate(objective: MAE, params: Any, video: np.ndarray, masked: np.ndarray, *, label: str) -> dict[str, Any]:
-    """Our `tokens`, `predictions`, `loss` and gradient tree `grad` of u8 clips."""
-    objective = dataclasses.replace(objective, target=targets.Pixels(normalise=NORMALISATIONS[label]))
-    rows, rng = len(video), jax.random.key(0)
-    batch = {"video": jnp.asarray(video.astype(np.float32) / np.float32(255)), "key": jnp.zeros((rows, 2), jnp.uint32), "valid": jnp.ones(rows, bool)}
-    masks = mask_of(masked)
+def compared(objective: MAE, params: Any, batch: Any, masks: masking.Mask, /) -> dict[str, Any]:
+    """Our `loss`, gradient tree `grad`, encoder `tokens` and `predictions`."""
+    rng = jax.random.key(0)
 
     def loss(params: Any) -> jax.Array:
         terms = objective.loss(params, {}, batch, rng, step=jnp.int32(0), train=True, masks=masks).terms
         return losses.value(terms, denominators=losses.denominators(terms))
 
-    def everything(params: Any) -> dict[str, Any]:
-        value, grad = jax.value_and_grad(loss)(params)
-        visible = masking.take(objective.patchify(batch), ids=masks.visible)
-        tokens = objective.encoder.apply({"params": params["encoder"]}, visible, ids=masks.visible).tokens
-        prediction = objective.predict(params, {}, batch, rng, masks=masks)
-        return {"loss": value, "grad": grad, "tokens": tokens, "predictions": prediction.patches}
+    value, grad = jax.value_and_grad(loss)(params)
+    visible = masking.take(objective.patchify(batch), ids=masks.visible)
+    tokens = objective.encoder.apply({"params": params["encoder"]}, visible, ids=masks.visible).tokens
+    prediction = objective.predict(params, {}, batch, rng, masks=masks)
+    return {"loss": value, "grad": grad, "tokens": tokens, "predictions": prediction.patches}
 
-    return jax.device_get(jax.jit(everything)(params))
+
+compiled = jax.jit(compared, static_argnums=0)
+
+
+def evaluate(objective: MAE, params: Any, video: np.ndarray, masked: np.ndarray, *, label: str, run: Any = compiled) -> dict[str, Any]:
+    """`compared` for u8 clips, fed as floats in [0, 1]."""
+    objective = dataclasses.replace(objective, target=targets.Pixels(normalise=NORMALISATIONS[label]))
+    rows, unit = len(video), video.astype(np.float32) / np.float32(255)
+    batch = {"video": jnp.asarray(unit), "key": jnp.zeros((rows, 2), jnp.uint32), "valid": jnp.ones(rows, bool)}
+    return jax.device_get(run(objective, params, batch, mask_of(masked)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +84,9 @@ class Golden:
         """A fresh copy of our parameters."""
         return videomae.from_hf(self.state, heads=4, decoder_heads=3)
 
-    def distances(self, params: Any, *, label: str) -> dict[str, float]:
+    def distances(self, params: Any, *, label: str, run: Any = compiled) -> dict[str, float]:
         """{what: distance} of our model with `params`."""
-        ours = evaluate(SMALL, params, self.arrays["video"], self.arrays["masked"], label=label)
+        ours = evaluate(SMALL, params, self.arrays["video"], self.arrays["masked"], label=label, run=run)
         grads = videomae.to_hf(ours["grad"], patch=(2, 8, 8), biases=Biases.MODULE)
         found = {"loss": distance(ours["loss"], self.arrays[f"{label}/loss"]), "tokens": distance(ours["tokens"], self.arrays["tokens"]),
                  "predictions": distance(ours["predictions"][:, ::2], self.arrays["predictions"])}
@@ -150,28 +155,36 @@ def test_a_wrong_conversion_is_noticed(golden: Golden, mutate: Any) -> None:
     assert golden.distances(params, label="raw")["predictions"] > BROKEN
 
 
+def afresh() -> Any:
+    """`compiled` without its cache, which does not know that a function was replaced."""
+    return jax.jit(lambda *a: compared(*a), static_argnums=0)
+
+
 def test_another_gelu_is_noticed(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tanh approximation, JAX's default, is not VideoMAE's."""
+    """The tanh approximation, which is JAX's default."""
     exact = jax.nn.gelu
     monkeypatch.setattr(jax.nn, "gelu", lambda x, approximate=True: exact(x, approximate=True))
-    found = golden.distances(golden.params, label="raw")
-    assert found["predictions"] > 10 * FORWARD and found["grad/mask_token"] > 10 * GRADIENT, found
+    found = golden.distances(golden.params, label="raw", run=afresh())
+    assert min(v for k, v in found.items() if k != "loss") > 3 * FORWARD, found
 
 
 def test_another_eps_is_noticed(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch's default 1e-5 in place of 1e-6: the smallest of the known differences between ports."""
-    monkeypatch.setattr(vit.layers.LayerNorm, "eps", 1e-4)
-    assert golden.distances(golden.params, label="raw")["predictions"] > FORWARD
+    """PyTorch's default 1e-5 in place of 1e-6, the smallest of the known differences between ports, moves some gradients."""
+    norm = layers.LayerNorm
+    monkeypatch.setattr(layers, "LayerNorm", lambda **kw: norm(eps=1e-5, **kw))
+    found = golden.distances(golden.params, label="raw", run=afresh())
+    assert max(found.values()) > FORWARD, found
 
 
 def test_another_target_is_noticed(golden: Golden) -> None:
     """Normalising all values of a patch together is MAE-ST's target."""
-    params, arrays = golden.params, golden.arrays
-    objective = dataclasses.replace(SMALL, target=targets.Pixels(normalise="joint"))
-    batch = {"video": jnp.asarray(arrays["video"]), "key": jnp.zeros((2, 2), jnp.uint32), "valid": jnp.ones(2, bool)}
-    terms = objective.loss(params, {}, batch, jax.random.key(0), step=jnp.int32(0), train=False, masks=mask_of(arrays["masked"])).terms
-    loss = losses.value(terms, denominators=losses.denominators(terms))
-    assert distance(loss, arrays["normalised/loss"]) > BROKEN
+    arrays, masks = golden.arrays, mask_of(golden.arrays["masked"])
+    ours = evaluate(SMALL, golden.params, arrays["video"], arrays["masked"], label="normalised")
+    patches = SMALL.patchify({"video": jnp.asarray(arrays["video"])})
+    for normalise, noticed in (("channel", False), ("joint", True)):
+        target = masking.take(targets.Pixels(normalise=normalise)(patches), ids=masks.target)
+        loss = np.mean((ours["predictions"] - target) ** 2)
+        assert (distance(loss, arrays["normalised/loss"]) > FORWARD) is noticed
 
 
 # -- weight formats ----------------------------------------------------------------------------------------------------
@@ -233,12 +246,12 @@ def test_strays_are_errors(golden: Golden, official: Mapping[str, np.ndarray]) -
         videomae.from_hf({**golden.state, "classifier.weight": np.zeros((2, 32))}, **hf)
     with pytest.raises(UserError, match="twice"):
         videomae.from_hf({**golden.state, "decoder.decoder_layers.0.attention.attention.q_bias": np.zeros(24)}, **hf)
-    with pytest.raises(UserError, match=r"missing: encoder\.blocks\.0\..*left over: encoder\.blocks\.5\."):
-        videomae.from_official({k.replace("encoder.blocks.0.norm", "encoder.blocks.5.norm"): v for k, v in official.items()}, **hf)
+    with pytest.raises(UserError, match=r"2 missing: encoder\.blocks\.0\.norm1\..*2 left over: encoder\.blocks\.5\."):
+        videomae.from_official({k.replace("encoder.blocks.0.norm1", "encoder.blocks.5.norm1"): v for k, v in official.items()}, **hf)
     with pytest.raises(UserError, match="left over"):
         videomae.to_official({**golden.params, "head": {"kernel": np.zeros((2, 2))}}, patch=(2, 8, 8))
     with pytest.raises(UserError, match="not a VideoMAE encoder and decoder"):
-        videomae.from_official(golden.state | {"x.q_bias": np.zeros(1)}, **hf)
+        videomae.from_hf(official, **hf)
 
 
 def test_lost_biases_are_noticed(golden: Golden, official: Mapping[str, np.ndarray]) -> None:

@@ -44,7 +44,7 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(step_format_fixed_length=8, read_only=True) if read_only else ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True,
             save_decision_policy=policies.FixedIntervalPolicy(1), step_format_fixed_length=8)
-        self._manager = ocp.CheckpointManager(pathlib.Path(directory).resolve(), options=options)
+        self._manager = ocp.CheckpointManager(pathlib.Path(directory).resolve(), options=options, handler_registry=handlers())
         self.directory = pathlib.Path(directory)
 
     def steps(self) -> list[int]:
@@ -110,6 +110,12 @@ class Checkpointer:
                                 f"{want.get(key, 'absent')} in this config")
 
 
+def handlers() -> Any:
+    """How each item is stored; without it a manager that has not saved yet cannot read metadata."""
+    trees = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
+    return ocp.handlers.create_default_handler_registry(**trees, meta=ocp.JsonCheckpointHandler())
+
+
 def leaves(tree: Any, /) -> dict[str, Any]:
     """{"a/b/c": leaf} of a nested dict."""
     pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
@@ -118,7 +124,8 @@ def leaves(tree: Any, /) -> dict[str, Any]:
 
 def load_params(directory: pathlib.Path, /, *, step: int | None = None, item: str = "params") -> dict[str, Any]:
     """Parameters (or item "ema") of a checkpoint directory as nested dicts of numpy arrays; the newest step by default."""
-    manager = ocp.CheckpointManager(pathlib.Path(directory).resolve(), options=ocp.CheckpointManagerOptions(step_format_fixed_length=8, read_only=True))
+    options = ocp.CheckpointManagerOptions(step_format_fixed_length=8, read_only=True)
+    manager = ocp.CheckpointManager(pathlib.Path(directory).resolve(), options=options, handler_registry=handlers())
     found = manager.latest_step() if step is None else step
     if found is None or found not in manager.all_steps():
         raise UserError(f"no checkpoint {'' if step is None else step} in {directory}; its steps are {sorted(manager.all_steps())}")

@@ -3,38 +3,61 @@
 import collections
 import os
 import pathlib
+from typing import Any
 
 from videomae_jax.commands import arguments
+
+HELP = "List the videos of a folder for training; labels come from a csv or from class folders."
+SHOWN = 20  # classes and damaged files printed before the rest is only counted
 
 
 def main(argv: list[str]) -> int:
     """Scans a folder, writes the index, prints what it holds."""
-    parser = arguments.Parser("index", description="List the videos of a folder for training; labels from a csv or from class folders.")
+    parser = arguments.Parser("index", description=HELP)
     parser.add_argument("directory", metavar="DIR", help="folder with videos, searched recursively")
     parser.add_argument("--out", required=True, metavar="FILE.parquet", help="index to write; a cached .arrow file appears beside it")
-    parser.add_argument("--labels", default=None, metavar="FILE.csv", help="csv with the header path,label[,split][,more columns]")
-    parser.add_argument("--val-fraction", type=float, default=0.1, help="share of videos held out where the csv names no split")
+    parser.add_argument("--labels", default=None, metavar="FILE.csv", help="csv with the header path,label[,split][,more columns]; only these files are listed")
+    parser.add_argument("--val-fraction", type=float, default=0.1, metavar="X", help="share of videos held out where no split is given (default 0.1)")
     parser.add_argument("--verify", action="store_true", help="decode every frame once")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+                        metavar="N", help="processes (default: one a core)")
     options = parser.parse_args(argv)
     from videomae_jax.data import index
     from videomae_jax.errors import UserError
 
     out = pathlib.Path(options.out)
     if out.suffix != ".parquet":
-        raise UserError(f"--out={options.out}; allowed is a file that ends in .parquet")
-    table = index.build(pathlib.Path(options.directory), out=out, labels=pathlib.Path(options.labels) if options.labels else None,
+        raise UserError(f"--out={options.out}; allowed is a file name that ends in .parquet")
+    table = index.build(pathlib.Path(options.directory), labels=pathlib.Path(options.labels) if options.labels else None,
                         val_fraction=options.val_fraction, verify=options.verify, workers=options.workers)
     index.write(table, out)
-    rows = table.to_pylist()
-    good = [r for r in rows if r["status"] == "ok"]
-    print(f"{len(rows)} videos, {len(good)} readable, {sum(r['duration'] for r in good) / 3600:.2f} hours; index written to {out}")
-    for column in ("codec", "split", "label"):
-        counts = collections.Counter(r[column] for r in good)
-        print(f"  {column}: " + ", ".join(f"{k} {n}" for k, n in counts.most_common(12)) + (" ..." if len(counts) > 12 else ""))
-    for row in rows:
-        if row["status"] != "ok":
-            print(f"  unreadable: {row['name']}: {row['status']}")
-    if not good:
-        raise UserError(f"none of the {len(rows)} videos in {options.directory} can be read")
+    print("\n".join(summary(table)))
+    print(f"index written to {out}")
+    if "ok" not in table.column("status").to_pylist():
+        raise UserError(f"none of the {table.num_rows} videos in {options.directory} can be read")
     return 0
+
+
+def summary(table: Any, /) -> list[str]:
+    """Lines for people: totals, counts by status, codec, split and class, damaged files."""
+    columns = {c: table.column(c).to_pylist() for c in ("name", "status", "codec", "split", "label", "duration", "frames")}
+    good = [i for i, status in enumerate(columns["status"]) if status == "ok"]
+    bad = [i for i, status in enumerate(columns["status"]) if status != "ok"]
+    frames, hours = sum(columns["frames"][i] for i in good), sum(columns["duration"][i] for i in good) / 3600
+    lines = [f"{table.num_rows} videos, {len(good)} readable, {frames} frames, {hours:.2f} hours"]
+    stages = collections.Counter(status.split(":")[0] for status in columns["status"])
+    lines += _counts("status", stages)
+    for column in ("codec", "split"):
+        lines += _counts(column, collections.Counter(columns[column][i] for i in good))
+    labels = collections.Counter(columns["label"][i] for i in good)
+    unlabelled = labels.pop(None, 0)
+    lines += _counts(f"label ({len(labels)} classes, {unlabelled} videos without)", labels)
+    lines += [f"  damaged: {columns['name'][i]}: {columns['status'][i]}" for i in bad[:SHOWN]]
+    return lines + ([f"  ... and {len(bad) - SHOWN} more damaged; see column status"] if len(bad) > SHOWN else [])
+
+
+def _counts(title: str, counts: "collections.Counter[str]", /) -> list[str]:
+    """A histogram, the most frequent first."""
+    widest = max((len(str(key)) for key in counts), default=0)
+    lines = [f"  {title}"] + [f"    {key:<{widest}} {n:>8}" for key, n in counts.most_common(SHOWN)]
+    return lines + ([f"    ... and {len(counts) - SHOWN} more"] if len(counts) > SHOWN else [])

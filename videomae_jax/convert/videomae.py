@@ -8,6 +8,7 @@ usual way to lose a conversion. Fixed position tables are in no checkpoint.
 
 import dataclasses
 import enum
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -179,8 +180,10 @@ def pack(state: State, /, *, source: str, heads: int, decoder_heads: int) -> Par
     check_biases(state)
     table: dict[str, list[tuple[Rule, tuple[str, ...]]]] = {rule.ours: [(rule, getattr(rule, source))] for rule in SINGLE}
     for stack, prefixes in STACKS.items():
-        found = [re.match(re.escape(prefixes[source == "hf"]) + r"(\d+)\.", name) for name in state]
-        for index in range(1 + max((int(m.group(1)) for m in found if m), default=0)):
+        prefix = prefixes[source == "hf"]
+        found = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
+        depth = next(i for i in itertools.count(1) if str(i) not in found)  # at least one: an empty stack lists what is missing
+        for index in range(depth):
             for rule, names in block(index, stack=stack, source=source):
                 table.setdefault(rule.ours, []).append((rule, names))
     named = [name for entries in table.values() for _, names in entries for name in names]

@@ -1,24 +1,40 @@
 """Frame-exact random access to video files through PyAV.
 
-One thread per decoder (parallelism comes from the loader), containers always closed, seeking by presentation time only.
+A frame is named by its place in presentation order and found by its presentation time, never by counting packets:
+variable frame rates, B-frames, edit lists and files without a frame count are read alike. One decoder uses one thread;
+parallelism comes from the loader. Containers live only inside a call.
 """
 
 import dataclasses
 import io
+import math
+import os
+import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 STAGES = ("open", "stream", "index", "seek", "decode", "short", "timestamps", "timeout")
+TIMEOUT = 60.0  # seconds that one file may take; a stalled network mount is the usual reason for more
+# Codecs whose frames say whether others refer to them, so that leaving out the rest changes no pixel of those kept.
+# MPEG-4 part 2 does change: its B-frames keep the decoder's delay.
+SKIPPING = ("h264", "hevc")
+SEEK_GAIN = 8  # frames that a further seek must save to be worth refilling the decoder
+BACKWARD = (0.0, 1.0, 10.0, math.inf)  # seconds before the target for repeated seeks that land behind it
+
+Video = str | os.PathLike[str] | bytes
 
 
 class DecodeError(Exception):
     """A video that cannot be read: which file, at which of STAGES, and why."""
 
     def __init__(self, path: str, stage: str, cause: str) -> None:
+        if stage not in STAGES:
+            raise ValueError(f"stage {stage!r}; allowed are {', '.join(STAGES)}")
         super().__init__(path, stage, cause)
         self.path, self.stage, self.cause = path, stage, cause
 
@@ -35,8 +51,9 @@ class DecodeError(Exception):
 class VideoInfo:
     """What a demux-only pass tells of a video stream.
 
-    `width` and `height` are those of the displayed picture (after rotation); `rotation` is counter-clockwise in degrees;
-    `pts` i64 [frames] are presentation times in units of `time_base` seconds, ascending.
+    `width` and `height` are those of the displayed picture (after rotation, in stored pixels: the pixel aspect ratio is
+    not applied); `rotation` is counter-clockwise in degrees, a multiple of 90. `pts` i64 [frames] are presentation times in
+    units of `time_base` seconds, ascending; `keys` i64 [keys] are those of key frames.
     """
 
     codec: str
@@ -46,138 +63,228 @@ class VideoInfo:
     fps: Fraction
     time_base: Fraction
     pts: np.ndarray
+    keys: np.ndarray
 
     @property
     def frames(self) -> int:
+        """Number of frames."""
         return len(self.pts)
 
     @property
     def duration(self) -> float:
-        """Seconds, the last frame counted with the mean frame length."""
-        return float(self.frames / self.fps) if self.fps else 0.0
+        """Seconds from the first frame to the end of the last, which counts with the mean frame length."""
+        return float(self.frames / self.fps)
 
 
-def name(source: str | bytes, /) -> str:
+def name(source: Video, /) -> str:
     """How errors call a source."""
-    return source if isinstance(source, str) else f"<{len(source)} bytes>"
+    return f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source)
 
 
-def _open(source: str | bytes, /) -> Any:
-    try:
-        return av.open(source if isinstance(source, str) else io.BytesIO(source), metadata_errors="ignore")
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise DecodeError(name(source), "open", _reason(error)) from error
+def probe(source: Video, /, *, timeout: float = TIMEOUT) -> VideoInfo:
+    """Header and presentation times of a file or its bytes, in one pass over the packets.
 
-
-def _reason(error: BaseException, /) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
-
-
-def _video_stream(container: Any, source: str | bytes, /) -> Any:
-    streams = [s for s in container.streams.video if not (s.disposition & av.stream.Disposition.attached_pic)]
-    if not streams or streams[0].codec_context is None:
-        raise DecodeError(name(source), "stream", "no decodable video stream")
-    stream = streams[0]
-    # Frame threads deadlock on early exit, and the default takes every core away from the other workers.
-    stream.codec_context.thread_count = 1
-    stream.codec_context.thread_type = "SLICE"
-    return stream
-
-
-def probe(source: str | bytes, /) -> VideoInfo:
-    """Header and presentation times of a file or its bytes; decodes only the first frame (rotation lives there).
-
-    Raises DecodeError.
+    Only packets up to the first picture are decoded: the rotation is attached to it, and a stream that never gives a
+    picture is found out here. Raises DecodeError, also for a file that ends before the frames its header announces.
     """
-    with _open(source) as container:
-        stream = _video_stream(container, source)
-        pts = []
-        try:
-            for packet in container.demux(stream):
-                if packet.pts is not None and packet.size and not packet.is_discard:
-                    pts.append(packet.pts)
-        except av.FFmpegError as error:
-            if not pts:
-                raise DecodeError(name(source), "index", _reason(error)) from error
+    call, pts, keys, stored, first = _Call(source, timeout), [], [], 0, None
+    with call.open() as container:
+        stream = call.stream(container)
+        for packet in call.packets(container, stream):
+            if packet.is_corrupt:
+                call.fail("short", f"the file ends or is damaged within packet {stored}")
+            if packet.size and first is None:
+                first = next(iter(call.frames(packet)), None)
+            if packet.size and packet.pts is not None and not packet.is_discard:
+                pts.append(packet.pts)
+                keys += [packet.pts] if packet.is_keyframe else []
+            stored += bool(packet.size)
+        if first is None:
+            first = next(iter(call.frames(None, stream)), None)
+        # Only this family counts the stored frames exactly; AVI counts repeated ones too, Matroska none.
+        if "mp4" in container.format.name and stored < stream.frames:
+            call.fail("short", f"the header announces {stream.frames} frames, the file holds {stored}")
         if not pts:
-            raise DecodeError(name(source), "index", "no packet carries a presentation time")
-        rotation = _rotation(container, stream, source)
+            call.fail("timestamps" if stored else "index", f"none of {stored} packets carries a presentation time")
+        if first is None:
+            call.fail("decode", f"none of {stored} packets gives a picture")
+        turn = round(first.rotation / 90) * 90 % 360
+        sizes = (first.width, first.height)[:: -1 if turn % 180 else 1]
         times = np.unique(np.asarray(pts, np.int64))
-        width, height = stream.codec_context.width, stream.codec_context.height
-        rate = stream.average_rate or stream.guessed_rate
-        if not rate:
-            span = float((times[-1] - times[0]) * stream.time_base)
-            rate = Fraction((len(times) - 1) / span).limit_denominator(1001) if span else Fraction(1)
-        return VideoInfo(codec=stream.codec_context.name, width=height if rotation % 180 else width, height=width if rotation % 180 else height,
-                         rotation=rotation, fps=Fraction(rate), time_base=Fraction(stream.time_base), pts=times)
+        return VideoInfo(codec=stream.codec_context.name, width=sizes[0], height=sizes[1], rotation=turn, fps=_rate(stream, times),
+                         time_base=Fraction(stream.time_base), pts=times, keys=np.unique(np.asarray(keys, np.int64)))
 
 
-def _rotation(container: Any, stream: Any, source: str | bytes, /) -> int:
-    try:
-        container.seek(0)
-        frame = next(container.decode(stream), None)
-    except av.FFmpegError as error:
-        raise DecodeError(name(source), "decode", _reason(error)) from error
-    if frame is None:
-        raise DecodeError(name(source), "decode", "no frame can be decoded")
-    return int(round(frame.rotation)) % 360
+def _rate(stream: Any, times: np.ndarray, /) -> Fraction:
+    """Mean frames per second: the header's, else that of the presentation times, else 1."""
+    if stream.average_rate:
+        return Fraction(stream.average_rate)
+    span = Fraction(int(times[-1] - times[0])) * stream.time_base
+    return ((len(times) - 1) / span).limit_denominator(1001) if span else Fraction(1)
 
 
-def decode(source: str | bytes, /, *, ids: Sequence[int] | np.ndarray, info: VideoInfo) -> np.ndarray:
-    """Frames `ids` (presentation order, repeats allowed) as u8 RGB [len(ids) H W 3], rotated for display.
+def decode(source: Video, ids: Sequence[int] | np.ndarray, /, *, info: VideoInfo | None = None, timeout: float = TIMEOUT) -> np.ndarray:
+    """Frames `ids` (presentation order, any order, repeats allowed) as RGB u8 [len(ids) H W 3], rotated for display.
 
-    Seeks to the key frame at or before the first id, decodes forward and converts only the frames asked for. Raises
-    DecodeError when a frame is missing: a silently substituted neighbour would be a wrong frame.
+    Each frame is decoded from the key frame before it and converted once, with its own colour matrix and range (BT.601
+    where the stream names none, as FFmpeg, decord and OpenCV do). A frame that the decoder leaves out without an error
+    (a "not coded" picture) is the one on screen at its time: the last decoded one at or before it, else the first of all.
+    `info` spares the probe. Raises DecodeError for damage anywhere between a frame and its key frame, because decoders
+    conceal it with plausible pixels, and after `timeout` seconds.
     """
+    call = _Call(source, timeout)
+    info = info or probe(source, timeout=timeout)
     ids = np.asarray(ids, np.int64)
-    if len(ids) == 0 or ids.min() < 0 or ids.max() >= info.frames:
-        raise DecodeError(name(source), "short", f"frames {ids.min() if len(ids) else '-'}..{ids.max() if len(ids) else '-'} asked of {info.frames}")
-    wanted = info.pts[np.unique(ids)]
-    found: dict[int, np.ndarray] = {}
-    with _open(source) as container:
-        stream = _video_stream(container, source)
-        for frame in _forward(container, stream, int(wanted[0]), source):
-            if frame.pts in wanted:
-                found[frame.pts] = picture(frame, rotation=info.rotation)
+    if not ids.size or ids.min() < 0 or ids.max() >= info.frames:
+        call.fail("short", f"frames {ids.tolist()} of a video with frames 0..{info.frames - 1}")
+    out = np.empty((len(ids), info.height, info.width, 3), np.uint8)
+    numbers = np.unique(ids)
+    with call.open() as container:
+        stream = call.stream(container)
+        for run in _runs(numbers, info):
+            found = call.pictures(container, stream, info, info.pts[run])
+            for number in run:
+                out[ids == number] = found[int(info.pts[number])]
+    return out
+
+
+def count(source: Video, /, *, timeout: float = math.inf) -> int:
+    """Frames that decode from first to last without damage; raises DecodeError at the first that does not."""
+    call = _Call(source, timeout)
+    with call.open() as container:
+        stream, number = call.stream(container), 0
+        for number, frame in enumerate(call.decoded(container, stream), 1):
+            if frame.is_corrupt:
+                call.fail("decode", f"frame {number - 1} is damaged")
+        return number
+
+
+def _runs(numbers: np.ndarray, info: VideoInfo, /) -> list[np.ndarray]:
+    """Ascending frame numbers, split where jumping to a key frame leaves out enough frames."""
+    jump = info.keys[np.searchsorted(info.keys, info.pts[numbers], "right") - 1] if len(info.keys) else info.pts[:1]
+    skipped = np.searchsorted(info.pts, np.broadcast_to(jump, numbers.shape)[1:]) - numbers[:-1]
+    return np.split(numbers, np.flatnonzero(skipped >= SEEK_GAIN) + 1)
+
+
+class _Call:
+    """One access to a source: its name for errors and its deadline."""
+
+    def __init__(self, source: Video, timeout: float, /) -> None:
+        self.source, self.timeout, self.end = source, timeout, time.monotonic() + timeout
+
+    def fail(self, stage: str, cause: str, /) -> None:
+        """Raises DecodeError."""
+        raise DecodeError(name(self.source), stage, cause)
+
+    def open(self) -> Any:
+        """A container, to be closed by its `with`."""
+        file = io.BytesIO(self.source) if isinstance(self.source, bytes) else os.fspath(self.source)
+        try:
+            # Undecodable titles are no reason to lose a video.
+            return av.open(file, metadata_errors="replace", timeout=None if math.isinf(self.timeout) else self.timeout)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise self.error("open", error) from error
+
+    def error(self, stage: str, error: BaseException, /) -> DecodeError:
+        """A DecodeError from what FFmpeg raised."""
+        cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return DecodeError(name(self.source), stage, cause.splitlines()[0])
+
+    def stream(self, container: Any, /) -> Any:
+        """The first video stream that is not a cover picture."""
+        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not streams or streams[0].codec_context is None:
+            self.fail("stream", f"no decodable video stream; the file has {[s.type for s in container.streams]}")
+        # Frame threads can deadlock when a decoder is left early, and the default takes the cores of the other workers.
+        streams[0].codec_context.thread_count = 1
+        streams[0].codec_context.thread_type = "SLICE"
+        return streams[0]
+
+    def packets(self, container: Any, stream: Any, /, *, stage: str = "index") -> Iterator[Any]:
+        """Packets from the present position, an empty one at the end; checks the deadline."""
+        iterator = container.demux(stream)
+        while True:
+            if time.monotonic() > self.end:
+                self.fail("timeout", f"not done after {self.timeout:g} s")
+            try:
+                packet = next(iterator, None)
+            except av.FFmpegError as error:
+                raise self.error(stage, error) from error
+            if packet is None:
+                return
+            yield packet
+
+    def frames(self, packet: Any, stream: Any = None, /) -> list[Any]:
+        """Frames that a packet completes; the rest of them for packet None."""
+        try:
+            return stream.codec_context.decode(None) if packet is None else packet.decode()
+        except av.error.EOFError:
+            return []  # already emptied
+        except av.FFmpegError as error:
+            raise self.error("decode", error) from error
+
+    def decoded(self, container: Any, stream: Any, /, *, wanted: frozenset[int] = frozenset()) -> Iterator[Any]:
+        """Frames from the present position on; with `wanted`, frames that nothing refers to are left out."""
+        skip = bool(wanted) and stream.codec_context.name in SKIPPING
+        for packet in self.packets(container, stream, stage="decode"):
+            if skip:
+                stream.codec_context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+            yield from self.frames(packet)
+
+    def seek(self, container: Any, stream: Any, pts: int, /, *, wanted: frozenset[int] = frozenset()) -> Iterator[Any]:
+        """Frames from the key frame at or before `pts`; further back while the container lands behind it."""
+        for back in BACKWARD:
+            try:
+                if math.isinf(back):
+                    container.seek(0)
+                else:
+                    container.seek(pts - int(back / stream.time_base), stream=stream, backward=True, any_frame=False)
+            except av.FFmpegError as error:
+                raise self.error("seek", error) from error
+            frames = self.decoded(container, stream, wanted=wanted)
+            first = next(frames, None)
+            if first is not None and (math.isinf(back) or (first.pts is not None and first.pts <= pts)):
+                yield first
+                yield from frames
+                return
+
+    def pictures(self, container: Any, stream: Any, info: VideoInfo, wanted: np.ndarray, /) -> dict[int, np.ndarray]:
+        """{pts: u8 [H W 3]} of ascending presentation times, from one seek, or two where the decoder leaves frames out."""
+        converter, found, broken = VideoReformatter(), {}, False
+        targets = frozenset(wanted.tolist())
+        for frame in self.seek(container, stream, int(wanted[0]), wanted=targets):
+            # Concealed damage spreads by reference until the next key frame.
+            broken = bool(frame.is_corrupt) or (broken and not frame.key_frame)
+            if frame.pts in targets:
+                if broken:
+                    self.fail("decode", f"the frame at {float(frame.pts * info.time_base):.3f} s is damaged")
+                found[frame.pts] = _picture(frame, info, converter)
             if frame.pts is not None and frame.pts >= wanted[-1]:
                 break
-    missing = [int(p) for p in wanted if int(p) not in found]
-    if missing:
-        raise DecodeError(name(source), "decode", f"{len(missing)} of {len(wanted)} frames are missing, first at {float(missing[0] * info.time_base):.3f} s")
-    return np.stack([found[int(p)] for p in info.pts[ids]])
+        return found if len(found) == len(targets) else self.on_screen(container, stream, info, wanted)
+
+    def on_screen(self, container: Any, stream: Any, info: VideoInfo, wanted: np.ndarray, /) -> dict[int, np.ndarray]:
+        """As `pictures` for frames that the decoder leaves out: the last frame at or before each time, else the first."""
+        converter, found, last, broken = VideoReformatter(), {}, None, False
+        waiting = wanted.tolist()
+        for frame in self.seek(container, stream, waiting[0]):
+            if frame.pts is None:
+                self.fail("timestamps", "the decoder gives a frame without a presentation time")
+            broken = bool(frame.is_corrupt) or (broken and not frame.key_frame)
+            while waiting and last is not None and waiting[0] < frame.pts:
+                found[waiting.pop(0)] = last
+            if not waiting:
+                break
+            if broken:
+                self.fail("decode", f"the frame at {float(frame.pts * info.time_base):.3f} s is damaged")
+            last = _picture(frame, info, converter)
+        if last is None:
+            self.fail("decode", f"no frame from {float(wanted[0] * info.time_base):.3f} s on can be decoded")
+        return found | dict.fromkeys(waiting, last)
 
 
-def _forward(container: Any, stream: Any, start: int, source: str | bytes, /) -> Iterator[Any]:
-    """Frames from the key frame at or before `start`; from the beginning where the container lands too late."""
-    try:
-        container.seek(start, stream=stream, backward=True, any_frame=False)
-    except av.FFmpegError as error:
-        raise DecodeError(name(source), "seek", _reason(error)) from error
-    frames = _decoded(container, stream, source)
-    first = next(frames, None)
-    if first is None or first.pts is None or first.pts > start:
-        container.seek(0)
-        yield from _decoded(container, stream, source)
-        return
-    yield first
-    yield from frames
-
-
-def _decoded(container: Any, stream: Any, source: str | bytes, /) -> Iterator[Any]:
-    try:
-        yield from container.decode(stream)
-    except av.FFmpegError as error:
-        raise DecodeError(name(source), "decode", _reason(error)) from error
-
-
-def picture(frame: Any, /, *, rotation: int) -> np.ndarray:
-    """u8 RGB [H W 3] of a frame: its own range and colour matrix, rotated counter-clockwise by `rotation` degrees."""
-    array = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(array, rotation // 90)) if rotation else array
-
-
-def count(source: str | bytes, /) -> int:
-    """Frames that really decode, from first to last; raises DecodeError at damage."""
-    with _open(source) as container:
-        stream = _video_stream(container, source)
-        return sum(1 for frame in _decoded(container, stream, source) if not frame.is_corrupt)
+def _picture(frame: Any, info: VideoInfo, converter: VideoReformatter, /) -> np.ndarray:
+    """RGB u8 [H W 3] for display; a stream that changes its size is resized to the first frame's."""
+    width, height = (info.height, info.width) if info.rotation % 180 else (info.width, info.height)
+    array = converter.reformat(frame, format="rgb24", width=width, height=height, threads=1).to_ndarray()
+    return np.rot90(array, info.rotation // 90)

@@ -6,12 +6,13 @@ import hashlib
 import multiprocessing
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.ipc
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from videomae_jax.data import decode
@@ -19,33 +20,40 @@ from videomae_jax.errors import UserError
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv")
 SPLITS = ("train", "val", "test")
+FOLDERS = {"train": "train", "training": "train", "val": "val", "validation": "val", "valid": "val", "test": "test", "testing": "test"}
 DIGEST = b"parquet_sha256"
+PARALLEL = 64  # videos below which starting processes takes longer than scanning
 SCHEMA = pa.schema([
     ("path", pa.string()), ("name", pa.string()), ("label", pa.string()), ("split", pa.string()), ("status", pa.string()),
     ("codec", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("rotation", pa.int32()), ("frames", pa.int32()),
     ("fps_num", pa.int64()), ("fps_den", pa.int64()), ("duration", pa.float64()), ("time_base_num", pa.int64()),
-    ("time_base_den", pa.int64()), ("pts_start", pa.int64()), ("pts_step", pa.int64()), ("pts", pa.list_(pa.int64()))])
+    ("time_base_den", pa.int64()), ("pts_start", pa.int64()), ("pts_step", pa.int64()), ("pts", pa.list_(pa.int64())),
+    ("keys", pa.list_(pa.int64()))])
 
 
-def find(directory: pathlib.Path, /) -> list[pathlib.Path]:
-    """Video files below a folder, sorted by path.
+def find(directory: pathlib.Path, /) -> list[str]:
+    """Videos below a folder as paths relative to it, sorted; hidden files and folders are passed over.
 
     Raises UserError for a missing folder or one without videos.
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder")
-    found = sorted(p for p in directory.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not found:
+    found = [p.relative_to(directory) for p in directory.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+    names = sorted(p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts))
+    if not names:
         raise UserError(f"no videos in {directory}; looked for {', '.join(SUFFIXES)}")
-    return found
+    return names
 
 
 def describe(path: str, /, *, verify: bool = False) -> dict[str, Any]:
-    """Columns of one video; `status` is "ok" or "stage: cause". Presentation times are stored as a progression if they are one."""
+    """Columns of one video; `status` is "ok" or "stage: cause". `verify` decodes every frame.
+
+    Presentation times that are an arithmetic progression are stored as `pts_start` and `pts_step`.
+    """
     try:
         info = decode.probe(path)
         if verify and (count := decode.count(path)) != info.frames:
-            raise decode.DecodeError(path, "decode", f"{count} of {info.frames} frames decode")
+            raise decode.DecodeError(path, "decode", f"{count} of {info.frames} frames can be decoded")
     except decode.DecodeError as error:
         return {"status": f"{error.stage}: {error.cause}"}
     steps = np.diff(info.pts)
@@ -53,77 +61,7 @@ def describe(path: str, /, *, verify: bool = False) -> dict[str, Any]:
     return {"status": "ok", "codec": info.codec, "width": info.width, "height": info.height, "rotation": info.rotation,
             "frames": info.frames, "fps_num": info.fps.numerator, "fps_den": info.fps.denominator, "duration": info.duration,
             "time_base_num": info.time_base.numerator, "time_base_den": info.time_base.denominator, "pts_start": int(info.pts[0]),
-            "pts_step": int(steps[0]) if regular and len(steps) else 0, "pts": None if regular else info.pts.tolist()}
-
-
-def read_labels(path: pathlib.Path, /) -> dict[str, dict[str, str]]:
-    """{path: columns} of a csv with the header `path,label[,split][,more]`; paths are relative to the video folder."""
-    if not path.is_file():
-        raise UserError(f"no label file {path}")
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if not reader.fieldnames or "path" not in reader.fieldnames:
-            raise UserError(f"{path} has the columns {reader.fieldnames}; a column 'path' is needed")
-        rows = {row.pop("path"): row for row in reader}
-    for name, row in rows.items():
-        if row.get("split", "train") not in SPLITS:
-            raise UserError(f"{path}: split {row['split']!r} of {name}; allowed are {', '.join(SPLITS)}")
-    return rows
-
-
-def build(directory: pathlib.Path, /, *, out: pathlib.Path, labels: pathlib.Path | None = None, val_fraction: float = 0.1,
-          verify: bool = False, workers: int = 1) -> pa.Table:
-    """The index of a folder.
-
-    Labels come from the csv, or else from the sub-folder a video lies in. The split comes from the csv, or else from a hash
-    of the relative path, so that it does not move when files are added. Paths are stored relative to the folder of `out`
-    when the videos lie below it, so that both can be moved together, and absolute otherwise. Further csv columns are
-    carried along as strings.
-    """
-    files = find(directory)
-    given = read_labels(labels) if labels else {}
-    names = [p.relative_to(directory).as_posix() for p in files]
-    absent = sorted(set(given) - set(names))
-    if absent:
-        raise UserError(f"{labels} names {len(absent)} files that are not in {directory}, first {absent[0]!r}")
-    columns = sorted({key for row in given.values() for key in row} - {"label", "split"})
-    home = out.resolve().parent
-    rows = []
-    for name, path, facts in zip(names, files, scan([str(p) for p in files], verify=verify, workers=workers), strict=True):
-        resolved = path.resolve()
-        folder = pathlib.PurePosixPath(name).parent.as_posix()
-        row = given.get(name, {})
-        rows.append({"path": resolved.relative_to(home).as_posix() if resolved.is_relative_to(home) else str(resolved), "name": name,
-                     "label": row.get("label") if given else (folder if folder != "." else None),
-                     "split": row.get("split") or split_of(name, val_fraction=val_fraction), **facts, **{c: row.get(c) for c in columns}})
-    hold_one_out(rows, fixed=any("split" in row for row in given.values()), val_fraction=val_fraction)
-    schema = SCHEMA
-    for column in columns:
-        if column in schema.names:
-            raise UserError(f"{labels}: column {column!r} is one that the index fills itself; rename it")
-        schema = schema.append(pa.field(column, pa.string()))
-    return pa.Table.from_pylist(rows, schema=schema)
-
-
-def split_of(name: str, /, *, val_fraction: float) -> str:
-    """ "train" or "val" by a hash of the name."""
-    return "val" if int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 < val_fraction else "train"
-
-
-def hold_one_out(rows: list[dict[str, Any]], /, *, fixed: bool, val_fraction: float) -> None:
-    """Moves one readable video to "val" when the hash of a small folder leaves that split empty; in place."""
-    good = [row for row in rows if row["status"] == "ok"]
-    if not fixed and val_fraction > 0 and len(good) > 1 and not any(row["split"] == "val" for row in good):
-        min(good, key=lambda row: hashlib.sha256(row["name"].encode()).hexdigest())["split"] = "val"
-
-
-def scan(paths: list[str], /, *, verify: bool, workers: int) -> Iterable[dict[str, Any]]:
-    """`describe` of every path, in order, over `workers` processes."""
-    if workers <= 1 or len(paths) < 64:
-        return [describe(p, verify=verify) for p in paths]
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        return list(pool.map(describe_verified if verify else describe, paths, chunksize=16))
+            "pts_step": int(steps[0]) if regular and len(steps) else 0, "pts": None if regular else info.pts.tolist(), "keys": info.keys.tolist()}
 
 
 def describe_verified(path: str, /) -> dict[str, Any]:
@@ -131,54 +69,183 @@ def describe_verified(path: str, /) -> dict[str, Any]:
     return describe(path, verify=True)
 
 
+def info_of(row: dict[str, Any], /) -> decode.VideoInfo:
+    """The VideoInfo that `describe` stored."""
+    if row["pts"] is None:
+        times = row["pts_start"] + row["pts_step"] * np.arange(row["frames"], dtype=np.int64)
+    else:
+        times = np.asarray(row["pts"], np.int64)
+    return decode.VideoInfo(codec=row["codec"], width=row["width"], height=row["height"], rotation=row["rotation"],
+                            fps=Fraction(row["fps_num"], row["fps_den"]), time_base=Fraction(row["time_base_num"], row["time_base_den"]),
+                            pts=times, keys=np.asarray(row["keys"], np.int64))
+
+
+def read_labels(path: pathlib.Path, /, *, directory: pathlib.Path) -> dict[str, dict[str, str]]:
+    """{name: columns} of a csv with the header `path,label[,split][,more columns]`.
+
+    Paths are relative to the video folder, or absolute and inside it. Raises UserError for a missing file, missing or
+    reserved columns, a path that is named twice, an unknown split, or a named file that does not exist.
+    """
+    if not path.is_file():
+        raise UserError(f"no label file {path}")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, restkey="", restval="")
+        header = list(reader.fieldnames or ())
+        if not {"path", "label"} <= set(header):
+            raise UserError(f"{path} begins with the columns {', '.join(header) or '(none)'}; needed is the header path,label[,split][,more columns]")
+        reserved = sorted((set(header) - {"path", "label", "split"}) & set(SCHEMA.names))
+        if reserved:
+            raise UserError(f"{path}: column {reserved[0]!r} is one that the index fills itself; rename it")
+        rows: dict[str, dict[str, str]] = {}
+        for row in reader:
+            if "" in row:
+                raise UserError(f"{path}:{reader.line_num} has more values than the {len(header)} columns of the header")
+            given = pathlib.Path(row.pop("path"))
+            name = os.path.relpath(given, directory) if given.is_absolute() else given.as_posix()
+            if name in rows:
+                raise UserError(f"{path}:{reader.line_num} names {name!r} a second time")
+            if "split" in row and row["split"] not in SPLITS:
+                raise UserError(f"{path}:{reader.line_num}: split {row['split']!r}; allowed are {', '.join(SPLITS)}")
+            rows[name] = row
+    if not rows:
+        raise UserError(f"{path} lists no video")
+    return rows
+
+
+def build(directory: pathlib.Path, /, *, labels: pathlib.Path | None = None, val_fraction: float = 0.1, verify: bool = False,
+          workers: int = 1) -> pa.Table:
+    """The index of a folder: a row per video, damaged ones included, with absolute paths (`write` shortens them).
+
+    With a csv, exactly the files it names are listed; its further columns are carried along as strings. Without one the
+    label is the first sub-folder a video lies in (a leading train, val or test folder gives the split), or null. Where
+    neither says, the split is drawn by a hash of the path relative to `directory`, so that it stays when files are added;
+    with at least two readable videos neither side is left empty. `verify` decodes every frame. Raises UserError.
+    """
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"val_fraction is {val_fraction}; allowed is 0 <= val_fraction < 1")
+    names = find(directory)
+    given = read_labels(labels, directory=directory) if labels else {}
+    if given:
+        absent = [name for name in given if name not in set(names)]
+        if absent:
+            raise UserError(f"{labels} names {len(absent)} files that are not videos in {directory}, first {absent[0]!r}")
+        names = sorted(given)
+    extra = [column for column in next(iter(given.values()), {}) if column not in ("label", "split")]
+    paths = [str(directory.resolve() / name) for name in names]
+    rows = []
+    for name, path, facts in zip(names, paths, scan(paths, verify=verify, workers=workers), strict=True):
+        split, label = from_folder(name)
+        row = given.get(name, {"label": label, **({"split": split} if split else {})})
+        rows.append({"path": path, "name": name, "label": row["label"] or None, "split": row.get("split"), **facts, **{c: row[c] for c in extra}})
+    draw_splits(rows, val_fraction=val_fraction)
+    return pa.Table.from_pylist(rows, schema=pa.schema([*SCHEMA, *(pa.field(column, pa.string()) for column in extra)]))
+
+
+def from_folder(name: str, /) -> tuple[str, str]:
+    """(split, label) that the folders of a relative path tell; "" where they do not."""
+    folders = name.split("/")[:-1]
+    split = FOLDERS.get(folders[0].lower(), "") if folders else ""
+    rest = folders[1:] if split else folders
+    return split, rest[0] if rest else ""
+
+
+def place(name: str, /) -> float:
+    """A number in [0, 1) that depends on a name only."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+
+
+def draw_splits(rows: list[dict[str, Any]], /, *, val_fraction: float) -> None:
+    """Fills missing splits in place: "val" where the hash of the name is below `val_fraction`, else "train"."""
+    drawn = [row for row in rows if row["split"] is None]
+    for row in drawn:
+        row["split"] = "val" if place(row["name"]) < val_fraction else "train"
+    readable = sorted((row for row in drawn if row["status"] == "ok"), key=lambda row: place(row["name"]))
+    if len(readable) == len([row for row in rows if row["status"] == "ok"]) > 1 and val_fraction > 0:
+        readable[0]["split"], readable[-1]["split"] = "val", "train"
+
+
+def scan(paths: Sequence[str], /, *, verify: bool, workers: int) -> Iterable[dict[str, Any]]:
+    """`describe` of every path, in order, over `workers` spawned processes where there are many."""
+    task = describe_verified if verify else describe
+    if workers <= 1 or len(paths) <= PARALLEL:
+        return [task(path) for path in paths]
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(task, paths, chunksize=8))
+
+
 def write(table: pa.Table, out: pathlib.Path, /) -> None:
-    """Parquet at `out` and its Arrow cache beside it."""
+    """Parquet at `out` and its Arrow cache beside it.
+
+    Paths of videos below the folder of `out` are stored relative to it, so that the folder can be moved as a whole;
+    others stay absolute.
+    """
+    home = out.resolve().parent
+    paths = [pathlib.Path(path) for path in table.column("path").to_pylist()]
+    short = [path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path) for path in paths]
+    table = table.set_column(table.schema.get_field_index("path"), "path", pa.array(short, pa.string()))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     pq.write_table(table, temporary)
     os.replace(temporary, out)
-    cache(out)
-
-
-def cache(path: pathlib.Path, /) -> pathlib.Path:
-    """The Arrow IPC file of an index, written anew when it does not stem from this Parquet file."""
-    target, digest = path.with_suffix(".arrow"), hashlib.sha256(path.read_bytes()).hexdigest().encode()
-    if target.is_file():
-        try:
-            with pa.memory_map(str(target)) as file:
-                if (pa.ipc.open_file(file).schema.metadata or {}).get(DIGEST) == digest:
-                    return target
-        except pa.ArrowInvalid:
-            pass  # half-written or foreign: written anew below
-    table = pq.read_table(path)
-    missing = [name for name in SCHEMA.names if name not in table.schema.names]
-    if missing:
-        raise UserError(f"{path} is a Parquet file but no video index: it lacks the columns {', '.join(missing)}")
-    table = table.replace_schema_metadata({DIGEST: digest}).combine_chunks()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    os.replace(temporary, target)
-    return target
+    load(out)
 
 
 def load(path: str | pathlib.Path, /) -> pa.Table:
-    """The memory-mapped table of an index.
+    """The table of an index, mapped from its Arrow cache, which is written anew where it does not stem from this Parquet file.
 
-    Raises UserError when the file is missing or is no index.
+    Where the cache cannot be written (a read-only folder) the table is held in memory. Raises UserError when the file
+    is missing or is no index.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"no index {path}; make one with: python -m videomae_jax index DIR --out={path}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest().encode()
+    cached = _mapped(path.with_suffix(".arrow"), digest)
+    if cached is not None:
+        return cached
     try:
-        return pa.ipc.open_file(pa.memory_map(str(cache(path)))).read_all()
+        table = pq.read_table(path)
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet index: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from error
+    missing = [name for name in SCHEMA.names if name not in table.schema.names]
+    if missing:
+        raise UserError(f"{path} is no video index of this version: it lacks the columns {', '.join(missing)}; run the index command again")
+    table = table.replace_schema_metadata({DIGEST: digest}).combine_chunks()
+    return _mapped(path.with_suffix(".arrow"), digest) if _cache(table, path.with_suffix(".arrow")) else table
 
 
-def info_of(row: dict[str, Any], /) -> decode.VideoInfo:
-    """The VideoInfo that `describe` stored."""
-    times = np.asarray(row["pts"], np.int64) if row["pts"] is not None else row["pts_start"] + row["pts_step"] * np.arange(row["frames"], dtype=np.int64)
-    return decode.VideoInfo(codec=row["codec"], width=row["width"], height=row["height"], rotation=row["rotation"],
-                            fps=decode.Fraction(row["fps_num"], row["fps_den"]),
-                            time_base=decode.Fraction(row["time_base_num"], row["time_base_den"]), pts=times)
+def _mapped(path: pathlib.Path, digest: bytes, /) -> pa.Table | None:
+    """The mapped table of a cache; None where it is missing, half-written or stems from another Parquet file."""
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
+    return reader.read_all() if (reader.schema.metadata or {}).get(DIGEST) == digest else None
+
+
+def _cache(table: pa.Table, path: pathlib.Path, /) -> bool:
+    """Replaces the cache as a whole, so that processes which start together do not see half of it; False if not permitted."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        return False
+    os.replace(temporary, path)
+    return True
+
+
+def readable(table: pa.Table, /, *, split: str, path: str) -> np.ndarray:
+    """Row numbers i64 of the readable videos of a split, or of every split for "all".
+
+    Raises UserError when there is none; `path` is the index as the error calls it.
+    """
+    good = pc.equal(table.column("status"), "ok")
+    chosen = good if split == "all" else pc.and_(good, pc.equal(table.column("split"), split))
+    rows = np.flatnonzero(chosen.to_numpy())
+    if not len(rows):
+        counts = {v["values"].as_py(): v["counts"].as_py() for v in table.filter(good).column("split").value_counts()}
+        known = ", ".join(f"{k} ({n})" for k, n in sorted(counts.items())) or "no readable video at all"
+        raise UserError(f"index {path} has no readable video in split {split!r}; it has {known}")
+    return rows

@@ -4,27 +4,33 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from videomae_jax.data import clips, decode, index, transforms
 from videomae_jax.errors import UserError
 
+KINDS = ("image", "labels", "flow", "boxes", "sequence", "static")
+
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """Shape without the batch axis, dtype and kind (image | labels | flow | boxes | sequence | static) of a batch key."""
+    """Shape without the batch axis, dtype and kind (one of KINDS) of a batch key."""
 
     shape: tuple[int, ...]
     dtype: str
     kind: str
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"field kind {self.kind!r}; allowed are {', '.join(KINDS)}")
+
 
 class Source(Protocol):
-    """Random access to examples; instances are small when pickled and hold no open files."""
+    """Random access to examples; an instance holds no open files and is small when pickled, for it travels to workers."""
 
-    repeats: int  # copies made from one decode
+    repeats: int  # copies K made from one decode
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -40,37 +46,36 @@ class Source(Protocol):
         """The example's name."""
 
     def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Every key with a leading axis of `repeats` copies. Raises DecodeError."""
+        """Every key with a leading axis of `repeats` copies; draws only from `rng`. Raises DecodeError."""
 
 
-@functools.lru_cache(maxsize=32)
-def _rows(path: str, stamp: int, split: str, limit: int, /) -> tuple[Any, np.ndarray]:
-    """The mapped table of an index and the numbers of its readable rows of a split; once per process and file version."""
-    table = index.load(path)
-    status, splits = table.column("status").to_numpy(zero_copy_only=False), table.column("split").to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero((status == "ok") & ((splits == split) | (split == "all")))
-    if not len(rows):
-        known = sorted(set(splits.tolist()))
-        raise UserError(f"index {path} has no readable video in split {split!r}; its splits are {', '.join(known)} ({len(status)} videos)")
-    return table, rows[:limit] if limit else rows
+def _video_fields(frames: int, size: int, /) -> dict[str, Field]:
+    return {"video": Field((frames, size, size, 3), "uint8", "image"), "label": Field((), "int32", "static")}
 
 
-@functools.lru_cache(maxsize=32)
-def _classes(path: str, stamp: int, column: str, /) -> tuple[str, ...]:
-    """Sorted class names of a column over all splits."""
-    table = index.load(path)
-    if column not in table.schema.names:
-        raise UserError(f"index {path} has no column {column!r}; it has {', '.join(table.schema.names)}")
-    return tuple(sorted({v for v in table.column(column).unique().to_pylist() if v is not None}))
+def spread(rows: np.ndarray, /, *, limit: int) -> np.ndarray:
+    """`limit` of the rows at equal distances (0 = all): the first ones would all be of the first class folder."""
+    return rows if limit in (0, len(rows)) or limit > len(rows) else rows[np.arange(limit) * len(rows) // limit]
+
+
+class _Opened(NamedTuple):
+    """An index as one process sees it."""
+
+    table: Any
+    rows: np.ndarray
+    column: str  # "" where there are no labels
+    classes: tuple[str, ...]
+    numbers: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoClips:
-    """Clips of the videos of an index.
+    """Clips of the readable videos of an index: `video` u8 [K T size size 3] and `label` i32 [K].
 
-    `label` names the index column that becomes batch["label"] ("" = the column `label`); `split` is train, val, test or
-    all; `limit` uses only the first videos; `repeats` crops are cut from one decode (repeated augmentation: they share
-    the frames and differ in crop and mask).
+    `split` is train, val, test or all. `label` names the index column that becomes batch["label"] ("" = the column
+    `label`); classes are numbered over all splits in sorted order (by value where all are integers), -1 where a video has
+    none. `limit` takes that many videos at equal distances. `repeats` crops are cut from one decode (repeated
+    augmentation, VideoMAE V2: they share the frames and differ in crop and mask).
     """
 
     index: str
@@ -83,45 +88,83 @@ class VideoClips:
     sampling: Any = clips.DenseRandom()
     crop: Any = transforms.MultiScaleCrop()
 
-    @property
-    def fields(self) -> dict[str, Field]:
-        return {"video": Field((self.frames, self.size, self.size, 3), "uint8", "image"), "label": Field((), "int32", "static")}
+    def __post_init__(self) -> None:
+        for field, least in (("frames", 1), ("size", 1), ("repeats", 1), ("limit", 0)):
+            if getattr(self, field) < least:
+                raise UserError(f"{field} is {getattr(self, field)}; allowed are {least} and more")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The mapped table stays behind: every process maps the file itself.
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    @functools.cached_property
+    def _opened(self) -> _Opened:
+        table = index.load(self.index)
+        column = self.label or "label"
+        if column not in table.schema.names:
+            raise UserError(f"index {self.index} has no column {column!r}; it has {', '.join(table.schema.names)}")
+        found = {v for v in table.column(column).unique().to_pylist() if v is not None}
+        numeric = all(v.isascii() and v.isdigit() for v in found)
+        classes = tuple(sorted(found, key=(lambda v: (int(v), v)) if numeric else None))
+        rows = spread(index.readable(table, split=self.split, path=self.index), limit=self.limit)
+        return _Opened(table, rows, column, classes, {v: i for i, v in enumerate(classes)})
 
     @property
-    def _stamp(self) -> int:
-        path = pathlib.Path(self.index)
-        return path.stat().st_mtime_ns if path.is_file() else 0
+    def fields(self) -> dict[str, Field]:
+        return _video_fields(self.frames, self.size)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return _classes(self.index, self._stamp, self.label or "label")
+        return self._opened.classes
 
     def __len__(self) -> int:
-        return len(_rows(self.index, self._stamp, self.split, self.limit)[1])
+        return len(self._opened.rows)
 
     def record(self, row: int, /) -> dict[str, Any]:
-        """Columns of a row of this split."""
-        table, rows = _rows(self.index, self._stamp, self.split, self.limit)
-        return table.slice(int(rows[row]), 1).to_pylist()[0]
+        """Columns of the index for a row of this source."""
+        return self._opened.table.slice(int(self._opened.rows[row]), 1).to_pylist()[0]
 
     def name(self, row: int, /) -> str:
         return self.record(row)["name"]
 
     def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        record = self.record(row)
-        info = index.info_of(record)
-        path = str(pathlib.Path(self.index).parent / record["path"])
+        record, info = (record := self.record(row)), index.info_of(record)
         ids = self.sampling.ids(info.frames, clip=self.frames, rng=rng)
-        video = decode.decode(path, ids=ids, info=info)
+        video = decode.decode(pathlib.Path(self.index).parent / record["path"], ids, info=info)
         crops = np.stack([self.crop(video, size=self.size, rng=rng) for _ in range(self.repeats)])
-        value = record[self.label or "label"]
-        label = -1 if value is None else self.classes.index(value)
+        label = self._opened.numbers.get(record[self._opened.column], -1)
         return {"video": crops, "label": np.full(self.repeats, label, np.int32)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArrayClips:
+    """Clips held in memory: `video` u8 [N T H W 3] and `labels` i32 [N]; copies are identical."""
+
+    video: np.ndarray
+    labels: np.ndarray
+    repeats: int = 1
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        return {"video": Field(self.video.shape[1:], "uint8", "image"), "label": Field((), "int32", "static")}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(str(i) for i in range(int(self.labels.max()) + 1))
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def name(self, row: int, /) -> str:
+        return f"array {row}"
+
+    def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"video": np.repeat(self.video[row][None], self.repeats, 0), "label": np.full(self.repeats, self.labels[row], np.int32)}
 
 
 @dataclasses.dataclass(frozen=True)
 class NoiseClips:
-    """Seeded noise without input cost, for benchmarks, dry runs and recipe cards; `length` videos."""
+    """Seeded noise without input cost, for benchmarks, dry runs and recipe cards: `length` videos, four distinct ones."""
 
     frames: int = 16
     size: int = 224
@@ -133,7 +176,7 @@ class NoiseClips:
 
     @property
     def fields(self) -> dict[str, Field]:
-        return {"video": Field((self.frames, self.size, self.size, 3), "uint8", "image"), "label": Field((), "int32", "static")}
+        return _video_fields(self.frames, self.size)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -152,5 +195,4 @@ class NoiseClips:
 
 @functools.lru_cache(maxsize=8)
 def _noise(frames: int, size: int, row: int, repeats: int, /) -> np.ndarray:
-    rng = np.random.default_rng(row)
-    return rng.integers(0, 256, (repeats, frames, size, size, 3), np.uint8)
+    return np.random.default_rng(row).integers(0, 256, (repeats, frames, size, size, 3), np.uint8)

@@ -1,0 +1,142 @@
+"""The `shapes` family of the synthetic world: large smooth sprites that drift over a smooth background.
+
+A clip is a pure function of (world seed, index): numpy only, an independent generator per clip. Appearance (the shape)
+and motion (one of eight directions) are drawn independently of each other and of every nuisance.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+APPEARANCES = ("disc", "square", "star", "triangle")
+MOTIONS = ("east", "north", "northeast", "northwest", "south", "southeast", "southwest", "west")
+_ANGLES = {"east": 0, "northeast": 45, "north": 90, "northwest": 135, "west": 180, "southwest": 225, "south": 270, "southeast": 315}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Parameters of the family; lengths are fractions of the frame side, speeds fractions a frame.
+
+    All sprites of a clip share shape and motion and leave the frame on one side to enter on the other, so that any
+    window of any length shows the motion and no single frame tells it. `grating` is the wavelength of the shading that
+    is locked to a sprite; textures finer than the distance of visible patches cannot be predicted by any model.
+    """
+
+    size: int = 96
+    frames: int = 24
+    fps: int = 12
+    sprites: int = 2
+    radius: tuple[float, float] = (0.24, 0.34)
+    speed: tuple[float, float] = (0.018, 0.030)
+    grating: tuple[float, float] = (0.45, 0.8)
+    contrast: tuple[float, float] = (0.25, 0.45)
+    edge: float = 0.015
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """`video` u8 [T H W 3] and the class names of its sprites; `scene` holds what `truth` needs."""
+
+    video: np.ndarray
+    appearance: str
+    motion: str
+    scene: dict[str, np.ndarray]
+
+
+def clip(index: int, /, *, world: Shapes, seed: int) -> Clip:
+    """Clip `index` of a world."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, index]))
+    appearance, motion = APPEARANCES[rng.integers(len(APPEARANCES))], MOTIONS[rng.integers(len(MOTIONS))]
+    scene = draw_scene(rng, world=world, motion=motion)
+    return Clip(video=render(scene, world=world, appearance=appearance), appearance=appearance, motion=motion, scene=scene)
+
+
+def draw_scene(rng: np.random.Generator, /, *, world: Shapes, motion: str) -> dict[str, np.ndarray]:
+    """Nuisances of a clip: places, sizes, turns, colours, gratings, background. Coordinates are (x, y), y downwards."""
+    n, angle = world.sprites, math.radians(_ANGLES[motion])
+    start = (rng.uniform(0, 1, 2) + np.arange(n)[:, None] / n + rng.uniform(-0.1, 0.1, (n, 2))) % 1
+    speed = rng.uniform(*world.speed)
+    wave = rng.uniform(*world.grating, n)
+    turn = rng.uniform(0, 2 * math.pi, n)
+    base, tint = rng.uniform(0.3, 0.7, (n, 3)), rng.normal(size=(n, 3))
+    tint = tint / np.abs(tint).max(-1, keepdims=True) * rng.uniform(*world.contrast, (n, 1))
+    slope, ground = rng.uniform(0, 2 * math.pi), rng.uniform(0.3, 0.7, 3)
+    rise = rng.choice([-1.0, 1.0], 3) * rng.uniform(0.1, 0.25, 3)
+    return {"start": start, "velocity": speed * np.array([math.cos(angle), -math.sin(angle)]), "radius": rng.uniform(*world.radius, n),
+            "turn": turn, "wave": wave, "phase": rng.uniform(0, 2 * math.pi, n), "grain": rng.uniform(0, 2 * math.pi, n),
+            "base": base, "tint": tint, "slope": np.array(slope), "ground": ground, "rise": rise}
+
+
+def distance(x: np.ndarray, y: np.ndarray, /, *, appearance: str, radius: float) -> np.ndarray:
+    """Signed distance-like field of a shape centred at 0: negative inside, in units of the frame side."""
+    if appearance == "disc":
+        return np.hypot(x, y) - radius
+    if appearance == "square":
+        return np.maximum(np.abs(x), np.abs(y)) - 0.85 * radius
+    if appearance == "triangle":
+        sides = [x * math.cos(a) + y * math.sin(a) for a in (math.pi / 2, math.pi / 2 + 2 * math.pi / 3, math.pi / 2 + 4 * math.pi / 3)]
+        return np.maximum.reduce(sides) - 0.6 * radius
+    return np.hypot(x, y) - radius * (0.75 + 0.3 * np.cos(5 * np.arctan2(y, x)))
+
+
+def places(scene: dict[str, np.ndarray], /, *, world: Shapes) -> np.ndarray:
+    """Sprite centres f64 [T n 2] on the torus."""
+    times = np.arange(world.frames)[:, None, None]
+    return (scene["start"][None] + times * scene["velocity"]) % 1
+
+
+def local(scene: dict[str, np.ndarray], sprite: int, /, *, world: Shapes) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel coordinates f32 [T H W] relative to a sprite's centre, on the torus."""
+    centre = places(scene, world=world)[:, sprite]
+    pixel = ((np.arange(world.size) + 0.5) / world.size).astype(np.float32)
+    wrap = lambda d: (d + 0.5) % 1 - 0.5  # noqa: E731
+    x = wrap(pixel[None, None, :] - centre[:, 0, None, None].astype(np.float32))
+    y = wrap(pixel[None, :, None] - centre[:, 1, None, None].astype(np.float32))
+    return np.broadcast_arrays(x, y)
+
+
+def coverage(scene: dict[str, np.ndarray], sprite: int, /, *, world: Shapes, appearance: str) -> np.ndarray:
+    """Opacity f32 [T H W] of a sprite in [0, 1]."""
+    x, y = local(scene, sprite, world=world)
+    c, s = math.cos(scene["turn"][sprite]), math.sin(scene["turn"][sprite])
+    field = distance(c * x + s * y, c * y - s * x, appearance=appearance, radius=float(scene["radius"][sprite]))
+    return np.clip(0.5 - field / world.edge, 0, 1)
+
+
+def render(scene: dict[str, np.ndarray], /, *, world: Shapes, appearance: str) -> np.ndarray:
+    """u8 [T H W 3]: a linear ramp of colour, then the sprites in order."""
+    pixel = (np.arange(world.size) + 0.5) / world.size - 0.5
+    ramp = pixel[None, :] * math.cos(scene["slope"]) + pixel[:, None] * math.sin(scene["slope"])
+    image = np.broadcast_to((scene["ground"] + 2 * ramp[..., None] * scene["rise"]).astype(np.float32),
+                            (world.frames, world.size, world.size, 3)).copy()
+    for sprite in range(world.sprites):
+        x, y = local(scene, sprite, world=world)
+        along = x * math.cos(scene["grain"][sprite]) + y * math.sin(scene["grain"][sprite])
+        shade = np.sin(2 * math.pi * along / scene["wave"][sprite] + scene["phase"][sprite])[..., None]
+        colour = (scene["base"][sprite] + shade * scene["tint"][sprite]).astype(np.float32)
+        alpha = coverage(scene, sprite, world=world, appearance=appearance)[..., None].astype(np.float32)
+        image = image * (1 - alpha) + colour * alpha
+    return np.uint8(np.round(255 * image.clip(0, 1)))
+
+
+def truth(scene: dict[str, np.ndarray], /, *, world: Shapes, appearance: str) -> dict[str, np.ndarray]:
+    """Exact truth at the rendered size.
+
+    `objects` u8 [T H W] instance id (0 = background); `boxes` f32 [T n 4] tight (x1, y1, x2, y2) of the visible pixels and
+    `present` bool [T n]; `flow_fwd` f32 [T-1 H W 2] displacement in pixels to the next frame, x then y.
+    """
+    objects = np.zeros((world.frames, world.size, world.size), np.uint8)
+    for sprite in range(world.sprites):
+        objects[coverage(scene, sprite, world=world, appearance=appearance) > 0.5] = sprite + 1
+    boxes = np.zeros((world.frames, world.sprites, 4), np.float32)
+    present = np.zeros((world.frames, world.sprites), bool)
+    for t in range(world.frames):
+        for sprite in range(world.sprites):
+            rows, columns = np.nonzero(objects[t] == sprite + 1)
+            if len(rows):
+                present[t, sprite] = True
+                boxes[t, sprite] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    moving = (objects[:-1] > 0)[..., None]
+    return {"objects": objects, "boxes": boxes, "present": present,
+            "flow_fwd": np.where(moving, scene["velocity"] * world.size, 0).astype(np.float32)}
