@@ -87,36 +87,39 @@ def places(scene: dict[str, np.ndarray], /, *, world: Shapes) -> np.ndarray:
 
 
 def local(scene: dict[str, np.ndarray], sprite: int, /, *, world: Shapes) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel coordinates f32 [T H W] relative to a sprite's centre, on the torus."""
+    """Pixel coordinates (x f32 [T 1 W], y f32 [T H 1]) relative to a sprite's centre, on the torus."""
     centre = places(scene, world=world)[:, sprite]
-    pixel = ((np.arange(world.size) + 0.5) / world.size).astype(np.float32)
-    wrap = lambda d: (d + 0.5) % 1 - 0.5  # noqa: E731
-    x = wrap(pixel[None, None, :] - centre[:, 0, None, None].astype(np.float32))
-    y = wrap(pixel[None, :, None] - centre[:, 1, None, None].astype(np.float32))
-    return np.broadcast_arrays(x, y)
+    pixel = (np.arange(world.size) + 0.5) / world.size
+    offset = ((pixel[None, None] - centre[..., None] + 0.5) % 1 - 0.5).astype(np.float32)
+    return offset[:, 0, None, :], offset[:, 1, :, None]
+
+
+def turned(x: np.ndarray, y: np.ndarray, /, *, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates f32 [T H W] in axes turned by `angle`."""
+    c, s = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+    return c * x + s * y, c * y - s * x
 
 
 def coverage(scene: dict[str, np.ndarray], sprite: int, /, *, world: Shapes, appearance: str) -> np.ndarray:
     """Opacity f32 [T H W] of a sprite in [0, 1]."""
-    x, y = local(scene, sprite, world=world)
-    c, s = math.cos(scene["turn"][sprite]), math.sin(scene["turn"][sprite])
-    field = distance(c * x + s * y, c * y - s * x, appearance=appearance, radius=float(scene["radius"][sprite]))
-    return np.clip(0.5 - field / world.edge, 0, 1)
+    x, y = turned(*local(scene, sprite, world=world), angle=float(scene["turn"][sprite]))
+    field = distance(x, y, appearance=appearance, radius=float(scene["radius"][sprite]))
+    return np.clip(0.5 - field / np.float32(world.edge), 0, 1)
 
 
 def render(scene: dict[str, np.ndarray], /, *, world: Shapes, appearance: str) -> np.ndarray:
     """u8 [T H W 3]: a linear ramp of colour, then the sprites in order."""
     pixel = (np.arange(world.size) + 0.5) / world.size - 0.5
     ramp = pixel[None, :] * math.cos(scene["slope"]) + pixel[:, None] * math.sin(scene["slope"])
-    image = np.broadcast_to((scene["ground"] + 2 * ramp[..., None] * scene["rise"]).astype(np.float32),
-                            (world.frames, world.size, world.size, 3)).copy()
+    ground = (scene["ground"] + 2 * ramp[..., None] * scene["rise"]).astype(np.float32)
+    image = np.broadcast_to(ground, (world.frames, world.size, world.size, 3)).copy()
     for sprite in range(world.sprites):
-        x, y = local(scene, sprite, world=world)
-        along = x * math.cos(scene["grain"][sprite]) + y * math.sin(scene["grain"][sprite])
-        shade = np.sin(2 * math.pi * along / scene["wave"][sprite] + scene["phase"][sprite])[..., None]
-        colour = (scene["base"][sprite] + shade * scene["tint"][sprite]).astype(np.float32)
-        alpha = coverage(scene, sprite, world=world, appearance=appearance)[..., None].astype(np.float32)
-        image = image * (1 - alpha) + colour * alpha
+        alpha = coverage(scene, sprite, world=world, appearance=appearance)
+        inside = alpha > 0
+        along, _ = turned(*local(scene, sprite, world=world), angle=float(scene["grain"][sprite]))
+        shade = np.sin(np.float32(2 * math.pi / scene["wave"][sprite]) * along[inside] + np.float32(scene["phase"][sprite]))
+        colour = scene["base"][sprite].astype(np.float32) + shade[:, None] * scene["tint"][sprite].astype(np.float32)
+        image[inside] += alpha[inside][:, None] * (colour - image[inside])
     return np.uint8(np.round(255 * image.clip(0, 1)))
 
 
