@@ -23,6 +23,6 @@ def main(argv: list[str]) -> int:
     plan = synthetic.Plan(seed=options.seed, train=options.train, val=options.val, test=options.test, truth=options.truth)
     synthetic.write(directory, plan, workers=options.workers)
     out = directory / "index.parquet"
-    index.write(index.build(directory, out=out, labels=directory / "labels.csv", workers=options.workers), out)
+    index.write(index.build(directory, labels=directory / "labels.csv", workers=options.workers), out)
     print(out)
     return 0
