@@ -1,6 +1,7 @@
 """Which frames of a video make a clip. Ids are 0-based, in presentation order."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,9 @@ class DenseRandom:
 
     stride: int = 4
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     def ids(self, frames: int, /, *, clip: int, rng: np.random.Generator) -> np.ndarray:
         """i64 [clip] for a video of `frames` frames."""
         room = frames - clip * self.stride + 1
@@ -39,6 +43,9 @@ class DenseCentre:
 
     stride: int = 4
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     def ids(self, frames: int, /, *, clip: int, rng: np.random.Generator) -> np.ndarray:
         """i64 [clip]; `rng` is not used."""
         return strided(frames, start=max(0, (frames - clip * self.stride) // 2), clip=clip, stride=self.stride)
@@ -46,23 +53,24 @@ class DenseCentre:
 
 @dataclasses.dataclass(frozen=True)
 class DenseFinetune:
-    """V2 fine-tuning, dense: spacing clip x stride / (clip - 1), so 64/15 and not 4 (V2 datasets).
+    """V2 fine-tuning, dense: spacing clip x stride / (clip - 1), so 64/15 and not 4 (V2 datasets.py, num_segment 1).
 
-    `position` is "random" for training and "centre" for validation.
+    `position` is "random" for training and "centre" for validation. Up to clip x stride frames, frames / stride ids are
+    spread over the whole video and the last frame repeats.
     """
 
     stride: int = 4
     position: str = "random"
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     def ids(self, frames: int, /, *, clip: int, rng: np.random.Generator) -> np.ndarray:
         """i64 [clip] for a video of `frames` frames."""
         span = clip * self.stride
-        if self.position not in ("random", "centre"):
-            raise UserError(f"clip position {self.position!r}; allowed are 'random' and 'centre'")
         if frames <= span:
             ids = np.linspace(0, frames, num=frames // self.stride)
-            ids = np.concatenate([ids, np.full(clip - len(ids), frames)]) if len(ids) < clip else ids[:clip]
-            return np.clip(ids, 0, frames - 1).astype(np.int64)
+            return np.clip(np.concatenate([ids, np.full(clip - len(ids), frames)]), 0, frames - 1).astype(np.int64)
         end = int(rng.integers(span, frames)) if self.position == "random" else (span + frames) // 2
         return np.clip(np.linspace(end - span, end, num=clip), end - span, end - 1).astype(np.int64)
 
@@ -75,31 +83,38 @@ class DenseView:
     views: int = 5
     view: int = 0
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     def ids(self, frames: int, /, *, clip: int, rng: np.random.Generator) -> np.ndarray:
         """i64 [clip]; `rng` is not used."""
         ids = np.arange(0, frames, self.stride)
         ids = np.concatenate([ids, np.full(max(clip - len(ids), 0), ids[-1])])
-        start = int(self.view * max((len(ids) - clip) / (self.views - 1), 0)) if self.views > 1 else (len(ids) - clip) // 2
-        return ids[start: start + clip].astype(np.int64)
+        start = int(self.view * (len(ids) - clip) / max(self.views - 1, 1))
+        return ids[start: start + clip]
 
 
 @dataclasses.dataclass(frozen=True)
 class SparseFinetune:
-    """V2 fine-tuning on frame folders (SSv2): one frame from each of `clip` equal segments; random or their middle.
+    """V2 fine-tuning, sparse (TSN): one frame of each of `clip` equal segments, random or their middle.
 
-    Videos shorter than the clip are padded with frame 0 at the front.
+    `stored` is "frames" for folders of pictures (SSv2) or "file": for video files V2 never draws the last frame of a
+    segment. Shorter videos are padded with frame 0 at the front; V2 does so for folders and asks for frame -1 of files.
     """
 
     position: str = "random"
+    stored: str = "frames"
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     def ids(self, frames: int, /, *, clip: int, rng: np.random.Generator) -> np.ndarray:
         """i64 [clip] for a video of `frames` frames."""
-        if self.position not in ("random", "centre"):
-            raise UserError(f"clip position {self.position!r}; allowed are 'random' and 'centre'")
         length = frames // clip
         if length == 0:
             return np.concatenate([np.zeros(clip - frames, np.int64), np.arange(frames)])
-        offset = rng.integers(length, size=clip) if self.position == "random" else np.full(clip, length // 2)
+        drawn = max(length - 1, 1) if self.stored == "file" else length
+        offset = rng.integers(drawn, size=clip) if self.position == "random" else (length - (self.stored == "file")) // 2
         return np.arange(clip) * length + offset
 
 
@@ -110,8 +125,24 @@ class SparseView:
     views: int = 2
     view: int = 0
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     def ids(self, frames: int, /, *, clip: int, rng: np.random.Generator) -> np.ndarray:
         """i64 [clip]; `rng` is not used."""
         tick = frames / clip
         ids = sorted(int(s * tick / self.views + tick * x) for s in range(self.views) for x in range(clip))
         return np.asarray(ids[self.view:: self.views], np.int64)
+
+
+def _check(sampling: Any, /) -> None:
+    """Raises UserError for a field of a sampling that is out of range."""
+    fields = vars(sampling)
+    for field, allowed in (("position", ("random", "centre")), ("stored", ("frames", "file"))):
+        if field in fields and fields[field] not in allowed:
+            raise UserError(f"{type(sampling).__name__}: {field} {fields[field]!r}; allowed are {', '.join(allowed)}")
+    for field in ("stride", "views"):
+        if fields.get(field, 1) < 1:
+            raise UserError(f"{type(sampling).__name__}: {field} is {fields[field]}; allowed are 1 and more")
+    if "view" in fields and not 0 <= fields["view"] < fields["views"]:
+        raise UserError(f"{type(sampling).__name__}: view {fields['view']}; allowed are 0 to {fields['views'] - 1}")

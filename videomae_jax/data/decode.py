@@ -227,8 +227,8 @@ class _Call:
         """Frames from the present position on; with `wanted`, frames that nothing refers to are left out."""
         skip = bool(wanted) and stream.codec_context.name in SKIPPING
         for packet in self.packets(container, stream, stage="decode"):
-            if skip:
-                stream.codec_context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+            needed = not skip or packet.pts is None or packet.pts in wanted
+            stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
             yield from self.frames(packet)
 
     def seek(self, container: Any, stream: Any, pts: int, /, *, wanted: frozenset[int] = frozenset()) -> Iterator[Any]:

@@ -143,7 +143,7 @@ class Stream:
         return self
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        return {k: _adopt(v) for k, v in next(self._iterator).items()}
 
     def __enter__(self) -> "Stream":
         return self
@@ -155,6 +155,19 @@ class Stream:
         """Stops threads and workers and releases their shared memory."""
         self._iterator.close()
         self._batches.close()
+
+
+def _adopt(array: np.ndarray, /) -> np.ndarray:
+    """Takes the name off the shared memory behind an array that came from a worker, at no copy.
+
+    The mapping lives as long as the array; without a name nothing stays behind, however this process ends. Grain would
+    do it when the array is collected, in a thread that an exiting process no longer runs.
+    """
+    memory = getattr(array, "shm", None)
+    if memory is not None:
+        memory.unlink()
+        array._unlink_on_del = False
+    return array
 
 
 def stream(source: Source, /, *, batch_size: int, seed: int, start: int = 0, host: int = 0, hosts: int = 1, workers: int = 0,

@@ -6,6 +6,8 @@ import math
 import numpy as np
 from PIL import Image
 
+from videomae_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Box:
@@ -17,12 +19,19 @@ class Box:
     height: int
 
 
+def resize(video: np.ndarray, /, *, width: int, height: int) -> np.ndarray:
+    """u8 [T height width 3]: every frame with PIL's antialiased bilinear filter."""
+    if video.shape[1:3] == (height, width):
+        return np.ascontiguousarray(video)
+    out = np.empty((len(video), height, width, 3), np.uint8)
+    for place, frame in zip(out, video, strict=True):
+        place[...] = Image.fromarray(np.ascontiguousarray(frame)).resize((width, height), Image.Resampling.BILINEAR)
+    return out
+
+
 def crop_resize(video: np.ndarray, box: Box, /, *, size: int) -> np.ndarray:
-    """Crops, then resizes each frame with PIL's antialiased bilinear filter (weights end at the crop's border)."""
-    cut = video[:, box.top: box.top + box.height, box.left: box.left + box.width]
-    if box.width == box.height == size:
-        return np.ascontiguousarray(cut)
-    return np.stack([np.asarray(Image.fromarray(frame).resize((size, size), Image.BILINEAR)) for frame in np.ascontiguousarray(cut)])
+    """Crops, then resizes to `size` squared: the filter sees nothing beyond the crop's border."""
+    return resize(video[:, box.top: box.top + box.height, box.left: box.left + box.width], width=size, height=size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +74,15 @@ class MultiScaleCrop:
 
 @dataclasses.dataclass(frozen=True)
 class CentreCrop:
-    """The central square, resized: what short-side resize and centre crop show."""
+    """The short side resized to `size`, then the central square: validation. V2 resizes without antialiasing (OpenCV)."""
 
     def __call__(self, video: np.ndarray, /, *, size: int, rng: np.random.Generator) -> np.ndarray:
         """u8 [T H W 3] -> u8 [T size size 3]; `rng` is not used."""
         height, width = video.shape[1:3]
-        side = min(height, width)
-        return crop_resize(video, Box((width - side) // 2, (height - side) // 2, side, side), size=size)
+        wide, high = (int(size * side / min(width, height)) for side in (width, height))
+        left, top = round((wide - size) / 2), round((high - size) / 2)
+        whole = resize(video, width=wide, height=high)
+        return np.ascontiguousarray(whole[:, top: top + size, left: left + size])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +96,19 @@ class WholeFrame:
 
 @dataclasses.dataclass(frozen=True)
 class RandomResizedCrop:
-    """A crop of random area and log-uniform aspect ratio; ten tries, then the central crop of allowed ratio."""
+    """A crop of random area and log-uniform aspect ratio; ten tries, then the central crop of allowed ratio.
+
+    V2 fine-tuning uses area (0.08, 1), MAE-ST pretraining (0.5, 1), and `flip` is the chance of a mirror image there. Both
+    resize float frames without antialiasing.
+    """
 
     area: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (0.75, 4 / 3)
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.area[0] <= self.area[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
+            raise UserError(f"area {self.area}, ratio {self.ratio}; allowed are 0 < low <= high, and areas up to 1")
 
     def box(self, *, width: int, height: int, rng: np.random.Generator) -> Box:
         """A crop drawn for frames of `width` x `height` pixels."""
@@ -103,4 +123,5 @@ class RandomResizedCrop:
 
     def __call__(self, video: np.ndarray, /, *, size: int, rng: np.random.Generator) -> np.ndarray:
         """u8 [T H W 3] -> u8 [T size size 3]."""
-        return crop_resize(video, self.box(width=video.shape[2], height=video.shape[1], rng=rng), size=size)
+        out = crop_resize(video, self.box(width=video.shape[2], height=video.shape[1], rng=rng), size=size)
+        return np.ascontiguousarray(out[:, :, ::-1]) if rng.random() < self.flip else out

@@ -1,0 +1,115 @@
+"""Temporal sampling against the ids of the official code, worked out by hand from its rules."""
+
+import numpy as np
+import pytest
+
+from videomae_jax.data import clips
+from videomae_jax.errors import UserError
+
+
+class Fixed:
+    """A generator whose every draw is `value`, and which keeps the ranges it was asked for."""
+
+    def __init__(self, value: int) -> None:
+        self.value, self.ranges = value, []
+
+    def integers(self, low: int, high: int | None = None, size: int | None = None) -> int | np.ndarray:
+        self.ranges.append((0, low) if high is None else (low, high))
+        return self.value if size is None else np.full(size, self.value)
+
+
+def ids(sampling: object, frames: int, /, *, draw: int = 0, clip: int = 16) -> list[int]:
+    """The ids of a sampling with a known draw."""
+    result = sampling.ids(frames, clip=clip, rng=Fixed(draw))
+    assert result.dtype == np.int64
+    return result.tolist()
+
+
+@pytest.mark.parametrize(("frames", "expected"), [
+    (40, [*range(0, 37, 4)] + [36] * 6), (61, [*range(0, 57, 4)] + [56]), (62, [*range(0, 61, 4)]), (6, [0] + [4] * 15), (5, [0] * 16), (1, [0] * 16)])
+def test_dense_random_on_short_videos(frames: int, expected: list[int]) -> None:
+    """Exact stride from frame 0; a step is taken only while the 1-based position plus the stride is below the length."""
+    assert ids(clips.DenseRandom(stride=4), frames) == expected
+
+
+def test_dense_random_draws_every_start() -> None:
+    """start ~ U{0..frames - 64}, then exact steps of 4."""
+    rng = Fixed(36)
+    assert clips.DenseRandom(stride=4).ids(100, clip=16, rng=rng).tolist() == [*range(36, 97, 4)]
+    assert rng.ranges == [(0, 37)]
+    rng = Fixed(0)
+    clips.DenseRandom(stride=4).ids(63, clip=16, rng=rng)
+    assert rng.ranges == []
+    assert ids(clips.DenseRandom(stride=2), 100, draw=5) == [*range(5, 36, 2)]
+
+
+def test_dense_centre() -> None:
+    """The same window at every call."""
+    assert ids(clips.DenseCentre(stride=4), 100) == [*range(18, 79, 4)]
+    assert ids(clips.DenseCentre(stride=4), 40) == ids(clips.DenseRandom(stride=4), 40)
+
+
+def test_dense_finetune() -> None:
+    """Spacing 64/15; training draws the end, validation takes (64 + L) // 2."""
+    assert ids(clips.DenseFinetune(), 100, draw=64) == [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]
+    centre = clips.DenseFinetune(position="centre")
+    assert ids(centre, 300) == [118, 122, 126, 130, 135, 139, 143, 147, 152, 156, 160, 164, 169, 173, 177, 181]
+    assert ids(clips.DenseFinetune(), 40) == [0, 4, 8, 13, 17, 22, 26, 31, 35] + [39] * 7
+    assert ids(clips.DenseFinetune(), 3) == [2] * 16
+    rng = Fixed(64)
+    clips.DenseFinetune().ids(100, clip=16, rng=rng)
+    assert rng.ranges == [(64, 100)]
+
+
+def test_dense_views() -> None:
+    """View k starts at int(k * (n - 16) / (S - 1)) of the n ids at stride 4."""
+    views = [ids(clips.DenseView(views=5, view=k), 300) for k in range(5)]
+    assert [v[0] for v in views] == [0, 56, 116, 176, 236]
+    assert views[4] == [*range(236, 297, 4)]
+    assert ids(clips.DenseView(views=3, view=2), 10) == [0, 4] + [8] * 14
+    assert ids(clips.DenseView(views=1), 300)[0] == 0
+
+
+def test_sparse_finetune() -> None:
+    """One frame of each segment; the two ways of V2 to store a video differ in the last frame of a segment."""
+    for stored, high, middle in (("frames", 3, 1), ("file", 2, 1)):
+        rng = Fixed(1)
+        sampling = clips.SparseFinetune(stored=stored)
+        assert sampling.ids(50, clip=16, rng=rng).tolist() == [3 * i + 1 for i in range(16)]
+        assert rng.ranges == [(0, high)]
+        assert ids(clips.SparseFinetune(position="centre", stored=stored), 50) == [3 * i + middle for i in range(16)]
+        assert ids(sampling, 10) == [0] * 6 + [*range(10)]
+    assert ids(clips.SparseFinetune(position="centre"), 64)[0] == 2
+    assert ids(clips.SparseFinetune(position="centre", stored="file"), 64)[0] == 1
+    rng = Fixed(0)
+    clips.SparseFinetune(stored="file").ids(20, clip=16, rng=rng)
+    assert rng.ranges == [(0, 1)]
+
+
+def test_sparse_views() -> None:
+    """Interleaved ids int(s * tick / S + tick * x)."""
+    assert ids(clips.SparseView(views=2, view=0), 50) == [0, 3, 6, 9, 12, 15, 18, 21, 25, 28, 31, 34, 37, 40, 43, 46]
+    assert ids(clips.SparseView(views=2, view=1), 50) == [1, 4, 7, 10, 14, 17, 20, 23, 26, 29, 32, 35, 39, 42, 45, 48]
+
+
+SAMPLINGS = [clips.DenseRandom(), clips.DenseRandom(stride=1), clips.DenseCentre(), clips.DenseFinetune(), clips.DenseFinetune(position="centre"),
+             clips.DenseView(view=4), clips.SparseFinetune(), clips.SparseFinetune(stored="file"), clips.SparseView(view=1)]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_ids_exist_and_ascend(sampling: object) -> None:
+    """For every length the clip is full, inside the video and in order."""
+    rng = np.random.default_rng(0)
+    for frames in [*range(1, 140), 1000]:
+        for clip in (1, 8, 16):
+            result = sampling.ids(frames, clip=clip, rng=rng)
+            assert result.shape == (clip,) and result.min() >= 0 and result.max() < frames
+            assert (np.diff(result) >= 0).all()
+
+
+@pytest.mark.parametrize("make", [lambda: clips.DenseFinetune(position="middle"), lambda: clips.SparseFinetune(stored="zip"),
+                                  lambda: clips.DenseRandom(stride=0), lambda: clips.DenseView(views=2, view=2)])
+def test_fields_are_checked(make: object) -> None:
+    """A wrong field fails when the object is made and names what is allowed."""
+    with pytest.raises(UserError, match="allowed are"):
+        make()

@@ -1,0 +1,372 @@
+"""Frame accuracy, damage and colours of the decoder, on made and on real files."""
+
+import dataclasses
+import io
+import pathlib
+import tempfile
+import threading
+
+import av
+import numpy as np
+import pytest
+
+from videomae_jax.data import decode
+
+BITS, FRAMES, WIDTH, HEIGHT = 8, 120, 128, 64
+
+
+def bars(number: int, /, *, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    """A picture that spells `number`: eight vertical bars, dark 0 and bright 1."""
+    levels = [235 if number >> bit & 1 else 20 for bit in range(BITS)]
+    return np.repeat(np.repeat(np.repeat(np.asarray(levels, np.uint8), width // BITS)[None], height, 0)[..., None], 3, -1)
+
+
+def spelt(picture: np.ndarray, /) -> int:
+    """The number that a picture of bars spells."""
+    step = picture.shape[1] // BITS
+    return sum(int(picture[:, i * step + step // 4: (i + 1) * step - step // 4].mean() > 128) << i for i in range(BITS))
+
+
+def encode(*, frames: int = FRAMES, codec: str = "libx264", container: str = "mp4", variable: bool = False, width: int = WIDTH,
+           height: int = HEIGHT, **options: str) -> bytes:
+    """A file of bars: closed groups of 30 pictures with three B-frames; `variable` steps 9000, 3000, 3000, ... of 1/90000 s."""
+    with tempfile.NamedTemporaryFile() as file:
+        _encode(file.name, frames, codec, container, variable, width, height, options)
+        return pathlib.Path(file.name).read_bytes()
+
+
+def _encode(path: str, frames: int, codec: str, container: str, variable: bool, width: int, height: int, options: dict[str, str]) -> None:
+    with av.open(path, "w", format=container, options={"movflags": "faststart"} if container == "mp4" else {}) as out:
+        stream = out.add_stream(codec, rate=30)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.options = {"g": "30", "bf": "3", "crf": "18", "preset": "veryfast", "sc_threshold": "0"} | options
+        if variable:
+            stream.codec_context.time_base = decode.Fraction(1, 90000)
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(bars(number % 2**BITS, width=width, height=height), format="rgb24")
+            if variable:
+                frame.pts, frame.time_base = 3000 * number + 6000 * -(-number // 3), decode.Fraction(1, 90000)
+            else:
+                frame.pts = number
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+
+
+def sequential(source: decode.Video, /, *, rotation: int = 0) -> dict[int, np.ndarray]:
+    """{pts: picture} from first to last, without seeking or skipping."""
+    with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        return {f.pts: np.rot90(f.to_ndarray(format="rgb24"), rotation // 90) for f in container.decode(video=0)}
+
+
+@pytest.fixture(scope="module")
+def constant() -> bytes:
+    """The conformance file with a constant frame rate."""
+    return encode()
+
+
+KINDS = {
+    "cfr": {}, "vfr": {"variable": True}, "open_gop": {"x264-params": "open-gop=1:b-pyramid=normal"}, "no_b": {"bf": "0"},
+    "one_key": {"g": "500"}, "mkv": {"container": "matroska"}, "ts": {"container": "mpegts"},
+    "hevc": {"codec": "libx265", "x265-params": "log-level=none:open-gop=1"}, "mpeg4_avi": {"codec": "mpeg4", "container": "avi", "bf": "2", "qscale": "2"},
+    "mpeg4_mp4": {"codec": "mpeg4", "bf": "2", "qscale": "2"}, "vp9": {"codec": "libvpx-vp9", "container": "webm", "deadline": "realtime", "cpu-used": "8"},
+    "mjpeg": {"codec": "mjpeg", "container": "avi", "bf": "0"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_frame_is_the_one_asked_for(kind: str) -> None:
+    """Random order, repeats and single frames give the frames that their bars spell."""
+    data = encode(**KINDS[kind])
+    info = decode.probe(data)
+    assert info.frames == FRAMES and (info.width, info.height) == (WIDTH, HEIGHT)
+    order = np.random.default_rng(0).permutation(FRAMES)
+    assert [spelt(p) for p in decode.decode(data, order, info=info)] == order.tolist()
+    for ids in ([119], [0], [29], [30], [31], [57, 57, 3], [119, 0]):
+        assert [spelt(p) for p in decode.decode(data, ids, info=info)] == ids
+
+
+@pytest.mark.parametrize("kind", ["cfr", "vfr", "open_gop", "hevc", "mpeg4_avi"])
+def test_random_access_is_bit_identical_to_sequential(kind: str) -> None:
+    """Leaving frames out and seeking change no pixel."""
+    data = encode(**KINDS[kind])
+    info, reference, rng = decode.probe(data), sequential(data), np.random.default_rng(1)
+    for _ in range(12):
+        ids = rng.integers(0, FRAMES, rng.integers(1, 7))
+        for picture, number in zip(decode.decode(data, ids, info=info), ids, strict=True):
+            np.testing.assert_array_equal(picture, reference[int(info.pts[number])])
+
+
+def test_presentation_times_of_a_variable_rate() -> None:
+    """The table holds the muxed times, not multiples of a mean."""
+    info = decode.probe(encode(variable=True))
+    seconds = (info.pts - info.pts[0]) * info.time_base
+    assert [round(float(s) * 90000) for s in seconds[:5]] == [0, 9000, 12000, 15000, 24000]
+    assert info.keys.tolist() == [int(info.pts[k]) for k in (0, 30, 60, 90)]
+
+
+def test_seeks_to_the_key_frame(constant: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last frame costs one group of pictures, not the whole file, and distant frames are sought apart."""
+    seen: list[int] = []
+    plain = decode._Call.frames
+    monkeypatch.setattr(decode._Call, "frames", lambda self, *a: [seen.append(f.pts) or f for f in plain(self, *a)])
+    info = decode.probe(constant)
+    for ids, most in (([119], 31), ([2, 119], 45), ([0, 60], 10)):
+        seen.clear()
+        assert [spelt(p) for p in decode.decode(constant, ids, info=info)] == ids
+        assert len(seen) <= most
+
+
+def test_unneeded_frames_are_not_converted(constant: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One conversion for each distinct frame."""
+    converted: list[int] = []
+    plain = decode._picture
+    monkeypatch.setattr(decode, "_picture", lambda frame, *a: converted.append(frame.pts) or plain(frame, *a))
+    info = decode.probe(constant)
+    decode.decode(constant, [7, 3, 3, 7, 11, 3], info=info)
+    assert converted == [int(info.pts[i]) for i in (3, 7, 11)]
+
+
+def test_one_thread_and_a_closed_container(constant: bytes, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder is told its single thread before the first packet, and every container is closed, also after a failure."""
+    opened, threads, plain = [], [], av.open
+    path = tmp_path / "a.mp4"
+    path.write_bytes(constant)
+
+    def watched(*args: object, **kw: object) -> object:
+        opened.append(plain(*args, **kw))
+        return opened[-1]
+
+    monkeypatch.setattr(av, "open", watched)
+    frames = decode._Call.frames
+    monkeypatch.setattr(decode._Call, "frames", lambda self, p, *a: threads.append(
+        (p.stream.codec_context.thread_count, p.stream.codec_context.thread_type.name)) or frames(self, p, *a))
+    info = decode.probe(path)
+    decode.decode(path, [5], info=info)
+    with pytest.raises(decode.DecodeError):
+        decode.decode(constant[: len(constant) // 2], [119], info=info)
+    assert set(threads) == {(1, "SLICE")}
+    for container in opened:
+        with pytest.raises(AssertionError, match="not open"):
+            container.seek(0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(126, 98), (66, 34)])
+def test_odd_sizes(width: int, height: int) -> None:
+    """Sizes that are no multiple of a macroblock come out whole."""
+    data = encode(frames=5, width=width, height=height)
+    video = decode.decode(data, [0, 4])
+    assert video.shape == (2, height, width, 3)
+    np.testing.assert_allclose(video[0].astype(int), np.resize(video[0, :1], video[0].shape), atol=12)
+
+
+def test_one_frame() -> None:
+    """A video of a single picture."""
+    data = encode(frames=1)
+    info = decode.probe(data)
+    assert info.frames == 1 and info.duration == pytest.approx(1 / 30)
+    assert decode.decode(data, [0] * 16, info=info).shape == (16, HEIGHT, WIDTH, 3)
+
+
+def coloured(rgb: tuple[int, int, int], /, *, matrix: str, full: bool, tagged: bool = True, deep: bool = False) -> bytes:
+    """Four frames of one colour, converted to YUV by the matrix's own definition (ITU-R BT.601, BT.709)."""
+    red, blue = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}[matrix]
+    r, g, b = (x / 255 for x in rgb)
+    luma = red * r + (1 - red - blue) * g + blue * b
+    chroma = (b - luma) / (2 - 2 * blue), (r - luma) / (2 - 2 * red)
+    planes = [255 * luma, *(128 + 255 * c for c in chroma)] if full else [16 + 219 * luma, *(128 + 224 * c for c in chroma)]
+    pixels, scale = ("yuv420p10le", 4) if deep else ("yuv420p", 1)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as out:
+        stream = out.add_stream("libx265" if deep else "libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, pixels
+        stream.options = {"crf": "1", "preset": "ultrafast"} | ({"x265-params": "log-level=none"} if deep else {})
+        frame = av.VideoFrame(64, 64, pixels)
+        for plane, value in zip(frame.planes, planes, strict=True):
+            dtype = np.uint16 if deep else np.uint8
+            plane.update(np.full(plane.buffer_size // np.dtype(dtype).itemsize, round(value * scale), dtype).tobytes())
+        if tagged:
+            for target in (stream.codec_context, frame):
+                target.colorspace, target.color_range = {"bt601": 6, "bt709": 1}[matrix], 2 if full else 1
+        for number in range(4):
+            frame.pts = number
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("rgb", [(200, 30, 60), (20, 180, 220)])
+@pytest.mark.parametrize("how", [{"matrix": "bt601", "full": False}, {"matrix": "bt709", "full": False}, {"matrix": "bt601", "full": True},
+                                 {"matrix": "bt709", "full": True}, {"matrix": "bt601", "full": False, "tagged": False},
+                                 {"matrix": "bt709", "full": False, "deep": True}], ids=str)
+def test_colours(rgb: tuple[int, int, int], how: dict[str, object]) -> None:
+    """Matrix and range of the stream are respected; an untagged one counts as BT.601, limited range."""
+    picture = decode.decode(coloured(rgb, **how), [1])[0, 32, 32]
+    np.testing.assert_allclose(picture.astype(int), rgb, atol=4)
+
+
+def stage_of(source: decode.Video, /, *, ids: tuple[int, ...] = (), info: decode.VideoInfo | None = None) -> str:
+    """The stage at which reading fails."""
+    with pytest.raises(decode.DecodeError) as failure:
+        decode.decode(source, ids, info=info) if ids else decode.probe(source)
+    error = failure.value
+    assert error.path in str(error) and error.code == 1 + decode.STAGES.index(error.stage)
+    return error.stage
+
+
+def test_damaged_files(constant: bytes, tmp_path: pathlib.Path) -> None:
+    """Every kind of damage is a DecodeError with its stage."""
+    empty, text = tmp_path / "empty.mp4", tmp_path / "text.mp4"
+    empty.touch()
+    text.write_text("not a video " * 100)
+    assert stage_of(str(empty)) == "open"
+    assert stage_of(text) == "open"
+    assert stage_of(tmp_path / "absent.mp4") == "open"
+    assert stage_of(constant[: len(constant) * 2 // 3]) == "short"
+    assert stage_of(constant, ids=(120,)) == "short" and stage_of(constant, ids=(-1, 2)) == "short"
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as out:
+        stream = out.add_stream("aac", rate=16000, layout="mono")
+        for start in range(0, 16384, 1024):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, start
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    assert stage_of(buffer.getvalue()) == "stream"
+
+
+def flipped(data: bytes, /, *, at: float, length: int = 400) -> bytes:
+    """The file with bytes of its packets overwritten."""
+    start = int(len(data) * at)
+    return data[:start] + b"\xab" * length + data[start + length:]
+
+
+def test_flipped_bytes_never_give_a_wrong_frame(constant: bytes) -> None:
+    """With a damaged middle each frame is right or a DecodeError; those before the damage stay readable."""
+    info, broken, failed = decode.probe(constant), flipped(constant, at=0.6), 0
+    for number in range(FRAMES):
+        try:
+            assert spelt(decode.decode(broken, [number], info=info)[0]) == number
+        except decode.DecodeError as error:
+            assert error.stage == "decode"
+            failed += 1
+    assert 1 <= failed <= 60
+    with pytest.raises(decode.DecodeError):
+        decode.count(broken)
+    assert decode.count(constant) == FRAMES
+
+
+def test_concealed_damage_is_not_passed_on(constant: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames behind a concealed one refer to it, up to the next key frame."""
+
+    class Marked:
+        def __init__(self, frame: object, corrupt: bool) -> None:
+            self.frame, self.is_corrupt = frame, corrupt
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.frame, name)
+
+    info, plain = decode.probe(constant), decode._Call.frames
+    monkeypatch.setattr(decode._Call, "frames", lambda self, *a: [Marked(f, f.pts == info.pts[40]) for f in plain(self, *a)])
+    monkeypatch.setattr(decode, "_picture", lambda frame, info, converter: np.full((HEIGHT, WIDTH, 3), 7, np.uint8))
+    monkeypatch.setattr(decode, "SKIPPING", ())
+    for number, good in ((39, True), (40, False), (50, False), (60, True), (119, True)):
+        if good:
+            assert decode.decode(constant, [number], info=info).min() == 7
+        else:
+            assert stage_of(constant, ids=(number,), info=info) == "decode"
+
+
+def test_a_frame_that_is_not_coded_is_the_one_on_screen(constant: bytes) -> None:
+    """A time without a picture gives the picture before it, whatever else is asked; before the first picture, the first."""
+    info = decode.probe(constant)
+    step = int(info.pts[1] - info.pts[0])
+    times = np.sort(np.concatenate([info.pts, info.pts[[50]] + step // 2, info.pts[[0]] - step]))
+    gapped = dataclasses.replace(info, pts=times)
+    for ids in ([52], [51, 52, 53], [1, 52, 100], [52, 52]):
+        expected = [i - 1 if i < 52 else i - 2 for i in ids]
+        assert [spelt(p) for p in decode.decode(constant, ids, info=gapped)] == expected
+    assert spelt(decode.decode(constant, [0], info=gapped)[0]) == 0
+
+
+def test_deadline(constant: bytes) -> None:
+    """A call that takes longer than it may ends as a timeout, without a signal, so also in a thread."""
+    info, stages = decode.probe(constant), []
+
+    def slow() -> None:
+        try:
+            decode.decode(constant, [119], info=info, timeout=1e-9)
+        except decode.DecodeError as error:
+            stages.append(error.stage)
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    thread.join()
+    assert stages == ["timeout"]
+
+
+def test_error_survives_pickling() -> None:
+    """Workers send it to the training process."""
+    import pickle
+
+    error = pickle.loads(pickle.dumps(decode.DecodeError("a.mp4", "seek", "why")))
+    assert (error.path, error.stage, error.cause, error.code) == ("a.mp4", "seek", "why", 4)
+    with pytest.raises(ValueError, match="allowed are open"):
+        decode.DecodeError("a.mp4", "nowhere", "")
+
+
+def test_files_are_not_held_open(constant: bytes, tmp_path: pathlib.Path) -> None:
+    """Neither success nor failure leaves a descriptor or much memory behind."""
+    import os
+    import resource
+
+    if not pathlib.Path("/proc/self/fd").is_dir():
+        pytest.skip("counts descriptors under /proc")
+    path, broken = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    path.write_bytes(constant)
+    broken.write_bytes(flipped(constant, at=0.6, length=3000))
+    info = decode.probe(path)
+
+    def many(times: int) -> None:
+        for _ in range(times):
+            decode.decode(path, [3], info=info)
+            with pytest.raises(decode.DecodeError):
+                decode.decode(broken, [90, 119], info=info)
+
+    many(20)
+    files, memory = len(os.listdir("/proc/self/fd")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    many(100)
+    assert len(os.listdir("/proc/self/fd")) == files
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 30_000  # kB
+
+
+REAL = ("action_test.avi", "arm_wrestling.mp4", "bottle_drumming.mp4", "face1.mp4", "face2.mp4", "face3.mp4", "flipping_pancake.mkv",
+        "nasa_13013.mp4", "nasa_hdr_10bit.mp4", "rotated_90.mov", "skeleton_1080p.mp4", "speech_126px.mp4", "talking_face.mp4", "testsrc2_vp9.webm")
+
+
+@pytest.mark.parametrize("clip", REAL)
+def test_real_clips(real_videos: pathlib.Path, clip: str) -> None:
+    """Random access equals sequential decoding on files of many makers."""
+    path = real_videos / clip
+    info = decode.probe(path)
+    reference = sequential(path, rotation=info.rotation)
+    assert sorted(reference) == info.pts.tolist()
+    rng = np.random.default_rng(0)
+    for start in (0, int(rng.integers(info.frames)), info.frames - 1):
+        ids = np.minimum(start + 4 * np.arange(4), info.frames - 1)
+        for picture, number in zip(decode.decode(path, ids, info=info), ids, strict=True):
+            assert picture.shape == (info.height, info.width, 3)
+            np.testing.assert_array_equal(picture, reference[int(info.pts[number])])
+
+
+def test_real_rotation(real_videos: pathlib.Path) -> None:
+    """A phone video is stood upright: sky above, and portrait."""
+    info = decode.probe(real_videos / "rotated_90.mov")
+    assert (info.width, info.height, info.rotation) == (320, 568, 270)
+
+
+def test_real_damage(real_videos: pathlib.Path) -> None:
+    """A file with damaged packets, and one that was cut off: its header announces 12,633 frames."""
+    info = decode.probe(real_videos / "corrupted.mp4")
+    assert stage_of(real_videos / "corrupted.mp4", ids=(0, info.frames - 1), info=info) == "decode"
+    assert stage_of(real_videos / "instruction_7min.mp4") == "short"
