@@ -37,10 +37,17 @@ def card(run: Assembly, /) -> dict[str, Any]:
 
 
 def checkpoints_kept(run: Assembly, /) -> int:
-    """Checkpoints on disk at the end: the newest `keep_last`, one being written, and every `keep_every`-th."""
-    keep, every = run.config.checkpoint.keep_last, run.config.checkpoint.keep_every
-    steps = 0 if every in ("", "0") else configs.duration(every, total=run.total, steps_per_epoch=run.steps_per_epoch)
-    return keep + 1 + (run.total // steps if steps else 0)
+    """Most checkpoints that are ever on disk: the newest `keep_last`, one being written, and those kept for ever.
+
+    Kept for ever are the saves whose step is a multiple of `keep_every`; a save happens every `every` steps.
+    """
+    def steps(text: str) -> int:
+        return 0 if text in ("", "0") else max(1, configs.duration(text, total=run.total, steps_per_epoch=run.steps_per_epoch))
+
+    settings = run.config.checkpoint
+    every, keep_every = steps(settings.every), steps(settings.keep_every)
+    for_ever = run.total // math.lcm(every, keep_every) if every and keep_every else 0
+    return settings.keep_last + 1 + for_ever
 
 
 def text(values: dict[str, Any], /) -> str:

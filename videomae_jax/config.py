@@ -21,14 +21,14 @@ import ml_collections
 from videomae_jax.errors import UserError
 
 SYMBOL = "__symbol__"
-_PLACEHOLDER = (dataclasses.MISSING, inspect.Parameter.empty)
 _LINEN_FIELDS = ("parent", "name")
 
 
 def _parameters(symbol: Any, /) -> dict[str, inspect.Parameter]:
     """Constructor parameters of `symbol` that a config may set."""
     parameters = inspect.signature(symbol).parameters
-    return {k: p for k, p in parameters.items() if k not in _LINEN_FIELDS or not dataclasses.is_dataclass(symbol)}
+    linen = dataclasses.is_dataclass(symbol) and all(k in parameters for k in _LINEN_FIELDS)
+    return {k: p for k, p in parameters.items() if not (linen and k in _LINEN_FIELDS)}
 
 
 def spec(symbol: Any, /, **kw: Any) -> ml_collections.ConfigDict:
@@ -38,6 +38,8 @@ def spec(symbol: Any, /, **kw: Any) -> ml_collections.ConfigDict:
     """
     path = f"{symbol.__module__}.{symbol.__qualname__}"
     parameters = _parameters(symbol)
+    fields = dataclasses.fields(symbol) if dataclasses.is_dataclass(symbol) else ()
+    factories = {f.name: f.default_factory for f in fields if f.default_factory is not dataclasses.MISSING}
     for name in kw:
         if name not in parameters:
             raise UserError(f"{path} has no parameter {name!r}; it has {', '.join(parameters)}")
@@ -45,6 +47,8 @@ def spec(symbol: Any, /, **kw: Any) -> ml_collections.ConfigDict:
     for name, parameter in parameters.items():
         if name in kw:
             value = kw[name]
+        elif name in factories:
+            value = factories[name]()
         elif parameter.default is not inspect.Parameter.empty:
             value = parameter.default
         else:
@@ -54,10 +58,12 @@ def spec(symbol: Any, /, **kw: Any) -> ml_collections.ConfigDict:
 
 
 def plain(value: Any, /) -> Any:
-    """`value` as config data: dataclass instances become nodes, everything else stays."""
+    """`value` as config data: dataclass instances become nodes, sequences tuples, everything else stays."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init and f.name not in _LINEN_FIELDS}
-        return spec(type(value), **fields)
+        known = _parameters(type(value))
+        return spec(type(value), **{f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name in known})
+    if isinstance(value, (list, tuple)):
+        return tuple(plain(v) for v in value)
     return value
 
 
@@ -67,15 +73,22 @@ def _dict(values: dict[str, Any], /) -> ml_collections.ConfigDict:
 
 
 def symbol(path: str, /, *, trust: tuple[str, ...] = ()) -> Any:
-    """The object at import path `path`, which must lie in this package, in `configs` or in a trusted package."""
+    """The class or function at import path `path`, which must be *defined* in this package, in `configs` or in a trusted one.
+
+    A name that an allowed module merely imports from elsewhere is refused as well.
+    """
     allowed = ("videomae_jax", "configs", *trust)
+    refusal = UserError(f"refusing to import {path!r}: allowed packages are {', '.join(allowed)}; add one with --trust=PACKAGE")
     if path.split(".")[0] not in allowed:
-        raise UserError(f"refusing to import {path!r}: allowed packages are {', '.join(allowed)}; add one with --trust=PACKAGE")
+        raise refusal
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: a path without a dot
         raise UserError(f"config names {path!r}, which cannot be imported: {error}") from error
+    if str(getattr(found, "__module__", "")).split(".")[0] not in allowed:
+        raise refusal
+    return found
 
 
 def build(node: Any, /, *, trust: tuple[str, ...] = ()) -> Any:
@@ -88,6 +101,9 @@ def build(node: Any, /, *, trust: tuple[str, ...] = ()) -> Any:
         unknown = sorted(set(values) - set(_parameters(target)))
         if unknown:
             raise UserError(f"{node[SYMBOL]} has no parameter {unknown[0]!r}; it has {', '.join(_parameters(target))}")
+        missing = [k for k, p in _parameters(target).items() if p.default is inspect.Parameter.empty and k not in values]
+        if missing:
+            raise UserError(f"{node[SYMBOL]} needs a value for {missing[0]!r}")
         return target(**values)
     if isinstance(node, (list, tuple)):
         return tuple(build(v, trust=trust) for v in node)
@@ -97,6 +113,8 @@ def build(node: Any, /, *, trust: tuple[str, ...] = ()) -> Any:
 def load(path: str, /) -> ml_collections.ConfigDict:
     """`get_config()` of a config file, looked up as given and then among the configs that the package installs."""
     found = find(path)
+    if found.suffix != ".py":
+        raise UserError(f"config file {path!r} is not a Python file; allowed are files that end in .py")
     root = str(found.resolve().parent)
     while (pathlib.Path(root) / "__init__.py").exists() or pathlib.Path(root).name in ("pretrain", "finetune", "probe", "data"):
         root = str(pathlib.Path(root).parent)
@@ -142,7 +160,8 @@ def literal(text: str, /) -> Any:
 def override(config: ml_collections.ConfigDict, assignments: dict[str, str], /) -> None:
     """Sets `a.b.c` fields in place.
 
-    Raises UserError for a field that does not exist or a value whose type differs from the present one.
+    A field that holds a string takes the text as it is ("none" and "10" too). Raises UserError for a field that does not
+    exist or a value whose type differs from the present one; only a field that holds None takes any type.
     """
     for path, text in assignments.items():
         node, *_, name = config, *path.split(".")
@@ -152,14 +171,14 @@ def override(config: ml_collections.ConfigDict, assignments: dict[str, str], /) 
         value, old = literal(text), node[name]
         if isinstance(old, ml_collections.ConfigDict):
             raise UserError(f"--config.{path} is a group with the fields {', '.join(old)}; set one of them")
-        if isinstance(old, str) and not isinstance(value, str) and value is not None:
+        if isinstance(old, str) and not isinstance(value, str):
             value = text
         if isinstance(old, tuple) and not isinstance(value, tuple):
             value = tuple(value) if isinstance(value, list) else (value,)
         if isinstance(old, float) and type(value) is int:
             value = float(value)
-        if old is not None and value is not None and type(value) is not type(old):
-            raise UserError(f"--config.{path}={text} is a {type(value).__name__}; allowed is a {type(old).__name__} such as {old!r}")
+        if old is not None and type(value) is not type(old):
+            raise UserError(f"--config.{path}={text} is of type {type(value).__name__}; allowed is type {type(old).__name__}, such as {old!r}")
         with node.ignore_type():
             node[name] = value
 
@@ -173,7 +192,11 @@ def _child(node: Any, name: str, /, *, path: str) -> Any:
 
 def to_json(config: ml_collections.ConfigDict, /) -> str:
     """The resolved config as JSON; `from_json` rebuilds it."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+    def data(value: Any) -> Any:
+        if isinstance(value, (ml_collections.ConfigDict, dict)):
+            return {k: data(value[k]) for k in value}
+        return [data(v) for v in value] if isinstance(value, (list, tuple)) else value
+    return json.dumps(data(config), indent=2, sort_keys=True)
 
 
 def from_json(text: str, /) -> ml_collections.ConfigDict:
@@ -198,7 +221,7 @@ def duration(text: str | int, /, *, total: int | None, steps_per_epoch: float) -
     An epoch is one pass over the decoded clips; copies of a decode do not count (VideoMAE V2 reports
     epochs x copies as effective epochs).
     """
-    match = re.fullmatch(r"\s*([0-9.eE+]+)\s*(ep|%|)\s*", str(text))
+    match = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE]\+?\d+)?|\.\d+)\s*(ep|%|)\s*", str(text))
     if not match:
         raise UserError(f"duration {text!r} is not understood; allowed are '40ep', '5%' and '1000'")
     value, unit = float(match[1]), match[2]
@@ -212,12 +235,12 @@ def duration(text: str | int, /, *, total: int | None, steps_per_epoch: float) -
 FREE = (r"name", r"mesh\..*", r"log\..*", r"checkpoint\..*", r"evaluators\..*", r"eval_data\..*", r"microbatches", r"workers",
         r"threads", r"prefetch", r".*\.remat", r".*\.unroll", r".*\.attention")
 EXTEND = (r"total",)
-FORK = (r"batch_size", r"seed", r"data\..*", r"schedule\..*", r"optimizer\..*", r"ema", r"guard\..*")
+FORK = (r"batch_size", r"seed", r"data\..*", r"optimizers\.\w+\.(?!__symbol__).*", r"ema")  # another optimiser has another state
 
 
 def compare(old: Any, new: Any, /) -> dict[str, list[str]]:
     """Differences of two configs by what a resumed run needs to accept them: {"free" | "extend" | "fork" | "never": lines}."""
-    before, after = flat(old), flat(new)
+    before, after = flat(from_json(to_json(old))), flat(from_json(to_json(new)))  # as stored: a list equals a tuple
     result: dict[str, list[str]] = {"free": [], "extend": [], "fork": [], "never": []}
     for key in sorted(before.keys() | after.keys()):
         left, right = before.get(key, "<absent>"), after.get(key, "<absent>")

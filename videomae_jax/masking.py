@@ -103,9 +103,16 @@ def take(tokens: Array, /, *, ids: Array) -> Array:
     return jax.vmap(lambda row, row_ids: row[row_ids])(tokens, ids)
 
 
-def kept(ratio: float, /, *, of: int) -> int:
-    """`of - int(ratio * of)`: VideoMAE counts the *masked* positions and truncates (masking_generator, both versions)."""
-    return of - int(ratio * of)
+def kept(ratio: float, /, *, of: int, truncate: str = "masked") -> int:
+    """Positions left of `of`: VideoMAE truncates the *masked* count (masking_generator), MAE-ST the *visible* one.
+
+    "masked": of - int(ratio * of), 157 of 1568 tokens at .9; "visible": int(of * (1 - ratio)), 156.
+    """
+    if truncate == "masked":
+        return of - int(ratio * of)
+    if truncate == "visible":
+        return int(of * (1 - ratio))
+    raise UserError(f"truncate {truncate!r}; allowed are 'masked' and 'visible'")
 
 
 # -- encoder strategies: which tokens the encoder sees --------------------------------------------------------------
@@ -113,16 +120,27 @@ def kept(ratio: float, /, *, of: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Random:
-    """Uniform mask of ratio `ratio` under a layout: TUBE is VideoMAE's, TOKEN MAE-ST's, FRAME hides whole times."""
+    """Uniform mask of ratio `ratio` under a layout: TUBE is VideoMAE's, TOKEN MAE-ST's, FRAME hides whole times.
+
+    `truncate` says which count is rounded down, see `kept`; MAE-ST is layout "token" with truncate "visible".
+    """
 
     ratio: float = 0.9
     layout: str = "tube"
+    truncate: str = "masked"
+
+    def __post_init__(self) -> None:
+        if self.layout not in [x.value for x in Layout]:
+            raise UserError(f"mask layout {self.layout!r}; allowed are {', '.join(x.value for x in Layout)}")
+        if not 0 <= self.ratio < 1:
+            raise UserError(f"mask ratio {self.ratio}; allowed are 0 to below 1")
 
     def visible(self, rng: Key, /, *, grid: Grid) -> Array:
         """Ids i32 [B V] of visible tokens; `rng` holds a key per row."""
         layout = Layout(self.layout)
         of = {Layout.TOKEN: grid.tokens, Layout.FRAME: grid.t}.get(layout, grid.slice)
-        return select(rng, jnp.zeros((rng.shape[0], grid.t, grid.slice)), keep=kept(self.ratio, of=of), layout=layout)
+        keep = kept(self.ratio, of=of, truncate=self.truncate)
+        return select(rng, jnp.zeros((rng.shape[0], grid.t, grid.slice)), keep=keep, layout=layout)
 
     def count(self, grid: Grid, /) -> int:
         """Visible tokens of a clip."""
@@ -151,10 +169,12 @@ class RunningCell:
 
     ratio: float = 0.5
 
-    def maps(self, grid: Grid, /) -> np.ndarray:
-        """bool [4 t h w]: True where the token is decoded, for each start of the pattern."""
+    def __post_init__(self) -> None:
         if self.ratio not in (0.25, 0.5, 0.75):
             raise UserError(f"running cell ratio {self.ratio}; allowed are 0.25, 0.5 and 0.75")
+
+    def maps(self, grid: Grid, /) -> np.ndarray:
+        """bool [4 t h w]: True where the token is decoded, for each start of the pattern."""
         if grid.h % 2 or grid.w % 2:
             raise UserError(f"running cell on a grid of {grid.h}x{grid.w} tokens; both must be even")
         queue = np.arange(4) < int(4 * self.ratio)  # True = masked = not decoded
@@ -176,6 +196,9 @@ class RandomDecoded:
 
     ratio: float = 0.5
     layout: str = "token"
+
+    def __post_init__(self) -> None:
+        Random(ratio=self.ratio, layout=self.layout)  # the same limits
 
     def target(self, rng: Key, visible: Array, /, *, grid: Grid) -> Array:
         """Ids i32 [B M] of the tokens to predict."""

@@ -55,7 +55,7 @@ class Writer:
             temporary.write_text("".join(f"{line}\n" for line in kept))
             os.replace(temporary, path)
         self._file = path.open("a")
-        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)
+        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float], /) -> None:
         """One line of metrics.jsonl and one TensorBoard scalar per value."""
@@ -92,7 +92,7 @@ class Progress:
 
     def __init__(self, *, total: int, first: int, lead: bool, stream: TextIO = sys.stderr) -> None:
         self._total, self._first, self._lead, self._stream = total, first, lead, stream
-        self._start, self._shown = time.monotonic(), 0.0
+        self._start, self._shown = time.monotonic(), float("-inf")
 
     def show(self, step: int, /, *, loss: float, clips_per_second: float, wait: float) -> None:
         """Draws the bar: step, loss, clips/s, time left, share of the time spent waiting for data."""
@@ -120,6 +120,7 @@ def clock(seconds: float, /) -> str:
     """h:mm:ss."""
     minutes, rest = divmod(int(round(seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
 
 class Clock:
     """Holds metrics for one interval before it reads them, so that Python never waits for the device inside a step."""

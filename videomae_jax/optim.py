@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from videomae_jax import config
@@ -72,6 +73,10 @@ class Schedule:
     unit: int = 256
     shape: str = "cosine"
 
+    def __post_init__(self) -> None:
+        if self.shape not in ("cosine", "constant"):
+            raise UserError(f"schedule shape {self.shape!r}; allowed are 'cosine' and 'constant'")
+
     def scaled(self, rate: float, /, *, batch: int) -> float:
         """`rate` under the linear scaling rule."""
         return rate * batch / self.unit if self.unit else rate
@@ -84,42 +89,47 @@ class Schedule:
             raise UserError(f"warm-up of {warmup} steps ({self.warmup}) is not shorter than the total of {total} steps")
         if self.shape == "cosine":
             return warmup_cosine(step, peak=peak, minimum=minimum, warmup=warmup, total=total)
-        if self.shape == "constant":
-            return jnp.minimum(peak, peak * jnp.asarray(step, jnp.float32) / max(warmup - 1, 1)) if warmup else jnp.float32(peak)
-        raise UserError(f"schedule shape {self.shape!r}; allowed are 'cosine' and 'constant'")
+        return jnp.minimum(peak, peak * jnp.asarray(step, jnp.float32) / max(warmup - 1, 1)) if warmup else jnp.float32(peak)
 
 
-NO_DECAY = r".*(bias|scale|_token|_embed)"  # 1-D parameters, biases, scales, tokens, positions (V2 optim_factory)
+NO_DECAY = r".*(bias|scale|_token|_embed)"  # biases, scales, tokens, positions by name: stacked over layers they are not 1-D
 
 
 def decays(params: Params, /) -> Any:
-    """True for every leaf that weight decay applies to."""
-    return jax.tree.map(lambda path: re.fullmatch(NO_DECAY, path) is None, paths(params))
+    """True for every leaf that weight decay applies to: neither 1-D nor named by NO_DECAY (V2 optim_factory)."""
+    return jax.tree.map(lambda path, leaf: leaf.ndim > 1 and re.fullmatch(NO_DECAY, path) is None, paths(params), params)
 
 
 def layer_scales(params: Params, decay: float, /) -> Any:
     """Learning-rate multipliers per leaf: decay ** (L + 1 - i), i = 0 for the embedding, k + 1 for block k, L + 1 else.
 
-    A stacked encoder leaf [L ...] gets a vector that broadcasts over its first axis (V2 optim_factory).
+    A stacked encoder leaf [L ...] gets a vector f64 that broadcasts over its first axis (V2 optim_factory). Raises
+    UserError for parameters without an encoder stack, whose depth nobody knows.
     """
     leaves = dict(zip(jax.tree.leaves(paths(params)), jax.tree.leaves(params), strict=True))
     depth = next((leaf.shape[0] for path, leaf in leaves.items() if path.startswith("encoder/stack/")), 0)
+    if not depth:
+        raise UserError(f"layer decay {decay} needs leaves under encoder/stack; there are {', '.join(list(leaves)[:8])} ...")
 
     def scale(path: str, leaf: Any) -> Any:
         if path.startswith("encoder/embed/"):
             return decay ** (depth + 1)
         if path.startswith("encoder/stack/"):
-            return (decay ** (depth - jnp.arange(depth, dtype=jnp.float32))).reshape(-1, *(1,) * (leaf.ndim - 1))
+            return (decay ** (depth - np.arange(depth, dtype=np.float64))).reshape(-1, *(1,) * (leaf.ndim - 1))
         return 1.0
 
     return jax.tree.map(scale, paths(params), params)
 
 
 def scale_layers(decay: float, /) -> optax.GradientTransformation:
-    """Multiplies updates by `layer_scales`."""
+    """Multiplies updates by `layer_scales`; fails at `init` where they are not defined."""
+    def init(params: Any) -> Any:
+        layer_scales(params, decay)
+        return optax.EmptyState()
+
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return jax.tree.map(lambda u, s: u * s, updates, layer_scales(updates, decay)), state
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+        return jax.tree.map(lambda u, s: u * jnp.asarray(s, u.dtype), updates, layer_scales(updates, decay)), state
+    return optax.GradientTransformation(init, update)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +145,15 @@ class AdamW:
     layer_decay: float = 1.0
 
     def transform(self) -> optax.GradientTransformation:
-        """Everything but the learning rate, which the step applies once."""
-        parts = [optax.clip_by_global_norm(self.clip)] if self.clip else []
-        parts += [optax.scale_by_adam(self.b1, self.b2, self.eps), optax.add_decayed_weights(self.weight_decay, mask=decays)]
-        return optax.chain(*parts, *([scale_layers(self.layer_decay)] if self.layer_decay != 1 else []))
+        """Everything but the learning rate, which the step applies once.
+
+        The state has one structure whatever is switched off, so that a forked run may change `clip` and `layer_decay`.
+        """
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
+            optax.scale_by_adam(self.b1, self.b2, self.eps),
+            optax.add_decayed_weights(self.weight_decay, mask=decays),
+            scale_layers(self.layer_decay) if self.layer_decay != 1 else optax.identity())
 
 
 @dataclasses.dataclass(frozen=True)

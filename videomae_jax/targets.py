@@ -8,6 +8,7 @@ from videomae_jax.errors import UserError
 from videomae_jax.types import Array
 
 EPS = 1e-6
+MAE_ST_STD = 0.225  # MAE-ST's loader divides by it before the target is made, so its eps acts on these units
 
 
 def standardise_per_channel(patches: Array, /, *, channels: int = 3) -> Array:
@@ -24,10 +25,15 @@ def standardise_per_channel(patches: Array, /, *, channels: int = 3) -> Array:
 def standardise_jointly(patches: Array, /) -> Array:
     """MAE-ST's target: per token over all values, channels included; var unbiased, eps 1e-6 inside the root.
 
-    patches: f32 [B N P]. Returns the same shape (models_mae of MAE-ST).
+    patches: f32 [B N P] in [0, 1]. Returns the same shape (models_mae of MAE-ST). There the frames are divided by a std
+    of .225 first, which leaves the result as it is but for eps; hence its square here.
     """
     x = patches.astype(jnp.float32)
-    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True, ddof=1) + EPS)
+    return (x - x.mean(-1, keepdims=True)) / _joint_scale(x.var(-1, keepdims=True, ddof=1))
+
+
+def _joint_scale(var: Array, /) -> Array:
+    return jnp.sqrt(var + EPS * MAE_ST_STD**2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +43,17 @@ class Pixels:
     normalise: str = "channel"
     channels: int = 3
 
+    def __post_init__(self) -> None:
+        if self.normalise not in ("channel", "joint", "none"):
+            raise UserError(f"target normalisation {self.normalise!r}; allowed are 'channel', 'joint' and 'none'")
+
     def __call__(self, patches: Array, /) -> Array:
         """f32 [B N P] targets of patches [B N P] in [0, 1]."""
         if self.normalise == "channel":
             return standardise_per_channel(patches, channels=self.channels)
         if self.normalise == "joint":
             return standardise_jointly(patches)
-        if self.normalise == "none":
-            return patches.astype(jnp.float32)
-        raise UserError(f"target normalisation {self.normalise!r}; allowed are 'channel', 'joint' and 'none'")
+        return patches.astype(jnp.float32)
 
     def invert(self, prediction: Array, patches: Array, /) -> Array:
         """Pixels in [0, 1] from a prediction [B N P], with the mean and variance of the *true* patches [B N P].
@@ -58,5 +66,5 @@ class Pixels:
         axis = -2 if self.normalise == "channel" else -1
         x = patches.astype(jnp.float32).reshape(shape)
         mean, var = x.mean(axis, keepdims=True), x.var(axis, keepdims=True, ddof=1)
-        scale = jnp.sqrt(var) + EPS if self.normalise == "channel" else jnp.sqrt(var + EPS)
+        scale = jnp.sqrt(var) + EPS if self.normalise == "channel" else _joint_scale(var)
         return (prediction.reshape(shape) * scale + mean).reshape(patches.shape)
