@@ -20,9 +20,9 @@ ALLOWED = {
     "tensorflow_datasets": ("data/",),
     "ml_collections": ("config.py", "assembly.py", "evals/base.py", "commands/"),
     "clu": ("metrics.py",),
-    "torch": ("convert/",),
+    "torch": ("convert/", "torch_reference.py"),
     "safetensors": ("convert/",),
-    "transformers": ("convert/",),
+    "transformers": ("convert/", "torch_reference.py"),
     "tensorflow": (),
 }
 

@@ -1,0 +1,118 @@
+"""The `bench` command: `bench step` times the training step of a model or a config."""
+
+import argparse
+import json
+from typing import Any
+
+from videomae_jax.commands import arguments
+from videomae_jax.commands.arguments import say
+
+SIZES = ("S", "B", "L", "H", "g")
+MODES = ("dual", "v1")
+DTYPES = ("float32", "bfloat16")
+ON_CPU, ELSEWHERE = 2, 32  # clips per device unless --batch says otherwise
+
+
+def main(argv: list[str]) -> int:
+    """Dispatches to a kind of benchmark; prints one JSON line on standard output."""
+    if argv and argv[0] in KINDS:
+        return KINDS[argv[0]](argv[1:])
+    parser = arguments.Parser("bench", description="Measure something; one JSON line on standard output, the rest on standard error.")
+    parser.add_argument("kind", choices=tuple(KINDS), help="what to measure; 'bench KIND --help' lists its options")
+    parser.parse_args(argv[:1])
+    return 0
+
+
+def step(argv: list[str], /) -> int:
+    """Times the training step on noise, without input cost."""
+    parser = arguments.Parser("bench step", description="Time the training step of a published size or of a config, on noise that lies on the device.")
+    arguments.add_config(parser, required=False)
+    parser.add_argument("--size", choices=SIZES, help="published size: its pretraining config with --mode, --dtype and --batch")
+    parser.add_argument("--mode", choices=MODES, help="decoded tokens: dual (VideoMAE V2, half of them) or v1 (all hidden ones); default: as in the config")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the computation; default: float32 on a CPU, else as in the config")
+    parser.add_argument("--attention", choices=("xla", "cudnn"), help="default: as in the config")
+    parser.add_argument("--batch", type=int, default=0, metavar="N",
+                        help=f"clips of a step over all devices; default: {ON_CPU} a device on a CPU, {ELSEWHERE} elsewhere")
+    parser.add_argument("--steps", type=int, default=0, metavar="N", help="steps of a repeat (default 0: about a second)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="repeats, of which median, minimum and maximum are given (default 5)")
+    parser.add_argument("--warmup", type=int, default=2, metavar="N", help="steps before the clock starts (default 2)")
+    parser.add_argument("--peak-tflops", type=float, default=0.0, metavar="X", help="peak of one device for the MFU, where the table is not right")
+    parser.add_argument("--against", choices=("torch",), help="also time Hugging Face's VideoMAE on the same machine, in turns; needs --mode=v1")
+    options, assignments = arguments.parse(parser, argv)
+    check(options)
+    from videomae_jax import benchmarks
+    from videomae_jax.assembly import assemble
+
+    config, dtype = prepared(options, assignments)
+    run = assemble(config, trust=tuple(options.trust))
+    say(f"{config.name}: {run.clips * run.draws} clips a step, {dtype}")
+    rival = None
+    if options.against:
+        from videomae_jax import torch_reference
+
+        rival = torch_reference.fastest(run, dtype=dtype, say=say)
+    result = benchmarks.step(run, steps=options.steps, repeats=options.repeats, warmup=options.warmup, peak_tflops=options.peak_tflops,
+                             dtype=dtype, rival=rival, say=say)
+    for line in benchmarks.lines(result):
+        say(line)
+    print(json.dumps(result | {"dtype": dtype, **layout(config.objective)}))
+    return 0
+
+
+KINDS = {"step": step}
+
+
+def layout(objective: Any, /) -> dict[str, Any]:
+    """What of the objective's config decides its speed."""
+    mask = objective.get("decoder_mask", {}).get("__symbol__", "").rpartition(".")[2]
+    mode = {"Hidden": "v1", "RunningCell": "dual"}.get(mask, mask)
+    names = ("remat", "unroll", "attention")
+    return {"mode": mode, **{k: {n: node[n] for n in names} for k, node in objective.items() if hasattr(node, "keys") and set(names) <= set(node)}}
+
+
+def check(options: argparse.Namespace, /) -> None:
+    """Raises UserError for options that contradict each other or cannot be measured."""
+    from videomae_jax.errors import UserError
+
+    if bool(options.size) == bool(options.config):
+        raise UserError("bench step needs either --size or --config")
+    for name, least in (("batch", 0), ("steps", 0), ("repeats", 1), ("warmup", 1), ("peak_tflops", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name.replace('_', '-')}={getattr(options, name)}; allowed are {least} and more")
+    if options.against and options.mode != "v1":
+        raise UserError("--against=torch needs --mode=v1: Hugging Face's model decodes every hidden token")
+
+
+def prepared(options: argparse.Namespace, assignments: dict[str, str], /) -> tuple[Any, str]:
+    """The config to run, on noise instead of its data, and the dtype of its computation."""
+    import jax
+
+    from videomae_jax import config as configs
+    from videomae_jax import masking
+    from videomae_jax.data import sources
+    from videomae_jax.errors import UserError
+
+    config = configs.load(options.config or f"configs/pretrain/vit_{options.size.lower()}.py")
+    config.unlock()
+    objective, cpu = config.objective, jax.default_backend() == "cpu"
+    parts = [node for node in objective.values() if "dtype" in node] if options.dtype or cpu else []
+    dtype = options.dtype or ("float32" if cpu else next((n.dtype for n in objective.values() if "dtype" in n), "float32"))
+    for node in parts:
+        node.dtype = dtype
+    if options.attention:
+        for node in (n for n in objective.values() if "attention" in n):
+            node.attention = options.attention
+    if options.mode:
+        if "decoder_mask" not in objective:
+            raise UserError(f"--mode={options.mode}: the objective of this config has no decoder_mask")
+        objective.decoder_mask = configs.spec(masking.Hidden if options.mode == "v1" else masking.RunningCell)
+    if not {"frames", "size"} <= set(config.data):
+        raise UserError(f"bench step feeds noise of `frames` x `size` x `size`, but the data of this config have the fields {', '.join(config.data)}")
+    noise = {k: config.data[k] for k in ("frames", "size")}
+    if options.batch or options.size:
+        config.batch_size = options.batch or (ON_CPU if cpu else ELSEWHERE) * jax.device_count()
+    else:
+        noise["repeats"] = config.data.get("repeats", 1)
+    config.data = configs.spec(sources.NoiseClips, **noise)
+    configs.override(config, assignments)
+    return config, dtype

@@ -1,0 +1,319 @@
+"""report.html of a run directory: one self-contained page that says what was run and what came out, with its limits."""
+
+import base64
+import collections
+import dataclasses
+import datetime
+import html
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from videomae_jax import metrics, run_directory
+from videomae_jax import config as configs
+from videomae_jax.charts import Line, chart
+from videomae_jax.errors import UserError
+
+CLIPS = 4  # drawn clips shown of a step
+GIF_BYTES = 3_000_000  # a larger animation is left out of the page
+SHOWN = 20  # faults listed
+PROBE = ("trained", "untrained", "pixels", "chance")
+TRIVIAL = {"loss_zero": "predict zero", "loss_nearest": "copy the nearest visible patch", "loss_linear": "interpolate the visible pixels"}
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;color:#1c2430;background:#f4f5f7;margin:0}
+main{max-width:960px;margin:0 auto;padding:24px}
+h1{font-size:26px;margin:0 0 4px}h2{font-size:19px;margin:36px 0 10px}
+.sub{color:#5b6675;margin:0 0 18px}
+.tiles{display:flex;flex-wrap:wrap;gap:12px}
+.tile{background:#fff;border:1px solid #dde1e7;border-radius:8px;padding:10px 14px;min-width:150px;flex:1}
+.tile b{display:block;font-size:22px;font-weight:600}.tile span{color:#5b6675;font-size:13px}
+figure{background:#fff;border:1px solid #dde1e7;border-radius:8px;margin:12px 0;padding:12px}
+figcaption{font-weight:600;margin-bottom:6px}
+svg{width:100%;height:auto;display:block}svg text{font-size:12px;fill:#5b6675}.grid{stroke:#e6e9ee}
+.legend{list-style:none;display:flex;flex-wrap:wrap;gap:4px 18px;margin:6px 0 0;padding:0;font-size:13px}
+.legend i{display:inline-block;width:22px;vertical-align:middle;margin-right:6px}
+table{border-collapse:collapse;background:#fff;border:1px solid #dde1e7;width:100%;font-size:14px}
+td,th{padding:5px 10px;border-bottom:1px solid #eceff3;text-align:right}td:first-child,th:first-child{text-align:left}
+th{background:#fafbfc;font-weight:600}
+.note{background:#fff8e6;border-left:4px solid #e69f00;padding:8px 12px;margin:10px 0}
+img{max-width:100%;display:block;image-rendering:pixelated}
+pre{background:#fff;border:1px solid #dde1e7;padding:12px;overflow:auto;font-size:12px}
+.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(380px,1fr));gap:12px}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a run directory holds: resolved config, recipe card, lines of metrics.jsonl, faults, pictures by step."""
+
+    directory: pathlib.Path
+    config: Any
+    card: Mapping[str, Any]
+    lines: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any]
+    faults: Sequence[Mapping[str, Any]]
+    pictures: Mapping[int, Sequence[pathlib.Path]]
+
+    @property
+    def step(self) -> int:
+        """The last step that left a line."""
+        return max((int(line["step"]) for line in self.lines), default=0)
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run; 0 where no recipe card says it."""
+        return int(self.card.get("steps", 0))
+
+    def series(self, name: str, /) -> list[tuple[float, float]]:
+        """(step, value) of a metric."""
+        return [(line["step"], float(line[name])) for line in self.lines if name in line]
+
+    def last(self, name: str, /) -> float | None:
+        """The newest value of a metric."""
+        found = self.series(name)
+        return found[-1][1] if found else None
+
+    @property
+    def evaluators(self) -> dict[str, list[str]]:
+        """Names of the values of every evaluator that has left some."""
+        found: dict[str, dict[str, None]] = {}
+        for line in self.lines:
+            for key in line:
+                group, _, name = key.partition("/")
+                if name and group in self.config.evaluators:
+                    found.setdefault(group, {})[name] = None
+        return {group: list(names) for group, names in found.items()}
+
+
+def load(directory: pathlib.Path, /) -> Record:
+    """Reads a run directory, finished or not. Raises UserError when it is none or a file of it is damaged."""
+    config = parsed(directory / "config.json", lambda _: run_directory.open_run(directory), missing=None)
+    pictures: dict[int, list[pathlib.Path]] = {}
+    for path in sorted((directory / "reconstructions").glob("step*_*.png"), key=lambda p: (len(p.name), p.name)):
+        pictures.setdefault(int(path.name.removeprefix("step").partition("_")[0]), []).append(path)
+    faults = [fault for path in sorted(directory.glob("faults*.jsonl")) for fault in parsed(path, jsonl, missing=[])]
+    return Record(directory=directory, config=config, card=parsed(directory / "recipe_card.json", json.loads, missing={}),
+                  lines=metrics.read(directory), summary=parsed(directory / "summary.json", json.loads, missing={}), faults=faults,
+                  pictures=dict(sorted(pictures.items())))
+
+
+def jsonl(text: str, /) -> list[dict[str, Any]]:
+    """The lines of a file that may end in the middle of one, as a run in progress leaves it."""
+    whole = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
+    return [json.loads(line) for line in whole]
+
+
+def parsed(path: pathlib.Path, read: Callable[[str], Any], /, *, missing: Any) -> Any:
+    """`read(text of path)`, or `missing` where there is no file; None means that there must be one."""
+    if not path.is_file() and missing is not None:
+        return missing
+    try:
+        return read(path.read_text() if path.is_file() else "")
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def write(directory: pathlib.Path, /) -> pathlib.Path:
+    """Writes report.html into a run directory and returns its path."""
+    record = load(directory)
+    path = directory / "report.html"
+    run_directory.write(path, page(record))
+    return path
+
+
+def page(record: Record, /) -> str:
+    """The whole page."""
+    name = html.escape(record.config.name or "unnamed run")
+    state = "finished" if record.total and record.step >= record.total else "in progress or stopped"
+    of = f" of {record.total:,}" if record.total else ""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    took = f", {metrics.clock(record.summary['seconds'])} of wall time in the last call" if "seconds" in record.summary and state == "finished" else ""
+    sections = (tiles, losses, pictures, probes, results, optimisation, throughput, faults, card, settings)
+    body = "\n".join(section(record) for section in sections)
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f"<title>{name}</title><style>{STYLE}</style></head><body><main>\n<h1>{name}</h1>\n"
+            f'<p class="sub">{state}: step {record.step:,}{of}{took}; page of {now}</p>\n{body}\n</main></body></html>\n')
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], /) -> str:
+    """A table of text cells."""
+    lines = ["".join(f"<th>{html.escape(h)}</th>" for h in head)] if head else []
+    lines += ["".join(f"<td>{html.escape(c)}</td>" for c in row) for row in rows]
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def note(text: str, /) -> str:
+    """A paragraph that qualifies what stands near it."""
+    return f'<p class="note">{html.escape(text)}</p>'
+
+
+def number(value: Any, /) -> str:
+    """A value for a table."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
+
+
+def tiles(record: Record, /) -> str:
+    """The few numbers that say how the run stands."""
+    loss, zero = record.last("loss"), record.last("loss_zero")
+    found = [("training loss", f"{loss:.4f}", f"predict zero {zero:.4f}" if zero is not None else "")] if loss is not None else []
+    for group, names in record.evaluators.items():
+        if {"loss", "loss_trivial"} <= set(names):
+            found.append((f"held-out loss ({group})", f"{record.last(f'{group}/loss'):.4f}", f"best trivial {record.last(f'{group}/loss_trivial'):.4f}"))
+        if set(PROBE) <= set(names):
+            gain = record.last(f"{group}/trained") - record.last(f"{group}/untrained")
+            found.append((f"probe: {group}", f"{record.last(f'{group}/trained'):.1f} %", f"{gain:+.1f} points over untrained"))
+    rates = [v for _, v in record.series("clips_per_second")]
+    if rates:
+        wait = record.last("data_wait")
+        found.append(("throughput", f"{sorted(rates)[len(rates) // 2]:,.1f} clips/s", f"data wait {100 * wait:.0f} % at last" if wait is not None else ""))
+    if not found:
+        return note("metrics.jsonl holds no value yet.")
+    return '<div class="tiles">' + "".join(
+        f'<div class="tile"><span>{html.escape(a)}</span><b>{html.escape(b)}</b><span>{html.escape(c)}</span></div>' for a, b, c in found) + "</div>"
+
+
+def losses(record: Record, /) -> str:
+    """Training and held-out loss beside predictors that learn nothing."""
+    names = list(dict.fromkeys(k for line in record.lines for k in line))
+    trained = [n for n in names if (n == "loss" or n.endswith("/loss")) and n.partition("/")[0] not in record.config.evaluators]
+    lines = [Line("training" if n == "loss" else n, record.series(n)) for n in trained]
+    if record.series("loss_zero"):
+        lines.append(Line("predict zero (training batches)", record.series("loss_zero"), dash=True))
+    for group, values in record.evaluators.items():
+        if "loss" in values:
+            lines.append(Line(f"held-out ({group})", record.series(f"{group}/loss"), marks=True))
+            lines += [Line(f"held-out: {what}", record.series(f"{group}/{k}"), dash=True) for k, what in TRIVIAL.items()
+                      if k in values and not (k == "loss_zero" and record.series("loss_zero"))]
+    drawn = chart(lines, title="Loss", x="step", y="loss")
+    broken = sum(not math.isfinite(v) for line in lines for _, v in line.points)
+    warning = note(f"{broken} logged loss values are not finite and are left out of the chart.") if broken else ""
+    return f"<h2>Loss</h2>{warning}{drawn}{caveats(record) if drawn else ''}" if drawn or warning else ""
+
+
+def normalisation(record: Record, /) -> str:
+    """How the targets are normalised, "" where the recipe does not say."""
+    target = record.config.objective.get("target", {})
+    return str(target.get("normalise", "")) if hasattr(target, "get") else ""
+
+
+def caveats(record: Record, /) -> str:
+    """What a reader of the loss must know."""
+    if normalisation(record) not in ("channel", "joint"):
+        return ""
+    return note("Targets are normalised within each patch, so predicting zero means predicting each patch's true mean, and scores about 1. "
+                "A loss a little below 1 can already be much structure, and losses of recipes with other targets or masks do not compare.")
+
+
+def pictures(record: Record, /) -> str:
+    """Reconstructions of the newest step that has some, and the first clip of the oldest for comparison."""
+    if not record.pictures:
+        return ""
+    steps = list(record.pictures)
+    parts = ["<h2>Reconstructions of held-out clips</h2>"]
+    if normalisation(record) in ("channel", "joint"):
+        parts.append(note("The model predicts normalised patches. They are drawn with the TRUE mean and deviation of each patch, which the model "
+                          "does not predict: colour and contrast come from the answer, only the structure within a patch is predicted."))
+    for path in record.pictures[steps[-1]][:CLIPS]:
+        parts.append(figure(path, f"step {steps[-1]:,}, clip {path.stem.partition('_')[2]}"))
+    if len(steps) > 1:
+        parts.append(figure(record.pictures[steps[0]][0], f"for comparison: step {steps[0]:,}, clip {record.pictures[steps[0]][0].stem.partition('_')[2]}"))
+    return "".join(parts)
+
+
+def figure(path: pathlib.Path, caption: str, /) -> str:
+    """The sheet of a clip and, where it is small enough, its animation, embedded."""
+    images, gif = [path], path.with_suffix(".gif")
+    images += [gif] if gif.is_file() and gif.stat().st_size <= GIF_BYTES else []
+    shown = "".join(f'<img alt="{html.escape(caption)}" src="data:image/{p.suffix[1:]};base64,{base64.b64encode(p.read_bytes()).decode()}">' for p in images)
+    return f"<figure><figcaption>{html.escape(caption)}</figcaption>{shown}</figure>"
+
+
+def probes(record: Record, /) -> str:
+    """Frozen-feature accuracy beside the untrained encoder, raw pixels and chance."""
+    rows, fields = [], set()
+    for group, names in record.evaluators.items():
+        if not set(PROBE) <= set(names):
+            continue
+
+        def cell(kind: str, group: str = group) -> str:
+            deviation = record.last(f"{group}/{kind}_std")
+            return f"{record.last(f'{group}/{kind}'):.1f}" + (f" ± {deviation:.1f}" if deviation is not None else "")
+
+        step = record.series(f"{group}/trained")[-1][0]
+        gain = record.last(f"{group}/trained") - record.last(f"{group}/untrained")
+        rows.append([group, number(int(step)), *(cell(k) for k in PROBE), f"{gain:+.1f}"])
+        node = record.config.evaluators[group]
+        fields.add((node.get("train", "?"), node.get("test", "?"), node.get("seeds", "?")))
+    if not rows:
+        return ""
+    size = "; ".join(f"{a} training and {b} test clips at most, {c} seeds" for a, b, c in sorted(fields, key=str))
+    return ("<h2>Linear probes of the frozen encoder</h2>" + table(["accuracy in %", "step", *PROBE, "gain"], rows) + note(
+        f"Ridge regression on frozen features: {size}; ± is the deviation over seeds. "
+        "What the untrained encoder or raw pixels reach was not learnt by this run."))
+
+
+def results(record: Record, /) -> str:
+    """Every evaluator value at its first and its last step."""
+    rows = []
+    for group, names in record.evaluators.items():
+        for name in names:
+            found = record.series(f"{group}/{name}")
+            rows.append([f"{group}/{name}", number(found[0][1]), number(found[-1][1]), f"{int(found[0][0]):,}", f"{int(found[-1][0]):,}"])
+    if not rows:
+        return "<h2>Evaluators</h2>" + note("No evaluator has left a result: everything here was measured on training batches.")
+    return f"<h2>Evaluators</h2><details><summary>{len(rows)} values</summary>{table(['value', 'first', 'last', 'first step', 'last step'], rows)}</details>"
+
+
+def optimisation(record: Record, /) -> str:
+    """Learning rate and gradient norm."""
+    names = list(dict.fromkeys(k for line in record.lines for k in line))
+    parts = [chart([Line(n, record.series(n)) for n in names if n == key or n.endswith(f"/{key}")], title=title, x="step", y=y, width=440, height=220)
+             for key, title, y in (("lr", "Learning rate", "rate"), ("grad_norm", "Gradient norm", "norm"))]
+    return f'<h2>Optimisation</h2><div class="two">{"".join(parts)}</div>' if any(parts) else ""
+
+
+def throughput(record: Record, /) -> str:
+    """Clips a second and the share of the time that the step waited for data."""
+    rate, wait = record.series("clips_per_second"), record.series("data_wait")
+    if not rate:
+        return ""
+    flops = record.card.get("train_flops_per_clip")
+    parts = [chart([Line("clips/s", rate)], title="Throughput", x="step", y="clips/s", width=440, height=220, zero=True),
+             chart([Line("data wait", [(s, 100 * v) for s, v in wait])], title="Share of time waiting for data", x="step", y="%", width=440, height=220, zero=True)]
+    ordered = sorted(v for _, v in rate)
+    rows = [["clips/s, median (lowest to highest interval)", f"{ordered[len(ordered) // 2]:,.2f} ({ordered[0]:,.2f} to {ordered[-1]:,.2f})"]]
+    if wait:
+        rows.append(["data wait, mean over intervals", f"{100 * sum(v for _, v in wait) / len(wait):.1f} %"])
+    if flops:
+        rows.append(["model FLOP/s at the median, all devices", f"{ordered[len(ordered) // 2] * flops / 1e9:,.1f} GFLOP/s"])
+    return f'<h2>Throughput</h2><div class="two">{"".join(parts)}</div>{table([], rows)}'
+
+
+def faults(record: Record, /) -> str:
+    """Videos that could not be read and were replaced."""
+    if not record.faults:
+        return "<h2>Faults</h2><p>No video was replaced.</p>"
+    stages = collections.Counter(str(f.get("stage", "?")) for f in record.faults)
+    rows = [[str(f.get("name", "?")), str(f.get("stage", "?")), number(f.get("position", "?"))] for f in record.faults[:SHOWN]]
+    more = f"<p>... and {len(record.faults) - SHOWN} more in faults.jsonl</p>" if len(record.faults) > SHOWN else ""
+    counts = ", ".join(f"{n} at {stage}" for stage, n in stages.most_common())
+    return (f"<h2>Faults</h2><p>{len(record.faults)} videos could not be read and were replaced by others: {html.escape(counts)}.</p>"
+            f"{table(['video', 'stage', 'position in the stream'], rows)}{more}")
+
+
+def card(record: Record, /) -> str:
+    """The recipe card."""
+    if not record.card:
+        return "<h2>Recipe card</h2>" + note("The directory holds no recipe_card.json.")
+    rows = [[k.replace("_", " ").replace(".", ": "), number(v)] for k, v in configs.flat(dict(record.card)).items()]
+    return f"<h2>Recipe card</h2>{table(['quantity', 'value'], rows)}"
+
+
+def settings(record: Record, /) -> str:
+    """The resolved config, folded away."""
+    text = html.escape(configs.to_json(record.config))
+    return f"<h2>Config</h2><details><summary>config.json</summary><pre>{text}</pre></details>"
