@@ -1,0 +1,246 @@
+"""Sound windows, log-mel spectrograms and clips with sound, on made and on real files."""
+
+import dataclasses
+import hashlib
+import io
+import pathlib
+import threading
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from videomae_jax.data import audio, clips, decode, index, pipeline, spectrogram, transforms
+from videomae_jax.data.audiovisual import AudioVideoClips
+from videomae_jax.data.sources import VideoClips
+from videomae_jax.data.spectrogram import AST, AV_MAE, TVLT, LogMel
+from videomae_jax.errors import UserError
+from videomae_jax.masking import Grid
+from videomae_jax.models import audio as tokens
+
+RATE = 16000
+BURSTS = (0.5, 1.3333, 2.71, 3.4)  # seconds
+RAW = dataclasses.replace(AST, mean=0.0, spread=1.0)
+
+
+def bursts(*, rate: int, seconds: float, times: tuple[float, ...] = BURSTS) -> np.ndarray:
+    """Silence with tones of 50 ms and 1 kHz at the given times, f32 [n]."""
+    clock = np.arange(round(rate * seconds)) / rate
+    wave = np.zeros(len(clock), np.float32)
+    for time in times:
+        on = (clock >= time) & (clock < time + 0.05)
+        wave[on] = 0.5 * np.sin(2 * np.pi * 1000 * (clock[on] - time))
+    return wave
+
+
+def encode(*, seconds: float = 4.0, codec: str = "aac", container: str = "mp4", rate: int = RATE, wave: np.ndarray | None = None,
+           gap: tuple[float, float] | None = None, layout: str = "mono", sound: bool = True, start: float = 0.0) -> bytes:
+    """A file of 25 fps pictures that grow brighter and of `wave` (default: bursts); no sound within `gap` seconds."""
+    buffer, wave = io.BytesIO(), bursts(rate=rate, seconds=seconds) if wave is None else wave
+    with av.open(buffer, "w", format=container) as out:
+        video = out.add_stream("mpeg4", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        stream = out.add_stream(codec, rate=rate, layout=layout) if sound else None
+        for number in range(round(25 * seconds)):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 + number, np.uint8), format="rgb24")
+            frame.pts = number
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+        for part in range(0, len(wave) if sound else 0, 1024):
+            if gap and gap[0] * rate <= part < gap[1] * rate:
+                continue
+            frame = av.AudioFrame.from_ndarray(np.tile(wave[None, part: part + 1024], (1 if layout == "mono" else 2, 1)), format="fltp", layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = rate, part + round(start * rate), decode.Fraction(1, rate)
+            out.mux(stream.encode(frame))
+        if stream:
+            out.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def onsets(samples: np.ndarray, /, *, rate: int = RATE) -> np.ndarray:
+    """Seconds at which the level first passes a tenth after at least 0.2 s below it."""
+    loud = np.flatnonzero(np.abs(samples) > 0.1)
+    return loud[np.diff(loud, prepend=-rate) > 0.2 * rate] / rate
+
+
+@pytest.mark.parametrize("kind", [
+    {}, {"rate": 44100}, {"rate": 8000}, {"codec": "pcm_s16le", "container": "matroska"}, {"codec": "mp3", "container": "avi", "rate": 44100},
+    {"codec": "libopus", "container": "matroska", "rate": 48000}, {"layout": "stereo", "rate": 48000}, {"codec": "flac", "container": "matroska"},
+    {"codec": "aac", "container": "mpegts", "rate": 48000}], ids=lambda k: "-".join(map(str, k.values())) or "aac")
+def test_sound_lies_where_its_time_says(kind: dict[str, Any]) -> None:
+    """Bursts begin within 1 ms of their times, whether read whole or in a window entered by seeking."""
+    data = encode(**kind)
+    shift = float(decode.probe(data).pts[0] * decode.probe(data).time_base)  # MPEG-TS starts its clock later
+    # MP3 in AVI carries no edit list: the encoder's delay of 1105 samples stays, as players play it.
+    delay = 1105 / 44100 if kind.get("codec") == "mp3" else 0.0
+    whole = audio.decode_audio(data, start=shift, duration=4.0, rate=RATE)
+    np.testing.assert_allclose(onsets(whole.samples), np.array(BURSTS) + delay, atol=1.5e-3)
+    for start in (1.2, 2.5001):
+        part = audio.decode_audio(data, start=shift + start, duration=1.2, rate=RATE)
+        expected = [t + delay - start for t in BURSTS if start < t + delay < start + 1.15]
+        assert part.valid.all()
+        np.testing.assert_allclose(onsets(part.samples), expected, atol=1.5e-3)
+
+
+def test_a_ramp_gives_every_sample_its_own_time() -> None:
+    """Lossless sound without resampling comes back sample for sample; with it, within half a sample."""
+    rng = np.random.default_rng(0)
+    wave = np.cumsum(rng.normal(0, 0.002, 4 * RATE)).astype(np.float32)
+    data = encode(codec="pcm_f32le", container="mov", wave=wave)
+    for first in (0, 1, 777, 30001):
+        got = audio.decode_audio(data, start=first / RATE, duration=0.5, rate=RATE)
+        assert np.array_equal(got.samples, wave[first: first + 8000]) and got.valid.all()
+    clock = np.arange(0, 4, 1 / 48000)
+    data = encode(codec="pcm_f32le", container="mov", rate=48000, wave=np.sin(2 * np.pi * 300 * clock).astype(np.float32))
+    for start in (0.3, 1.23456, 2.5):
+        got = audio.decode_audio(data, start=start, duration=1.0, rate=RATE).samples
+        phase = np.angle(np.mean(got * np.exp(-2j * np.pi * 300 * np.arange(RATE) / RATE))) + np.pi / 2
+        late = (phase / (2 * np.pi * 300) - start + 1 / 600) % (1 / 300) - 1 / 600
+        assert abs(late) < 0.5 / 48000 + 1e-6
+
+
+def test_what_the_file_lacks_is_zero_and_invalid() -> None:
+    """Before the start, after the end, in a gap, and where there is no sound at all."""
+    wave = np.full(4 * RATE, 0.25, np.float32)
+    data = encode(codec="pcm_s16le", container="matroska", wave=wave)
+    got = audio.decode_audio(data, start=-0.5, duration=1.0, rate=RATE)
+    assert not got.valid[:7990].any() and got.valid[8010:].all() and not got.samples[~got.valid].any()
+    np.testing.assert_allclose(got.samples[got.valid], 0.25, atol=1e-4)
+    late = audio.decode_audio(data, start=3.5, duration=2.0, rate=RATE)
+    assert late.valid.sum() == pytest.approx(8000, abs=20) and not late.samples[~late.valid].any()
+    beyond = audio.decode_audio(data, start=30.0, duration=1.0, rate=RATE)
+    assert len(beyond.samples) == RATE and not beyond.valid.any()
+    holed = audio.decode_audio(encode(codec="pcm_s16le", container="matroska", wave=wave, gap=(1.0, 2.0)), start=0.0, duration=4.0, rate=8000)
+    missing = np.flatnonzero(~holed.valid)
+    assert 0.9 < len(missing) / 8000 < 1.1 and not holed.samples[missing].any()
+    assert np.array_equal(missing, np.arange(missing[0], missing[-1] + 1)) and 0.95 < missing[0] / 8000 < 1.1
+    mute = audio.decode_audio(encode(sound=False), start=0.0, duration=1.0, rate=RATE)
+    assert mute.samples.shape == (RATE,) and not mute.valid.any() and not mute.samples.any()
+
+
+def test_a_late_stream_keeps_its_time() -> None:
+    """Sound that begins after the picture is not drawn to the front."""
+    got = audio.decode_audio(encode(codec="pcm_s16le", container="matroska", start=0.75), start=0.0, duration=4.0, rate=RATE)
+    np.testing.assert_allclose(onsets(got.samples), np.array(BURSTS[:3]) + 0.75, atol=1.5e-3)
+    assert not got.valid[: int(0.74 * RATE)].any()
+
+
+def test_channels_are_averaged() -> None:
+    """Two equal channels give the level of one, from integers and from floats."""
+    for codec in ("pcm_s16le", "pcm_f32le", "pcm_u8"):
+        got = audio.decode_audio(encode(codec=codec, container="matroska", layout="stereo", wave=np.full(RATE, 0.25, np.float32), seconds=1.0),
+                                 start=0.1, duration=0.5, rate=RATE)
+        np.testing.assert_allclose(got.samples, 0.25, atol=1 / 128)
+
+
+def test_errors_name_the_stage(tmp_path: pathlib.Path) -> None:
+    """Not a video, a file cut short, a stalled file, a senseless window."""
+    with pytest.raises(decode.DecodeError, match="open"):
+        audio.decode_audio(b"nothing", start=0.0, duration=1.0, rate=RATE)
+    path = tmp_path / "cut.mp4"
+    _cut(path)
+    assert audio.decode_audio(path, start=0.5, duration=0.5, rate=RATE).valid.all()
+    with pytest.raises(decode.DecodeError) as failure:
+        audio.decode_audio(path, start=6.0, duration=1.0, rate=RATE)
+    assert failure.value.stage == "short" and failure.value.path == str(path)
+    with pytest.raises(decode.DecodeError, match="timeout"):
+        audio.decode_audio(encode(), start=0.0, duration=1.0, rate=RATE, timeout=-1.0)
+    with pytest.raises(UserError, match="allowed"):
+        audio.decode_audio(encode(), start=0.0, duration=-1.0, rate=RATE)
+
+
+def _cut(path: pathlib.Path, /) -> None:
+    """Writes the first five eighths of an mp4 with 8 s of sound whose index lies in front."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 8 * RATE).astype(np.float32)
+    with av.open(io.BytesIO(encode(seconds=8.0, wave=noise))) as source, av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as out:
+        sound = source.streams.audio[0]
+        target = out.add_stream_from_template(sound)
+        for packet in source.demux(sound):
+            if packet.dts is not None:
+                packet.stream = target
+                out.mux(packet)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 5 // 8])
+
+
+def test_nothing_stays_open(tmp_path: pathlib.Path) -> None:
+    """No thread and no file descriptor outlives a call."""
+    path = tmp_path / "sound.mp4"
+    path.write_bytes(encode())
+    descriptors, threads = len(list(pathlib.Path("/proc/self/fd").iterdir())), threading.active_count()
+    for start in (0.0, 2.0):
+        audio.decode_audio(path, start=start, duration=1.0, rate=RATE)
+    assert len(list(pathlib.Path("/proc/self/fd").iterdir())) == descriptors and threading.active_count() == threads
+
+
+REAL = {"flipping_pancake.mkv": 10.37, "talking_face.mp4": 10.01, "action_test.avi": 6.56, "nasa_13013.mp4": 13.06}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_windows_of_real_files_agree_with_the_whole(name: str, real_videos: pathlib.Path) -> None:
+    """A window is the same stretch of the whole; Matroska's clock of 1 ms allows 8 samples."""
+    whole = audio.decode_audio(real_videos / name, start=0.0, duration=14.0, rate=RATE)
+    assert whole.valid.sum() / RATE == pytest.approx(REAL[name], abs=0.02) and np.abs(whole.samples).max() > 0.3
+    assert whole.valid[: int(REAL[name] * RATE) - 400].all()
+    shifts = range(-8, 9) if name.endswith("mkv") else (0,)
+    for start in (1.3, 3.21, 5.0):
+        part = audio.decode_audio(real_videos / name, start=start, duration=1.0, rate=RATE).samples[64:-64]
+        first = round(start * RATE) + 64
+        assert min(np.abs(part - whole.samples[first + s: first + s + len(part)]).max() for s in shifts) < 1e-3
+
+
+def test_a_long_file_is_entered_by_seeking(real_videos: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window at 50 s decodes two seconds, not fifty; where the cut file ends, the error says so."""
+    path, decoded = real_videos / "instruction_7min.mp4", []
+    frames = decode._Call.frames
+    monkeypatch.setattr(decode._Call, "frames", lambda self, packet: decoded.append(packet) or frames(self, packet))
+    got = audio.decode_audio(path, start=50.0, duration=1.0, rate=RATE)
+    assert got.valid.all() and got.samples.std() > 0.01 and len(decoded) < 3 * 44100 / 1024
+    with pytest.raises(decode.DecodeError, match="short: the header announces sound up to 421"):
+        audio.decode_audio(path, start=300.0, duration=1.0, rate=RATE)
+
+
+def signals(*, rate: int = RATE, seconds: float = 1.0) -> dict[str, np.ndarray]:
+    """Tones, noise, a chirp, noise on an offset, silence, squares modulo a prime: f32 [n] each."""
+    clock, rng = np.arange(round(rate * seconds)) / rate, np.random.Generator(np.random.PCG64(0))
+    made = {"tones": 0.5 * np.sin(2 * np.pi * 440 * clock) + 0.1 * np.sin(2 * np.pi * 3000 * clock), "noise": 0.1 * rng.standard_normal(len(clock)),
+            "chirp": 0.7 * np.sin(2 * np.pi * (100 * clock + 1800 * clock**2)), "offset": 0.3 + 0.01 * rng.standard_normal(len(clock)),
+            "silence": np.zeros(len(clock))}
+    made["residues"] = np.arange(len(clock), dtype=np.int64) ** 2 * 1103 % 65521 / 65521 - 0.5  # the same bits everywhere
+    return {name: wave.astype(np.float32) for name, wave in made.items()}
+
+
+@pytest.fixture
+def reference(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The spectrogram functions of transformers."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return pytest.importorskip("transformers.audio_utils")
+
+
+@pytest.mark.parametrize("name", [*signals(), "speech"])
+def test_kaldi_filter_bank_agrees_with_transformers(name: str, reference: Any, request: pytest.FixtureRequest) -> None:
+    """All frames and bins of the AST front end, 1e-5 in the logarithm (values up to 16; float32 rounds at 1e-6)."""
+    wave = audio.decode_audio(request.getfixturevalue("real_videos") / "talking_face.mp4", start=1.0, duration=2.0, rate=RATE).samples \
+        if name == "speech" else signals()[name]
+    bank = reference.mel_filter_bank(num_frequency_bins=257, num_mel_filters=128, min_frequency=20, max_frequency=8000, sampling_rate=RATE,
+                                     norm=None, mel_scale="kaldi", triangularize_in_mel_space=True)
+    theirs = reference.spectrogram(wave.astype(np.float64), reference.window_function(400, "hann", periodic=False), frame_length=400, hop_length=160,
+                                   fft_length=512, power=2.0, center=False, preemphasis=0.97, mel_filters=bank, log_mel="log",
+                                   mel_floor=1.192092955078125e-07, remove_dc_offset=True).T
+    np.testing.assert_allclose(RAW(wave), theirs, atol=1e-5)
+    if name == "speech":
+        without = dataclasses.replace(RAW, preemphasis=0.0)(wave)
+        assert np.abs(without - theirs).max() > 1  # the tolerance would notice a missing part
+
+
+@pytest.mark.parametrize("name", signals())
+def test_tvlt_agrees_with_transformers(name: str, reference: Any) -> None:
+    """Slaney filters, centred windows, decibels, 80 dB of range, TVLT's scaling to [-1, 1]."""
+    wave = signals(rate=44100)[name]
+    bank = reference.mel_filter_bank(num_frequency_bins=1025, num_mel_filters=128, min_frequency=0, max_frequency=22050, sampling_rate=44100,
+                                     norm="slaney", mel_scale="slaney")
+    theirs = reference.spectrogram(wave.astype(np.float64) - wave.mean(dtype=np.float64), reference.window_function(2048, "hann"), frame_length=2048,
+                                   hop_length=512, fft_length=2048, power=2.0, center=True, pad_mode="constant", mel_filters=bank, log_mel="dB",
+                                   db_range=80.0).T
+    np.testing.assert_allclose(TVLT(wave), np.clip((theirs - 20) / 40, -2, 0) + 1, atol=1e-5)
+
