@@ -1,4 +1,4 @@
-"""Eight forced CPU devices for the whole suite; must be set before jax is imported."""
+"""Eight forced CPU devices for the whole suite; must be set before jax is imported. Options: --slow, --all, --update-golden."""
 
 import os
 import pathlib
@@ -10,6 +10,22 @@ os.environ["XLA_FLAGS"] = " ".join([
     os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8",
     # Eight devices share two cores here: the default limit would abort a slow collective.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600"])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of this suite."""
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--all", action="store_true", help="run the costly contract checks for every config, not once per kind of objective")
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/contract instead of comparing with it")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips what takes minutes unless asked for."""
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
 
 
 @pytest.fixture(scope="session")
