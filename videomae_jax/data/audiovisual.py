@@ -1,0 +1,79 @@
+"""Clips with the sound that belongs to them."""
+
+import copy
+import dataclasses
+import functools
+import pathlib
+from fractions import Fraction
+
+import numpy as np
+
+from videomae_jax.data import audio, index, sources
+from videomae_jax.data.spectrogram import AST, LogMel
+from videomae_jax.errors import UserError
+
+SPANS = ("centred", "clip")
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioVideoClips(sources.VideoClips):
+    """VideoClips, pixel for pixel, with `audio` f32 [K S mels] and `audio_valid` bool [K S], S = `spectrogram` frames of `mel`.
+
+    `span` places the sound by the presentation times of the sampled frames: "centred" puts the middle of S hops on the
+    middle of the clip (Audiovisual MAE: 10 s of sound for a shorter clip), "clip" begins with the first sampled frame and
+    ends with the last; what S holds beyond that is invalid. A spectrogram frame is valid where the file has every sample
+    of its window; invalid ones are 0, all of them in a file without sound. Copies share the sound.
+    `shuffle_audio` = n > 0 gives every video the sound of another one, by a permutation drawn from n: the control that
+    tells whether a model relates the two. Raises UserError for it where there is only one video.
+    """
+
+    mel: LogMel = AST
+    spectrogram: int = 1024
+    span: str = "centred"
+    shuffle_audio: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.spectrogram < 1:
+            raise UserError(f"spectrogram is {self.spectrogram} frames; allowed are 1 and more")
+        if self.span not in SPANS:
+            raise UserError(f"span {self.span!r}; allowed are {', '.join(SPANS)}")
+        if self.shuffle_audio < 0:
+            raise UserError(f"shuffle_audio is {self.shuffle_audio}; allowed are 0 (the video's own sound) and more")
+
+    @property
+    def fields(self) -> dict[str, sources.Field]:
+        return super().fields | {"audio": sources.Field((self.spectrogram, self.mel.mels), "float32", "sequence"),
+                                 "audio_valid": sources.Field((self.spectrogram,), "bool", "sequence")}
+
+    @functools.cached_property
+    def _heard(self) -> np.ndarray:
+        """Row whose sound each row gets: a single cycle through all rows, so that none keeps its own."""
+        rows = np.arange(len(self))
+        if self.shuffle_audio:
+            if len(rows) < 2:
+                raise UserError(f"shuffle_audio needs two videos; split {self.split!r} of {self.index} has {len(rows)}")
+            cycle = np.random.default_rng(self.shuffle_audio).permutation(len(rows))
+            rows[cycle] = np.roll(cycle, 1)
+        return rows
+
+    def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        ahead = copy.deepcopy(rng)  # draws the times that the clip draws first, without a trace in the clip's own draws
+        example = super().read(row, rng=rng)
+        sound, valid = self.listen(int(self._heard[row]), rng=ahead)
+        return example | {"audio": np.repeat(sound[None], self.repeats, 0), "audio_valid": np.repeat(valid[None], self.repeats, 0)}
+
+    def listen(self, row: int, /, *, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """(spectrogram f32 [S mels], valid bool [S]) beside the frames that `rng` draws for a row. Raises DecodeError."""
+        info = index.info_of(record := self.record(row))
+        ids = self.sampling.ids(info.frames, clip=self.frames, rng=rng)
+        first, last = (int(info.pts[i]) * info.time_base for i in (ids.min(), ids.max()))
+        last += 1 / info.fps
+        hop, lead = Fraction(self.mel.hop, self.mel.rate), Fraction(self.mel.lead, self.mel.rate)
+        start = first if self.span == "clip" else (first + last - self.spectrogram * hop) / 2
+        heard = audio.decode_audio(pathlib.Path(self.index).parent / record["path"], start=start - lead, rate=self.mel.rate,
+                                   duration=Fraction(self.mel.samples(self.spectrogram), self.mel.rate))
+        valid = self.mel.covered(heard.valid)[: self.spectrogram]
+        if self.span == "clip":
+            valid = valid & (np.arange(self.spectrogram) < (last - first) / hop)
+        return np.where(valid[:, None], self.mel(heard.samples)[: self.spectrogram], np.float32(0)), valid
