@@ -11,15 +11,24 @@ EPS = 1e-6
 MAE_ST_STD = 0.225  # MAE-ST's loader divides by it before the target is made, so its eps acts on these units
 
 
+def _centred(x: Array, /, *, axis: int) -> tuple[Array, Array]:
+    """x minus its mean, and the unbiased variance.
+
+    The mean is taken off twice: a float32 sum over 512 equal values is off by up to 2e-7, against eps 1e-6 enough to
+    give a flat patch a target of .2 instead of 0.
+    """
+    x = x - x.mean(axis, keepdims=True)
+    x = x - x.mean(axis, keepdims=True)
+    return x, jnp.sum(x * x, axis, keepdims=True) / (x.shape[axis] - 1)
+
+
 def standardise_per_channel(patches: Array, /, *, channels: int = 3) -> Array:
     """VideoMAE's target: per token and channel (x - mean) / (sqrt(var) + 1e-6), var unbiased, eps outside the root.
 
     patches: f32 [B N P] in [0, 1], channel fastest. Returns the same shape (V1 and V2 engine_for_pretraining).
     """
-    x = patches.astype(jnp.float32).reshape(*patches.shape[:-1], -1, channels)
-    mean = x.mean(-2, keepdims=True)
-    x = (x - mean) / (jnp.sqrt(x.var(-2, keepdims=True, ddof=1)) + EPS)
-    return x.reshape(patches.shape)
+    x, var = _centred(patches.astype(jnp.float32).reshape(*patches.shape[:-1], -1, channels), axis=-2)
+    return (x / (jnp.sqrt(var) + EPS)).reshape(patches.shape)
 
 
 def standardise_jointly(patches: Array, /) -> Array:
@@ -28,8 +37,8 @@ def standardise_jointly(patches: Array, /) -> Array:
     patches: f32 [B N P] in [0, 1]. Returns the same shape (models_mae of MAE-ST). There the frames are divided by a std
     of .225 first, which leaves the result as it is but for eps; hence its square here.
     """
-    x = patches.astype(jnp.float32)
-    return (x - x.mean(-1, keepdims=True)) / _joint_scale(x.var(-1, keepdims=True, ddof=1))
+    x, var = _centred(patches.astype(jnp.float32), axis=-1)
+    return x / _joint_scale(var)
 
 
 def _joint_scale(var: Array, /) -> Array:
@@ -65,6 +74,6 @@ class Pixels:
         shape = (*patches.shape[:-1], -1, self.channels) if self.normalise == "channel" else patches.shape
         axis = -2 if self.normalise == "channel" else -1
         x = patches.astype(jnp.float32).reshape(shape)
-        mean, var = x.mean(axis, keepdims=True), x.var(axis, keepdims=True, ddof=1)
+        mean, (_, var) = x.mean(axis, keepdims=True), _centred(x, axis=axis)
         scale = jnp.sqrt(var) + EPS if self.normalise == "channel" else _joint_scale(var)
         return (prediction.reshape(shape) * scale + mean).reshape(patches.shape)
