@@ -1,7 +1,7 @@
 """From a config to the objects of a run: mesh, objective, data, optimisers, shardings, a jitted step."""
 
 import dataclasses
-import math
+import functools
 from typing import Any
 
 import jax
@@ -9,59 +9,102 @@ import jax.numpy as jnp
 import ml_collections
 
 from videomae_jax import config as configs
-from videomae_jax import optim, parallel
+from videomae_jax import externals, optim, parallel
 from videomae_jax.errors import UserError
 from videomae_jax.objectives import base
-from videomae_jax.step import TrainState, Updates, init_state, make_train_step
+from videomae_jax.step import TrainState, Updates, init_keys, init_state, make_train_step, staged, state_of
+from videomae_jax.types import Extra, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Assembly:
     """Everything that a command needs of a run; `abstract` holds shapes with shardings for every leaf of the state.
 
-    `clips` counts device clips of a batch (decoded clips x copies), `draws` the batches of one step.
+    `clips` counts device clips of a batch (decoded clips x copies), `draws` the batches of one step. `stages` holds
+    (first step after it, objective) of a static curriculum.
     """
 
     config: ml_collections.ConfigDict
     objective: base.Objective
+    stages: tuple[tuple[int, base.Objective], ...]
     source: Any
     mesh: Any
     updates: dict[str, Updates]
     boxed: TrainState
     abstract: TrainState
     shardings: TrainState
+    abstract_frozen: Params
     total: int
     steps_per_epoch: float
     clips: int
     draws: int
 
     def create(self) -> TrainState:
-        """A fresh state, allocated sharded."""
-        def init(rng: Any) -> TrainState:
-            return parallel.unbox(init_state(self.objective, self.updates, rng, base.dummy(self.source.fields), ema=self.config.ema))
+        """A fresh state, allocated sharded, with the external weights that the recipe starts from."""
+        def fresh(rng: Any) -> TrainState:
+            return parallel.unbox(init_state(self.objective, self.updates, rng, self._example(), ema=self.config.ema))
 
-        return jax.jit(init, out_shardings=self.shardings)(self.rng())
+        def params(rng: Any) -> Params:
+            return parallel.unbox(self.objective.init(init_keys(rng)[0], self._example()))
+
+        def rest(rng: Any, params: Params) -> TrainState:
+            return parallel.unbox(state_of(self.objective, self.updates, rng, params, self._example(), ema=self.config.ema))
+
+        initial = [e for e in self.objective.externals() if e.into.split("/")[0] == "params"]
+        if not initial:
+            return jax.jit(fresh, out_shardings=self.shardings)(self.rng())
+        loaded = externals.load(jax.jit(params, out_shardings=self.shardings.params)(self.rng()), initial, root="params")
+        return jax.jit(rest, out_shardings=self.shardings)(self.rng(), loaded)
+
+    def _example(self) -> dict[str, Any]:
+        return base.dummy(self.source.fields)
+
+    @functools.cached_property
+    def frozen(self) -> Params:
+        """The weights that no step changes, read and placed when they are first asked for; {} where a recipe has none.
+
+        They are no part of the train state: nothing has to be saved, restored or handed through the step.
+        """
+        if not jax.tree.leaves(self.abstract_frozen):
+            return {}
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_frozen)
+        made = jax.jit(lambda rng: parallel.unbox(self.objective.init_frozen(init_keys(rng)[2], self._example())),
+                       out_shardings=shardings)(self.rng())
+        return externals.load(made, self.objective.externals(), root="frozen")
+
+    def seen(self, extra: Extra, /) -> Extra:
+        """The `extra` of a state as the methods of the objective take it: with the frozen weights."""
+        return base.with_frozen(extra, self.frozen)
 
     def rng(self) -> Any:
         """The run's key, replicated over the mesh."""
         return parallel.put(jax.random.key(self.config.seed), mesh=self.mesh)
 
-    def step(self) -> Any:
-        """The jitted training step; the state is donated."""
-        fn = make_train_step(self.objective, self.updates, microbatches=self.config.microbatches, ema=self.config.ema,
-                             params_sharding=self.shardings.params)
+    def step(self) -> "Step":
+        """The jitted training step (state, *batches); the state is donated, the frozen weights are not."""
+        return Step(self._jitted(), self.frozen)
 
-        def traced(state: TrainState, *batches: Any) -> Any:
+    def _jitted(self) -> Any:
+        def made(objective: base.Objective) -> Any:
+            return make_train_step(objective, self.updates, microbatches=self.config.microbatches, ema=self.config.ema,
+                                   params_sharding=self.shardings.params)
+
+        fn = staged([(end, made(objective)) for end, objective in self.stages], made(self.objective))
+
+        def traced(state: TrainState, frozen: Params, *batches: Any) -> Any:
             with parallel.use(self.mesh):
-                return fn(state, *batches)
+                return fn(state, frozen, *batches)
 
         return jax.jit(traced, donate_argnums=0, out_shardings=(self.shardings, parallel.replicated(self.mesh)))
 
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and shardings of a global batch."""
+        sharding = parallel.batch_sharding(self.mesh)
+        return {k: jax.ShapeDtypeStruct((self.clips, *x.shape[1:]), x.dtype, sharding=sharding) for k, x in self._example().items()}
+
     def compile(self) -> Any:
-        """The compiled step for the shapes of this run, without data or parameters."""
-        rows, sharding = self.clips, parallel.batch_sharding(self.mesh)
-        batch = {k: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=sharding) for k, x in base.dummy(self.source.fields).items()}
-        return self.step().lower(self.abstract, *[batch] * self.draws).compile()
+        """The compiled step for the shapes of this run, without data, parameters or external files."""
+        return self._jitted().lower(self.abstract, self.abstract_frozen, *[self.abstract_batch()] * self.draws).compile()
 
     def evaluator(self, fn: Any, /) -> Any:
         """`fn` jitted under this mesh, results replicated, so that every process can read them."""
@@ -71,11 +114,28 @@ class Assembly:
         return jax.jit(traced, out_shardings=parallel.replicated(self.mesh))
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A jitted step with the frozen weights of its run."""
+
+    jitted: Any
+    frozen: Params
+
+    def __call__(self, state: TrainState, *batches: Any) -> tuple[TrainState, dict[str, Any]]:
+        return self.jitted(state, self.frozen, *batches)
+
+    def lower(self, state: Any, *batches: Any) -> Any:
+        """The step lowered for arguments or their shapes."""
+        return self.jitted.lower(state, self.frozen, *batches)
+
+
 def assemble(config: ml_collections.ConfigDict, /, *, trust: tuple[str, ...] = (), devices: list[Any] | None = None) -> Assembly:
     """Builds and checks a run; allocates nothing on devices."""
-    mesh = parallel.Layout(**config.mesh).mesh(devices)
+    layout = parallel.Layout(**config.mesh)
+    mesh = layout.mesh(devices)
     objective = configs.build(config.objective, trust=trust)
     source = configs.build(config.data, trust=trust)
+    base.check_phases(objective.phases())
     drawn = base.draws(objective.phases())
     parallel.check_batch(config.batch_size * source.repeats, mesh=mesh, microbatches=config.microbatches)
     steps_per_epoch = len(source) / (config.batch_size * drawn)
@@ -83,11 +143,39 @@ def assemble(config: ml_collections.ConfigDict, /, *, trust: tuple[str, ...] = (
     if total < 1:
         raise UserError(f"total {config.total!r} is {total} steps; allowed are 1 and more")
     updates = make_updates(objective, config, total=total, steps_per_epoch=steps_per_epoch, trust=trust)
-    boxed = jax.eval_shape(lambda rng: init_state(objective, updates, rng, base.dummy(source.fields), ema=config.ema), jax.random.key(0))
+
+    def state(rng: Any, objective: base.Objective = objective) -> tuple[TrainState, Params]:
+        example = base.dummy(source.fields)
+        return init_state(objective, updates, rng, example, ema=config.ema), objective.init_frozen(init_keys(rng)[2], example)
+
+    boxed = jax.eval_shape(state, jax.random.key(0))
+    parallel.check_replication(boxed, mesh=mesh, limit=layout.replicated)
     shardings = parallel.state_shardings(boxed, mesh=mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), parallel.unbox(boxed), shardings)
-    return Assembly(config=config, objective=objective, source=source, mesh=mesh, updates=updates, boxed=boxed, abstract=abstract,
-                    shardings=shardings, total=total, steps_per_epoch=steps_per_epoch, clips=config.batch_size * source.repeats, draws=drawn)
+    return Assembly(config=config, objective=objective, stages=make_stages(objective, state, total=total, steps_per_epoch=steps_per_epoch),
+                    source=source, mesh=mesh, updates=updates, boxed=boxed[0], abstract=abstract[0], shardings=shardings[0],
+                    abstract_frozen=abstract[1], total=total, steps_per_epoch=steps_per_epoch, clips=config.batch_size * source.repeats, draws=drawn)
+
+
+def make_stages(objective: base.Objective, state: Any, /, *, total: int, steps_per_epoch: float) -> tuple[tuple[int, base.Objective], ...]:
+    """(end in steps, objective) of every stage; `state(rng, objective)` makes what all stages must share.
+
+    Raises UserError where ends do not grow or a stage has other phases, parameters or coupling than the recipe.
+    """
+    stages = tuple((configs.duration(s.until, total=total, steps_per_epoch=steps_per_epoch), s.objective) for s in objective.stages())
+    ends = [0, *(end for end, _ in stages), total + 1]
+    if any(a >= b for a, b in zip(ends, ends[1:], strict=False)):
+        raise UserError(f"stages end at steps {ends[1:-1]} of {total}; ends grow and lie within the run")
+
+    def shared(one: base.Objective) -> Any:
+        phases = [(p.name, p.trains, p.optimizer, p.repeats, p.data) for p in one.phases()]
+        return phases, one.batch_coupled, jax.eval_shape(lambda rng: state(rng, one), jax.random.key(0))
+
+    wanted = shared(objective) if stages else None
+    for end, one in stages:
+        if shared(one) != wanted:
+            raise UserError(f"the stage until step {end} changes phases or the shapes of the state; a stage may change the loss alone")
+    return stages
 
 
 def make_updates(objective: base.Objective, config: ml_collections.ConfigDict, /, *, total: int, steps_per_epoch: float,
@@ -110,5 +198,4 @@ def make_updates(objective: base.Objective, config: ml_collections.ConfigDict, /
 
 def state_bytes(abstract: TrainState, /) -> int:
     """Bytes of a saved state (parameters, moments, averages)."""
-    saved = (abstract.params, abstract.opt, abstract.extra, abstract.ema)
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(saved))
+    return parallel.nbytes((abstract.params, abstract.opt, abstract.extra, abstract.ema))

@@ -1,18 +1,18 @@
 """One training step: phases, exact gradient accumulation, optimiser, moving average."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from videomae_jax import losses, optim, parallel
 from videomae_jax.errors import UserError
-from videomae_jax.metrics import Mean
-from videomae_jax.objectives.base import Objective, Output, Phase, draws
+from videomae_jax.objectives.base import Objective, Output, Phase, draws, with_frozen
 from videomae_jax.types import Array, Batch, Extra, Key, Params
 
 
@@ -39,11 +39,19 @@ class Updates:
     rate: Callable[[Array], Array]
 
 
+def init_keys(rng: Key, /) -> Key:
+    """Keys [3] for parameters, extra and frozen weights; no step folds their number in."""
+    return jax.random.split(jax.random.fold_in(rng, 0xFFFFFFFF), 3)
+
+
 def init_state(objective: Objective, updates: Mapping[str, Updates], rng: Key, batch: Batch, /, *, ema: float) -> TrainState:
     """A fresh state, still boxed with logical axes; pure, so that it can be traced for shapes or jitted with shardings."""
-    keys = jax.random.split(jax.random.fold_in(rng, 0xFFFFFFFF), 2)
-    params = objective.init(keys[0], batch)
-    extra = objective.init_extra(keys[1], params, batch)
+    return state_of(objective, updates, rng, objective.init(init_keys(rng)[0], batch), batch, ema=ema)
+
+
+def state_of(objective: Objective, updates: Mapping[str, Updates], rng: Key, params: Params, batch: Batch, /, *, ema: float) -> TrainState:
+    """The state before the first step from given parameters: teachers and averages start as copies of *these*."""
+    extra = objective.init_extra(init_keys(rng)[1], params, batch)
     opt = {p.name: updates[p.name].transform.init(optim.select(params, p.trains)) for p in objective.phases()}
     return TrainState(jnp.zeros((), jnp.int32), rng, params, opt, extra, jax.tree.map(jnp.copy, params) if ema else {})
 
@@ -61,11 +69,21 @@ def join(tree: Any, /) -> Any:
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
-def gradients(loss: Callable[[Params, Batch], Output], params: Params, batch: Batch, /, *, microbatches: int) -> tuple[Params, Output]:
-    """Gradient of the loss and the reduced output, exactly as of the whole batch.
+def check_aux(aux: Any, batch: Batch, /) -> None:
+    """Raises ValueError when a leaf of `aux` does not begin with the rows of `batch`, so that `join` could not order it."""
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(aux):
+        if leaf.shape[:1] != (rows,):
+            raise ValueError(f"aux{jax.tree_util.keystr(path)} is {leaf.shape}; without batch_coupled it must begin with the {rows} rows of the batch")
+
+
+def gradients(loss: Callable[[Params, Batch], Output], params: Params, batch: Batch, /, *, microbatches: int,
+              constrain: Callable[[Params], Params]) -> tuple[Params, Output]:
+    """Gradient of the loss and the reduced output, exactly as of the whole batch; `constrain` places a gradient.
 
     Denominators do not depend on parameters, so a first pass over the micro-batches collects them (the compiler drops
-    the network from it) and the second divides each numerator by the global sum.
+    the network from it) and the second divides each numerator by the global sum. The running sum is placed at every
+    micro-batch: a carry without a placement may be kept whole on every device.
     """
     def scalar(params: Params, rows: Batch, denominators: Mapping[str, Array] | None) -> tuple[Array, Output]:
         out = loss(params, rows)
@@ -75,16 +93,17 @@ def gradients(loss: Callable[[Params, Batch], Output], params: Params, batch: Ba
     grad = jax.grad(scalar, has_aux=True)
     if microbatches == 1:
         grads, out = grad(params, batch, None)
-        return grads, reduce_output(out)
+        return constrain(grads), reduce_output(out)
     parts = split(batch, microbatches=microbatches)
     weights = jax.lax.map(lambda rows: losses.denominators(loss(params, rows).terms), parts)
     denominators = jax.tree.map(lambda x: x.sum(0), weights)
 
     def body(total: Params, rows: Batch) -> tuple[Params, Output]:
         grads, out = grad(params, rows, denominators)
-        return jax.tree.map(jnp.add, total, grads), reduce_output(out)
+        check_aux(out.aux, rows)
+        return constrain(jax.tree.map(jnp.add, total, grads)), reduce_output(out)
 
-    grads, outs = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), parts)
+    grads, outs = jax.lax.scan(body, constrain(jax.tree.map(jnp.zeros_like, params)), parts)
     summed = jax.tree.map(lambda x: x.sum(0), (outs.terms, outs.metrics))
     # Coefficients are constants of the step, so their mean over micro-batches is the value itself.
     terms = {k: t.replace(coefficient=t.coefficient / microbatches) for k, t in summed[0].items()}
@@ -93,23 +112,25 @@ def gradients(loss: Callable[[Params, Batch], Output], params: Params, batch: Ba
 
 def reduce_output(out: Output, /) -> Output:
     """Sums totals and weights to scalars; `aux` stays."""
-    terms = {k: losses.Term(jnp.sum(t.total), jnp.sum(t.weight), jnp.asarray(t.coefficient, jnp.float32)) for k, t in out.terms.items()}
+    terms = {k: losses.Term(jnp.sum(t.total), jnp.sum(t.weight), jnp.asarray(t.coefficient, t.total.dtype)) for k, t in out.terms.items()}
     return Output(terms=terms, metrics={k: m.reduce() for k, m in out.metrics.items()}, aux=out.aux)
 
 
 def logged(phase: Phase, out: Output, grads: Params, rate: Array, /) -> dict[str, Array]:
-    """Metrics of a phase as scalars; those of a phase named "train" carry no prefix."""
-    prefix = "" if phase.name == "train" else f"{phase.name}/"
+    """Metrics of a phase as scalars: loss, loss_<term>, the objective's own, grad_norm and lr."""
+    own = {k: m.value() for k, m in out.metrics.items()}
     values = {f"loss_{k}": losses.ratio(t.total, t.weight) for k, t in out.terms.items()}
     values["loss"] = losses.value(out.terms, denominators=losses.denominators(out.terms))
-    values |= {k: m.value() for k, m in out.metrics.items()}
     values |= {"grad_norm": optax.global_norm(grads), "lr": rate}
-    return {prefix + k: v for k, v in values.items()}
+    if own.keys() & values.keys():
+        raise ValueError(f"phase {phase.name!r} returns metrics named {', '.join(sorted(own.keys() & values.keys()))}, which the step logs itself")
+    prefix = "" if phase.name == "train" else f"{phase.name}/"
+    return {prefix + k: v for k, v in (values | own).items()}
 
 
 def make_train_step(objective: Objective, updates: Mapping[str, Updates], /, *, microbatches: int, ema: float,
                     params_sharding: Any) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """The pure function (state, *batches) -> (state, metrics); one batch for each of `draws(objective.phases())`.
+    """The pure function (state, frozen, *batches) -> (state, metrics); one batch for each of `draws(objective.phases())`.
 
     Phases run in order on the updated parameters. The schedule is read once a step; Adam counts its own updates.
     """
@@ -117,7 +138,7 @@ def make_train_step(objective: Objective, updates: Mapping[str, Updates], /, *, 
     if objective.batch_coupled and microbatches > 1:
         raise UserError(f"microbatches={microbatches}, but {type(objective).__name__} couples the rows of a batch; allowed is 1")
 
-    def step(state: TrainState, *batches: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, frozen: Params, *batches: Batch) -> tuple[TrainState, dict[str, Array]]:
         if len(batches) != draws(phases):
             raise UserError(f"step was given {len(batches)} batches; its phases draw {draws(phases)}")
         rng = jax.random.fold_in(state.rng, state.step)
@@ -126,21 +147,39 @@ def make_train_step(objective: Objective, updates: Mapping[str, Updates], /, *, 
         params, extra, opt, metrics = state.params, state.extra, dict(state.opt), {}
         for index, phase in enumerate(phases):
             rate = updates[phase.name].rate(state.step)
+            places = optim.select(params_sharding, phase.trains)
             for repeat in range(phase.repeats):
                 batch = next(fresh) if phase.data == "fresh" else prepared[0]
                 key = jax.random.fold_in(jax.random.fold_in(rng, index), repeat)
                 part = optim.select(params, phase.trains)
 
                 def loss(part: Params, rows: Batch) -> Output:
-                    return phase.loss(optim.merge(params, part), extra, rows, key, step=state.step, train=True)
+                    return phase.loss(optim.merge(params, part), with_frozen(extra, frozen), rows, key, step=state.step, train=True)
 
-                grads, out = gradients(loss, part, batch, microbatches=microbatches)
-                grads = jax.lax.with_sharding_constraint(grads, optim.select(params_sharding, phase.trains))
+                grads, out = gradients(loss, part, batch, microbatches=microbatches,
+                                       constrain=lambda tree: jax.lax.with_sharding_constraint(tree, places))
+                if not objective.batch_coupled:
+                    check_aux(out.aux, batch)
                 moves, opt[phase.name] = updates[phase.name].transform.update(grads, opt[phase.name], part)
                 params = optim.merge(params, jax.tree.map(lambda p, u: p - rate * u, part, moves))
                 extra = objective.update_extra(params, extra, out.aux, step=state.step)
                 metrics |= logged(phase, out, grads, rate)
         average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, state.ema, params) if ema else state.ema
         return TrainState(state.step + 1, state.rng, params, opt, extra, average), metrics
+
+    return step
+
+
+def staged(steps: Sequence[tuple[int, Callable[..., Any]]], last: Callable[..., Any], /) -> Callable[..., Any]:
+    """One step out of several: each of `steps` (end, step) before its end, then `last`.
+
+    All lie in one program and the state's counter chooses, so that a resumed run needs no memory of its stage.
+    """
+    if not steps:
+        return last
+    ends = np.asarray([end for end, _ in steps])
+
+    def step(state: TrainState, *rest: Any) -> Any:
+        return jax.lax.switch(jnp.sum(state.step >= ends), [fn for _, fn in steps] + [last], state, *rest)
 
     return step

@@ -5,6 +5,7 @@ parameters, phases, loss terms and metrics. Loss code sees global arrays: no axi
 """
 
 import dataclasses
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from videomae_jax.errors import UserError
 from videomae_jax.losses import Term
 from videomae_jax.masking import Grid, Mask
 from videomae_jax.metrics import Mean
@@ -20,7 +22,11 @@ from videomae_jax.types import Array, Batch, Extra, Key, Params
 
 @flax.struct.dataclass
 class Output:
-    """Result of a loss: `terms` to sum, `metrics` to log, `aux` for `update_extra` (leading axis B in every leaf)."""
+    """Result of a loss: `terms` to sum, `metrics` to log, `aux` for `update_extra`.
+
+    Every leaf of `aux` has the batch's rows first, so that micro-batches join in row order; only an objective with
+    `batch_coupled` may return others (BatchNorm statistics).
+    """
 
     terms: dict[str, Term]
     metrics: dict[str, Mean] = flax.struct.field(default_factory=dict)
@@ -33,7 +39,8 @@ class Phase:
 
     `trains` is a regular expression on "encoder/stack/..." paths; moments exist only for these leaves. `optimizer`
     names an entry of config.optimizers. `repeats` passes run in order on updated parameters, on the "same" batch or a
-    "fresh" one each.
+    "fresh" one each. Metrics of a phase named "train" are logged without a prefix, others as "<name>/<metric>"; of
+    several repeats the last is logged.
     """
 
     name: str
@@ -43,14 +50,61 @@ class Phase:
     repeats: int = 1
     data: str = "same"
 
+    def __post_init__(self) -> None:
+        if self.data not in ("same", "fresh"):
+            raise UserError(f"phase {self.name!r} wants data {self.data!r}; allowed are 'same' and 'fresh'")
+        if self.repeats < 1:
+            raise UserError(f"phase {self.name!r} has repeats={self.repeats}; allowed are 1 and more")
+
+
+@dataclasses.dataclass(frozen=True)
+class External:
+    """Weights from a file: initial ones `into` "params" or "params/encoder", or "frozen/teacher", which no step changes.
+
+    `path` is a run directory, its checkpoints, or an .npz of arrays named "a/b/c". Source paths are rewritten by the
+    (pattern, replacement) pairs of `rename`; then each leaf below `into` comes from the source or matches `fresh`, and
+    each leaf of the source is used or matches `ignore` (`checkpoint.transfer`; patterns match paths below `into`).
+    `item` "ema" takes the averaged weights of a run. `label` says whose weights they are: the published ones ("real"),
+    those of a small part trained here ("small"), exact truth ("oracle") or seeded noise for tests ("stub").
+    """
+
+    into: str
+    path: str
+    rename: tuple[tuple[str, str], ...] = ()
+    fresh: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    item: str = "params"
+    label: str = "real"
+
+    def __post_init__(self) -> None:
+        if self.into.split("/")[0] not in ("params", "frozen"):
+            raise UserError(f"external into {self.into!r}; allowed are 'params', 'frozen' and paths below them")
+        if self.label not in ("real", "small", "oracle", "stub"):
+            raise UserError(f"external label {self.label!r}; allowed are 'real', 'small', 'oracle' and 'stub'")
+        if self.item not in ("params", "ema"):
+            raise UserError(f"external item {self.item!r}; allowed are 'params' and 'ema'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Part of a static curriculum: `objective` replaces the recipe until the duration `until` ("25%", "10ep", "1000")."""
+
+    until: str
+    objective: "Objective"
+
 
 @flax.struct.dataclass
 class Prediction:
-    """`patches` f32 [B M P] predicted and `targets` f32 [B M P] true values at `masks.target`."""
+    """What an objective predicts; None marks what it has not.
 
-    patches: Array
-    targets: Array
-    masks: Mask
+    `patches` f32 [B M P] predicted and `targets` f32 [B M P] true values at `masks.target`; `logits` f32 [B C] of a
+    classifier.
+    """
+
+    patches: Array | None = None
+    targets: Array | None = None
+    masks: Mask | None = None
+    logits: Array | None = None
 
 
 @flax.struct.dataclass
@@ -73,10 +127,15 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Defaults of the protocol; a recipe overrides what it needs."""
+    """Defaults of the protocol; a recipe overrides what it needs.
+
+    Rows of a batch that belong together (views of a clip, pairs) lie within one row after `prepare`, as [B K ...]:
+    micro-batches keep rows whole, but not neighbours together.
+    """
 
     batch_coupled = False  # contrastive losses, BatchNorm projectors: accumulation would change the loss
     inert = ()  # patterns of trained leaves whose gradient is exactly 0 by construction
+    tiny = types.MappingProxyType({})  # {"field.path": value}: what the contract test's rules for shrinking a config do not guess
 
     def init(self, rng: Key, batch: Batch, /) -> Params:
         """Parameters as nested dicts with boxed logical axes; `batch` holds one example of zeros."""
@@ -85,6 +144,18 @@ class Objective:
     def init_extra(self, rng: Key, params: Params, batch: Batch, /) -> Extra:
         """State that is not trained: teacher, queue, running moments."""
         return {}
+
+    def init_frozen(self, rng: Key, batch: Batch, /) -> Params:
+        """Weights that no step changes and no checkpoint holds, boxed like `init`; the other methods see them as extra["frozen"]."""
+        return {}
+
+    def externals(self) -> tuple[External, ...]:
+        """Files that replace what `init` and `init_frozen` made."""
+        return ()
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Static curricula: objectives in force before this one, in order; parameters, phases and metrics are the same."""
+        return ()
 
     def prepare(self, batch: Batch, rng: Key, /, *, step: Array, train: bool) -> Batch:
         """Once on the global batch, before micro-batches: mixup, swapped pairs, flattening of views."""
@@ -102,17 +173,32 @@ class Objective:
         """Predictions for evaluators and pictures."""
         raise NotImplementedError
 
-    def represent(self, params: Params, extra: Extra, batch: Batch, /, *, layer: int = -1) -> dict[str, Features]:
-        """Features per modality of the whole, unmasked input; deterministic."""
+    def represent(self, params: Params, extra: Extra, batch: Batch, /, *, inputs: tuple[str, ...] | None = None, layer: int = -1) -> dict[str, Features]:
+        """Features per modality of the whole, unmasked input; deterministic. `inputs` names the modalities fed (None = all)."""
         raise NotImplementedError
 
     def update_extra(self, params: Params, extra: Extra, aux: Any, /, *, step: Array) -> Extra:
-        """The next `extra`, after the update of `params`."""
+        """The next `extra`, after every pass of every phase has updated `params`; `extra` comes without the frozen weights.
+
+        With several phases `aux` tells the passes apart: that of a phase which returns none is {}.
+        """
         return extra
 
     def cost(self) -> Cost:
         """Forward cost of one clip."""
         raise NotImplementedError
+
+
+def check_phases(phases: tuple[Phase, ...], /) -> None:
+    """Raises UserError when two phases share a name, and so an optimiser state."""
+    names = [p.name for p in phases]
+    if len(set(names)) != len(names) or not names:
+        raise UserError(f"phases are named {', '.join(names) or '(none)'}; there is at least one, and names are distinct")
+
+
+def with_frozen(extra: Extra, frozen: Params, /) -> Extra:
+    """`extra` as the methods of an objective see it."""
+    return {**extra, "frozen": frozen} if frozen else extra
 
 
 def draws(phases: tuple[Phase, ...], /) -> int:

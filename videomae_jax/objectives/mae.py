@@ -11,7 +11,7 @@ from videomae_jax.errors import UserError
 from videomae_jax.masking import Mask
 from videomae_jax.metrics import Mean
 from videomae_jax.models import patches, vit
-from videomae_jax.objectives.base import Cost, Features, Objective, Output, Prediction
+from videomae_jax.objectives.base import Cost, External, Features, Objective, Output, Prediction
 from videomae_jax.types import Array, Batch, Extra, Key, Params, row_keys
 
 
@@ -22,6 +22,7 @@ class MAE(Objective):
     Source: VideoMAE V2 (arXiv 2303.16727) and its released code. `decoder_mask` RunningCell gives V2, Hidden gives V1.
     The loss is the mean over decoded tokens that the encoder did not see ("hidden"); "decoded" is the ablation that
     averages over all decoded tokens. Deviation: only the visible patches are embedded, which is the same function.
+    `initial` starts the run from the weights of another one.
     """
 
     encoder: vit.Encoder
@@ -30,6 +31,7 @@ class MAE(Objective):
     decoder_mask: Any = masking.RunningCell()
     target: targets.Pixels = targets.Pixels()
     loss_on: str = "hidden"
+    initial: External | None = None
 
     def __post_init__(self) -> None:
         if self.loss_on not in ("hidden", "decoded"):
@@ -43,6 +45,10 @@ class MAE(Objective):
         decoder = self.decoder.init(keys[1], jnp.zeros((1, 1, self.encoder.width)), visible=ids, target=ids,
                                     grid=self.encoder.grid, values=self.encoder.values)["params"]
         return {"encoder": encoder, "decoder": decoder}
+
+    def externals(self) -> tuple[External, ...]:
+        """The initial weights, if any."""
+        return () if self.initial is None else (self.initial,)
 
     def patchify(self, batch: Batch, /) -> Array:
         """Patches f32 [B N P] in [0, 1] of `batch["video"]`."""
@@ -81,8 +87,10 @@ class MAE(Objective):
         x = self.patchify(batch)
         return Prediction(patches=self.forward(params, x, masks, keys=None), targets=masking.take(self.target(x), ids=masks.target), masks=masks)
 
-    def represent(self, params: Params, extra: Extra, batch: Batch, /, *, layer: int = -1) -> dict[str, Features]:
+    def represent(self, params: Params, extra: Extra, batch: Batch, /, *, inputs: tuple[str, ...] | None = None, layer: int = -1) -> dict[str, Features]:
         """Features of all N tokens: after the final norm for layer -1, else the raw output of block `layer`."""
+        if inputs not in (None, ("video",)):
+            raise UserError(f"features of inputs {inputs}; allowed is ('video',)")
         x = self.patchify(batch)
         ids = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
         out = self.encoder.apply({"params": params["encoder"]}, x, ids=ids, keep=() if layer == -1 else (layer,))

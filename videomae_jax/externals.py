@@ -1,0 +1,86 @@
+"""Weights from files: initial parameters and frozen parts of a recipe (`Objective.externals`).
+
+They are read once, before the first step, strictly in both directions, and placed under the shardings of the leaves they
+replace. Frozen ones never enter a checkpoint: a resumed run reads its files again, and `manifest` tells which they were.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from videomae_jax import parallel
+from videomae_jax.checkpoint import load_params, transfer
+from videomae_jax.errors import UserError
+from videomae_jax.objectives.base import External
+from videomae_jax.types import Params
+
+
+def read(external: External, /) -> Params:
+    """Nested dicts of numpy arrays of a run directory, a directory of checkpoints (newest step), or an .npz of "a/b/c" arrays."""
+    path = pathlib.Path(external.path)
+    if path.is_dir():
+        newest = _newest(path)
+        return load_params(newest.parent, step=int(newest.name), item=external.item)
+    if path.suffix != ".npz" or not path.is_file():
+        raise UserError(f"external weights {external.path!r} for {external.into} are not there; allowed are a run directory, "
+                        "a directory of checkpoints and an .npz file")
+    with np.load(path) as arrays:
+        return traverse_util.unflatten_dict(dict(arrays), sep="/")
+
+
+def _newest(directory: pathlib.Path, /) -> pathlib.Path:
+    """The newest step in a directory of checkpoints, or in that of a run."""
+    folder = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory
+    steps = [p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()]
+    if not steps:
+        raise UserError(f"{directory} holds no checkpoint")
+    return max(steps, key=lambda p: int(p.name))
+
+
+def load(tree: Params, externals: Iterable[External], /, *, root: str) -> Params:
+    """`tree` (placed arrays) with the leaves that the externals into `root` replace, under the same shardings.
+
+    Raises UserError that names the file and every leaf that is missing, unused or of another shape.
+    """
+    for external in externals:
+        first, *rest = external.into.split("/")
+        if first == root:
+            tree = _replace(tree, rest, external)
+    return tree
+
+
+def _replace(tree: Params, into: list[str], external: External, /) -> Params:
+    if into:
+        if not isinstance(tree, dict) or into[0] not in tree:
+            known = ", ".join(tree) if isinstance(tree, dict) else "an array"
+            raise UserError(f"external into {external.into!r}: {into[0]!r} is not among {known}")
+        return tree | {into[0]: _replace(tree[into[0]], into[1:], external)}
+    try:
+        found = transfer(tree, read(external), rename=external.rename, fresh=external.fresh, ignore=external.ignore)
+    except UserError as error:
+        raise UserError(f"{external.path} into {external.into}: {error}") from error
+
+    def one(old: jax.Array, new: Any) -> jax.Array:
+        return old if new is old else parallel.place(np.asarray(new, old.dtype), old.sharding)
+    return jax.tree.map(one, tree, found)
+
+
+def manifest(externals: Iterable[External], /) -> dict[str, dict[str, str]]:
+    """{into: {"path", "label", "sha256"}} for the recipe card: two runs with different files differ there."""
+    return {e.into: {"path": e.path, "label": e.label, "sha256": digest(pathlib.Path(e.path))} for e in externals}
+
+
+def digest(path: pathlib.Path, /) -> str:
+    """SHA-256 of a file; of a directory of checkpoints, over the names and digests of the files of the newest step."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    newest, total = _newest(path), hashlib.sha256()
+    for file in sorted(p for p in newest.rglob("*") if p.is_file()):
+        total.update(f"{file.relative_to(newest).as_posix()} {digest(file)}\n".encode())
+    return total.hexdigest()
