@@ -62,6 +62,11 @@ class Record:
         return max((int(line["step"]) for line in self.lines), default=0)
 
     @property
+    def finished(self) -> bool:
+        """Whether the run reached its total and left its summary."""
+        return 0 < self.total == self.summary.get("steps")
+
+    @property
     def total(self) -> int:
         """Steps of the whole run; 0 where no recipe card says it."""
         return int(self.card.get("steps", 0))
@@ -126,10 +131,10 @@ def write(directory: pathlib.Path, /) -> pathlib.Path:
 def page(record: Record, /) -> str:
     """The whole page."""
     name = html.escape(record.config.name or "unnamed run")
-    state = "finished" if record.total and record.step >= record.total else "in progress or stopped"
+    state = "finished" if record.finished else "in progress or stopped"
     of = f" of {record.total:,}" if record.total else ""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    took = f", {metrics.clock(record.summary['seconds'])} of wall time in the last call" if "seconds" in record.summary and state == "finished" else ""
+    took = f", {metrics.clock(record.summary['seconds'])} of wall time in the last call" if record.finished else ""
     sections = (tiles, losses, pictures, probes, results, optimisation, throughput, faults, card, settings)
     body = "\n".join(section(record) for section in sections)
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -161,8 +166,9 @@ def tiles(record: Record, /) -> str:
     loss, zero = record.last("loss"), record.last("loss_zero")
     found = [("training loss", f"{loss:.4f}", f"predict zero {zero:.4f}" if zero is not None else "")] if loss is not None else []
     for group, names in record.evaluators.items():
-        if {"loss", "loss_trivial"} <= set(names):
-            found.append((f"held-out loss ({group})", f"{record.last(f'{group}/loss'):.4f}", f"best trivial {record.last(f'{group}/loss_trivial'):.4f}"))
+        if {"loss", "loss_zero"} <= set(names):
+            found.append((f"held-out loss ({group})", f"{record.last(f'{group}/loss'):.4f}", f"predict zero {record.last(f'{group}/loss_zero'):.4f}"))
+    for group, names in record.evaluators.items():
         if set(PROBE) <= set(names):
             gain = record.last(f"{group}/trained") - record.last(f"{group}/untrained")
             found.append((f"probe: {group}", f"{record.last(f'{group}/trained'):.1f} %", f"{gain:+.1f} points over untrained"))
@@ -188,10 +194,17 @@ def losses(record: Record, /) -> str:
             lines.append(Line(f"held-out ({group})", record.series(f"{group}/loss"), marks=True))
             lines += [Line(f"held-out: {what}", record.series(f"{group}/{k}"), dash=True) for k, what in TRIVIAL.items()
                       if k in values and not (k == "loss_zero" and record.series("loss_zero"))]
-    drawn = chart(lines, title="Loss", x="step", y="loss")
+    drawn = chart(lines, title="Loss", x="step", y="loss") + later(lines)
     broken = sum(not math.isfinite(v) for line in lines for _, v in line.points)
     warning = note(f"{broken} logged loss values are not finite and are left out of the chart.") if broken else ""
     return f"<h2>Loss</h2>{warning}{drawn}{caveats(record) if drawn else ''}" if drawn or warning else ""
+
+
+def later(lines: Sequence[Line], /) -> str:
+    """The lines after the first fifth of the steps on their own scale, where the start and the trivial predictors hide the rest."""
+    end = max((x for line in lines for x, _ in line.finite), default=0)
+    close = [dataclasses.replace(line, points=[(x, y) for x, y in line.points if x >= end / 5]) for line in lines if not line.name.startswith("held-out: ")]
+    return chart(close, title="Loss after the first fifth", x="step", y="loss", height=240) if sum(len(line.points) > 1 for line in close) else ""
 
 
 def normalisation(record: Record, /) -> str:

@@ -59,7 +59,7 @@ def compose(objective: Any, pixels: np.ndarray, predicted: np.ndarray, masks: An
     encoder = objective.encoder
     tokens = encoder.grid.tokens
     visible, target = np.zeros(tokens, bool), np.zeros(tokens, bool)
-    visible[masks.visible], target[masks.target] = True, True
+    visible[masks.visible[masks.visible_valid]], target[masks.target] = True, True
     shown = np.asarray(objective.target.invert(predicted[None], pixels[masks.target][None]))[0].clip(0, 1)
     prediction = np.full_like(pixels, GREY)
     prediction[masks.target] = shown

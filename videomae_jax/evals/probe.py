@@ -86,12 +86,16 @@ class Probe:
         }
         results: dict[str, float] = {}
         data = {split: self.collect(context, kinds, split, limit) for split, limit in (("train", self.train), ("val", self.test))}
-        classes = len(context.source("train").classes)
+        classes = len(self.source(context, "train", limit=0).classes)
         for kind in kinds:
             scores = [accuracy(data["train"][kind], data["train"]["label"], data["val"][kind], data["val"]["label"], classes=classes, seed=s)
                       for s in range(self.seeds)]
             results |= {kind: float(np.mean(scores)), f"{kind}_std": float(np.std(scores))}
         return results | {"gain": results["trained"] - results["untrained"], "chance": 100 / classes}
+
+    def source(self, context: Context, split: str, /, *, limit: int) -> Any:
+        """At most `limit` clips of a split (0 = all), labelled by the probe's own column."""
+        return dataclasses.replace(context.source(split), label=self.label, limit=limit)
 
     def features(self, context: Context, params: Any, extra: Any, /) -> Callable[[Batch], Array]:
         """Pooled features f32 [B E] of a batch under given weights."""
@@ -106,7 +110,7 @@ class Probe:
 
     def collect(self, context: Context, kinds: dict[str, Callable[[Batch], Array]], split: str, limit: int, /) -> dict[str, np.ndarray]:
         """Features of every kind and labels of at most `limit` clips of a split."""
-        source = dataclasses.replace(context.source(split), label=self.label, limit=limit)
+        source = self.source(context, split, limit=limit)
         rows: dict[str, list[np.ndarray]] = {}
         whole = context.assembly.evaluator(lambda batch: {"label": batch["label"], "valid": batch["valid"]})
         for batch in context.sweep(source, batch_size=self.batch_size):
@@ -120,6 +124,6 @@ class Probe:
 
 
 def coarse_pixels(batch: Batch, /) -> Array:
-    """Raw-pixel features f32 [B 4*12*12*C]: the clip averaged over time and space blocks."""
+    """Raw-pixel features f32 [B 4*12*12*C]: the clip at 4 frames of 12 x 12, averaged by triangles of twice that spacing."""
     video = batch["video"].astype(jnp.float32) / 255
     return jax.image.resize(video, (video.shape[0], 4, 12, 12, video.shape[-1]), "linear").reshape(video.shape[0], -1)

@@ -1,6 +1,7 @@
 """Held-out reconstruction loss beside trivial predictors under the same masks."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ class Reconstruction:
     `loss_nearest` copies the nearest visible patch (distance in the (t, h, w) grid, ties to the first);
     `loss_linear` interpolates the visible pixels of each frame linearly over a Delaunay triangulation, and copies the
     nearest visible pixel outside its hull. Both are normalised like the target; `loss_trivial` is the better of them.
-    At most `clips` clips are used.
+    At most `clips` clips are used, spread over the split.
     """
 
     every: str = "20%"
@@ -29,19 +30,15 @@ class Reconstruction:
 
     def run(self, context: Context, /) -> dict[str, float]:
         """{"loss", "loss_zero", "loss_nearest", "loss_linear", "loss_trivial"} over at most `clips` clips."""
-        objective, source = context.assembly.objective, context.source(self.split)
-        predict = context.assembly.evaluator(lambda params, extra, batch, rng: (objective.predict(params, extra, batch, rng), batch))
-        patchify = context.assembly.evaluator(lambda batch: objective.patchify(batch))
+        objective = context.assembly.objective
+        source = dataclasses.replace(context.source(self.split), limit=self.clips)
+        predict = context.assembly.evaluator(
+            lambda params, extra, batch, rng: (objective.predict(params, extra, batch, rng), objective.patchify(batch), batch["valid"]))
         totals: dict[str, float] = {}
-        seen = 0
         for batch in context.sweep(source, batch_size=min(self.batch_size, self.clips)):
-            predicted, _ = predict(context.params, context.extra, batch, context.rng)
-            pixels, predicted, valid = jax.device_get((patchify(batch), predicted, context.assembly.evaluator(lambda b: b["valid"])(batch)))
-            sums = self.sums(objective, pixels, predicted, np.asarray(valid))
+            predicted, pixels, valid = jax.device_get(predict(context.params, context.extra, batch, context.rng))
+            sums = self.sums(objective, pixels, predicted, valid)
             totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
-            seen += int(np.sum(valid))
-            if seen >= self.clips:
-                break
         losses = {f"loss{k}": v / totals["weight"] for k, v in totals.items() if k != "weight"}
         return losses | {"loss_trivial": min(losses["loss_nearest"], losses["loss_linear"])}
 
@@ -59,11 +56,17 @@ class Reconstruction:
         return result
 
 
+def rows(pixels: np.ndarray, masks: Any, /) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(patches [N P], visible ids, target ids) of every clip; padding among the visible ids is left out."""
+    for row, visible, valid, target in zip(pixels, *map(np.asarray, (masks.visible, masks.visible_valid, masks.target)), strict=True):
+        yield row, visible[valid], target
+
+
 def nearest(pixels: np.ndarray, masks: Any, /, *, grid: Grid) -> np.ndarray:
     """Patches f32 [B M P] copied from the nearest visible token of each target."""
     place = np.stack(np.unravel_index(np.arange(grid.tokens), (grid.t, grid.h, grid.w)), -1)
     result = []
-    for row, visible, target in zip(pixels, np.asarray(masks.visible), np.asarray(masks.target), strict=True):
+    for row, visible, target in rows(pixels, masks):
         distance = ((place[target][:, None] - place[visible][None]) ** 2).sum(-1)
         result.append(row[visible[distance.argmin(1)]])
     return np.stack(result)
@@ -72,7 +75,7 @@ def nearest(pixels: np.ndarray, masks: Any, /, *, grid: Grid) -> np.ndarray:
 def linear(pixels: np.ndarray, masks: Any, /, *, grid: Grid, patch: tuple[int, int, int]) -> np.ndarray:
     """Patches f32 [B M P] interpolated from the visible pixels of the same frames."""
     result = []
-    for row, visible, target in zip(pixels, np.asarray(masks.visible), np.asarray(masks.target), strict=True):
+    for row, visible, target in rows(pixels, masks):
         seen = np.zeros((grid.tokens, 1), np.float32)
         seen[visible] = 1
         known = np.asarray(patches.unpatchify(np.repeat(seen, row.shape[-1], -1)[None], grid=grid, patch=patch))[0, ..., 0] > 0

@@ -1,0 +1,377 @@
+"""Reconstruction, probe and pictures: each number against a second way to compute it, and each guard against its fault."""
+
+import dataclasses
+import functools
+import pathlib
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.interpolate
+from PIL import Image
+
+from videomae_jax import config as configs
+from videomae_jax import losses, masking, targets
+from videomae_jax.assembly import assemble
+from videomae_jax.data import sources
+from videomae_jax.errors import UserError
+from videomae_jax.evals import pictures, probe, reconstruction
+from videomae_jax.evals.base import Context
+from videomae_jax.masking import Grid
+from videomae_jax.models import patches, vit
+from videomae_jax.objectives.mae import MAE
+
+GRID, PATCH = Grid(2, 3, 4), (2, 4, 4)
+FRAMES, HEIGHT, WIDTH = 4, 12, 16
+OBJECTIVE = MAE(encoder=vit.Encoder(width=32, depth=1, heads=2, hidden=64, patch=(2, 8, 8), frames=4, size=32),
+                decoder=vit.Decoder(width=32, depth=1, heads=2, hidden=64), encoder_mask=masking.Random(ratio=0.75))
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns(sources.NoiseClips):
+    """Noise with two label columns: "" halves the four distinct clips, "four" tells them apart, "none" labels nothing."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple("abcd") if self.label == "four" else super().classes
+
+    def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        label = {"four": row % 4, "none": -1}.get(self.label, row % 2)
+        return super().read(row, rng=rng) | {"label": np.full(self.repeats, label, np.int32)}
+
+
+class Toy(Context):
+    """A context whose evaluation data is noise in memory."""
+
+    length = 32
+
+    def source(self, split: str, /) -> Any:
+        return Columns(frames=4, size=32, length=self.length, split=split)
+
+
+@functools.cache
+def untrained() -> tuple[Any, Any]:
+    """A run of OBJECTIVE on one device and its state at initialisation."""
+    config = configs.load("configs/tiny.py")
+    config.unlock()
+    config.objective, config.data = configs.plain(OBJECTIVE), configs.spec(sources.NoiseClips, frames=4, size=32)
+    run = assemble(config, devices=jax.devices()[:1])
+    return run, run.create()
+
+
+def context(directory: pathlib.Path, /, *, length: int = 32) -> Toy:
+    """The untrained run with `length` clips in every split."""
+    run, state = untrained()
+    toy = Toy(run, state.params, state.extra, 7, directory)
+    object.__setattr__(toy, "length", length)
+    return toy
+
+
+def mask(visible: list[list[int]], target: list[list[int]], weight: list[list[float]] | None = None) -> masking.Mask:
+    """A mask of given ids."""
+    ids, wanted = np.asarray(visible, np.int32), np.asarray(target, np.int32)
+    return masking.Mask(ids, wanted, np.ones(wanted.shape, np.float32) if weight is None else np.asarray(weight, np.float32), np.ones(ids.shape, bool))
+
+
+def drawn(seed: int, *, rows: int = 3, keep: int = 6) -> masking.Mask:
+    """Random visible ids and all others as targets."""
+    orders = [np.random.default_rng([seed, i]).permutation(GRID.tokens) for i in range(rows)]
+    return mask([sorted(o[:keep]) for o in orders], [sorted(o[keep:]) for o in orders])
+
+
+def tokens_of(video: np.ndarray) -> np.ndarray:
+    """Patches [1 N P] of a video [T H W C]."""
+    return np.asarray(patches.patchify(jnp.asarray(video[None], jnp.float32), patch=PATCH))
+
+
+# -- predictors that need no training ----------------------------------------------------------------------------------
+
+
+def test_nearest_equals_brute_force() -> None:
+    """Every target copies the visible token at the smallest grid distance, the first of equals."""
+    pixels, masks = np.random.default_rng(0).random((3, GRID.tokens, 96)).astype(np.float32), drawn(1)
+    found = reconstruction.nearest(pixels, masks, grid=GRID)
+    for row in range(3):
+        for place, target in enumerate(masks.target[row]):
+            def distance(token: int, target: int = target) -> int:
+                a, b = np.unravel_index([token, target], (GRID.t, GRID.h, GRID.w)), 0
+                return sum(int(x[0] - x[1]) ** 2 for x in a) + b
+            best = min(masks.visible[row], key=lambda v: (distance(v), v))
+            assert np.array_equal(found[row, place], pixels[row, best])
+
+
+def test_padding_among_the_visible_is_not_copied() -> None:
+    """A padded id may point anywhere; nothing there is known to the predictors."""
+    pixels = np.stack([np.full((GRID.tokens, 96), 0.25, np.float32)])
+    pixels[0, 1] = 1.0
+    masks = dataclasses.replace(mask([[0, 1]], [[2, 3]]), visible_valid=np.array([[True, False]]))
+    assert (reconstruction.nearest(pixels, masks, grid=GRID) == 0.25).all()
+    assert (reconstruction.linear(pixels, masks, grid=GRID, patch=PATCH) == 0.25).all()
+
+
+def test_linear_equals_scipy_on_every_frame() -> None:
+    """Delaunay interpolation inside the hull of the visible pixels, the nearest visible pixel outside, frame by frame."""
+    video, masks = np.random.default_rng(2).random((FRAMES, HEIGHT, WIDTH, 3)), drawn(3, rows=1, keep=10)
+    known = np.zeros(GRID.tokens, bool)
+    known[masks.visible[0]] = True
+    known = np.repeat(np.repeat(np.repeat(known.reshape(2, 3, 4), 2, 0), 4, 1), 4, 2)
+    expected, rows_columns = video.copy(), np.moveaxis(np.mgrid[:HEIGHT, :WIDTH], 0, -1)
+    for t in range(FRAMES):
+        points, wanted = rows_columns[known[t]], rows_columns[~known[t]]
+        inside = scipy.interpolate.griddata(points, video[t][known[t]], wanted, method="linear")
+        outside = scipy.interpolate.griddata(points, video[t][known[t]], wanted, method="nearest")
+        assert np.isnan(inside).any() and not np.isnan(inside).all()
+        expected[t][~known[t]] = np.where(np.isnan(inside), outside, inside)
+    found = reconstruction.linear(tokens_of(video).astype(np.float64), masks, grid=GRID, patch=PATCH)
+    # `unpatchify` goes through float32.
+    np.testing.assert_allclose(found[0], tokens_of(expected)[0][masks.target[0]], atol=1e-6)
+
+
+def test_linear_recovers_a_ramp_exactly() -> None:
+    """Within the hull of the visible pixels a linear function is its own interpolation."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    video = np.stack([(0.1 + 0.02 * rows + 0.03 * columns + 0.01 * t)[..., None].repeat(3, -1) for t in range(FRAMES)])
+    corners = [0, 3, 8, 11]
+    visible = corners + [12 + c for c in corners]
+    masks = mask([visible], [[i for i in range(GRID.tokens) if i not in visible]])
+    pixels = tokens_of(video)
+    found = reconstruction.linear(pixels, masks, grid=GRID, patch=PATCH)
+    np.testing.assert_allclose(found[0], pixels[0][masks.target[0]], atol=1e-6)
+    assert np.abs(reconstruction.nearest(pixels, masks, grid=GRID)[0] - pixels[0][masks.target[0]]).max() > 0.05
+
+
+def test_a_frame_without_visible_pixels_copies_the_nearest_one() -> None:
+    """Under a mask of whole times nothing can be interpolated within the frame."""
+    video = np.stack([np.full((4, 4, 1), t, np.float64) for t in range(6)])
+    known = np.zeros((6, 4, 4), bool)
+    known[1], known[5] = True, True
+    assert [float(f.mean()) for f in reconstruction.fill(video, known)] == [1, 1, 1, 1, 5, 5]
+
+
+def sums(pixels: np.ndarray, masks: masking.Mask, *, normalise: str = "none", valid: np.ndarray | None = None, guess: float = 0.0) -> dict[str, float]:
+    """`Reconstruction.sums` of a model that predicts `guess` everywhere."""
+    target = targets.Pixels(normalise=normalise)
+    objective = types.SimpleNamespace(encoder=types.SimpleNamespace(grid=GRID, patch=PATCH), target=target)
+    true = np.take_along_axis(np.asarray(target(jnp.asarray(pixels))), masks.target[..., None], 1)
+    predicted = types.SimpleNamespace(masks=masks, patches=np.full_like(true, guess), targets=true)
+    return reconstruction.Reconstruction().sums(objective, pixels, predicted, np.ones(len(pixels), bool) if valid is None else valid)
+
+
+def test_constant_clip_has_no_error() -> None:
+    """Both predictors know a constant clip; predicting zero is wrong by its square."""
+    found = sums(np.full((3, GRID.tokens, 96), 0.5, np.float32), drawn(4))
+    assert found["_nearest"] == 0 and found["_linear"] < 1e-12
+    assert found["_zero"] == pytest.approx(0.25 * found["weight"]) and found["weight"] == 3 * 18
+
+
+def test_weight_and_validity_decide_what_counts() -> None:
+    """Tokens of weight 0 and padded clips change neither numerators nor the denominator."""
+    pixels, masks = np.random.default_rng(5).random((3, GRID.tokens, 96)).astype(np.float32), drawn(6)
+    weight = np.ones((3, 18), np.float32)
+    weight[:, ::2] = 0
+    halved = dataclasses.replace(masks, weight=weight)
+    full = sums(pixels, halved, valid=np.array([True, True, False]))
+    spoilt = pixels.copy()
+    spoilt[2] = 99.0
+    np.put_along_axis(spoilt, masks.target[:, ::2, None], 77.0, 1)
+    again = sums(spoilt, halved, valid=np.array([True, True, False]))
+    assert full["weight"] == 18
+    assert {k: again[k] for k in full} == pytest.approx(full)
+    assert sums(spoilt, masks)["_zero"] > 10 * full["_zero"]
+
+
+# -- the evaluator -----------------------------------------------------------------------------------------------------
+
+
+def test_loss_is_the_objectives_own_and_padding_does_not_count(tmp_path: pathlib.Path) -> None:
+    """Equal to `objective.loss` under the same masks, whether five clips come as one batch or as 4 + 1 padded to 4."""
+    toy = context(tmp_path, length=5)
+    run = toy.assembly
+    found = {size: reconstruction.Reconstruction(batch_size=size).run(toy) for size in (5, 4)}
+    assert found[4] == pytest.approx(found[5], rel=1e-6)  # float32 model, other batch shape
+    batch = next(iter(toy.sweep(toy.source("val"), batch_size=5)))
+
+    def loss(params: Any, batch: Any, rng: Any) -> Any:
+        out = run.objective.loss(params, {}, batch, rng, step=jnp.int32(0), train=False)
+        terms = losses.value(out.terms, denominators=losses.denominators(out.terms))
+        return {"loss": terms, "loss_zero": out.metrics["loss_zero"].reduce().value()}
+
+    theirs = run.evaluator(loss)(toy.params, batch, toy.rng)
+    for name, value in theirs.items():
+        assert found[5][name] == pytest.approx(float(value), rel=1e-6)
+    assert found[5]["loss"] != pytest.approx(found[5]["loss_zero"], rel=1e-3)
+    assert found[5]["loss_trivial"] == min(found[5]["loss_nearest"], found[5]["loss_linear"])
+
+
+def test_at_most_the_clips_asked_for_are_used(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six of 32 clips in batches of four: not eight."""
+    seen: list[int] = []
+    sums_of = reconstruction.Reconstruction.sums
+    monkeypatch.setattr(reconstruction.Reconstruction, "sums", lambda self, *a: seen.append(int(a[3].sum())) or sums_of(self, *a))
+    reconstruction.Reconstruction(batch_size=4, clips=6).run(context(tmp_path))
+    assert seen == [4, 2]
+
+
+# -- the probe ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [5, 60], ids=["primal", "dual"])
+@pytest.mark.parametrize("penalty", [1e-3, 1.0])
+def test_ridge_solves_the_augmented_least_squares(width: int, penalty: float) -> None:
+    """min |X W - Y|^2 + n * penalty |W|^2 as one least-squares problem with extra rows, in both forms of the solution."""
+    rng = np.random.default_rng(width)
+    train, labels, test = 3 + 2 * rng.normal(size=(40, width)), rng.integers(0, 3, 40), 3 + 2 * rng.normal(size=(7, width))
+    x, z = ((a - train.mean(0)) / train.std(0) for a in (train, test))
+    y = np.eye(3)[labels]
+    rows = np.concatenate([x, np.sqrt(penalty * 40) * np.eye(width)])
+    weights = np.linalg.lstsq(rows, np.concatenate([y - y.mean(0), np.zeros((width, 3))]), rcond=None)[0]
+    found = probe.ridge(train, labels, test, classes=3, penalty=penalty)
+    np.testing.assert_allclose(found, z @ weights + y.mean(0), atol=1e-8)
+
+
+def test_primal_and_dual_agree() -> None:
+    """Repeating the features moves the same problem into the dual form: half the penalty a copy."""
+    rng = np.random.default_rng(1)
+    train, labels, test = rng.normal(size=(30, 20)), rng.integers(0, 4, 30), rng.normal(size=(9, 20))
+    primal = probe.ridge(train, labels, test, classes=4, penalty=0.1)
+    dual = probe.ridge(np.tile(train, 2), labels, np.tile(test, 2), classes=4, penalty=0.2)
+    np.testing.assert_allclose(primal, dual, atol=1e-8)
+
+
+def test_accuracy_knows_separable_from_shuffled() -> None:
+    """100 % on clusters, chance on shuffled labels, for four classes."""
+    rng = np.random.default_rng(2)
+    labels, truth = rng.integers(0, 4, 400), rng.integers(0, 4, 400)
+    centres = 6 * rng.normal(size=(4, 16))
+    train, test = centres[labels] + rng.normal(size=(400, 16)), centres[truth] + rng.normal(size=(400, 16))
+    assert probe.accuracy(train, labels, test, truth, classes=4, seed=0) == 100
+    shuffled = [probe.accuracy(train, rng.permutation(labels), test, truth, classes=4, seed=s) for s in range(10)]
+    assert 15 < np.mean(shuffled) < 35  # 25 by chance; one seed has a deviation of about 8: whole clusters share their fate
+
+
+def test_penalty_is_chosen_without_the_test_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search sees only training rows, and no row of the held fifth is trained on."""
+    calls: list[tuple[set[float], set[float]]] = []
+    ridge = probe.ridge
+    monkeypatch.setattr(probe, "ridge", lambda train, labels, test, **kw: calls.append((set(train[:, 0]), set(test[:, 0]))) or ridge(train, labels, test, **kw))
+    train, test = np.arange(50.0)[:, None], 100 + np.arange(10.0)[:, None]
+    probe.accuracy(train, np.arange(50) % 2, test, np.arange(10) % 2, classes=2, seed=0)
+    *search, final = calls
+    assert len(search) == len(probe.PENALTIES)
+    assert all(not (fit & held) and (fit | held) == set(train[:, 0]) and len(held) == 10 for fit, held in search)
+    assert final[1] == set(test[:, 0]) and final[0] < set(train[:, 0])
+
+
+def test_pooling() -> None:
+    """The mean of all tokens, or the mean of every time side by side."""
+    tokens = jnp.asarray(np.random.default_rng(3).random((2, GRID.tokens, 5)), jnp.float32)
+    times = np.asarray(tokens).reshape(2, 2, 12, 5).mean(2)
+    np.testing.assert_allclose(probe.pooled(tokens, grid=GRID, pooling="mean"), np.asarray(tokens).mean(1), atol=1e-6)
+    np.testing.assert_allclose(probe.pooled(tokens, grid=GRID, pooling="time"), np.concatenate([times[:, 0], times[:, 1]], -1), atol=1e-6)
+    with pytest.raises(UserError, match="'max'; allowed are 'mean' and 'time'"):
+        probe.pooled(tokens, grid=GRID, pooling="max")
+
+
+def test_coarse_pixels_are_averages() -> None:
+    """A ramp keeps its value at the middle of every block inside the clip; detail finer than a block is averaged away."""
+    columns = np.broadcast_to((5 * np.arange(48))[:, None], (1, 8, 48, 48, 3)).astype(np.uint8)
+    found = np.asarray(probe.coarse_pixels({"video": jnp.asarray(columns)})).reshape(4, 12, 12, 3)
+    middle = 5 * (4 * np.arange(12) + 1.5) / 255
+    np.testing.assert_allclose(found[:, :, 1:-1], np.broadcast_to(middle[1:-1, None], (4, 12, 10, 3)), atol=1e-5)
+    checker = np.broadcast_to(255 * (np.indices((48, 48)).sum(0) % 2)[..., None], (1, 8, 48, 48, 3)).astype(np.uint8)
+    assert np.abs(np.asarray(probe.coarse_pixels({"video": jnp.asarray(checker)})) - 0.5).max() < 0.1
+
+
+def test_probe_of_separable_clips(tmp_path: pathlib.Path) -> None:
+    """Four distinct clips, each with its label: every kind of feature tells them apart, and chance follows the column."""
+    found = probe.Probe(label="four", train=32, test=16, seeds=2, batch_size=16).run(context(tmp_path))
+    assert found["trained"] == found["untrained"] == found["pixels"] == 100 and found["gain"] == 0
+    assert found["chance"] == 25 and found["pixels_std"] == 0
+
+
+def test_all_kinds_see_the_same_rows(tmp_path: pathlib.Path) -> None:
+    """Features and labels of every kind come from the same valid clips in the same order; padding is dropped."""
+    toy = context(tmp_path, length=11)
+    kinds = {"first": lambda b: b["row"][:, None], "second": lambda b: b["row"][:, None] * 10}
+    data = probe.Probe(batch_size=4).collect(toy, kinds, "val", 0)
+    assert data["first"][:, 0].tolist() == list(range(11)) and data["second"][:, 0].tolist() == [10 * i for i in range(11)]
+    assert data["label"].tolist() == [i % 2 for i in range(11)]
+
+
+def test_trained_features_are_of_the_given_weights(tmp_path: pathlib.Path) -> None:
+    """`trained` follows the context's parameters, `untrained` does not."""
+    toy = context(tmp_path)
+    broken = dataclasses.replace(toy, params=jax.tree.map(jnp.zeros_like, toy.params))
+    object.__setattr__(broken, "length", 32)
+    found = probe.Probe(label="four", train=32, test=16, seeds=1, batch_size=16).run(broken)
+    assert found["trained"] < 60 and found["untrained"] == 100 and found["gain"] == found["trained"] - 100
+
+
+def test_unlabelled_clips_are_an_error(tmp_path: pathlib.Path) -> None:
+    """-1 would be taken for the last class."""
+    with pytest.raises(UserError, match="column 'none' of the index leaves clips of split 'train' unlabelled"):
+        probe.Probe(label="none", batch_size=8).collect(context(tmp_path), {}, "train", 8)
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def composed(normalise: str) -> tuple[dict[str, np.ndarray], float, np.ndarray, masking.Mask, np.ndarray]:
+    """Panels and error of a random prediction, the true pixels [N P], the mask of the clip and the prediction."""
+    objective = types.SimpleNamespace(encoder=types.SimpleNamespace(grid=GRID, patch=PATCH), target=targets.Pixels(normalise=normalise))
+    rng = np.random.default_rng(8)
+    pixels, guess = rng.random((GRID.tokens, 96)).astype(np.float32), rng.normal(size=(12, 96)).astype(np.float32)
+    masks = mask([[0, 5, 7, 20]], [list(range(5, 17))], [[0, 1, 0] + [1] * 9])
+    row = jax.tree.map(lambda x: x[0], masks)
+    panels, error = pictures.compose(objective, pixels, guess, row)
+    return panels, error, pixels, row, guess
+
+
+@pytest.mark.parametrize("normalise", ["channel", "joint", "none"])
+def test_panels(normalise: str) -> None:
+    """Visible pixels stay bit for bit, predictions get the true statistics, other cells are grey or hatched."""
+    panels, error, pixels, row, guess = composed(normalise)
+    cells = {name: tokens_of(video)[0] for name, video in panels.items()}
+    assert np.array_equal(cells["input"], pixels)
+    rest = np.setdiff1d(np.arange(GRID.tokens), row.visible)
+    assert np.array_equal(cells["visible"][row.visible], pixels[row.visible]) and (cells["visible"][rest] == pictures.GREY).all()
+    shown = np.asarray(targets.Pixels(normalise=normalise).invert(guess[None], pixels[row.target][None]))[0].clip(0, 1)
+    assert np.array_equal(cells["prediction"][row.target], shown)
+    assert np.array_equal(cells["pasted"][row.visible], pixels[row.visible])
+    hidden = ~np.isin(row.target, row.visible)
+    assert np.array_equal(cells["pasted"][row.target[hidden]], shown[hidden])
+    assert error == pytest.approx(float(np.mean((shown - pixels[row.target])[hidden] ** 2)))
+
+
+def test_hatched_cells() -> None:
+    """Lines over every cell without a prediction; the pasted panel leaves the visible ones alone."""
+    panels, _, _, row, _ = composed("none")
+    hatched = {name: {i for i, cell in enumerate(tokens_of(video)[0]) if (cell == np.float32(0.3)).any()} for name, video in panels.items()}
+    cells = set(range(GRID.tokens))
+    assert hatched["prediction"] == cells - set(row.target.tolist())
+    assert hatched["pasted"] == cells - set(row.target.tolist()) - set(row.visible.tolist())
+    assert not hatched["input"] and not hatched["visible"]
+    lines = tokens_of(panels["prediction"])[0][3]
+    assert (lines == np.float32(0.3)).mean() == 0.25 and (lines == pictures.GREY).mean() == 0.75
+
+
+def test_the_sheet_says_what_is_not_predicted() -> None:
+    """Only raw pixels are shown without the caveat."""
+    assert pictures.note("none") == "prediction: pixels"
+    assert all("TRUE mean" in pictures.note(n) and "does not predict" in pictures.note(n) for n in ("channel", "joint"))
+
+
+def test_pictures_are_written(tmp_path: pathlib.Path) -> None:
+    """One png and one gif a clip, as many frames as the clip, and a PSNR of the drawn clips."""
+    found = pictures.Pictures(clips=3).run(context(tmp_path))
+    names = sorted(p.name for p in (tmp_path / "reconstructions").iterdir())
+    assert names == [f"step00000007_{i}.{kind}" for i in range(3) for kind in ("gif", "png")]
+    with Image.open(tmp_path / "reconstructions" / "step00000007_2.gif") as gif:
+        assert gif.n_frames == 4 and gif.size == (4 * 96, 96)
+    with Image.open(tmp_path / "reconstructions" / "step00000007_0.png") as png:
+        assert png.size == (72 + 4 * 96, 4 * 96 + 18)
+    # Normalised predictions near zero are drawn as the mean of uniform noise, whose variance is 1/12: 10.8 dB.
+    assert 5 < found["psnr_hidden"] < 11
