@@ -24,7 +24,7 @@ def usage() -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Runs a command; 0 is success, 2 a mistake of the user, 130 an interruption."""
+    """Runs a command; 0 is success, 2 a mistake of the user, 130 an interruption, 75 a run that SIGTERM stopped and that can go on."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(usage())
         return 0

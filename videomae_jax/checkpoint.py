@@ -1,21 +1,35 @@
-"""Orbax checkpoints of a train state, and strict transfer of parameters between trees."""
+"""Orbax checkpoints of a train state with a checksum of every leaf, and strict transfer of parameters between trees."""
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from videomae_jax import optim
+from videomae_jax import optim, parallel
 from videomae_jax.errors import UserError
 from videomae_jax.step import TrainState
+from videomae_jax.types import Array
 
 ITEMS = ("params", "opt", "extra", "ema")
+SEAL = "sha256"  # key of the digest of the other metadata
+
+
+class DamagedError(UserError):
+    """A checkpoint that cannot be read or whose content is not what was saved; `agreed` when every process finds it so."""
+
+    def __init__(self, message: str, /, *, agreed: bool = False) -> None:
+        super().__init__(message)
+        self.agreed = agreed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +46,14 @@ class Checkpointer:
 
     `keep_last` newest are kept, and for ever those whose step is a multiple of `keep_every` (0 = none). A save that a
     killed process left behind is not a checkpoint and is removed. With `read_only` nothing is saved or removed, so that
-    a run that is still training can be evaluated.
+    a run that is still training can be evaluated. `warn` is told of what went wrong and can be lived with.
+
+    The metadata hold a checksum of every leaf, computed on the devices at the time of saving, and one of themselves: the
+    storage layer returns flipped bits without an error.
     """
 
-    def __init__(self, directory: pathlib.Path, /, *, keep_last: int = 2, keep_every: int = 0, read_only: bool = False) -> None:
+    def __init__(self, directory: pathlib.Path, /, *, keep_last: int = 2, keep_every: int = 0, read_only: bool = False,
+                 warn: Callable[[str], None] = warnings.warn) -> None:
         if keep_last < 1:
             raise UserError(f"keep_last={keep_last}; allowed are 1 and more")
         keep: list[Any] = [policies.LatestN(keep_last)]
@@ -45,75 +63,204 @@ class Checkpointer:
             preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True,
             save_decision_policy=policies.FixedIntervalPolicy(1), step_format_fixed_length=8)
         self._manager = ocp.CheckpointManager(pathlib.Path(directory).resolve(), options=options, handler_registry=handlers())
-        self.directory = pathlib.Path(directory)
+        self.directory, self._warn = pathlib.Path(directory), warn
+        self._step, self._failure = -1, ""  # of the newest save
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: TrainState, /, *, meta: dict[str, Any]) -> None:
-        """Starts saving; an error of the previous save surfaces here. `step` must be new."""
-        self._manager.check_for_errors()
+        """Starts saving once the save before is done. `step` must be new.
+
+        A save that fails (a full disk) is reported through `warn` and training goes on: the next one tries again. With
+        several processes it raises, since the others wait for this one.
+        """
+        self.check(wait=True)
+        self._step, self._failure = step, ""
         items = {k: ocp.args.StandardSave(getattr(state, k)) for k in ITEMS if jax.tree.leaves(getattr(state, k))}
-        self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
+        sealed = seal({**meta, "leaves": {k: fingerprints(getattr(state, k)) for k in items}})
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(sealed)), force=True)
+        except OSError as error:
+            self._failed(error)
+
+    def check(self, *, wait: bool = False) -> None:
+        """Reports a save that failed in the background; with `wait`, once it is over."""
+        try:
+            if wait:
+                self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:  # what the storage layer raises is not specified
+            self._failed(error)
+
+    def _failed(self, error: Exception, /) -> None:
+        self._failure = reason(error)
+        if jax.process_count() > 1:
+            raise UserError(f"checkpoint {self._step} cannot be written to {self.directory} ({self._failure})") from error
+        self._warn(f"checkpoint {self._step} cannot be written to {self.directory} ({self._failure}); training goes on, the next save tries again")
 
     def wait(self) -> None:
-        """Until the last save is committed; raises what went wrong with it."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        """Until the last save is committed. Raises UserError when it failed."""
+        self.check(wait=True)
+        if self._failure:
+            raise UserError(f"the last checkpoint, of step {self._step}, is not written to {self.directory} ({self._failure}); its steps are {self.steps()}")
 
     def close(self) -> None:
         """Waits and releases the threads."""
-        self.wait()
+        self.check(wait=True)
         self._manager.close()
 
     def meta(self, step: int, /) -> dict[str, Any]:
-        """The JSON saved at `step`."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        """The JSON saved at `step`. Raises DamagedError when it is not what was saved."""
+        found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        if not isinstance(found, dict) or seal(found) != found:
+            raise DamagedError(f"checkpoint {step} in {self.directory} is damaged: its metadata do not match their checksum", agreed=True)
+        return {k: v for k, v in found.items() if k != SEAL}
 
-    def restore(self, step: int, abstract: TrainState, /, *, rng: jax.Array) -> Restored:
+    def restore(self, step: int, abstract: TrainState, /, *, rng: jax.Array, items: Sequence[str] = ITEMS) -> Restored:
         """The state of `step`, placed as `abstract` (shapes with shardings) says: any mesh, whatever the saved one was.
 
-        Raises UserError when the checkpoint holds another model.
+        Items that are not asked for stay abstract. Raises DamagedError where it cannot be read or differs from what was
+        saved, and UserError when the checkpoint holds another model.
         """
-        wanted = {k: ocp.args.StandardRestore(getattr(abstract, k)) for k in ITEMS if jax.tree.leaves(getattr(abstract, k))}
-        self._check_shapes(step, abstract)
-        loaded = self._manager.restore(step, args=ocp.args.Composite(**wanted, meta=ocp.args.JsonRestore()))
+        try:
+            meta = self.meta(step)
+            self.check_leaves(step, meta, abstract, items=items)
+            wanted = {k: ocp.args.StandardRestore(getattr(abstract, k)) for k in items if jax.tree.leaves(getattr(abstract, k))}
+            loaded = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+        except UserError:
+            raise
+        except Exception as error:  # what a damaged directory raises is not specified by the storage layer
+            raise DamagedError(f"checkpoint {step} in {self.directory} cannot be read ({reason(error)})") from error
+        for item in wanted:
+            check_fingerprints(loaded[item], meta["leaves"][item], name=f"checkpoint {step} in {self.directory}", item=item)
         parts = {k: loaded[k] if k in wanted else getattr(abstract, k) for k in ITEMS}
         count = jax.device_put(np.int32(step), abstract.step.sharding)
-        return Restored(TrainState(step=count, rng=rng, **parts), step, loaded["meta"])
+        return Restored(TrainState(step=count, rng=rng, **parts), step, meta)
 
-    def latest_good(self, abstract: TrainState, /, *, rng: jax.Array, warn: Callable[[str], None]) -> Restored:
-        """The newest step that restores; unreadable ones are reported through `warn` and passed over."""
-        steps = self.steps()
-        for step in reversed(steps):
+    def load(self, step: int, /, *, item: str) -> Any:
+        """An item of `step` as nested dicts of numpy arrays. Raises UserError when it is absent, DamagedError as `restore` does."""
+        try:
+            saved = self.meta(step)["leaves"]
+            if item not in saved:
+                raise UserError(f"checkpoint {step} in {self.directory} has no {item!r}; it has {', '.join(saved)}")
+            metadata = self._manager.item_metadata(step)[item]
+            tree = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), getattr(metadata, "tree", metadata), is_leaf=lambda x: hasattr(x, "shape"))
+            loaded = self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(tree)}))[item]
+        except UserError:
+            raise
+        except Exception as error:  # what a damaged directory raises is not specified by the storage layer
+            raise DamagedError(f"checkpoint {step} in {self.directory} cannot be read ({reason(error)})") from error
+        loaded = jax.tree.map(np.asarray, loaded)
+        check_fingerprints(loaded, saved[item], name=f"checkpoint {step} in {self.directory}", item=item)
+        return loaded
+
+    def latest_good(self, abstract: TrainState, /, *, rng: jax.Array) -> Restored:
+        """The newest step that restores. Damaged newer ones are reported and moved to `checkpoints_damaged` beside it.
+
+        They must not stay: their steps will be saved again. They are moved only once an older one is read, so that a run
+        whose checkpoints are all damaged never starts afresh in silence.
+        """
+        damaged: list[int] = []
+        for step in reversed(self.steps()):
             try:
-                return self.restore(step, abstract, rng=rng)
-            except UserError:
-                raise
-            except Exception as error:  # what a damaged directory raises is not specified by the storage layer
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                warn(f"checkpoint {step} in {self.directory} cannot be read ({reason}); trying the one before")
-        raise UserError(f"no readable checkpoint in {self.directory}; its steps are {steps}")
+                restored = self.restore(step, abstract, rng=rng)
+            except DamagedError as error:
+                if jax.process_count() > 1 and not error.agreed:
+                    raise UserError(f"{error}; move it away and start all processes again") from error
+                self._warn(f"{error}; trying the one before")
+                damaged.append(step)
+                continue
+            self._set_aside(damaged)
+            return restored
+        raise UserError(f"no readable checkpoint in {self.directory}; its steps are {self.steps()}. Use a new --workdir, or repair or remove them")
 
-    def _check_shapes(self, step: int, abstract: TrainState, /) -> None:
-        """Raises UserError with the first parameter that differs in name or shape."""
-        saved = self._manager.item_metadata(step)["params"]
-        tree = getattr(saved, "tree", saved)
-        if tree is None:
-            raise ValueError(f"step {step} has no readable parameter metadata")
-        have = {k: tuple(v.shape) for k, v in leaves(tree).items()}
-        want = {k: tuple(v.shape) for k, v in leaves(abstract.params).items()}
-        for key in sorted(have.keys() | want.keys()):
-            if have.get(key) != want.get(key):
-                raise UserError(f"checkpoint {self.directory}/{step} is of another model: {key} is {have.get(key, 'absent')} there, "
-                                f"{want.get(key, 'absent')} in this config")
+    def _set_aside(self, steps: Sequence[int], /) -> None:
+        if not steps:
+            return
+        aside = self.directory.with_name(f"{self.directory.name}_damaged")
+        for step in steps if parallel.is_lead() else ():
+            aside.mkdir(exist_ok=True)
+            number = sum(p.name.startswith(f"{step:08d}") for p in aside.iterdir())
+            (self.directory / f"{step:08d}").rename(aside / f"{step:08d}{f'.{number}' if number else ''}")
+        parallel.barrier("damaged checkpoints set aside")
+        self._manager.reload()
+        self._warn(f"damaged checkpoints {', '.join(map(str, steps))} now lie in {aside}")
+
+    def check_leaves(self, step: int, meta: dict[str, Any], abstract: TrainState, /, *, items: Sequence[str] = ITEMS) -> None:
+        """Raises UserError with the first leaf that differs from the saved one in name, shape or dtype."""
+        for item in items:
+            have = {k: tuple(v["shape"]) + (v["dtype"],) for k, v in meta["leaves"].get(item, {}).items()}
+            want = {k: (*v.shape, str(v.dtype)) for k, v in named(getattr(abstract, item)).items()}
+            for key in sorted(have.keys() | want.keys()):
+                if have.get(key) != want.get(key):
+                    what = "model" if item == "params" else f"model or optimiser ({item})"
+                    raise UserError(f"checkpoint {self.directory}/{step:08d} is of another {what}: {key} is {_shown(have.get(key))} there, "
+                                    f"{_shown(want.get(key))} in this config")
+
+
+def _shown(leaf: tuple[Any, ...] | None, /) -> str:
+    return f"{leaf[-1]} {leaf[:-1]}" if leaf else "absent"
+
+
+def reason(error: Exception, /) -> str:
+    """The first line of what an exception says, or else its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def seal(meta: dict[str, Any], /) -> dict[str, Any]:
+    """`meta` with the digest of everything else in it."""
+    rest = {k: v for k, v in meta.items() if k != SEAL}
+    return {**rest, SEAL: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+
+
+def checksum(x: Array, /) -> Array:
+    """u32 []: the sum modulo 2^32 of the words of `x`, each times an odd number that its place determines.
+
+    A sum does not depend on how the array is cut over devices. An odd factor is invertible, so that a change within one
+    word always shows, and any other but for one in 2^32.
+    """
+    words = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
+    words = jax.lax.bitcast_convert_type(words, {1: jnp.uint8, 2: jnp.uint16}.get(words.dtype.itemsize, jnp.uint32)).astype(jnp.uint32)
+    place = jnp.zeros(words.shape, jnp.uint32)
+    for axis, length in enumerate(words.shape):
+        place = place * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    place = (place ^ (place >> 16)) * jnp.uint32(0x85EBCA6B)
+    place = (place ^ (place >> 13)) * jnp.uint32(0xC2B2AE35)
+    return jnp.sum(words * ((place ^ (place >> 16)) | 1), dtype=jnp.uint32)
+
+
+_checksums = jax.jit(lambda arrays: jnp.stack([checksum(x) for x in arrays]))
+
+
+def fingerprints(tree: Any, /) -> dict[str, dict[str, Any]]:
+    """{"a/b/c": {"shape", "dtype", "checksum"}} of the arrays of a tree, the same on every mesh and in every process."""
+    found = named(tree)
+    if not found:
+        return {}
+    sums, first = _checksums(list(found.values())), next(iter(found.values()))
+    sums = np.asarray(parallel.gather(sums, mesh=first.sharding.mesh) if jax.process_count() > 1 else sums)
+    return {k: {"shape": list(x.shape), "dtype": str(x.dtype), "checksum": int(s)} for (k, x), s in zip(found.items(), sums, strict=True)}
+
+
+def check_fingerprints(tree: Any, saved: dict[str, Any], /, *, name: str, item: str) -> None:
+    """Raises DamagedError that names the leaves of `tree` which differ from the saved fingerprints."""
+    found = fingerprints(tree)
+    wrong = [f"{item}/{key}" for key in found if found[key] != saved.get(key)]
+    if wrong:
+        raise DamagedError(f"{name} is damaged: {len(wrong)} of {len(found)} arrays do not match their checksum, first {wrong[0]}", agreed=True)
 
 
 def handlers() -> Any:
     """How each item is stored; without it a manager that has not saved yet cannot read metadata."""
     trees = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
     return ocp.handlers.create_default_handler_registry(**trees, meta=ocp.JsonCheckpointHandler())
+
+
+def named(tree: Any, /) -> dict[str, Any]:
+    """{"a/b/c": leaf} of any tree; fields of named tuples count, so that both moments of Adam have names of their own."""
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def leaves(tree: Any, /) -> dict[str, Any]:
@@ -123,17 +270,19 @@ def leaves(tree: Any, /) -> dict[str, Any]:
 
 
 def load_params(directory: pathlib.Path, /, *, step: int | None = None, item: str = "params") -> dict[str, Any]:
-    """Parameters (or item "ema") of a checkpoint directory as nested dicts of numpy arrays; the newest step by default."""
-    options = ocp.CheckpointManagerOptions(step_format_fixed_length=8, read_only=True)
-    manager = ocp.CheckpointManager(pathlib.Path(directory).resolve(), options=options, handler_registry=handlers())
-    found = manager.latest_step() if step is None else step
-    if found is None or found not in manager.all_steps():
-        raise UserError(f"no checkpoint {'' if step is None else step} in {directory}; its steps are {sorted(manager.all_steps())}")
-    metadata = manager.item_metadata(found)[item]
-    tree = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), getattr(metadata, "tree", metadata), is_leaf=lambda x: hasattr(x, "shape"))
-    loaded = manager.restore(found, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(tree)}))[item]
-    manager.close()
-    return jax.tree.map(np.asarray, loaded)
+    """Parameters (or item "ema") of a checkpoint directory as nested dicts of numpy arrays; the newest step by default.
+
+    Raises UserError for a step or item that is not there and DamagedError where arrays differ from what was saved.
+    """
+    saver = Checkpointer(directory, read_only=True)
+    steps = saver.steps()
+    found = (steps or [None])[-1] if step is None else step
+    if found is None or found not in steps:
+        raise UserError(f"no checkpoint {'' if step is None else step} in {directory}; its steps are {steps}")
+    try:
+        return saver.load(found, item=item)
+    finally:
+        saver.close()
 
 
 def transfer(target: Any, source: Any, /, *, rename: Sequence[tuple[str, str]] = (), fresh: Sequence[str] = (),

@@ -3,15 +3,16 @@
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
 import numpy as np
 
-from videomae_jax import card, parallel
+from videomae_jax import card, metrics, parallel
 from videomae_jax import config as configs
 from videomae_jax.assembly import Assembly, assemble
-from videomae_jax.checkpoint import Checkpointer
+from videomae_jax.checkpoint import Checkpointer, DamagedError
 from videomae_jax.data.decode import STAGES
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context
@@ -26,14 +27,15 @@ def write(path: pathlib.Path, text: str, /) -> None:
 
 
 def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool, say: Any) -> None:
-    """Checks that `directory` is new or holds this config, then writes config.json and the recipe card.
+    """Checks that `directory` is new or holds this run, then writes config.json and the recipe card.
 
     Logging, evaluation, mesh, workers, micro-batches and remat may change freely; the total needs `extend`; learning
-    rate, data, batch and seed need `fork`; the model never changes. Raises UserError with every difference.
+    rate, data, batch and seed need `fork`; the model never changes. Raises UserError with every difference, before
+    anything is written.
     """
     stored = directory / "config.json"
     if stored.exists():
-        difference = configs.compare(configs.from_json(stored.read_text()), run.config)
+        difference = configs.compare(open_run(directory), run.config)
         if difference["never"]:
             raise UserError(f"{directory} holds another config, and these fields may never change: {'; '.join(difference['never'])}; use a new --workdir")
         if difference["fork"] and not fork:
@@ -42,15 +44,38 @@ def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool
             raise UserError(f"{directory} holds another config: {'; '.join(difference['extend'])}; repeat with --extend to go on to the new total")
         for line in (line for lines in difference.values() for line in lines):
             say(f"changed since the run began: {line}")
-    elif directory.exists() and any(directory.iterdir()):
+        check_newest(run, directory)
+    elif directory.is_dir() and any(directory.iterdir()):
         raise UserError(f"{directory} is not empty and holds no config.json, so it is not a run directory; use a new --workdir")
+    elif directory.exists() and not directory.is_dir():
+        raise UserError(f"--workdir={directory} is a file; needed is a folder, or a name that is still free")
     parallel.barrier("claimed")
     if parallel.is_lead():
         values = card.card(run)
-        write(stored, configs.to_json(run.config))
-        write(directory / "recipe_card.json", json.dumps(values, indent=2))
-        write(directory / "recipe_card.txt", card.text(values))
+        try:
+            write(directory / "recipe_card.json", json.dumps(values, indent=2))
+            write(directory / "recipe_card.txt", card.text(values))
+            write(stored, configs.to_json(run.config))  # last: what makes it a run directory
+        except OSError as error:
+            raise UserError(f"cannot write to --workdir={directory}: {error.strerror} ({error.filename})") from error
     parallel.barrier("written")
+
+
+def check_newest(run: Assembly, directory: pathlib.Path, /) -> None:
+    """Raises UserError where the newest checkpoint is of another model or optimiser, or beyond the total."""
+    if not (directory / "checkpoints").is_dir():
+        return
+    saver = Checkpointer(directory / "checkpoints", read_only=True)
+    try:
+        newest = (saver.steps() or [0])[-1]
+        if newest > run.total:
+            raise UserError(f"the newest checkpoint in {directory} is of step {newest}, beyond the total of {run.total}; allowed are {newest} and more")
+        if newest:
+            saver.check_leaves(newest, saver.meta(newest), run.abstract)
+    except DamagedError:
+        return  # training reports it and goes back to an older one
+    finally:
+        saver.close()
 
 
 def open_run(directory: pathlib.Path, /) -> Any:
@@ -58,7 +83,10 @@ def open_run(directory: pathlib.Path, /) -> Any:
     stored = pathlib.Path(directory) / "config.json"
     if not stored.is_file():
         raise UserError(f"{directory} holds no config.json, so it is not a run directory")
-    return configs.from_json(stored.read_text())
+    try:
+        return configs.from_json(stored.read_text())
+    except ValueError as error:
+        raise UserError(f"{stored} is not JSON ({error}); allowed is what the train command wrote") from error
 
 
 def context(directory: pathlib.Path, /, *, step: int | None = None, trust: tuple[str, ...] = (), assignments: dict[str, str] | None = None) -> Context:
@@ -70,27 +98,40 @@ def context(directory: pathlib.Path, /, *, step: int | None = None, trust: tuple
     config.batch_size = -(-config.batch_size // ways) * ways
     config.microbatches = 1
     run = assemble(config, trust=trust)
+    if not (directory / "checkpoints").is_dir():
+        raise UserError(f"no checkpoint in {directory} yet")
     saver = Checkpointer(directory / "checkpoints", read_only=True)
-    steps = saver.steps()
-    chosen = steps[-1] if steps and step is None else step
-    if chosen not in steps:
-        raise UserError(f"no checkpoint {'' if step is None else step} in {directory}/checkpoints; its steps are {steps}")
-    restored = saver.restore(chosen, run.abstract, rng=run.rng())
-    saver.close()
-    return Context(run, restored.state.ema or restored.state.params, restored.state.extra, chosen, directory, trust)
+    try:
+        steps = saver.steps()
+        chosen = steps[-1] if steps and step is None else step
+        if chosen not in steps:
+            raise UserError(f"no checkpoint {'' if step is None else step} in {directory}/checkpoints; its steps are {steps}")
+        state = saver.restore(chosen, run.abstract, rng=run.rng(), items=("params", "extra", "ema")).state
+    finally:
+        saver.close()
+    return Context(run, state.ema or state.params, run.seen(state.extra), chosen, directory, trust)
 
 
-def summarise(directory: pathlib.Path, values: dict[str, float], /, *, steps: int, seconds: float) -> None:
-    """summary.json: the last results under their own names, and the wall time of this call."""
+def summarise(directory: pathlib.Path, /, *, steps: int, seconds: float) -> None:
+    """summary.json: the last value of everything in metrics.jsonl under its own name, and the wall time of this call."""
+    values = {k: v for line in metrics.read(directory) for k, v in line.items() if k != "step"}
     write(directory / "summary.json", json.dumps({"steps": steps, "seconds": seconds, **values}, indent=2))
 
 
 class Faults:
-    """Counts and lists clips that failed to decode and were replaced: faults.jsonl, one line per example and process."""
+    """Counts and lists clips that failed to decode and were replaced: one line per source row in faults.jsonl.
 
-    def __init__(self, directory: pathlib.Path, /, *, source: Any, lead: bool) -> None:
-        self._source, self._count, self._seen = source, 0, set()
-        self._path = directory / ("faults.jsonl" if lead else f"faults.{os.getpid()}.jsonl")
+    Processes other than the lead write faults.<number>.jsonl. A resumed run adds only rows that are not listed yet.
+    """
+
+    def __init__(self, directory: pathlib.Path, /, *, source: Any) -> None:
+        number = jax.process_index()
+        self._source, self._count, self._path = source, 0, directory / (f"faults.{number}.jsonl" if number else "faults.jsonl")
+        text = self._path.read_text() if self._path.exists() else ""
+        if text and not text.endswith("\n"):  # a killed process may leave half a line
+            text = text[: text.rfind("\n") + 1]
+            write(self._path, text)
+        self._seen = {json.loads(line)["row"] for line in text.splitlines()}
 
     def note(self, batch: dict[str, np.ndarray], /) -> None:
         """Records the replaced examples of a host batch, each source row once."""
@@ -99,17 +140,16 @@ class Faults:
             self._count += 1
             if row not in self._seen:
                 self._seen.add(row)
+                line = {"row": row, "name": self._source.name(row), "stage": stage, "position": int(batch["key"][place, 0])}
                 with self._path.open("a") as file:
-                    file.write(json.dumps({"name": self._source.name(row), "stage": stage, "position": int(batch["key"][place, 0])}) + "\n")
+                    file.write(json.dumps(line) + "\n")
 
     @property
     def count(self) -> int:
-        """Replaced clips so far in this process."""
+        """Replaced clips so far in this call and process, copies included."""
         return self._count
 
     def close(self) -> None:
         """Says on standard error how many clips were replaced, if any."""
         if self._count:
-            import sys
-
             sys.stderr.write(f"{self._count} clips of {len(self._seen)} unreadable videos were replaced by others; see {self._path}\n")

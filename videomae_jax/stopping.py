@@ -1,11 +1,21 @@
 """Ctrl-C and SIGTERM end a run at a step that all processes agree on, with a checkpoint."""
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import jax
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPED = 75  # exit code after SIGTERM: EX_TEMPFAIL of sysexits.h, "the same command goes on", for whoever supervises a run
+NOTICE = b"\nstopping: this step ends, then a checkpoint is saved; a second signal ends at once and loses what came after the last one\n"
+
+
+class InterruptedEvaluation(Exception):
+    """An evaluation ended early because the run was asked to stop; its results are lost, a resumed run repeats it."""
 
 
 class Stop:
@@ -17,12 +27,12 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._asked = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
-        distributed = jax.process_count() > 1
-        for number in (signal.SIGINT,) if distributed else (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._forward if distributed else self._note)
+        for number in SIGNALS[:1] if jax.process_count() > 1 else SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -31,17 +41,39 @@ class Stop:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.signal = number
-        signal.signal(number, self._before[number])
-
-    def _forward(self, number: int, _: FrameType | None) -> None:
-        signal.signal(number, self._before[number])
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def requested(self, step: int, /) -> bool:
-        """Whether to stop after `step`; every process must ask at every step."""
+        for installed in self._before:
+            signal.signal(installed, signal.SIG_DFL)
+        os.write(2, NOTICE)
         if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
+            os.kill(os.getpid(), signal.SIGTERM)
 
-            if multihost_utils.reached_preemption_sync_point(step):
-                self.signal = signal.SIGTERM
-        return self.signal is not None
+    def requested(self) -> bool:
+        """Whether to stop now; every process must ask equally often, and all are told so at the same question."""
+        self._asked += 1
+        if jax.process_count() == 1:
+            return self.signal is not None
+        from jax.experimental import multihost_utils
+
+        if multihost_utils.reached_preemption_sync_point(self._asked):
+            self.signal = self.signal or signal.SIGTERM
+            return True
+        return False
+
+    @property
+    def code(self) -> int:
+        """Exit code of a stopped run: 130 where somebody pressed Ctrl-C, else `STOPPED`."""
+        return 128 + signal.SIGINT if self.signal == signal.SIGINT else STOPPED
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Processes started within it inherit deaf ears: a terminal and a batch system signal every process of a run.
+
+    A decoding worker that ends takes the last batches and so the checkpoint with it. This process still hears: a signal
+    goes to any of its threads, of which jax has many, and Python runs the handler in the main one.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 import time
 
 from videomae_jax.commands import arguments
@@ -9,7 +10,7 @@ from videomae_jax.commands.arguments import say
 
 
 def main(argv: list[str]) -> int:
-    """Trains or resumes; 0 when the run finished or was stopped with a checkpoint."""
+    """Trains or resumes; 0 when the run is finished, 75 or 130 when it was stopped with a checkpoint."""
     parser = arguments.Parser("train", description="Train a config, or resume it: the newest checkpoint in --workdir is used.")
     arguments.add_config(parser)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="run directory: checkpoints, metrics, pictures")
@@ -40,12 +41,15 @@ def main(argv: list[str]) -> int:
     with Stop() as stop:
         result = train(run, directory, stop=stop, say=tell, trust=trust)
     if not result.finished:
-        tell(f"stopped at step {result.step} of {run.total}; a checkpoint is saved. Resume with the same command:\n"
-             f"  python -m videomae_jax train {' '.join(argv)}")
-        return 0
-    if lead:
-        run_directory.summarise(directory, result.values, steps=run.total, seconds=time.monotonic() - begin)
-    tell(f"finished at step {result.step}; everything is in {directory}")
+        tell(f"stopped at step {result.step} of {run.total}; the checkpoint is saved. Resume with the same command:\n"
+             f"  python -m videomae_jax train {shlex.join(argv)}")
+        return stop.code
+    if result.first == run.total:
+        tell(f"nothing to do: {directory} finished at step {run.total} before; a longer total goes on with --extend")
+    else:
+        tell(f"finished at step {result.step}; everything is in {directory}")
+    if lead and (result.first < run.total or not (directory / "summary.json").exists()):
+        run_directory.summarise(directory, steps=run.total, seconds=time.monotonic() - begin)
     return 0
 
 

@@ -1,8 +1,9 @@
 """What an evaluator is given and what it returns."""
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -12,6 +13,7 @@ from videomae_jax import config as configs
 from videomae_jax import parallel
 from videomae_jax.assembly import Assembly
 from videomae_jax.data import pipeline
+from videomae_jax.stopping import InterruptedEvaluation, shielded
 from videomae_jax.types import Batch, Extra, Key, Params
 
 
@@ -25,9 +27,10 @@ def evaluation_source(config: ml_collections.ConfigDict, /, *, split: str, trust
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """A trained state seen by an evaluator: `params` are the averaged weights where the run keeps them.
+    """A trained state seen by an evaluator: `params` are the averaged weights where the run keeps them, `extra` holds the frozen ones.
 
-    `directory` is the run directory, where an evaluator may leave pictures and tables.
+    `directory` is the run directory, where an evaluator may leave pictures and tables (the lead process alone). While
+    `stopping` is true no more batches come.
     """
 
     assembly: Assembly
@@ -36,6 +39,7 @@ class Context:
     step: int
     directory: pathlib.Path
     trust: tuple[str, ...] = ()
+    stopping: Callable[[], bool] = lambda: False
 
     @property
     def rng(self) -> Key:
@@ -47,14 +51,24 @@ class Context:
         return evaluation_source(self.assembly.config, split=split, trust=self.trust)
 
     def sweep(self, source: Any, /, *, batch_size: int) -> Iterator[Batch]:
-        """Device batches of one ordered pass; the last one is padded with rows whose `valid` is False."""
+        """Device batches of one ordered pass; the last one is padded with rows whose `valid` is False.
+
+        Every process must take equally many. Raises InterruptedEvaluation when the run is asked to stop.
+        """
         config, mesh = self.assembly.config, self.assembly.mesh
         ways = parallel.batch_ways(mesh)
         size = -(-batch_size // ways) * ways
-        with pipeline.sweep(source, batch_size=size, host=jax.process_index(), hosts=jax.process_count(), seed=config.seed,
-                            workers=config.workers, threads=config.threads) as stream:
-            for batch in stream:
+        with contextlib.ExitStack() as stack:
+            with shielded():
+                stream = stack.enter_context(pipeline.sweep(
+                    source, batch_size=size, host=jax.process_index(), hosts=jax.process_count(), seed=config.seed,
+                    workers=config.workers, threads=config.threads))
+                batch = next(stream, None)
+            while batch is not None:
+                if self.stopping():
+                    raise InterruptedEvaluation
                 yield parallel.to_device(batch, mesh=mesh)
+                batch = next(stream, None)
 
 
 class Evaluator(Protocol):
