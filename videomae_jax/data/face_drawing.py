@@ -155,15 +155,13 @@ def lit(light: tuple[float, float], /) -> Callable[[np.ndarray, np.ndarray], np.
 
 
 def face(page: Canvas, person: Person, acting: Acting, /, *, light: tuple[float, float]) -> None:
-    """Paints a head with all its parts onto a canvas."""
+    """Paints a head with all its parts, but without glasses, onto a canvas."""
     head(page, person, light=light)
     nose(page, person, acting, light=light)
     mouth(page, person, acting)
     for side in (-1, 1):
         eye(page, person, acting, side=side)
         brow(page, person, acting, side=side)
-    if person.glasses:
-        glasses(page, person, acting)
 
 
 def head(page: Canvas, person: Person, /, *, light: tuple[float, float]) -> None:

@@ -29,7 +29,7 @@ LIGHT_SKIN, DARK_SKIN = np.array([0.95, 0.78, 0.66]), np.array([0.46, 0.29, 0.2]
 # smile, opening, narrow, brow, frown, lids at full strength
 EXPRESSIONS = {"angry": (-0.08, 0.02, 0.9, -0.06, -0.45, 0.7), "happy": (0.2, 0.12, 1.1, 0.02, 0.0, 0.8), "neutral": (0.0, 0.0, 1.0, 0.0, 0.0, 1.0),
                "sad": (-0.16, 0.0, 0.9, 0.03, 0.4, 0.7), "surprised": (0.0, 0.32, 0.7, 0.13, 0.0, 1.35)}
-PATCH = (0.12, 0.58, 0.62)  # centre v and half axes of the forged region in face coordinates
+PATCH = (0.06, 0.66, 0.72)  # centre v and half axes of the forged region in face coordinates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,35 +191,41 @@ def forge(rng: np.random.Generator, ground: np.ndarray, pose: Pose, person: Pers
           reach: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Video u8 [T H W 3], parts and mask of the forged region of a clip whose forgery is `kind`.
 
-    "spatial" blends the features and the tinted skin of another person into the region, with a soft border or a dark seam.
-    "temporal" lets the features of each frame act those of another one up to `reach` frames away, a little displaced, so
-    that every single frame is plausible. "both" does both.
+    A second face is blended into an ellipse of the first. "spatial": it has the features of another person and a tinted
+    skin, and the border is soft or a dark seam. "temporal": in each frame the same person makes the face of another one up
+    to `reach` frames away, a little displaced, so that every single frame is plausible. "both" does both. Glasses lie over it.
     """
     frames = len(pose.x)
     moved = np.clip(np.arange(frames) + rng.integers(-reach, reach + 1, frames), 0, frames - 1)
-    slips, donor, tint = rng.uniform(-0.03, 0.03, (2, frames)).astype(np.float32), draw_features(rng), rng.uniform(0.04, 0.09)
-    seam, sign = rng.integers(2), rng.choice([-1.0, 1.0], 3)
-    if kind in ("temporal", "both"):
-        acting = acting.at(moved)
-        acting = dataclasses.replace(acting, yaw=acting.yaw + slips[0], pitch=acting.pitch + slips[1])
+    slips, donor, tint = rng.uniform(-0.05, 0.05, (2, frames)).astype(np.float32), draw_features(rng), rng.uniform(0.04, 0.09)
+    dark, sign = bool(rng.integers(2)) and kind != "temporal", rng.choice([-1.0, 1.0], 3)
     page = face_drawing.canvas(ground, pose)
     face_drawing.face(page, person, acting, light=light)
     mask = np.zeros(page.parts.shape, bool)
     if kind != "none":
+        other, second, played = face_drawing.canvas(ground, pose), person, acting
+        if kind != "temporal":
+            skin = np.clip(np.array(person.skin) + sign * tint, 0.05, 1.0)
+            second = dataclasses.replace(person, skin=tuple(skin.tolist()), **donor)
+        if kind != "spatial":
+            played = dataclasses.replace(acting.at(moved), yaw=acting.yaw + slips[0], pitch=acting.pitch + slips[1])
+        face_drawing.face(other, second, played, light=light)
         middle, a, b = PATCH
-        window = face_drawing.ellipse(page.u, page.v - np.float32(middle), a=a, b=b)
-        mask = window < 0
-    if kind in ("spatial", "both"):
-        skin = np.clip(np.array(person.skin) + sign * tint, 0.05, 1.0)
-        other = face_drawing.canvas(ground, pose)
-        face_drawing.face(other, dataclasses.replace(person, skin=tuple(skin.tolist()), **donor), acting, light=light)
-        alpha = np.clip(np.float32(0.5) - window * np.float32(60 if seam else 8), np.float32(0), np.float32(1))
-        page.image += alpha * (other.image - page.image)
-        if seam:
-            page.image *= np.float32(1) - np.float32(0.35) * np.clip(np.float32(1) - np.abs(window) * np.float32(30), np.float32(0), np.float32(1))
+        border = face_drawing.ellipse(page.u, page.v - np.float32(middle), a=a, b=b)
+        mask = border < 0
+        page.image += unit(np.float32(0.5) - border * np.float32(60 if dark else 8)) * (other.image - page.image)
+        if dark:
+            page.image *= np.float32(1) - np.float32(0.35) * unit(np.float32(1) - np.abs(border) * np.float32(30))
         page.parts[mask] = other.parts[mask]
-    pixels = np.clip(page.image, np.float32(0), np.float32(1)) * np.float32(255) + np.float32(0.5)
+    if person.glasses:
+        face_drawing.glasses(page, person, acting)
+    pixels = unit(page.image) * np.float32(255) + np.float32(0.5)
     return np.ascontiguousarray(np.moveaxis(pixels.astype(np.uint8), 0, -1)), page.parts, mask
+
+
+def unit(values: np.ndarray, /) -> np.ndarray:
+    """Values f32 cut to [0, 1]."""
+    return np.clip(values, np.float32(0), np.float32(1))
 
 
 def compressed(video: np.ndarray, /, *, quality: int) -> np.ndarray:
