@@ -148,7 +148,7 @@ class Clock:
         values = {k: float(np.asarray(v)) for k, v in jax.device_get(metrics).items()}
         moment, self._pending = time.monotonic(), None
         if self._mark is not None and now > self._mark[1]:
-            seconds = moment - self._mark[0]
+            seconds = max(moment - self._mark[0], 1e-9)
             values["clips_per_second"] = (now - self._mark[1]) * self._clips / seconds
             values["data_wait"] = min(self.wait / seconds, 1.0)
         self._mark, self.wait = (moment, now), 0.0

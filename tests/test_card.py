@@ -1,0 +1,97 @@
+"""The recipe card of published configs: learning rates, epochs, cost and disk."""
+
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from videomae_jax import card, parallel
+from videomae_jax import config as configs
+
+
+class Source:
+    """Videos of UnlabeledHybrid's number, four crops each."""
+
+    repeats = 4
+
+    def __len__(self) -> int:
+        return 1_348_000
+
+
+def run_of(size: str, /, **overrides: str) -> types.SimpleNamespace:
+    """A published run as the card sees it, without data and without memory."""
+    config = configs.load(f"configs/pretrain/vit_{size}.py")
+    configs.override(config, {k.replace("__", "."): v for k, v in overrides.items()})
+    objective, source = configs.build(config.objective), Source()
+    params = parallel.unbox(jax.eval_shape(lambda key: objective.init(key, {}), jax.random.key(0)))
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    abstract = types.SimpleNamespace(params=params, opt={"train": (count, params, params)}, extra={}, ema={})
+    per_epoch = len(source) / config.batch_size
+    return types.SimpleNamespace(
+        config=config, objective=objective, source=source, mesh=types.SimpleNamespace(shape={"data": 64, "fsdp": 1, "tensor": 1}),
+        abstract=abstract, steps_per_epoch=per_epoch, total=configs.duration(config.total, total=None, steps_per_epoch=per_epoch),
+        clips=config.batch_size * source.repeats, draws=1)
+
+
+@pytest.mark.parametrize(("size", "batch", "base", "peak", "minimum", "epochs", "warmup", "parameters", "macs"), [
+    ("b", 1024, 1e-3, 4e-3, 4e-5, 200, 20, 94_210_944, 25.84), ("l", 1536, 1e-3, 6e-3, 6e-5, 300, 30, 317_782_016, 68.27),
+    ("h", 2048, 1e-3, 8e-3, 8e-5, 300, 30, 645_659_392, 122.09), ("g", 2048, 6e-4, 4.8e-3, 8e-5, 300, 30, 1_026_306_560, 241.61)])
+def test_cards_of_the_published_runs(size: str, batch: int, base: float, peak: float, minimum: float, epochs: int, warmup: int,
+                                     parameters: int, macs: float) -> None:
+    """The table of scripts: batch, learning rates, epochs times four crops, parameters, and the cost of the paper."""
+    run = run_of(size)
+    values = card.card(run)
+    assert (values["decoded_clips_per_step"], values["global_batch_clips"], values["copies_of_a_decode"]) == (batch, 4 * batch, 4)
+    schedule = values["schedules"]["train"]
+    assert schedule["base_lr"] == base and schedule["peak_lr"] == pytest.approx(peak) and schedule["min_lr"] == pytest.approx(minimum)
+    assert schedule["peak_lr_formula"] == f"{base:g} x {batch} / 256" and schedule["shape"] == "cosine"
+    assert schedule["warmup_steps"] == round(warmup * 1_348_000 / batch)
+    assert values["epochs"] == pytest.approx(epochs, rel=1e-5) and values["effective_epochs"] == pytest.approx(4 * epochs, rel=1e-5)
+    assert values["steps"] == round(epochs * 1_348_000 / batch)
+    assert values["parameters"] == parameters
+    e, tokens = run.objective.encoder, values["tokens_per_clip"]
+    embed_the_hidden = (tokens["all"] - tokens["visible"]) * e.values * e.width  # the paper embeds all tokens, we the visible ones
+    assert (values["forward_macs_per_clip"] + embed_the_hidden) / 1e9 == pytest.approx(macs, abs=0.00501)
+
+
+def test_flops_and_tokens() -> None:
+    """A training step is three forward passes of two operations a multiply-add; every crop counts as a clip."""
+    run = run_of("b")
+    values = card.card(run)
+    clips = run.total * 4096
+    assert values["clips_seen"] == clips and values["tokens_seen"] == clips * 1568
+    assert values["train_flops_per_clip"] == 6 * values["forward_macs_per_clip"]
+    assert values["train_flops_total"] == 6 * values["forward_macs_per_clip"] * clips
+    assert values["tokens_per_clip"] == {"all": 1568, "visible": 160, "decoded": 784, "decoder": 944}
+
+
+def test_rate_without_scaling() -> None:
+    """unit 0 says so instead of dividing by zero."""
+    values = card.card(run_of("b", optimizers__main__schedule__unit="0"))
+    assert values["schedules"]["train"]["peak_lr"] == 1e-3
+    assert values["schedules"]["train"]["peak_lr_formula"] == "0.001 (not scaled)"
+
+
+@pytest.mark.parametrize(("every", "keep_last", "keep_every", "kept"), [
+    ("5%", "2", "", 3), ("5%", "1", "0", 2), ("10%", "2", "20%", 3 + 5), ("10%", "2", "10%", 3 + 10), ("100", "3", "150", 4 + 3), ("", "2", "10%", 3)])
+def test_checkpoints_on_disk(every: str, keep_last: str, keep_every: str, kept: int) -> None:
+    """The newest, one being written, and the saves whose step is a multiple of keep_every; 1000 steps."""
+    run = run_of("b", checkpoint__every=every, checkpoint__keep_last=keep_last, checkpoint__keep_every=keep_every)
+    run.total = 1000
+    values = card.card(run)
+    assert values["checkpoints_kept"] == kept
+    assert values["checkpoint_bytes"] == 3 * 4 * 94_210_944 + 4  # parameters and two moments in float32, one counter
+    assert values["checkpoints_disk_bytes"] == kept * values["checkpoint_bytes"]
+
+
+def test_text() -> None:
+    """One line a number, grouped digits, nested names with dots."""
+    values: dict[str, Any] = card.card(run_of("b"))
+    lines = card.text(values).splitlines()
+    assert lines[0] == "recipe card: videomae_v2_B"
+    shown = {" ".join(line[:44].split()): line[44:].strip() for line in lines[1:]}
+    assert shown["parameters"] == "94,210,944" and shown["schedules.train.peak lr"] == "0.004" and shown["effective epochs"] == "799.999"
+    assert shown["mesh.data"] == "64" and shown["schedules.train.peak lr formula"] == "0.001 x 1024 / 256"
+    assert len(lines) == len(configs.flat(values))
