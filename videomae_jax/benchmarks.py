@@ -92,14 +92,14 @@ class Training:
         with pipeline.stream(run.source, batch_size=run.config.batch_size, seed=run.config.seed, host=jax.process_index(),
                              hosts=jax.process_count()) as stream:
             self._batches = [parallel.to_device(next(stream), mesh=run.mesh) for _ in range(run.draws)]
-        self._state = run.create()
+        self._state, self._frozen = run.create(), run.frozen
         self.loss = math.nan
 
     def __call__(self, steps: int, /) -> None:
         """Runs `steps` training steps and waits for the last; raises UserError when the device runs out of memory."""
         try:
             for _ in range(steps):
-                self._state, metrics = self.compiled(self._state, *self._batches)
+                self._state, metrics = self.compiled(self._state, self._frozen, *self._batches)
             jax.block_until_ready(self._state)
             self.loss = float(next(v for k, v in metrics.items() if k.endswith("loss")))
         except jax.errors.JaxRuntimeError as error:

@@ -94,7 +94,7 @@ class Record:
 
 def load(directory: pathlib.Path, /) -> Record:
     """Reads a run directory, finished or not. Raises UserError when it is none or a file of it is damaged."""
-    config = parsed(directory / "config.json", lambda _: run_directory.open_run(directory), missing=None)
+    config = run_directory.open_run(directory)
     pictures: dict[int, list[pathlib.Path]] = {}
     for path in sorted((directory / "reconstructions").glob("step*_*.png"), key=lambda p: (len(p.name), p.name)):
         pictures.setdefault(int(path.name.removeprefix("step").partition("_")[0]), []).append(path)
@@ -111,11 +111,11 @@ def jsonl(text: str, /) -> list[dict[str, Any]]:
 
 
 def parsed(path: pathlib.Path, read: Callable[[str], Any], /, *, missing: Any) -> Any:
-    """`read(text of path)`, or `missing` where there is no file; None means that there must be one."""
-    if not path.is_file() and missing is not None:
+    """`read(text of path)`, or `missing` where there is no file. Raises UserError when it is damaged."""
+    if not path.is_file():
         return missing
     try:
-        return read(path.read_text() if path.is_file() else "")
+        return read(path.read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged: {error}") from error
 

@@ -23,8 +23,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def step(argv: list[str], /) -> int:
-    """Times the training step on noise, without input cost."""
+def options_of_step(argv: list[str], /) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Checked options of `bench step` and the --config.a.b=value assignments."""
     parser = arguments.Parser("bench step", description="Time the training step of a published size or of a config, on noise that lies on the device.")
     arguments.add_config(parser, required=False)
     parser.add_argument("--size", choices=SIZES, help="published size: its pretraining config with --mode, --dtype and --batch")
@@ -40,6 +40,12 @@ def step(argv: list[str], /) -> int:
     parser.add_argument("--against", choices=("torch",), help="also time Hugging Face's VideoMAE on the same machine, in turns; needs --mode=v1")
     options, assignments = arguments.parse(parser, argv)
     check(options)
+    return options, assignments
+
+
+def step(argv: list[str], /) -> int:
+    """Times the training step on noise, without input cost."""
+    options, assignments = options_of_step(argv)
     from videomae_jax import benchmarks
     from videomae_jax.assembly import assemble
 
@@ -62,12 +68,17 @@ def step(argv: list[str], /) -> int:
 KINDS = {"step": step}
 
 
+def nodes(objective: Any, *fields: str) -> dict[str, Any]:
+    """The parts of an objective's config (encoder, decoder, ...) that have all of `fields`."""
+    return {k: node for k, node in objective.items() if hasattr(node, "keys") and set(fields) <= set(node)}
+
+
 def layout(objective: Any, /) -> dict[str, Any]:
     """What of the objective's config decides its speed."""
-    mask = objective.get("decoder_mask", {}).get("__symbol__", "").rpartition(".")[2]
-    mode = {"Hidden": "v1", "RunningCell": "dual"}.get(mask, mask)
+    mask = nodes(objective, "__symbol__").get("decoder_mask", {"__symbol__": ""})["__symbol__"].rpartition(".")[2]
     names = ("remat", "unroll", "attention")
-    return {"mode": mode, **{k: {n: node[n] for n in names} for k, node in objective.items() if hasattr(node, "keys") and set(names) <= set(node)}}
+    parts = {k: {n: node[n] for n in names} for k, node in nodes(objective, *names).items()}
+    return {"mode": {"Hidden": "v1", "RunningCell": "dual"}.get(mask, mask), **parts}
 
 
 def check(options: argparse.Namespace, /) -> None:
@@ -95,13 +106,12 @@ def prepared(options: argparse.Namespace, assignments: dict[str, str], /) -> tup
     config = configs.load(options.config or f"configs/pretrain/vit_{options.size.lower()}.py")
     config.unlock()
     objective, cpu = config.objective, jax.default_backend() == "cpu"
-    parts = [node for node in objective.values() if "dtype" in node] if options.dtype or cpu else []
-    dtype = options.dtype or ("float32" if cpu else next((n.dtype for n in objective.values() if "dtype" in n), "float32"))
-    for node in parts:
+    typed = list(nodes(objective, "dtype").values())
+    dtype = options.dtype or ("float32" if cpu or not typed else typed[0].dtype)
+    for node in typed:
         node.dtype = dtype
-    if options.attention:
-        for node in (n for n in objective.values() if "attention" in n):
-            node.attention = options.attention
+    for node in nodes(objective, "attention").values():
+        node.attention = options.attention or node.attention
     if options.mode:
         if "decoder_mask" not in objective:
             raise UserError(f"--mode={options.mode}: the objective of this config has no decoder_mask")

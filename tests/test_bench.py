@@ -1,0 +1,270 @@
+"""`bench step`: the arithmetic of its figures by hand, its turns and its peak, and the command end to end on a small model."""
+
+import dataclasses
+import json
+import math
+import time
+import types
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from videomae_jax import __main__ as command_line
+from videomae_jax import assembly, benchmarks
+from videomae_jax import config as configs
+from videomae_jax.benchmarks import Lap, Peak
+from videomae_jax.commands import bench
+from videomae_jax.errors import UserError
+
+# Everything that makes configs/tiny.py small enough for a test on eight forced devices.
+SMALL = ["--config.objective.encoder.width=32", "--config.objective.encoder.hidden=64", "--config.objective.encoder.depth=1",
+         "--config.objective.decoder.width=32", "--config.objective.decoder.hidden=64", "--config.objective.encoder.size=32", "--config.data.size=32"]
+
+
+def options(*argv: str) -> tuple[Any, str]:
+    """The config and dtype that a command line of `bench step` leads to."""
+    return bench.prepared(*bench.options_of_step(list(argv)))
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def test_figures_by_hand() -> None:
+    """Medians, not means, and FLOPs against the peak."""
+    laps = [Lap(0.1, 0.4), Lap(0.2, 0.3), Lap(0.9, 0.5)]
+    found = benchmarks.figures(laps, clips=4, flops=5e9, peak=Peak(0.5, "given"))
+    assert found["ms_per_step"] == {"median": 200, "min": 100, "max": 900} and found["cpu_ms_per_step"] == {"median": 400, "min": 300, "max": 500}
+    assert found["clips_per_second"] == 20 and found["mfu"] == 4 * 5e9 / 0.2 / 0.5e12
+
+
+def test_ratio_by_hand() -> None:
+    """Theirs over ours: above 1 means that ours is faster; extremes are of pairs, not of extremes."""
+    theirs, ours = [Lap(2.0, 6.0), Lap(4.0, 6.0), Lap(6.0, 6.0)], [Lap(1.0, 2.0), Lap(4.0, 2.0), Lap(2.0, 2.0)]
+    assert benchmarks.ratio(theirs, ours) == {"of_medians": 2, "min": 1, "max": 3, "of_cpu_medians": 3}
+
+
+@pytest.mark.parametrize(("kind", "tflops"), [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H200", 989), ("NVIDIA A100-SXM4-80GB", 312), ("TPU v5 lite", 197),
+                                              ("TPU v5e", 197), ("TPU v5", 459), ("TPU v5p", 459), ("TPU v6 lite", 918), ("TPU v6e", 918)])
+def test_known_peaks(kind: str, tflops: float) -> None:
+    """The names that jax gives to devices; a longer name goes before its beginning."""
+    assert benchmarks.known_peak(types.SimpleNamespace(device_kind=kind)).tflops == tflops
+
+
+@pytest.mark.parametrize("kind", ["cpu", "TPU v4", "NVIDIA L4"])
+def test_unknown_peaks(kind: str) -> None:
+    """A device that is not listed has no peak; it is measured instead."""
+    assert benchmarks.known_peak(types.SimpleNamespace(device_kind=kind)) is None
+
+
+def test_repeats_are_taken_in_turns() -> None:
+    """a b a b, each with its own number of steps, and times are per step."""
+    calls: list[tuple[str, int]] = []
+    runs = {name: (lambda steps, name=name: (calls.append((name, steps)), time.sleep(0.02 * steps))[0], n) for name, n in (("a", 2), ("b", 3))}
+    laps = benchmarks.interleaved(runs, repeats=2)
+    assert calls == [("a", 2), ("b", 3)] * 2
+    assert all(x.wall >= 0.02 and x.cpu < x.wall for name in "ab" for x in laps[name]) and min(x.wall for x in laps["a"] + laps["b"]) < 0.04
+
+
+def test_cpu_time_is_of_this_process() -> None:
+    """Work counts, sleep does not."""
+    def work(steps: int) -> None:
+        end = time.process_time() + 0.05 * steps
+        while time.process_time() < end:
+            pass
+    assert benchmarks.lap(work, steps=2).cpu >= 0.045 > 0.02 > benchmarks.lap(lambda steps: time.sleep(0.05), steps=1).cpu
+
+
+def test_steps_of_a_repeat() -> None:
+    """A given number stays; otherwise about a second, at least one step; warm-up steps come before."""
+    calls: list[int] = []
+
+    def run(steps: int) -> None:
+        calls.append(steps)
+        time.sleep(0.2 * steps)
+
+    assert benchmarks.warmed(run, steps=7, warmup=3) == 7 and sum(calls) == 3
+    assert 3 <= benchmarks.warmed(run, steps=0, warmup=1) <= 5
+    assert benchmarks.warmed(lambda steps: time.sleep(1.7), steps=0, warmup=1) == 1
+
+
+def test_memory() -> None:
+    """The largest device where devices count; else this process, which holds at least what it was just given."""
+    devices = [types.SimpleNamespace(memory_stats=lambda n=n: {"peak_bytes_in_use": n}) for n in (5, 9, 7)]
+    assert benchmarks.device_bytes(devices) == {"peak_bytes": 9, "of": "one device"}
+    block = np.ones(2**27, np.uint8)
+    found = benchmarks.device_bytes(jax.devices()[:1])
+    assert found["of"] == "process, resident set" and 2**27 < found["peak_bytes"] < 2**38 and block.all()
+
+
+# -- the step ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run() -> assembly.Assembly:
+    """The small model on eight devices."""
+    config, _ = options("--config=configs/tiny.py", "--batch=8", *SMALL)
+    return assembly.assemble(config)
+
+
+def test_the_step_is_the_trainers(run: assembly.Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves the state on, waits for it, and gives figures that fit together, beside a rival that sleeps."""
+    class Rival:
+        name, about = "sleeper", {"versions": {"torch": "0"}}
+
+        def __call__(self, steps: int) -> None:
+            time.sleep(0.05 * steps)
+
+    trainings: list[Any] = []
+    training = benchmarks.Training
+    monkeypatch.setattr(benchmarks, "Training", lambda r: trainings.append(training(r)) or trainings[0])
+    found = benchmarks.step(run, steps=2, repeats=3, warmup=2, peak_tflops=0.0, dtype="float32", rival=Rival())
+    assert int(trainings[0]._state.step) == 2 + 3 * 2 and 0.5 < trainings[0].loss < 2
+    assert found["clips_per_step"] == 8 and found["devices"] == 8 and found["steps"] == 2 and found["repeats"] == 3
+    assert found["train_flops_per_clip"] == 6 * run.objective.cost().macs
+    seconds = found["ms_per_step"]["median"] / 1e3
+    assert found["clips_per_second"] == pytest.approx(8 / seconds, rel=1e-2)
+    assert found["peak"]["source"].startswith("measured: 2048x2048x2048 matrix product in float32")
+    assert found["mfu"] == pytest.approx(8 * found["train_flops_per_clip"] / seconds / (found["peak"]["tflops"] * 1e12), rel=0.05, abs=1e-4)
+    against = found["against"]
+    assert against["ms_per_step"]["min"] >= 50 and against["times_longer"]["of_medians"] == pytest.approx(against["ms_per_step"]["median"] / 1e3 / seconds, rel=1e-2)
+    assert set(found["versions"]) == set(benchmarks.LIBRARIES) and found["date"][:2] == "20"
+    text = "\n".join(benchmarks.lines(found))
+    assert "sleeper" in text and "measured" in text and "process, resident set" in text
+
+
+def test_a_step_that_means_nothing_is_refused(run: assembly.Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN losses and exhausted memory are mistakes of the user, other failures are not hidden."""
+    class Fake:
+        compile_seconds, loss = 0.0, math.nan
+
+        def __init__(self, run: Any) -> None:
+            pass
+
+        def __call__(self, steps: int) -> None:
+            pass
+
+    monkeypatch.setattr(benchmarks, "Training", Fake)
+    with pytest.raises(UserError, match="loss of the benchmarked step is nan"):
+        benchmarks.step(run, steps=1, repeats=1, warmup=1, peak_tflops=1.0, dtype="float32")
+
+
+@pytest.mark.parametrize(("message", "kind"), [("RESOURCE_EXHAUSTED: out of memory", UserError), ("INTERNAL: broken", jax.errors.JaxRuntimeError)])
+def test_exhausted_memory_is_one_line(message: str, kind: type[Exception]) -> None:
+    """The advice is given for that error only."""
+    training = object.__new__(benchmarks.Training)
+    training._state, training._frozen, training._batches = None, {}, []
+
+    def compiled(*_: Any) -> Any:
+        raise jax.errors.JaxRuntimeError(message)
+
+    training.compiled = compiled
+    with pytest.raises(kind, match="smaller --batch" if kind is UserError else "INTERNAL"):
+        training(1)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_command_prints_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Everything for people goes to standard error."""
+    assert command_line.main(["bench", "step", "--config=configs/tiny.py", "--mode=v1", "--batch=8", "--steps=1", "--repeats=2", "--warmup=1",
+                              "--peak-tflops=0.25", *SMALL]) == 0
+    output = capsys.readouterr()
+    assert output.out.count("\n") == 1 and "ms a step of 8 clips" in output.err
+    found = json.loads(output.out)
+    assert found["bench"] == "step" and found["dtype"] == "float32" and found["mode"] == "v1" and found["peak"] == {"tflops": 2.0, "source": "given"}
+    assert found["tokens_per_clip"]["visible"] + found["tokens_per_clip"]["decoded"] == found["tokens_per_clip"]["all"] == 64
+    assert found["encoder"] == {"remat": "none", "unroll": 1, "attention": "xla"}
+
+
+def test_sizes_modes_and_dtypes() -> None:
+    """A size is its pretraining config on noise: the published widths, V2's or V1's decoder mask, the dtype asked for."""
+    config, dtype = options("--size=B", "--mode=v1", "--dtype=bfloat16", "--batch=16", "--attention=cudnn")
+    assert (config.objective.encoder.width, config.objective.encoder.depth, config.objective.decoder.depth) == (768, 12, 4)
+    assert dtype == config.objective.encoder.dtype == config.objective.decoder.dtype == "bfloat16" and config.objective.encoder.attention == "cudnn"
+    assert configs.build(config.objective).cost().tokens["decoded"] == 1408 and config.batch_size == 16
+    assert config.data["__symbol__"].endswith("NoiseClips") and config.data.repeats == 1 and config.data.size == 224
+    config, dtype = options("--size=S")
+    assert configs.build(config.objective).cost().tokens["decoded"] == 784
+    assert dtype == config.objective.encoder.dtype == "float32" and config.batch_size == bench.ON_CPU * 8
+
+
+def test_a_config_keeps_its_batch() -> None:
+    """Without --batch the clips of a step are those of the run, copies included; overrides come last."""
+    config, _ = options("--config=configs/tiny.py", "--config.objective.decoder.depth=3")
+    assert config.batch_size == 4 and config.data.repeats == 2 and config.objective.decoder.depth == 3
+    assert configs.build(config.objective).cost().tokens["decoded"] == 128
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    ([], "arguments are required: kind"), (["nothing"], "invalid choice: 'nothing'"), (["step"], "either --size or --config"),
+    (["step", "--size=B", "--config=configs/tiny.py"], "either --size or --config"), (["step", "--size=X"], "invalid choice: 'X'"),
+    (["step", "--size=B", "--repeats=0"], "--repeats=0; allowed are 1 and more"), (["step", "--size=B", "--peak-tflops=-1"], "--peak-tflops=-1.0; allowed are 0"),
+    (["step", "--size=B", "--against=torch"], "needs --mode=v1"), (["step", "--size=B", "--config.objective.nothing=1"], "unknown config key"),
+])
+def test_mistakes_are_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2 and the permitted set."""
+    assert command_line.main(["bench", *argv]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_configs_without_video_are_refused() -> None:
+    """Noise has frames and a size; a decoder mask is needed to choose a mode."""
+    loaded = configs.load("configs/tiny.py")
+    loaded.unlock()
+    parsed = types.SimpleNamespace(config="configs/tiny.py", size=None, dtype=None, attention=None, mode="v1", batch=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configs, "load", lambda path: loaded)
+        del loaded.data["size"]
+        with pytest.raises(UserError, match="noise of `frames` x `size` x `size`"):
+            bench.prepared(parsed, {})
+        del loaded.objective["decoder_mask"]
+        with pytest.raises(UserError, match="--mode=v1: the objective of this config has no decoder_mask"):
+            bench.prepared(parsed, {})
+
+
+# -- the rival ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    """The module that needs PyTorch and transformers."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from videomae_jax import torch_reference
+
+    return torch_reference
+
+
+def test_the_rival_is_the_same_model(reference: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many parameters, a loss near that of predicting nothing, and weights that move; the faster attention is taken."""
+    config, _ = options("--config=configs/tiny.py", "--mode=v1", "--batch=8", *SMALL)
+    run = assembly.assemble(config)
+    said: list[str] = []
+    seconds = iter([0.5, 0.2])
+    monkeypatch.setattr(benchmarks, "lap", lambda trial, steps: (trial(steps), Lap(next(seconds), 0.0))[1])
+    rival = reference.fastest(run, dtype="float32", say=said.append)
+    assert rival.about["attention"] == "eager" and len(said) == 2
+    assert rival.about["parameters"] == sum(math.prod(x.shape) for x in jax.tree.leaves(run.abstract.params))
+    assert int(rival._masked.sum()) == 8 * config_tokens(run)["decoded"] and rival._pixels.shape == (8, 8, 3, 32, 32)
+    before = [p.detach().clone() for p in rival._model.parameters()]
+    rival(2)
+    assert 0.5 < rival.loss < 2.5
+    moved = [bool((a != b).any()) for a, b in zip(before, rival._model.parameters(), strict=True) if b.requires_grad]
+    assert sum(moved) >= len(moved) - 2 * 2  # the key biases of HF have no gradient
+
+
+def config_tokens(run: assembly.Assembly) -> Any:
+    """Tokens of a clip by kind."""
+    return run.objective.cost().tokens
+
+
+def test_another_model_is_refused(reference: Any, run: assembly.Assembly) -> None:
+    """Theirs decodes every hidden token and has square patches."""
+    with pytest.raises(UserError, match="sees 16 and decodes 32 of 64"):
+        reference.settings(dataclasses.replace(run.objective, encoder_mask=dataclasses.replace(run.objective.encoder_mask, ratio=0.75)))
+    with pytest.raises(UserError, match="SimpleNamespace is something else"):
+        reference.settings(types.SimpleNamespace())
