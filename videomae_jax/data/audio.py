@@ -141,11 +141,14 @@ def _packets(call: Any, container: Any, stream: Any, origin: Fraction, /) -> Ite
 
 
 def _frames(call: Any, packet: Any, base: Fraction, origin: Fraction, /) -> list[Any]:
-    """Frames of a packet; none where it fails in the preroll, whose decoder may still lack what lies before it."""
+    """Frames of a packet; none where it fails in the preroll, whose decoder may still lack what lies before it.
+
+    The packet after a lost one is not whole either, so the last packet before the window counts as part of it.
+    """
     try:
         return call.frames(packet)
     except DecodeError:
-        if packet.pts is not None and packet.duration and (packet.pts + packet.duration) * base <= origin:
+        if packet.pts is not None and packet.duration and (packet.pts + 2 * packet.duration) * base <= origin:
             return []
         raise
 
