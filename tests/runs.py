@@ -1,0 +1,167 @@
+"""A run of seconds for the tests of training, and a driver that ends a real `train` command at a chosen point.
+
+    python tests/runs.py POINT NUMBER train --config=...
+
+POINT is what the command is doing when it gets SIGNAL for the NUMBER-th time: see `POINTS`.
+"""
+
+import atexit
+import functools
+import hashlib
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TOTAL, SAVE = 9, 3
+# configs/tiny.py at its smallest, with everything that draws numbers: crops, masks, drop-path, two copies of a decode.
+FIELDS = {
+    "total": TOTAL, "batch_size": 8, "log.every": 1, "checkpoint.every": SAVE, "checkpoint.keep_last": 2, "data.frames": 4, "data.size": 32,
+    "objective.encoder.frames": 4, "objective.encoder.size": 32, "objective.encoder.width": 32, "objective.encoder.hidden": 64,
+    "objective.encoder.drop_path": 0.2, "objective.decoder.width": 32, "objective.decoder.hidden": 64, "objective.encoder_mask.ratio": 0.75,
+    "evaluators.reconstruction.every": 3, "evaluators.reconstruction.clips": 8, "evaluators.reconstruction.batch_size": 4, "evaluators.pictures.clips": 2,
+}
+
+
+@functools.cache
+def cache() -> str:
+    """A folder for compiled programs that lasts as long as this process; all commands of a test session share it."""
+    folder = tempfile.mkdtemp(prefix="videomae_jax_programs_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def world(folder: pathlib.Path, /) -> pathlib.Path:
+    """The index of 16 training and 8 validation clips, written as files."""
+    from videomae_jax.__main__ import main as run
+
+    assert run(["synthesize", str(folder), "--train=16", "--val=8", "--test=0", "--workers=1"]) == 0
+    return folder / "index.parquet"
+
+
+def arguments(index: pathlib.Path, /, **fields: Any) -> list[str]:
+    """--config and overrides of the small run; fields are named with __ for a dot."""
+    changed = FIELDS | {"data.index": index} | {k.replace("__", "."): v for k, v in fields.items()}
+    return ["--config=configs/tiny.py", *(f"--config.{k}={v}" for k, v in changed.items())]
+
+
+def command(*words: str, devices: int = 1, point: tuple[str, int] | None = None, shell: str = "", **kw: Any) -> "subprocess.Popen[str]":
+    """Starts `python -m videomae_jax WORDS` on forced CPU devices, the driver that ends it at a point, or a line for the shell."""
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": cache(),
+                        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    start = [str(ROOT / "tests" / "runs.py"), point[0], str(point[1])] if point else ["-m", "videomae_jax"]
+    words = ["bash", "-c", shell] if shell else [sys.executable, *start, *words]
+    return subprocess.Popen(words, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kw)
+
+
+def finish(process: "subprocess.Popen[str]", /, *, code: int, seconds: float = 300) -> tuple[str, str]:
+    """What the process wrote, once it ends with this exit code."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"still running after {seconds} s:\n{out}\n{err}") from None
+    assert process.returncode == code, f"exit code {process.returncode}, not {code}:\n{out}\n{err}"
+    return out, err
+
+
+def read_until(process: "subprocess.Popen[str]", text: str, /) -> str:
+    """Standard error up to the line that holds `text`."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError(f"ended without {text!r}:\n{''.join(lines)}")
+
+
+def digest(directory: pathlib.Path, /, *, step: int = TOTAL) -> dict[str, str]:
+    """SHA-256 of the saved parameters and of the saved optimiser state."""
+    import jax
+    import numpy as np
+
+    from videomae_jax.checkpoint import Checkpointer, named
+
+    saver = Checkpointer(directory / "checkpoints", read_only=True)
+    result = {}
+    for item in ("params", "opt"):
+        total = hashlib.sha256()
+        for name, leaf in sorted(named(jax.tree.map(np.asarray, saver.load(step, item=item))).items()):
+            total.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
+        result[item] = total.hexdigest()
+    saver.close()
+    return result
+
+
+def _at(number: int, action: Callable[[], None], /) -> Callable[[], None]:
+    """Calls `action` when it has itself been called `number` times."""
+    count = [0]
+
+    def called() -> None:
+        count[0] += 1
+        if count[0] == number:
+            action()
+    return called
+
+
+def in_step(arrive: Callable[[], None], /) -> None:
+    """A step is dispatched and not finished."""
+    from videomae_jax import assembly
+
+    before = assembly.Step.__call__
+
+    def step(self: Any, *args: Any) -> Any:
+        result = before(self, *args)
+        arrive()
+        return result
+    assembly.Step.__call__ = step
+
+
+def in_save(arrive: Callable[[], None], /) -> None:
+    """All arrays of a checkpoint are written by the background thread, its directory is not committed."""
+    import orbax.checkpoint as ocp
+
+    before = ocp.JsonCheckpointHandler.finalize
+
+    def finalize(self: Any, directory: Any) -> None:
+        arrive()
+        before(self, directory)
+    ocp.JsonCheckpointHandler.finalize = finalize
+
+
+def in_evaluation(arrive: Callable[[], None], /) -> None:
+    """An evaluator has drawn a batch."""
+    from videomae_jax.evals import base
+
+    before = base.Context.sweep
+
+    def sweep(self: Any, source: Any, **kw: Any) -> Any:
+        for batch in before(self, source, **kw):
+            arrive()
+            yield batch
+    base.Context.sweep = sweep
+
+
+POINTS = {"step": in_step, "save": in_save, "evaluation": in_evaluation}
+
+
+def main(argv: list[str], /) -> int:
+    """Runs the command with a signal at a point: NAME or NAME:SIGNAL, SIGKILL where none is given."""
+    from videomae_jax.__main__ import main as run
+
+    name, _, chosen = argv[0].partition(":")
+    number = signal.Signals[chosen or "SIGKILL"]
+    POINTS[name](_at(int(argv[1]), lambda: os.kill(os.getpid(), number)))
+    return run(argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
