@@ -82,9 +82,10 @@ class Assembly:
 
     def step(self) -> "Step":
         """The jitted training step (state, *batches); the state is donated, the frozen weights are not."""
-        return Step(self._jitted(), self.frozen)
+        return Step(self.jitted_step(), self.frozen)
 
-    def _jitted(self) -> Any:
+    def jitted_step(self) -> Any:
+        """The jitted pure step (state, frozen, *batches)."""
         def made(objective: base.Objective) -> Any:
             return make_train_step(objective, self.updates, microbatches=self.config.microbatches, ema=self.config.ema,
                                    params_sharding=self.shardings.params)
@@ -104,7 +105,7 @@ class Assembly:
 
     def compile(self) -> Any:
         """The compiled step for the shapes of this run, without data, parameters or external files."""
-        return self._jitted().lower(self.abstract, self.abstract_frozen, *[self.abstract_batch()] * self.draws).compile()
+        return self.jitted_step().lower(self.abstract, self.abstract_frozen, *[self.abstract_batch()] * self.draws).compile()
 
     def evaluator(self, fn: Any, /) -> Any:
         """`fn` jitted under this mesh, results replicated, so that every process can read them."""
