@@ -8,18 +8,22 @@ POINT is what the command is doing when it gets SIGNAL for the NUMBER-th time: s
 import atexit
 import functools
 import hashlib
+import json
 import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TOTAL, SAVE = 9, 3
+TRACE = "VIDEOMAE_JAX_TEST_TRACE"  # file that the driver records batches in
 # configs/tiny.py at its smallest, with everything that draws numbers: crops, masks, drop-path, two copies of a decode.
 FIELDS = {
     "total": TOTAL, "batch_size": 8, "log.every": 1, "checkpoint.every": SAVE, "checkpoint.keep_last": 2, "data.frames": 4, "data.size": 32,
@@ -51,11 +55,14 @@ def arguments(index: pathlib.Path, /, **fields: Any) -> list[str]:
     return ["--config=configs/tiny.py", *(f"--config.{k}={v}" for k, v in changed.items())]
 
 
-def command(*words: str, devices: int = 1, point: tuple[str, int] | None = None, shell: str = "", **kw: Any) -> "subprocess.Popen[str]":
+def command(*words: str, devices: int = 1, point: tuple[str, int] | None = None, shell: str = "",
+            trace: pathlib.Path | None = None, **kw: Any) -> "subprocess.Popen[str]":
     """Starts `python -m videomae_jax WORDS` on forced CPU devices, the driver that ends it at a point, or a line for the shell."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_collective_call_terminate_timeout_seconds=600"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": cache(),
                         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    env |= {TRACE: str(trace)} if trace else {}
+    point = ("", 0) if trace and not point else point
     start = [str(ROOT / "tests" / "runs.py"), point[0], str(point[1])] if point else ["-m", "videomae_jax"]
     words = ["bash", "-c", shell] if shell else [sys.executable, *start, *words]
     return subprocess.Popen(words, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kw)
@@ -150,16 +157,63 @@ def in_evaluation(arrive: Callable[[], None], /) -> None:
     base.Context.sweep = sweep
 
 
+def record(path: pathlib.Path, /) -> None:
+    """Appends a line per training batch of this process: what every row is, whose crop, and which position of the stream."""
+    import jax
+
+    from videomae_jax import run_directory
+
+    before = run_directory.Faults.note
+
+    def note(self: Any, batch: Any) -> None:
+        rows = [hashlib.sha256(self._source.name(int(row)).encode() + key.tobytes() + video.tobytes()).hexdigest()
+                for row, key, video in zip(batch["row"], batch["key"], batch["video"], strict=True)]
+        with path.with_suffix(f".{jax.process_index()}").open("a") as file:
+            file.write(json.dumps({"first": int(batch["key"][0, 0]), "rows": rows}) + "\n")
+        before(self, batch)
+    run_directory.Faults.note = note
+
+
+def recorded(path: pathlib.Path, /, *, hosts: int) -> dict[int, list[str]]:
+    """{position of the first row: hashes of the rows} of the global batches that `record` saw."""
+    parts = [[json.loads(line) for line in path.with_suffix(f".{host}").read_text().splitlines()] for host in range(hosts)]
+    return {batches[0]["first"]: [row for batch in batches for row in batch["rows"]] for batches in zip(*parts, strict=False)}
+
+
+def pair(words: list[str], /, *, point: tuple[str, int], trace: pathlib.Path | None = None) -> "list[subprocess.Popen[str]]":
+    """Two processes of one device each that form one run; the second has the point."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    return [command(*words, f"--coordinator={address}", "--processes=2", f"--process={i}", point=point if i else ("", 0), trace=trace) for i in range(2)]
+
+
 POINTS = {"step": in_step, "save": in_save, "evaluation": in_evaluation}
+
+
+def send(number: int, /) -> None:
+    """A signal to this process; with several, steps wait until jax's preemption service, which polls, has told the others."""
+    import jax
+
+    os.kill(os.getpid(), number)
+    time.sleep(3 if jax.process_count() > 1 else 0)
 
 
 def main(argv: list[str], /) -> int:
     """Runs the command with a signal at a point: NAME or NAME:SIGNAL, SIGKILL where none is given."""
     from videomae_jax.__main__ import main as run
 
+    import jax
+
+    from videomae_jax import parallel
+
+    parallel.put = lambda value, /, *, mesh: jax.jit(lambda x: x, out_shardings=parallel.replicated(mesh))(value)  # TEMPORARY
+    if TRACE in os.environ:
+        record(pathlib.Path(os.environ[TRACE]))
     name, _, chosen = argv[0].partition(":")
     number = signal.Signals[chosen or "SIGKILL"]
-    POINTS[name](_at(int(argv[1]), lambda: os.kill(os.getpid(), number)))
+    if name:
+        POINTS[name](_at(int(argv[1]), lambda: send(number)))
     return run(argv[2:])
 
 

@@ -21,6 +21,7 @@ from videomae_jax.step import TrainState
 from videomae_jax.types import Array
 
 ITEMS = ("params", "opt", "extra", "ema")
+REASON = 160  # characters of a cause that a warning quotes
 SEAL = "sha256"  # key of the digest of the other metadata
 
 
@@ -87,10 +88,10 @@ class Checkpointer:
 
     def check(self, *, wait: bool = False) -> None:
         """Reports a save that failed in the background; with `wait`, once it is over."""
+        if not wait and self._manager.is_saving_in_progress():
+            return  # asking the storage layer now would take the error away from its own thread, which then counts the step as saved
         try:
-            if wait:
-                self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+            self._manager.wait_until_finished()
         except Exception as error:  # what the storage layer raises is not specified
             self._failed(error)
 
@@ -205,8 +206,9 @@ def _shown(leaf: tuple[Any, ...] | None, /) -> str:
 
 
 def reason(error: Exception, /) -> str:
-    """The first line of what an exception says, or else its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The beginning of the first line of what an exception says, or else its name; the storage layer prints its whole configuration."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= REASON else f"{line[:REASON]} ..."
 
 
 def seal(meta: dict[str, Any], /) -> dict[str, Any]:

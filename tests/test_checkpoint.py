@@ -1,0 +1,266 @@
+"""Checkpoints: what they hold, on which mesh they can be read, and what happens to damaged, failed and half-written ones."""
+
+import gc
+import pathlib
+import random
+import resource
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from videomae_jax import checkpoint, parallel
+from videomae_jax.checkpoint import Checkpointer, DamagedError, load_params, named, transfer
+from videomae_jax.errors import UserError
+from videomae_jax.step import TrainState
+
+# Orbax leaves coroutines behind when a file cannot be read; Python reports them when they are collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+MESHES = {"fsdp": parallel.Layout(data=1, fsdp=8), "mixed": parallel.Layout(data=2, fsdp=2, tensor=2), "one": parallel.Layout(data=1)}
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """What a test leaves behind is reported to this module, not to the next."""
+    yield
+    gc.collect()
+
+
+def mesh_of(name: str) -> Any:
+    """One of the meshes, over the devices it needs."""
+    return MESHES[name].mesh(jax.devices()[:1] if name == "one" else None)
+
+
+def state(name: str = "one", *, width: int = 16, seed: int = 0, ema: bool = True) -> tuple[TrainState, Any]:
+    """A state with leaves of every dtype that is saved, sharded over fsdp, and its abstract form."""
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    mesh, rng = mesh_of(name), np.random.default_rng(seed)
+    params = {"a": {"kernel": rng.normal(size=(width, 24)).astype(np.float32), "half": rng.normal(size=(24,)).astype(jnp.bfloat16)},
+              "b": rng.integers(0, 256, (8, 3), np.uint8)}
+    moments = jax.tree.map(lambda x: (2 * x).astype(np.float32), params)
+    parts = {"params": params, "opt": {"train": ({"count": np.int32(7)}, moments)}, "extra": {"flags": rng.random(16) < 0.5},
+             "ema": jax.tree.map(lambda x: x + 1, params) if ema else {}}
+
+    def place(x: Any) -> jax.Array:
+        spec = PartitionSpec("fsdp") if np.ndim(x) and np.shape(x)[0] % mesh.shape["fsdp"] == 0 else PartitionSpec()
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    found = TrainState(step=place(np.int32(0)), rng=parallel.put(jax.random.key(seed), mesh=mesh), **jax.tree.map(place, parts))
+    return found, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), found)
+
+
+def save(directory: pathlib.Path, steps: tuple[int, ...], /, *, name: str = "one", **kw: Any) -> Checkpointer:
+    """Saves a state per step whose seed is the step."""
+    saver = Checkpointer(directory, **{"keep_last": 10} | kw)
+    for step in steps:
+        saver.save(step, state(name, seed=step)[0], meta={"config": "{}", "samples": 4 * step, "step": step})
+    saver.wait()
+    return saver
+
+
+def equal(left: TrainState, right: TrainState) -> None:
+    """All saved items are equal bit for bit."""
+    for item in checkpoint.ITEMS:
+        one, two = named(getattr(left, item)), named(getattr(right, item))
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            assert value.dtype == two[key].dtype
+            assert np.asarray(value).tobytes() == np.asarray(two[key]).tobytes(), (item, key)
+
+
+@pytest.mark.parametrize(("before", "after"), [("fsdp", "one"), ("one", "mixed"), ("mixed", "fsdp")])
+def test_restores_on_another_mesh_bit_for_bit(tmp_path: pathlib.Path, before: str, after: str) -> None:
+    """Eight devices to one and back: values, placement, step and cursor."""
+    saver = save(tmp_path, (3,), name=before)
+    wanted, abstract = state(after, seed=3)
+    restored = saver.restore(3, abstract, rng=wanted.rng)
+    equal(restored.state, wanted)
+    assert int(restored.state.step) == 3 and restored.meta["samples"] == 12
+    for key, leaf in named(restored.state.params).items():
+        assert leaf.sharding == named(wanted.params)[key].sharding
+    saver.close()
+
+
+def test_keeps_the_newest_and_every_nth(tmp_path: pathlib.Path) -> None:
+    """keep_last=2 and keep_every=4; a second instance sees the same; read_only removes nothing."""
+    saver = save(tmp_path, (1, 2, 3, 4, 5, 6, 7), keep_last=2, keep_every=4)
+    assert saver.steps() == [4, 6, 7]
+    saver.close()
+    (tmp_path / "00000009.orbax-checkpoint-tmp").mkdir()
+    reader = Checkpointer(tmp_path, read_only=True)
+    assert reader.steps() == [4, 6, 7] and (tmp_path / "00000009.orbax-checkpoint-tmp").exists()
+    reader.close()
+    again = Checkpointer(tmp_path)
+    assert again.steps() == [4, 6, 7] and not (tmp_path / "00000009.orbax-checkpoint-tmp").exists()
+    again.close()
+
+
+def test_checksum_sees_every_bit_and_no_mesh() -> None:
+    """One flipped bit anywhere, a swap of two values and a change of dtype show; the mesh does not."""
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, jnp.bfloat16, np.uint8, np.int32, np.bool_, np.float64):
+        with jax.enable_x64(dtype == np.float64):
+            x = (rng.normal(size=(5, 6, 8)) * 50).astype(dtype)
+            known = int(checkpoint.checksum(jnp.asarray(x)))
+            for _ in range(30):
+                raw = bytearray(x.tobytes())
+                place = int(rng.integers(len(raw)))
+                raw[place] ^= 1 if dtype == np.bool_ else 1 << int(rng.integers(8))
+                assert int(checkpoint.checksum(jnp.asarray(np.frombuffer(raw, dtype).reshape(x.shape)))) != known
+    swapped = np.arange(12.0, dtype=np.float32).reshape(3, 4)
+    assert int(checkpoint.checksum(jnp.asarray(swapped))) != int(checkpoint.checksum(jnp.asarray(swapped[::-1])))
+    assert checkpoint.fingerprints(state("fsdp")[0].params) == checkpoint.fingerprints(state("one")[0].params)
+
+
+def damage(directory: pathlib.Path, kind: str, rng: random.Random) -> None:
+    """Flips a bit of the file that holds an item's values, cuts it, or removes it; or flips a bit of the metadata."""
+    item = rng.choice(("params", "opt", "ema"))
+    data = max((p for p in (directory / item).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)  # others may be spare copies of an index
+    path = directory / "meta" / "metadata" if kind == "metadata" else data
+    raw = bytearray(path.read_bytes())
+    if kind == "removed":
+        path.unlink()
+    elif kind == "cut":
+        path.write_bytes(raw[: len(raw) // 2])
+    else:
+        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("kind", ["flipped", "cut", "removed", "metadata"])
+def test_damaged_checkpoint_is_passed_over_loudly(tmp_path: pathlib.Path, kind: str) -> None:
+    """The one before is taken, the damaged one is set aside, and its step can be saved again; never a wrong value."""
+    said: list[str] = []
+    passed_over = 0
+    for trial in range(4):
+        directory = tmp_path / str(trial) / "checkpoints"
+        save(directory, (1, 2)).close()
+        damage(directory / "00000002", kind, random.Random(trial))
+        saver = Checkpointer(directory, keep_last=5, warn=said.append)
+        wanted, abstract = state(seed=1)
+        restored = saver.latest_good(abstract, rng=wanted.rng)
+        equal(restored.state, state(seed=restored.step)[0])
+        if restored.step == 1:
+            passed_over += 1
+            assert "checkpoint 2" in said[-2] and "trying the one before" in said[-2] and "checkpoints_damaged" in said[-1]
+            assert saver.steps() == [1] and (tmp_path / str(trial) / "checkpoints_damaged" / "00000002").is_dir()
+            saver.save(2, state(seed=2)[0], meta={"config": "{}", "samples": 8, "step": 2})
+            saver.wait()
+            assert saver.restore(2, abstract, rng=wanted.rng).meta["samples"] == 8
+        saver.close()
+    assert passed_over >= (2 if kind == "flipped" else 4)  # a flip may hit bytes that say nothing of the values
+
+
+def test_nothing_is_set_aside_while_nothing_is_readable(tmp_path: pathlib.Path) -> None:
+    """With all checkpoints damaged the run ends with an error and the files stay: it does not start afresh."""
+    directory = tmp_path / "checkpoints"
+    save(directory, (1, 2)).close()
+    for step in (1, 2):
+        damage(directory / f"{step:08d}", "metadata", random.Random(0))
+    saver = Checkpointer(directory, warn=lambda line: None)
+    with pytest.raises(UserError, match=r"no readable checkpoint in .*; its steps are \[1, 2\]"):
+        saver.latest_good(state()[1], rng=state()[0].rng)
+    assert saver.steps() == [1, 2]
+    saver.close()
+
+
+def test_another_model_is_an_error_that_names_the_leaf(tmp_path: pathlib.Path) -> None:
+    """Shapes, missing leaves and another optimiser; it is never taken for damage."""
+    saver = save(tmp_path, (1,))
+    good, abstract = state()
+    with pytest.raises(UserError, match=r"another model: a/kernel is float32 \(16, 24\) there, float32 \(17, 24\) in this config"):
+        saver.latest_good(state(width=17)[1], rng=good.rng)
+    with pytest.raises(UserError, match=r"another model or optimiser \(opt\): train/1/b is .* there, absent in this config"):
+        saver.restore(1, abstract.replace(opt={"train": (abstract.opt["train"][0], {"a": abstract.opt["train"][1]["a"]})}), rng=good.rng)
+    with pytest.raises(UserError, match=r"another model or optimiser \(ema\): a/half is .* there, absent"):
+        saver.restore(1, state(ema=False)[1], rng=good.rng)
+    part = saver.restore(1, state(ema=False)[1], rng=good.rng, items=("params",))
+    assert isinstance(jax.tree.leaves(part.state.opt)[0], jax.ShapeDtypeStruct)
+    saver.close()
+
+
+def test_failed_save_is_reported_and_the_next_one_succeeds(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk in the background thread: a warning within the run, no half checkpoint, an error only if the last save fails."""
+    said: list[str] = []
+    saver = save(tmp_path, (1,), warn=said.append)
+    before = ocp.JsonCheckpointHandler.finalize
+
+    def full(self: Any, directory: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ocp.JsonCheckpointHandler, "finalize", full)
+    saver.save(2, state(seed=2)[0], meta={"step": 2})
+    while not said:
+        saver.check()
+    assert "checkpoint 2 cannot be written" in said[0] and "No space left on device" in said[0]
+    assert saver.steps() == [1]
+    with pytest.raises(UserError, match="the last checkpoint, of step 2, is not written .*No space left.*; its steps are \\[1\\]"):
+        saver.wait()
+    monkeypatch.setattr(ocp.JsonCheckpointHandler, "finalize", before)
+    saver.save(3, state(seed=3)[0], meta={"step": 3})
+    saver.wait()
+    assert saver.steps() == [1, 3] and len(said) == 1
+    saver.close()
+
+
+def test_load_params_is_checked_too(tmp_path: pathlib.Path) -> None:
+    """Newest step by default, averaged weights on request, errors that name what is there."""
+    save(tmp_path, (1, 2)).close()
+    np.testing.assert_array_equal(load_params(tmp_path)["a"]["kernel"], np.asarray(state(seed=2)[0].params["a"]["kernel"]))
+    np.testing.assert_array_equal(load_params(tmp_path, step=1, item="ema")["b"], np.asarray(state(seed=1)[0].ema["b"]))
+    with pytest.raises(UserError, match=r"no checkpoint 5 in .*; its steps are \[1, 2\]"):
+        load_params(tmp_path, step=5)
+    with pytest.raises(UserError, match="has no 'teacher'; it has params, opt, extra, ema"):
+        load_params(tmp_path, item="teacher")
+    largest = max((p for p in (tmp_path / "00000002" / "params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    raw = bytearray(largest.read_bytes())
+    flips = 0
+    for place in range(0, len(raw), max(1, len(raw) // 12)):
+        changed = bytearray(raw)
+        changed[place] ^= 4
+        largest.write_bytes(changed)
+        try:
+            loaded = load_params(tmp_path)
+        except DamagedError:
+            flips += 1
+        else:
+            np.testing.assert_array_equal(loaded["a"]["kernel"], np.asarray(state(seed=2)[0].params["a"]["kernel"]))
+    assert flips > 0
+
+
+def test_transfer_is_strict_both_ways() -> None:
+    """Every stray is listed at once; rename, fresh, ignore and adapt resolve them."""
+    target = {"encoder": {"a": np.zeros(3), "b": np.zeros((2, 2))}, "head": np.zeros(5)}
+    source = {"net": {"a": np.ones(3), "b": np.ones((4, 2))}, "old": np.ones(1), "older": np.ones(1)}
+    with pytest.raises(UserError) as error:
+        transfer(target, source, rename=[("^net/", "encoder/")])
+    for part in ("4 parameters do not transfer", "head is not in the source", "encoder/b is (4, 2) in the source, (2, 2) in the target",
+                 "old of the source is not used", "older of the source is not used"):
+        assert part in str(error.value)
+    found = transfer(target, source, rename=[("^net/", "encoder/")], fresh=["head"], ignore=["old.*"], adapt=lambda path, value, leaf: value[:2])
+    assert found["encoder"]["a"].sum() == 3 and found["encoder"]["b"].shape == (2, 2) and found["head"] is target["head"]
+    with pytest.raises(UserError, match="1 parameters do not transfer: encoder/a of the source is not used"):
+        transfer(target, {"encoder": target["encoder"], "head": target["head"]}, fresh=["encoder/a"])
+
+
+def test_memory_does_not_grow_with_saves(tmp_path: pathlib.Path) -> None:
+    """Twenty saves of 4 MB: the peak of memory rises by less than ten of them after the first five."""
+    saver = Checkpointer(tmp_path, keep_last=1)
+    big, _ = state(width=16)
+    big = big.replace(params={"w": jax.device_put(np.ones((1024, 1024), np.float32), big.params["b"].sharding)}, opt={}, extra={}, ema={})
+
+    def run(steps: range) -> int:
+        for step in steps:
+            saver.save(step, big, meta={"step": step})
+        saver.wait()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    early = run(range(1, 6))
+    late = run(range(6, 21))
+    assert late - early < 10 * 4096, f"the peak grew from {early} to {late} KiB"
+    saver.close()

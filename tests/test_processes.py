@@ -1,0 +1,82 @@
+"""One run over two processes of jax.distributed is the run of one process, and each goes on where the other stopped."""
+
+import dataclasses
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import runs
+
+from videomae_jax import metrics
+from videomae_jax.checkpoint import load_params, named
+
+TOTAL = 12
+LEGS = (("step:SIGTERM", 3), ("step:SIGINT", 4))  # the first leg stops in step 3; the second process of the second is told in step 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A run by one process, two, and one again, beside a straight run by one; both over two devices."""
+
+    straight: pathlib.Path
+    chained: pathlib.Path
+    words: list[str]
+    said: list[str]
+    hosts: tuple[int, ...] = (1, 2, 1)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """Runs all legs once. The exit codes of the pair are asserted here: 75, and 130 where Ctrl-C was pressed."""
+    folder = tmp_path_factory.mktemp("processes")
+    straight, chained = folder / "straight" / "run", folder / "chained" / "run"
+    words = ["train", *runs.arguments(runs.world(folder / "world"), total=TOTAL)]
+    runs.finish(runs.command(*words, f"--workdir={straight}", devices=2, trace=straight.parent / "trace"), code=0)
+    words = [*words, f"--workdir={chained}"]
+    said = [runs.finish(runs.command(*words, devices=2, point=LEGS[0], trace=chained.parent / "leg0"), code=75)[1]]
+    first, second = runs.pair(words, point=LEGS[1], trace=chained.parent / "leg1")
+    said += [runs.finish(first, code=75)[1], runs.finish(second, code=130)[1]]
+    said += [json.dumps(sorted(p.name for p in (chained / "checkpoints").iterdir()))]
+    said += [runs.finish(runs.command(*words, devices=2, trace=chained.parent / "leg2"), code=0)[1]]
+    return Chain(straight, chained, words, said)
+
+
+def test_processes_stop_at_one_step_with_one_checkpoint(chain: Chain) -> None:
+    """Ctrl-C on one process, which the other is told of within a second; only the lead speaks; the checkpoint is whole and the only new one."""
+    step = int(re.search(r"stopped at step (\d+) of 12", chain.said[1])[1])
+    assert step in (7, 8, 9, 10)
+    assert "stopped at step" not in chain.said[2]
+    assert json.loads(chain.said[3]) == [f"{(step - 1) // 3 * 3:08d}", f"{step:08d}"]
+    assert f"resuming from step {step} " in chain.said[4]
+
+
+def test_stream_does_not_depend_on_processes(chain: Chain) -> None:
+    """Names, keys and crops of every global batch, row by row, over all legs."""
+    wanted = runs.recorded(chain.straight.parent / "trace", hosts=1)
+    assert set(range(0, 8 * TOTAL, 8)) <= wanted.keys()
+    seen = set()
+    for leg, hosts in enumerate(chain.hosts):
+        for first, rows in runs.recorded(chain.chained.parent / f"leg{leg}", hosts=hosts).items():
+            if first in wanted:  # batches that were read ahead beyond the end are not needed
+                assert rows == wanted[first], (leg, first)
+                seen.add(first)
+    assert set(range(0, 8 * TOTAL, 8)) <= seen
+    assert len({row for rows in wanted.values() for row in rows}) == sum(map(len, wanted.values()))  # no crop comes twice
+
+
+def test_losses_and_evaluations_are_those_of_one_process(chain: Chain) -> None:
+    """Every line once, every value to 1e-6: sums over devices run in another order, or, for evaluators, float32 programs differ."""
+    wanted, found = ([line for line in metrics.read(d)] for d in (chain.straight, chain.chained))
+    assert [line["step"] for line in found] == [line["step"] for line in wanted]
+    for left, right in zip(wanted, found, strict=True):
+        for name in left.keys() - {"clips_per_second", "data_wait"}:
+            assert right[name] == pytest.approx(left[name], rel=1e-5 if name == "pictures/psnr_hidden" else 2e-6, abs=1e-9), (left["step"], name)
+
+
+def test_parameters_are_those_of_one_process(chain: Chain) -> None:
+    """Adam divides by the root of small second moments, which enlarges the last bits of a gradient: 1e-5."""
+    wanted, found = (named(load_params(d / "checkpoints")) for d in (chain.straight, chain.chained))
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5, err_msg=name)
