@@ -92,6 +92,17 @@ def test_part_maps_are_where_the_colours_are(style: str) -> None:
         assert columns[0] < columns[1], "the person's right is on the left of the picture"
 
 
+def test_a_part_reaches_to_half_coverage() -> None:
+    """The area of a painted ellipse on the map is that of geometry to 0.5 %, and so is its mean brightness."""
+    still, size, scale = np.zeros(1, np.float32), 256, 0.4
+    pose = face_drawing.Pose(x=still + 0.5, y=still + 0.5, cosine=still + np.float32(0.8), sine=still + np.float32(0.6), scale=scale)
+    page = face_drawing.canvas(np.zeros((3, size, size), np.float32), pose)
+    page.paint(lambda u, v: face_drawing.ellipse(u, v, a=0.6, b=0.3), (-0.7, -0.7, 0.7, 0.7), (1.0, 1.0, 1.0), 6)
+    area = np.pi * 0.6 * 0.3 * (scale * size) ** 2
+    assert abs((page.parts == 6).sum() / area - 1) < 0.005
+    assert abs(page.image[0].sum() / area - 1) < 0.005
+
+
 def test_a_closed_eye_leaves_a_line() -> None:
     """Blinks close the lids for a frame or two; both eyes stay on the map."""
     areas = []
@@ -188,6 +199,8 @@ def test_a_forgery_changes_its_region_only(pairs: list[tuple[faces.Clip, faces.C
         np.testing.assert_array_equal(forged.parts[~forged.forged_mask], real.parts[~forged.forged_mask])
         assert (forged.video != real.video)[forged.forged_mask].mean() > 0.02
         assert 0.05 < forged.forged_mask.mean() < 0.4
+        white = (forged.video.min(-1) > 235) & forged.forged_mask
+        assert np.isin(forged.parts[white], [faces.PARTS.index("right eye"), faces.PARTS.index("left eye")]).all(), "parts are those of the forged face"
         truth = faces.truth(forged, world=faces.Faces(size=64, frames=6))
         assert faces.FORGERIES[truth["forged"]] == forged.labels["forged"]
     assert set(kinds) == {"spatial", "temporal", "both"} and min(kinds.values()) >= 10
@@ -201,6 +214,21 @@ def test_a_temporal_forgery_flickers_and_a_spatial_one_does_not(pairs: list[tupl
         growth[forged.labels["forged"]].append(moved[0] - moved[1])
     assert np.mean(growth["temporal"]) > 2 and np.mean(growth["both"]) > 2
     assert abs(np.mean(growth["spatial"])) < 0.5 * np.mean(growth["temporal"])
+
+
+def test_a_temporal_forgery_plays_other_frames() -> None:
+    """A mouth that opens steadily does so in the real clip, and jumps back and forth in the forged one unless the jitter is 0."""
+    count, person = 16, faces.draw_person(np.random.default_rng(0))[0]
+    still, ones = np.zeros(count, np.float32), np.ones(count, np.float32)
+    pose = face_drawing.Pose(x=still + 0.5, y=still + 0.5, cosine=ones, sine=still, scale=0.4)
+    acting = face_drawing.Acting(yaw=still, pitch=still, smile=still, opening=np.linspace(0.02, 0.4, count).astype(np.float32), narrow=ones, brow=still,
+                                 frown=still, lids=ones, gaze=still)
+    steps = {}
+    for kind, reach in (("none", 4), ("temporal", 0), ("temporal", 4)):
+        _, parts, _ = faces.forge(np.random.default_rng(1), np.zeros((3, 128, 128), np.float32), pose, person, acting, light=(0.0, 0.0), kind=kind, reach=reach)
+        steps[kind, reach] = np.diff((parts == faces.PARTS.index("inner mouth")).sum((1, 2)))
+    assert steps["none", 4].min() > 0 and steps["temporal", 0].min() > -5
+    assert steps["temporal", 4].min() < -50
 
 
 def test_the_forgery_does_not_follow_identity_or_label() -> None:

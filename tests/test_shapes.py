@@ -86,6 +86,16 @@ def test_flow_points_where_the_label_says(index: int) -> None:
     assert truth["occluded"].any() and truth["occluded"].mean() < 0.3
 
 
+def test_occlusion_by_hand() -> None:
+    """One object moves two pixels to the right: what it covers next and what leaves the picture is occluded, what it uncovers is not."""
+    objects, flow = np.zeros((3, 1, 8), np.uint8), np.zeros((2, 1, 8, 2), np.float32)
+    for t, left in enumerate((2, 4, 6)):
+        objects[t, 0, left: left + 2] = 1
+    flow[objects[:-1] == 1] = 2, 0
+    flow[0, 0, 0] = -1, 0
+    np.testing.assert_array_equal(synthetic.occlusion(objects, flow)[:, 0].astype(int), [[1, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 1, 1]])
+
+
 def test_boxes_are_tight() -> None:
     """A box holds every pixel of its object and touches it on all four sides; absent objects have none."""
     for index in range(4):

@@ -54,6 +54,12 @@ def test_bytes_do_not_depend_on_run_or_workers(tmp_path: pathlib.Path) -> None:
     assert not [name for name in one if name.endswith(".jsonl") and name != "manifest.jsonl"], "the journal is gone"
 
 
+def test_encoding_is_reproducible() -> None:
+    """Eight encodes of a longer clip are one file; with B-frames x264 writes several."""
+    video = shapes.clip(0, world=shapes.Shapes(size=64, frames=32), seed=0).video
+    assert len({synthetic.encode(video, fps=12) for _ in range(8)}) == 1
+
+
 @pytest.mark.parametrize("world", [shapes.Shapes(frames=8), faces.Faces(frames=8)], ids=["shapes", "faces"])
 def test_written_then_read_by_the_pipeline(world: object, tmp_path: pathlib.Path) -> None:
     """Frame count, times, size, labels and pixels come back through index, decoder and stream; every frame at its own place."""

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import pathlib
 import sys
+import time
 import wave
 from collections.abc import Iterator
 from typing import Any
@@ -244,14 +245,14 @@ def journalled(directory: pathlib.Path, plan: Plan, /, *, workers: int) -> list[
     if rows:
         sys.stderr.write(f"{directory}: {len(rows)} of {len(clips)} videos are there already\n")
     replace(path, "".join(json.dumps(line) + "\n" for line in (plan.card(), *rows.values())).encode())
-    jobs = [(directory, plan, clip) for clip in clips if clip[0] not in rows]
+    jobs, there, start = [(directory, plan, clip) for clip in clips if clip[0] not in rows], len(rows), time.monotonic()
     with path.open("a") as journal:
         for row in made(jobs, workers=workers):
             rows[row["id"]] = row
             journal.write(json.dumps(row) + "\n")
             journal.flush()
             if len(rows) % 200 == 0 or len(rows) == len(clips):
-                sys.stderr.write(f"wrote {len(rows)}/{len(clips)} videos\n")
+                sys.stderr.write(f"wrote {len(rows)}/{len(clips)} videos, {(len(rows) - there) / (time.monotonic() - start):.1f} a second\n")
     return [rows[name] for name, _, _ in clips]
 
 
