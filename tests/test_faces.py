@@ -103,6 +103,18 @@ def test_a_part_reaches_to_half_coverage() -> None:
     assert abs(page.image[0].sum() / area - 1) < 0.005
 
 
+@pytest.mark.parametrize("crop", faces.CROPS)
+def test_windows_cut_nothing(crop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Painting each layer on its window alone gives the pixels of painting it on the whole frame."""
+    world = faces.Faces(size=64, frames=8, clips_each=1, crop=crop, forged=0.6)
+    made = [faces.clip(i, world=world, seed=8) for i in range(25)]
+    monkeypatch.setattr(face_drawing.Canvas, "window", lambda self, box: (slice(0, 64), slice(0, 64)))
+    for i, clip in enumerate(made):
+        whole = faces.clip(i, world=world, seed=8)
+        np.testing.assert_array_equal(clip.video, whole.video)
+        np.testing.assert_array_equal(clip.parts, whole.parts)
+
+
 def test_a_closed_eye_leaves_a_line() -> None:
     """Blinks close the lids for a frame or two; both eyes stay on the map."""
     areas = []

@@ -143,6 +143,12 @@ def over(frames: np.ndarray, /) -> np.ndarray:
     return frames[:, None, None]
 
 
+def around(acting: Acting, box: Box, /, *, gain: float = 1.0) -> Box:
+    """A box that also holds everything that yaw and pitch carry out of it."""
+    u, v = gain * acting.yaw, gain * acting.pitch
+    return box[0] + float(u.min()), box[1] + float(v.min()), box[2] + float(u.max()), box[3] + float(v.max())
+
+
 def streaks(u: np.ndarray, v: np.ndarray, /) -> np.ndarray:
     """Coarse strands of hair: a triangle wave across the head, in 0.8 .. 1.2."""
     wave = u * np.float32(3.1) + v * np.float32(0.6)
@@ -188,7 +194,7 @@ def head(page: Canvas, person: Person, /, *, light: tuple[float, float]) -> None
 def nose(page: Canvas, person: Person, acting: Acting, /, *, light: tuple[float, float]) -> None:
     """A bridge that widens to the tip, in a redder skin; it moves more than the rest when the head turns."""
     right, down = over(acting.yaw) * np.float32(1.4), over(acting.pitch) * np.float32(1.4)
-    length, width, shift = np.float32(person.nose_length), person.nose_width, 0.25
+    length, width = np.float32(person.nose_length), person.nose_width
     red, green, blue = person.skin
 
     def field(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -196,7 +202,8 @@ def nose(page: Canvas, person: Person, acting: Acting, /, *, light: tuple[float,
         taper = np.float32(width) * (np.float32(0.75) + np.float32(0.45) * y / length)
         return np.maximum(np.abs(x) - taper, ellipse(x, y, a=2 * width, b=person.nose_length))
 
-    page.paint(field, (-2 * width - shift, -0.3, 2 * width + shift, 0.75), (0.92 * red, 0.74 * green, 0.7 * blue), PARTS.index("nose"), shade=lit(light))
+    box = around(acting, (-2 * width, 0.2 - person.nose_length, 2 * width, 0.2 + person.nose_length), gain=1.4)
+    page.paint(field, box, (0.92 * red, 0.74 * green, 0.7 * blue), PARTS.index("nose"), shade=lit(light))
 
 
 def mouth(page: Canvas, person: Person, acting: Acting, /) -> None:
@@ -211,7 +218,9 @@ def mouth(page: Canvas, person: Person, acting: Acting, /) -> None:
     def between(up: np.ndarray, down: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         return lambda u, v: np.float32(0.8) * lens(*local(u, v), width=width, up=up, down=down)
 
-    box, thick, thin = (-0.7, 0.05, 0.7, 1.1), np.float32(person.lip_lower), np.float32(person.lip_upper)
+    thick, thin = np.float32(person.lip_lower), np.float32(person.lip_upper)
+    reach = float(half.max()) + person.lip_upper + person.lip_lower + 0.5 * float(np.abs(bend).max())
+    box = around(acting, (-float(width.max()), person.mouth_height - reach, float(width.max()), person.mouth_height + reach))
     page.paint(between(-half, half + thick), box, person.lip, PARTS.index("lower lip"))
     page.paint(between(half + thin, half), box, tuple(0.82 * c for c in person.lip), PARTS.index("upper lip"))
     page.paint(between(half, half), box, (0.28, 0.05, 0.07), PARTS.index("inner mouth"))
@@ -222,7 +231,8 @@ def eye(page: Canvas, person: Person, acting: Acting, /, *, side: int) -> None:
     part, width = PARTS.index("right eye" if side < 0 else "left eye"), np.float32(person.eye_width)
     middle, height = np.float32(side * person.eye_gap), np.float32(person.eye_height)
     opened = over(acting.lids) * np.float32(person.eye_open)
-    box = (side * person.eye_gap - 0.5, -0.6, side * person.eye_gap + 0.5, 0.5)
+    wide, high = person.eye_width + 0.03, float(opened.max()) + 0.03
+    box = around(acting, (side * person.eye_gap - wide, person.eye_height - high, side * person.eye_gap + wide, person.eye_height + high))
 
     def local(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return u - middle - over(acting.yaw), v - height - over(acting.pitch)
@@ -252,8 +262,10 @@ def brow(page: Canvas, person: Person, acting: Acting, /, *, side: int) -> None:
         line = over(acting.frown) * x - np.float32(0.5) * x * x + over(acting.brow)
         return ellipse(x, v - height - over(acting.pitch) + line, a=0.21, b=person.brow_thick)
 
-    page.paint(field, (side * person.eye_gap - 0.5, -0.85, side * person.eye_gap + 0.5, 0.15), person.brow,
-               PARTS.index("right brow" if side < 0 else "left brow"))
+    reach = person.brow_thick + float((np.abs(acting.brow) + 0.21 * np.abs(acting.frown)).max()) + 0.03
+    place = person.eye_height - person.brow_gap
+    box = around(acting, (side * person.eye_gap - 0.21, place - reach, side * person.eye_gap + 0.21, place + reach))
+    page.paint(field, box, person.brow, PARTS.index("right brow" if side < 0 else "left brow"))
 
 
 def glasses(page: Canvas, person: Person, acting: Acting, /) -> None:
@@ -264,4 +276,5 @@ def glasses(page: Canvas, person: Person, acting: Acting, /) -> None:
         bridge = np.maximum(x - np.float32(person.eye_gap - 0.26), np.abs(y + np.float32(0.03)))
         return np.minimum(rim, bridge) - np.float32(0.022)
 
-    page.paint(field, (-1, -0.6, 1, 0.55), (0.09, 0.09, 0.13), KEEP)
+    box = around(acting, (-person.eye_gap - 0.29, person.eye_height - 0.25, person.eye_gap + 0.29, person.eye_height + 0.25))
+    page.paint(field, box, (0.09, 0.09, 0.13), KEEP)

@@ -182,7 +182,7 @@ def draw_ground(rng: np.random.Generator, /, *, world: Faces, person: Person, po
     mean = [np.float32([(float(p.min()) + float(p.max())) / 2]) for p in (pose.x, pose.y)]
     still = Pose(x=mean[0], y=mean[1], cosine=np.ones(1, np.float32), sine=np.zeros(1, np.float32), scale=pose.scale)
     page = face_drawing.canvas(centre.astype(np.float32)[:, None, None] + ramp, still)
-    page.paint(lambda u, v: np.abs(u) - np.float32(0.36), (-0.5, 0.5, 0.5, 4), tuple(0.8 * c for c in person.skin), 0)
+    page.paint(lambda u, v: np.maximum(np.abs(u) - np.float32(0.36), np.float32(0.5) - v), (-0.5, 0.5, 0.5, 4), tuple(0.8 * c for c in person.skin), 0)
     page.paint(lambda u, v: face_drawing.ellipse(u, v - np.float32(2.2), a=1.35, b=0.85), (-1.5, 1, 1.5, 4), tuple(shirt.tolist()), 0)
     return page.image[:, 0]
 
@@ -219,8 +219,10 @@ def forge(rng: np.random.Generator, ground: np.ndarray, pose: Pose, person: Pers
         page.parts[mask] = other.parts[mask]
     if person.glasses:
         face_drawing.glasses(page, person, acting)
-    pixels = unit(page.image) * np.float32(255) + np.float32(0.5)
-    return np.ascontiguousarray(np.moveaxis(pixels.astype(np.uint8), 0, -1)), page.parts, mask
+    video = np.empty((*page.parts.shape, 3), np.uint8)
+    for channel, values in enumerate(unit(page.image)):
+        video[..., channel] = values * np.float32(255) + np.float32(0.5)
+    return video, page.parts, mask
 
 
 def unit(values: np.ndarray, /) -> np.ndarray:
