@@ -1,4 +1,4 @@
-"""The `shapes` family of the synthetic world: large smooth sprites that drift over a smooth background.
+"""The `shapes` family of the synthetic world: a large sprite under three coloured lights drifts over a plain ground.
 
 A clip is a pure function of (world seed, index): numpy only, an independent generator per clip. Appearance (the shape)
 and motion (one of eight directions) are drawn independently of each other and of every nuisance.
@@ -19,18 +19,20 @@ class Shapes:
     """Parameters of the family; lengths are fractions of the frame side, speeds fractions a frame.
 
     All sprites of a clip share shape and motion and leave the frame on one side to enter on the other, so that any
-    window of any length shows the motion and no single frame tells it. `grating` is the wavelength of the shading that
-    is locked to a sprite; textures finer than the distance of visible patches cannot be predicted by any model.
+    window of any length shows the motion and no single frame tells it. The ground is plain: only the sprites carry the
+    loss. Red light falls from the left, blue from above, green from between, so that the shading of a visible patch tells
+    where it lies within the sprite, and hidden patches can be predicted from few visible ones by whoever has understood
+    shape and place; `contrast` is the change of brightness over a radius. Texture finer than the distance of visible
+    patches could not be predicted by any model.
     """
 
-    size: int = 96
+    size: int = 64
     frames: int = 24
     fps: int = 12
-    sprites: int = 2
-    radius: tuple[float, float] = (0.24, 0.34)
+    sprites: int = 1
+    radius: tuple[float, float] = (0.30, 0.42)
     speed: tuple[float, float] = (0.018, 0.030)
-    grating: tuple[float, float] = (0.45, 0.8)
-    contrast: tuple[float, float] = (0.25, 0.45)
+    contrast: tuple[float, float] = (0.2, 0.3)
     edge: float = 0.015
 
 
@@ -53,19 +55,13 @@ def clip(index: int, /, *, world: Shapes, seed: int) -> Clip:
 
 
 def draw_scene(rng: np.random.Generator, /, *, world: Shapes, motion: str) -> dict[str, np.ndarray]:
-    """Nuisances of a clip: places, sizes, turns, colours, gratings, background. Coordinates are (x, y), y downwards."""
+    """Nuisances of a clip: places, sizes, turns, colours, shading, ground. Coordinates are (x, y), y downwards."""
     n, angle = world.sprites, math.radians(_ANGLES[motion])
     start = (rng.uniform(0, 1, 2) + np.arange(n)[:, None] / n + rng.uniform(-0.1, 0.1, (n, 2))) % 1
     speed = rng.uniform(*world.speed)
-    wave = rng.uniform(*world.grating, n)
-    turn = rng.uniform(0, 2 * math.pi, n)
-    base, tint = rng.uniform(0.3, 0.7, (n, 3)), rng.normal(size=(n, 3))
-    tint = tint / np.abs(tint).max(-1, keepdims=True) * rng.uniform(*world.contrast, (n, 1))
-    slope, ground = rng.uniform(0, 2 * math.pi), rng.uniform(0.3, 0.7, 3)
-    rise = rng.choice([-1.0, 1.0], 3) * rng.uniform(0.1, 0.25, 3)
     return {"start": start, "velocity": speed * np.array([math.cos(angle), -math.sin(angle)]), "radius": rng.uniform(*world.radius, n),
-            "turn": turn, "wave": wave, "phase": rng.uniform(0, 2 * math.pi, n), "grain": rng.uniform(0, 2 * math.pi, n),
-            "base": base, "tint": tint, "slope": np.array(slope), "ground": ground, "rise": rise}
+            "turn": rng.uniform(0, 2 * math.pi, n), "base": rng.uniform(0.55, 0.7, (n, 3)),
+            "tint": rng.uniform(0.6, 1, (n, 3)) * rng.uniform(*world.contrast, (n, 1)), "ground": rng.uniform(0.05, 0.2, 3)}
 
 
 def distance(x: np.ndarray, y: np.ndarray, /, *, appearance: str, radius: float) -> np.ndarray:
@@ -108,17 +104,14 @@ def coverage(scene: dict[str, np.ndarray], sprite: int, /, *, world: Shapes, app
 
 
 def render(scene: dict[str, np.ndarray], /, *, world: Shapes, appearance: str) -> np.ndarray:
-    """u8 [T H W 3]: a linear ramp of colour, then the sprites in order."""
-    pixel = (np.arange(world.size) + 0.5) / world.size - 0.5
-    ramp = pixel[None, :] * math.cos(scene["slope"]) + pixel[:, None] * math.sin(scene["slope"])
-    ground = (scene["ground"] + 2 * ramp[..., None] * scene["rise"]).astype(np.float32)
-    image = np.broadcast_to(ground, (world.frames, world.size, world.size, 3)).copy()
+    """u8 [T H W 3]: the ground, then the sprites in order."""
+    image = np.broadcast_to(scene["ground"].astype(np.float32), (world.frames, world.size, world.size, 3)).copy()
     for sprite in range(world.sprites):
         alpha = coverage(scene, sprite, world=world, appearance=appearance)
         inside = alpha > 0
-        along, _ = turned(*local(scene, sprite, world=world), angle=float(scene["grain"][sprite]))
-        shade = np.sin(np.float32(2 * math.pi / scene["wave"][sprite]) * along[inside] + np.float32(scene["phase"][sprite]))
-        colour = scene["base"][sprite].astype(np.float32) + shade[:, None] * scene["tint"][sprite].astype(np.float32)
+        x, y = (np.broadcast_to(axis, inside.shape)[inside] for axis in local(scene, sprite, world=world))
+        light = -np.stack([x, (x + y) / np.float32(math.sqrt(2)), y], -1) / np.float32(scene["radius"][sprite])
+        colour = scene["base"][sprite].astype(np.float32) + light * scene["tint"][sprite].astype(np.float32)
         image[inside] += alpha[inside][:, None] * (colour - image[inside])
     return np.uint8(np.round(255 * image.clip(0, 1)))
 
