@@ -168,13 +168,14 @@ def make_stages(objective: base.Objective, state: Any, /, *, total: int, steps_p
     if any(a >= b for a, b in zip(ends, ends[1:], strict=False)):
         raise UserError(f"stages end at steps {ends[1:-1]} of {total}; ends grow and lie within the run")
 
-    def shared(one: base.Objective) -> Any:
-        phases = [(p.name, p.trains, p.optimizer, p.repeats, p.data) for p in one.phases()]
-        return phases, one.batch_coupled, jax.eval_shape(lambda rng: state(rng, one), jax.random.key(0))
+    def phases(one: base.Objective) -> Any:
+        return one.batch_coupled, [(p.name, p.trains, p.optimizer, p.repeats, p.data) for p in one.phases()]
 
-    wanted = shared(objective) if stages else None
+    def shapes(one: base.Objective) -> Any:
+        return jax.eval_shape(lambda rng: state(rng, one), jax.random.key(0))
+
     for end, one in stages:
-        if shared(one) != wanted:
+        if phases(one) != phases(objective) or shapes(one) != shapes(objective):
             raise UserError(f"the stage until step {end} changes phases or the shapes of the state; a stage may change the loss alone")
     return stages
 

@@ -121,7 +121,7 @@ def logged(phase: Phase, out: Output, grads: Params, rate: Array, /) -> dict[str
     own = {k: m.value() for k, m in out.metrics.items()}
     values = {f"loss_{k}": losses.ratio(t.total, t.weight) for k, t in out.terms.items()}
     values["loss"] = losses.value(out.terms, denominators=losses.denominators(out.terms))
-    values |= {"grad_norm": optax.global_norm(grads), "lr": rate}
+    values |= {"grad_norm": optax.tree.norm(grads), "lr": rate}
     if own.keys() & values.keys():
         raise ValueError(f"phase {phase.name!r} returns metrics named {', '.join(sorted(own.keys() & values.keys()))}, which the step logs itself")
     prefix = "" if phase.name == "train" else f"{phase.name}/"
