@@ -115,18 +115,18 @@ def load(path: str, /) -> ml_collections.ConfigDict:
     found = find(path)
     if found.suffix != ".py":
         raise UserError(f"config file {path!r} is not a Python file; allowed are files that end in .py")
-    root = str(found.resolve().parent)
-    while (pathlib.Path(root) / "__init__.py").exists() or pathlib.Path(root).name in ("pretrain", "finetune", "probe", "data"):
-        root = str(pathlib.Path(root).parent)
-    if pathlib.Path(root).name == "configs":
-        root = str(pathlib.Path(root).parent)
-    sys.path.insert(0, root)
+    # `from configs import base` works in a file of one's own too: `configs` has no __init__ and so joins all these places.
+    home = next((p for p in found.resolve().parents if p.name == "configs"), found.resolve())
+    shipped = pathlib.Path(__file__).parent
+    roots = [str(home.parent), *(str(p) for p in (shipped.parent, shipped) if (p / "configs" / "base.py").is_file())]
+    sys.path[:0] = roots
     try:
         module_spec = importlib.util.spec_from_file_location(f"_config_{found.stem}", found)
         module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)
     finally:
-        sys.path.remove(root)
+        for root in roots:
+            sys.path.remove(root)
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {path!r} defines no get_config()")
     config = module.get_config()
