@@ -9,7 +9,17 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import math
+import multiprocessing
+import os
+import pathlib
+import secrets
+import shutil
+import signal
+import threading
+import weakref
 from collections.abc import Iterator
+from multiprocessing import shared_memory
 from typing import Any
 
 import grain
@@ -22,9 +32,12 @@ from videomae_jax.errors import UserError
 
 Example = dict[str, np.ndarray]  # every key [K ...]
 Batch = dict[str, np.ndarray]  # every key [n K ...] or [n * K ...]
-ATTEMPTS = 4  # substitutes tried for an unreadable example
+ATTEMPTS = 16  # substitutes tried for an unreadable example: a run of 10^9 clips gets through with a quarter of them damaged
 AHEAD = 2  # batches that a process holds: one ready, one being read
+WAITING = AHEAD + 4  # batches a worker may be ahead: those, one on either side of each of Grain's two queues
+ALIGNMENT = 64  # bytes; what vector loads and copy-free device buffers ask for
 ENDLESS = 2**62  # batches; Grain wants a length
+SHARED = pathlib.Path("/dev/shm")  # where Linux keeps shared memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +60,8 @@ class Batches:
     """A host's batches by number: batch i holds positions start + i * batch_size + host * b + 0..b-1, b = batch_size / hosts.
 
     `rows[position]` is the row to read; positions from `end` on are padding. Batches are assembled here, before Grain
-    deals the numbers out to its workers, so that their composition cannot depend on the number of workers.
+    deals the numbers out to its workers, so that their composition cannot depend on the number of workers. With
+    `segments` a batch is written to the shared memory `segments` + number and its name is returned instead.
     """
 
     source: Source
@@ -60,6 +74,7 @@ class Batches:
     threads: int
     length: int = ENDLESS
     end: int = ENDLESS
+    segments: str = ""
 
     def __len__(self) -> int:
         return self.length
@@ -76,13 +91,44 @@ class Batches:
         if "_pool" in self.__dict__:
             self._pool.shutdown(cancel_futures=True)
 
-    def __getitem__(self, number: int) -> Batch:
+    @functools.cached_property
+    def layout(self) -> dict[str, tuple[tuple[int, ...], np.dtype, int]]:
+        """Shape, dtype and place in a shared segment, in bytes, of every key."""
+        rows, fields, place, found = self.batch_size // self.hosts * self.source.repeats, self.source.fields, 0, {}
+        known = {k: (f.shape, f.dtype) for k, f in fields.items()} | {"key": ((2,), "uint32"), "row": ((), "int32"), "fault": ((), "int32"), "valid": ((), "bool")}
+        for key, (shape, dtype) in known.items():
+            found[key] = ((rows, *shape), np.dtype(dtype), place)
+            size = rows * math.prod(shape) * np.dtype(dtype).itemsize
+            place += -(-size // ALIGNMENT) * ALIGNMENT
+        return found
+
+    @property
+    def bytes(self) -> int:
+        """Size of a host batch."""
+        shape, dtype, place = self.layout["valid"]
+        return place + math.prod(shape) * dtype.itemsize
+
+    def __getitem__(self, number: int) -> "Batch | str":
+        if not self.segments:
+            batch = {k: np.empty(shape, dtype) for k, (shape, dtype, _) in self.layout.items()}
+            self._read(number, batch)
+            return batch
+        segment = shared_memory.SharedMemory(f"{self.segments}{number}", create=True, size=self.bytes)
+        try:
+            self._read(number, {k: np.ndarray(shape, dtype, segment.buf, place) for k, (shape, dtype, place) in self.layout.items()})
+        except BaseException:
+            segment.unlink()
+            raise
+        finally:
+            segment.close()
+        return segment.name
+
+    def _read(self, number: int, batch: Batch, /) -> None:
+        """Fills the arrays of a batch; nothing writes to them any more when this returns or raises."""
         each, copies = self.batch_size // self.hosts, self.source.repeats
+        batch = {k: v.reshape(each, copies, *v.shape[1:]) for k, v in batch.items()}
         first = self.start + int(number) * self.batch_size + self.host * each
         count = min(max(self.end - first, 1), each)  # a host whose part is all padding reads one example to repeat
-        shapes = {k: ((each, copies, *f.shape), f.dtype) for k, f in self.source.fields.items()} | {
-            "key": ((each, copies, 2), "uint32"), "row": ((each, copies), "int32"), "fault": ((each, copies), "int32")}
-        batch = {k: np.empty(shape, dtype) for k, (shape, dtype) in shapes.items()}
         futures = [self._pool.submit(self._fill, batch, place, min(first + place, self.end - 1)) for place in range(count)]
         try:
             for future in futures:
@@ -90,10 +136,10 @@ class Batches:
         finally:
             for future in futures:
                 future.cancel()
+            concurrent.futures.wait(futures)
         for value in batch.values():
             value[count:] = value[count - 1]
-        batch["valid"] = np.repeat((np.arange(first, first + each) < self.end)[:, None], copies, axis=1)
-        return {k: v.reshape(each * copies, *v.shape[2:]) for k, v in batch.items()}
+        batch["valid"][...] = (np.arange(first, first + each) < self.end)[:, None]
 
     def _fill(self, batch: Batch, place: int, position: int, /) -> None:
         """Writes the example of a position, and what is known of it, into its place."""
@@ -111,39 +157,38 @@ class Batches:
 def read(source: Source, row: int, /, *, seed: int, position: int) -> tuple[Example, int]:
     """The example of `row`, or else of a substitute, and 0 or the stage code of the failure of `row`.
 
-    Substitutes and all draws are functions of (seed, position, attempt) alone. Raises UserError that names every file
-    tried after ATTEMPTS substitutes.
+    Substitutes and all draws are functions of (seed, position, attempt) alone; no row is tried twice. Raises UserError
+    that names every file tried, after ATTEMPTS substitutes or all rows.
     """
-    failures: list[DecodeError] = []
-    for attempt in range(ATTEMPTS + 1):
+    failures: dict[int, DecodeError] = {}
+    for attempt in range(min(ATTEMPTS + 1, len(source))):
         rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, position], counter=[0, 0, 0, attempt]))
         try:
-            return dict(source.read(row, rng=rng)), failures[0].code if failures else 0
+            return dict(source.read(row, rng=rng)), next(iter(failures.values())).code if failures else 0
         except DecodeError as error:
-            failures.append(error)
-            digest = hashlib.sha256(f"{seed}/{position}/{attempt}".encode()).digest()
-            row = int.from_bytes(digest[:8], "little") % len(source)
-    raise UserError(f"a video and {ATTEMPTS} substitutes cannot be read: {'; '.join(str(f) for f in failures)}")
+            failures[row] = error
+        digest = hashlib.sha256(f"{seed}/{position}/{attempt}".encode()).digest()
+        row = int.from_bytes(digest[:8], "little") % len(source)
+        while row in failures and len(failures) < len(source):
+            row = (row + 1) % len(source)
+    raise UserError(f"a video and all of its {len(failures) - 1} substitutes cannot be read: {'; '.join(str(f) for f in failures.values())}")
 
 
 class Stream:
     """An iterator over host batches and a context manager that ends its workers and threads."""
 
     def __init__(self, batches: Batches, /, *, workers: int) -> None:
-        self._batches = batches
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
-        dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
         if workers:
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # Grain reads a flag of its own in this process, where absl need not run
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))
-        self._iterator = iter(dataset)
+            batches = dataclasses.replace(batches, segments=f"vmae_{secrets.token_hex(4)}_")
+            _check_room(batches, workers=workers)
+        self._running = _Running(batches, workers=workers)
+        self._end = weakref.finalize(self, self._running.close)  # also when the stream is dropped or the process exits
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        return {k: _adopt(v) for k, v in next(self._iterator).items()}
+        return self._running.take()
 
     def __enter__(self) -> "Stream":
         return self
@@ -153,21 +198,78 @@ class Stream:
 
     def close(self) -> None:
         """Stops threads and workers and releases their shared memory."""
-        self._iterator.close()
-        self._batches.close()
+        self._end()
 
 
-def _adopt(array: np.ndarray, /) -> np.ndarray:
-    """Takes the name off the shared memory behind an array that came from a worker, at no copy.
+class _Running:
+    """The iterator, processes and shared memory of a stream."""
 
-    The mapping lives as long as the array; without a name nothing stays behind, however this process ends. Grain would
-    do it when the array is collected, in a thread that an exiting process no longer runs.
-    """
-    memory = getattr(array, "shm", None)
-    if memory is not None:
-        memory.unlink()
-        array._unlink_on_del = False
-    return array
+    def __init__(self, batches: Batches, /, *, workers: int) -> None:
+        self.batches, self.workers, self.taken = batches, workers, 0
+        dataset = grain.MapDataset.source(batches).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD))
+        if workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain reads a flag of its own in this process, where absl need not run
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_begin_worker)
+        self.iterator: Any = iter(dataset)
+
+    def take(self) -> Batch:
+        """The next batch. Raises ValueError after `close`."""
+        if self.iterator is None:
+            raise ValueError("the stream is closed")
+        batch = next(self.iterator)
+        self.taken += 1
+        return _adopt(batch, layout=self.batches.layout) if isinstance(batch, str) else batch
+
+    def close(self) -> None:
+        """Ends the processes, then takes the names off what they wrote and nobody asked for."""
+        iterator, self.iterator = self.iterator, None
+        try:
+            iterator.close()
+            self.batches.close()
+        finally:
+            for number in range(self.taken, self.taken + WAITING * self.workers):
+                try:
+                    segment = shared_memory.SharedMemory(f"{self.batches.segments}{number}")
+                except FileNotFoundError:
+                    continue
+                segment.close()
+                segment.unlink()
+
+
+def _adopt(name: str, /, *, layout: dict[str, tuple[tuple[int, ...], np.dtype, int]]) -> Batch:
+    """Arrays over a worker's segment, at no copy. The segment loses its name at once, so nothing stays behind however
+    this process ends; its memory lives as long as one of the arrays."""
+    segment = shared_memory.SharedMemory(name)
+    segment.unlink()
+    # `close` would unmap the memory under the arrays, so they take the mapping over; the segment keeps its descriptor.
+    memory, segment._buf, segment._mmap = segment._mmap, None, None
+    segment.close()
+    return {k: np.frombuffer(memory, dtype, math.prod(shape), place).reshape(shape) for k, (shape, dtype, place) in layout.items()}
+
+
+def _begin_worker(number: int, count: int, /) -> None:
+    """A worker leaves stopping to the training process, whose last batches and checkpoint need it, and does not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_follow, daemon=True, name="follow").start()
+
+
+def _follow() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _check_room(batches: Batches, /, *, workers: int) -> None:
+    """Raises UserError where /dev/shm is too small: a process that writes more than there is dies of a bus error."""
+    need = WAITING * workers * batches.bytes
+    free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else need
+    if need > free:
+        raise UserError(f"{workers} workers keep up to {WAITING} batches of {batches.bytes / 1e6:.0f} MB each in shared memory, and {SHARED} has "
+                        f"{free / 1e6:.0f} MB free; allowed are fewer workers, a smaller batch or more shared memory (docker run --shm-size)")
 
 
 def stream(source: Source, /, *, batch_size: int, seed: int, start: int = 0, host: int = 0, hosts: int = 1, workers: int = 0,
@@ -178,8 +280,8 @@ def stream(source: Source, /, *, batch_size: int, seed: int, start: int = 0, hos
     v0s0, v0s1, ..., v1s0, ... Each batch holds the source's fields plus `key` u32 [n 2] (position mod 2^32, copy), `row`
     i32 [n] (the row the position asked for), `valid` bool [n] (True) and `fault` i32 [n] (0, or 1 + the stage in
     decode.STAGES at which that row failed and a substitute was read). `workers` processes (0: this one) decode with
-    `threads` threads each. Memory: AHEAD host batches a process, two more a worker for the way here, and the one handed
-    out: 2 + 1 or 4 * workers + 1 host batches in all. Raises UserError where the hosts do not divide the batch.
+    `threads` threads each. Memory: AHEAD host batches without workers, WAITING a worker in shared memory with them, and
+    the one handed out. Raises UserError where the hosts do not divide the batch or shared memory is too small.
     """
     _check(batch_size=batch_size, host=host, hosts=hosts, workers=workers, threads=threads)
     rows = Shuffled(len(source), seed)
