@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 
 import flax.struct
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from videomae_jax.types import Array
 
@@ -40,3 +42,27 @@ def value(terms: Mapping[str, Term], /, *, denominators: Mapping[str, Array]) ->
 def denominators(terms: Mapping[str, Term], /) -> dict[str, Array]:
     """Sum of the weights of every term."""
     return {name: jnp.sum(t.weight) for name, t in terms.items()}
+
+
+def soft_targets(labels: Array, /, *, classes: int, smoothing: float) -> Array:
+    """f32 [B classes] that sum to 1: 1 - s + s / K for the label, s / K for every other class (V2, timm one_hot)."""
+    hot = (labels[:, None] == jnp.arange(classes)).astype(jnp.float32)
+    return hot * (1 - smoothing) + smoothing / classes
+
+
+def soft_cross_entropy(logits: Array, target: Array, /, *, weight: Array, coefficient: float = 1.0) -> Term:
+    """-sum(target * log softmax(logits)) per row of [B classes], weighted by f32 [B]; float32."""
+    error = -jnp.sum(target * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+    return Term(total=error * weight, weight=weight, coefficient=coefficient)
+
+
+def ranks(scores: Array, labels: Array, /) -> Array:
+    """Place i32 [B] of the labelled class among finite scores [B classes], best 0; of equal scores the lower class comes first.
+
+    So a prediction is right when its place is 0, and right within five when it is below 5. A tie is no success: equal
+    scores for all classes give every row the place of its label. Takes arrays of numpy as well as of jax.
+    """
+    hot = np.arange(scores.shape[-1]) == labels[:, None]
+    own = (scores * hot).sum(-1, keepdims=True)
+    ahead = (scores > own) | ((scores == own) & (np.arange(scores.shape[-1]) < labels[:, None]))
+    return ahead.sum(-1)
