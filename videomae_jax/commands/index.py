@@ -28,8 +28,9 @@ def main(argv: list[str]) -> int:
     out = pathlib.Path(options.out)
     if out.suffix != ".parquet":
         raise UserError(f"--out={options.out}; allowed is a file name that ends in .parquet")
+    index.claim(out)
     table = index.build(pathlib.Path(options.directory), labels=pathlib.Path(options.labels) if options.labels else None,
-                        val_fraction=options.val_fraction, verify=options.verify, workers=options.workers)
+                        val_fraction=options.val_fraction, verify=options.verify, workers=options.workers, say=arguments.say)
     index.write(table, out)
     print("\n".join(summary(table)))
     print(f"index written to {out}")

@@ -6,7 +6,10 @@ import hashlib
 import multiprocessing
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -22,6 +25,7 @@ SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".
 SPLITS = ("train", "val", "test")
 FOLDERS = {"train": "train", "training": "train", "val": "val", "validation": "val", "valid": "val", "test": "test", "testing": "test"}
 DIGEST = b"parquet_sha256"
+PATIENCE = 10.0  # seconds between two words on the progress of a scan
 PARALLEL = 64  # videos below which starting processes takes longer than scanning
 SCHEMA = pa.schema([
     ("path", pa.string()), ("name", pa.string()), ("label", pa.string()), ("split", pa.string()), ("status", pa.string()),
@@ -32,17 +36,28 @@ SCHEMA = pa.schema([
 
 
 def find(directory: pathlib.Path, /) -> list[str]:
-    """Videos below a folder as paths relative to it, sorted; hidden files and folders are passed over.
+    """Videos below a folder as paths relative to it, sorted; links are followed, hidden files and folders passed over.
 
-    Raises UserError for a missing folder or one without videos.
+    Raises UserError for a missing folder, one without videos, or a name that is no text.
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder")
-    found = [p.relative_to(directory) for p in directory.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
-    names = sorted(p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts))
+    names, seen = [], set()
+    for folder, folders, files in os.walk(directory, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:
+            folders.clear()  # a link back up
+            continue
+        seen.add(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found = [pathlib.Path(folder, name) for name in files if not name.startswith(".") and pathlib.Path(name).suffix.lower() in SUFFIXES]
+        names += [path.relative_to(directory).as_posix() for path in found if path.is_file()]
     if not names:
         raise UserError(f"no videos in {directory}; looked for {', '.join(SUFFIXES)}")
-    return names
+    for name in names:
+        if not name.isprintable() and any("\ud800" <= c <= "\udfff" for c in name):
+            raise UserError(f"the file name {name!r} in {directory} is not UTF-8; rename it")
+    return sorted(names)
 
 
 def describe(path: str, /, *, verify: bool = False) -> dict[str, Any]:
@@ -88,52 +103,69 @@ def read_labels(path: pathlib.Path, /, *, directory: pathlib.Path) -> dict[str, 
     """
     if not path.is_file():
         raise UserError(f"no label file {path}")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restkey="", restval="")
-        header = list(reader.fieldnames or ())
-        if not {"path", "label"} <= set(header):
-            raise UserError(f"{path} begins with the columns {', '.join(header) or '(none)'}; needed is the header path,label[,split][,more columns]")
-        reserved = sorted((set(header) - {"path", "label", "split"}) & set(SCHEMA.names))
-        if reserved:
-            raise UserError(f"{path}: column {reserved[0]!r} is one that the index fills itself; rename it")
-        rows: dict[str, dict[str, str]] = {}
-        for row in reader:
-            if "" in row:
-                raise UserError(f"{path}:{reader.line_num} has more values than the {len(header)} columns of the header")
-            given = pathlib.Path(row.pop("path"))
-            name = os.path.relpath(given, directory) if given.is_absolute() else given.as_posix()
-            if name in rows:
-                raise UserError(f"{path}:{reader.line_num} names {name!r} a second time")
-            if "split" in row and row["split"] not in SPLITS:
-                raise UserError(f"{path}:{reader.line_num}: split {row['split']!r}; allowed are {', '.join(SPLITS)}")
-            rows[name] = row
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            header = list(reader.fieldnames or ())
+            _check_header(path, header)
+            rows: dict[str, dict[str, str]] = {}
+            for row in reader:
+                if None in row:
+                    raise UserError(f"{path}:{reader.line_num} has more values than the {len(header)} columns of the header")
+                given = pathlib.Path(row.pop("path"))
+                name = os.path.relpath(given, directory) if given.is_absolute() else given.as_posix()
+                if name in rows:
+                    raise UserError(f"{path}:{reader.line_num} names {name!r} a second time")
+                if "split" in row and row["split"] not in SPLITS:
+                    raise UserError(f"{path}:{reader.line_num}: split {row['split']!r}; allowed are {', '.join(SPLITS)}")
+                rows[name] = row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no csv file in UTF-8: {error}") from error
     if not rows:
         raise UserError(f"{path} lists no video")
     return rows
 
 
+def _check_header(path: pathlib.Path, header: list[str], /) -> None:
+    """Raises UserError for missing, reserved, repeated or nameless columns."""
+    if not {"path", "label"} <= set(header):
+        raise UserError(f"{path} begins with the columns {', '.join(header) or '(none)'}; needed is the header path,label[,split][,more columns]")
+    reserved = sorted((set(header) - {"path", "label", "split"}) & set(SCHEMA.names))
+    if reserved:
+        raise UserError(f"{path}: column {reserved[0]!r} is one that the index fills itself; rename it")
+    wrong = [column for column in header if not column or header.count(column) > 1]
+    if wrong:
+        raise UserError(f"{path}: column {wrong[0]!r} occurs {header.count(wrong[0])} times; allowed are names that occur once and are not empty")
+
+
 def build(directory: pathlib.Path, /, *, labels: pathlib.Path | None = None, val_fraction: float = 0.1, verify: bool = False,
-          workers: int = 1) -> pa.Table:
+          workers: int = 1, say: Callable[[str], None] = lambda line: None) -> pa.Table:
     """The index of a folder: a row per video, damaged ones included, with absolute paths (`write` shortens them).
 
     With a csv, exactly the files it names are listed; its further columns are carried along as strings. Without one the
     label is the first sub-folder a video lies in (a leading train, val or test folder gives the split), or null. Where
     neither says, the split is drawn by a hash of the path relative to `directory`, so that it stays when files are added;
-    with at least two readable videos neither side is left empty. `verify` decodes every frame. Raises UserError.
+    with at least two readable videos neither side is left empty. `verify` decodes every frame; `say` hears of the progress.
+    Raises UserError.
     """
     if not 0 <= val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}; allowed is 0 <= val_fraction < 1")
     names = find(directory)
     given = read_labels(labels, directory=directory) if labels else {}
     if given:
-        absent = [name for name in given if name not in set(names)]
+        present = set(names)
+        absent = [name for name in given if name not in present]
         if absent:
             raise UserError(f"{labels} names {len(absent)} files that are not videos in {directory}, first {absent[0]!r}")
         names = sorted(given)
     extra = [column for column in next(iter(given.values()), {}) if column not in ("label", "split")]
     paths = [str(directory.resolve() / name) for name in names]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    told = time.monotonic()
     for name, path, facts in zip(names, paths, scan(paths, verify=verify, workers=workers), strict=True):
+        if time.monotonic() - told > PATIENCE:
+            told = time.monotonic()
+            say(f"{len(rows)} of {len(names)} videos read")
         split, label = from_folder(name)
         row = given.get(name, {"label": label, **({"split": split} if split else {})})
         rows.append({"path": path, "name": name, "label": row["label"] or None, "split": row.get("split"), **facts, **{c: row[c] for c in extra}})
@@ -164,27 +196,40 @@ def draw_splits(rows: list[dict[str, Any]], /, *, val_fraction: float) -> None:
         readable[0]["split"], readable[-1]["split"] = "val", "train"
 
 
-def scan(paths: Sequence[str], /, *, verify: bool, workers: int) -> Iterable[dict[str, Any]]:
+def scan(paths: Sequence[str], /, *, verify: bool, workers: int) -> Iterator[dict[str, Any]]:
     """`describe` of every path, in order, over `workers` spawned processes where there are many."""
     task = describe_verified if verify else describe
     if workers <= 1 or len(paths) <= PARALLEL:
-        return [task(path) for path in paths]
+        yield from map(task, paths)
+        return
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(task, paths, chunksize=8))
+        yield from pool.map(task, paths, chunksize=8)
+
+
+def claim(out: pathlib.Path, /) -> None:
+    """Makes the folder of `out` and checks that it can be written, before a scan that may take hours. Raises UserError."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {out.parent}: {error.strerror}") from error
+    if out.is_dir():
+        raise UserError(f"{out} is a folder")
 
 
 def write(table: pa.Table, out: pathlib.Path, /) -> None:
     """Parquet at `out` and its Arrow cache beside it.
 
     Paths of videos below the folder of `out` are stored relative to it, so that the folder can be moved as a whole;
-    others stay absolute.
+    others stay absolute. Raises UserError where the folder cannot be written.
     """
-    home = out.resolve().parent
+    claim(out)
+    home = out.parent.resolve()
     paths = [pathlib.Path(path) for path in table.column("path").to_pylist()]
     short = [path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path) for path in paths]
     table = table.set_column(table.schema.get_field_index("path"), "path", pa.array(short, pa.string()))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    temporary = _beside(out)
     pq.write_table(table, temporary)
     os.replace(temporary, out)
     load(out)
@@ -205,34 +250,50 @@ def load(path: str | pathlib.Path, /) -> pa.Table:
         return cached
     try:
         table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from error
     missing = [name for name in SCHEMA.names if name not in table.schema.names]
     if missing:
         raise UserError(f"{path} is no video index of this version: it lacks the columns {', '.join(missing)}; run the index command again")
-    table = table.replace_schema_metadata({DIGEST: digest}).combine_chunks()
+    table = _typed(table, path).replace_schema_metadata({DIGEST: digest}).combine_chunks()
     return _mapped(path.with_suffix(".arrow"), digest) if _cache(table, path.with_suffix(".arrow")) else table
+
+
+def _typed(table: pa.Table, path: pathlib.Path, /) -> pa.Table:
+    """The columns of SCHEMA in their types, further ones as strings: other programs that edit an index change types."""
+    for place, field in enumerate(table.schema):
+        kind = SCHEMA.field(field.name).type if field.name in SCHEMA.names else pa.string()
+        try:
+            table = table.set_column(place, field.name, table.column(place).cast(kind))
+        except pa.ArrowException as error:
+            raise UserError(f"{path}: column {field.name!r} is {field.type} and cannot be read as {kind}: {str(error).splitlines()[0]}") from error
+    return table
+
+
+def _beside(path: pathlib.Path, /) -> pathlib.Path:
+    """A name in the same folder that no other process on any host takes."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def _mapped(path: pathlib.Path, digest: bytes, /) -> pa.Table | None:
     """The mapped table of a cache; None where it is missing, half-written or stems from another Parquet file."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    except (FileNotFoundError, pa.ArrowInvalid):
+        return reader.read_all() if (reader.schema.metadata or {}).get(DIGEST) == digest else None
+    except (OSError, pa.ArrowException):
         return None
-    return reader.read_all() if (reader.schema.metadata or {}).get(DIGEST) == digest else None
 
 
 def _cache(table: pa.Table, path: pathlib.Path, /) -> bool:
     """Replaces the cache as a whole, so that processes which start together do not see half of it; False if not permitted."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _beside(path)
     try:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
+        os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         return False
-    os.replace(temporary, path)
     return True
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from videomae_jax.data import clips, decode, index, transforms
 from videomae_jax.errors import UserError
@@ -62,8 +63,9 @@ class _Opened(NamedTuple):
     """An index as one process sees it."""
 
     table: Any
+    home: pathlib.Path  # what the paths of videos are relative to
     rows: np.ndarray
-    column: str  # "" where there are no labels
+    column: str
     classes: tuple[str, ...]
     numbers: dict[str, int]
 
@@ -103,11 +105,14 @@ class VideoClips:
         column = self.label or "label"
         if column not in table.schema.names:
             raise UserError(f"index {self.index} has no column {column!r}; it has {', '.join(table.schema.names)}")
+        if not pa.types.is_string(table.schema.field(column).type):
+            texts = ", ".join(f.name for f in table.schema if pa.types.is_string(f.type))
+            raise UserError(f"column {column!r} of index {self.index} is {table.schema.field(column).type}; allowed as labels are {texts}")
         found = {v for v in table.column(column).unique().to_pylist() if v is not None}
         numeric = all(v.isascii() and v.isdigit() for v in found)
         classes = tuple(sorted(found, key=(lambda v: (int(v), v)) if numeric else None))
         rows = spread(index.readable(table, split=self.split, path=self.index), limit=self.limit)
-        return _Opened(table, rows, column, classes, {v: i for i, v in enumerate(classes)})
+        return _Opened(table, pathlib.Path(self.index).resolve().parent, rows, column, classes, {v: i for i, v in enumerate(classes)})
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -130,7 +135,7 @@ class VideoClips:
     def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
         record, info = (record := self.record(row)), index.info_of(record)
         ids = self.sampling.ids(info.frames, clip=self.frames, rng=rng)
-        video = decode.decode(pathlib.Path(self.index).parent / record["path"], ids, info=info)
+        video = decode.decode(self._opened.home / record["path"], ids, info=info)
         crops = np.stack([self.crop(video, size=self.size, rng=rng) for _ in range(self.repeats)])
         label = self._opened.numbers.get(record[self._opened.column], -1)
         return {"video": crops, "label": np.full(self.repeats, label, np.int32)}
