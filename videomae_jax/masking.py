@@ -132,8 +132,7 @@ class Random:
     def __post_init__(self) -> None:
         if self.layout not in [x.value for x in Layout]:
             raise UserError(f"mask layout {self.layout!r}; allowed are {', '.join(x.value for x in Layout)}")
-        if not 0 <= self.ratio < 1:
-            raise UserError(f"mask ratio {self.ratio}; allowed are 0 to below 1")
+        _check_ratio(self.ratio)
 
     def visible(self, rng: Key, /, *, grid: Grid) -> Array:
         """Ids i32 [B V] of visible tokens; `rng` holds a key per row."""
@@ -145,6 +144,50 @@ class Random:
     def count(self, grid: Grid, /) -> int:
         """Visible tokens of a clip."""
         return jax.eval_shape(lambda: self.visible(jax.random.key(0)[None], grid=grid)).shape[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Centre:
+    """HVM-1's completion mask: the middle of the clip is hidden, both temporal ends are visible (hvm-1 models_mae).
+
+    The map is the distance to the nearer end of the flattened index, so a time step on the border may be visible in part.
+    Every distance occurs twice; of equals the earlier token is kept.
+    """
+
+    ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_ratio(self.ratio)
+
+    def visible(self, rng: Key, /, *, grid: Grid) -> Array:
+        """Ids i32 [B V] of visible tokens, the same for every row; of `rng` [B] only the length counts."""
+        place = np.arange(grid.tokens)
+        return _nearest_first(np.minimum(place, place[::-1]), rows=rng.shape[0], grid=grid, ratio=self.ratio)
+
+
+@dataclasses.dataclass(frozen=True)
+class Future:
+    """HVM-1's `temporal` mask: the first tokens are visible, the rest of the clip is hidden (hvm-1 models_mae)."""
+
+    ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_ratio(self.ratio)
+
+    def visible(self, rng: Key, /, *, grid: Grid) -> Array:
+        """Ids i32 [B V] of visible tokens, the same for every row; of `rng` [B] only the length counts."""
+        return _nearest_first(np.arange(grid.tokens), rows=rng.shape[0], grid=grid, ratio=self.ratio)
+
+
+def _nearest_first(distance: np.ndarray, /, *, rows: int, grid: Grid, ratio: float) -> Array:
+    """Ids i32 [rows V] of the int(N * (1 - ratio)) tokens with the smallest distance [N], exactly."""
+    logits = jnp.broadcast_to(jnp.asarray(-distance, jnp.float32).reshape(1, grid.t, grid.slice), (rows, grid.t, grid.slice))
+    return select(None, logits, keep=kept(ratio, of=grid.tokens, truncate="visible"), layout=Layout.TOKEN)
+
+
+def _check_ratio(ratio: float, /) -> None:
+    if not 0 <= ratio < 1:
+        raise UserError(f"mask ratio {ratio}; allowed are 0 to below 1")
 
 
 # -- decoder strategies: which tokens the decoder predicts ----------------------------------------------------------
@@ -205,7 +248,7 @@ class RandomDecoded:
         return Random(ratio=self.ratio, layout=self.layout).visible(rng, grid=grid)
 
 
-def draw(rng: Key, /, *, encoder: Random, decoder: Hidden | RunningCell | RandomDecoded, grid: Grid) -> Mask:
+def draw(rng: Key, /, *, encoder: Random | Centre | Future, decoder: Hidden | RunningCell | RandomDecoded, grid: Grid) -> Mask:
     """Dual mask of a batch; `rng` holds one key per row [B].
 
     The weight is 1 where the encoder does not see the target and 0 where it does, as in V2's loss.
