@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import ml_collections
@@ -78,3 +78,11 @@ class Evaluator(Protocol):
 
     def run(self, context: Context, /) -> dict[str, float]:
         """Named results, logged as "<evaluator>/<name>"."""
+
+
+@runtime_checkable
+class Headlined(Protocol):
+    """An evaluator with something to say in summary.json."""
+
+    def headline(self, first: Mapping[str, float], last: Mapping[str, float], /) -> dict[str, Any]:
+        """Entries of summary.json from the results before the first step ({} where there are none) and the latest ones."""

@@ -1,7 +1,7 @@
 """Linear probe of frozen features, beside the untrained encoder and raw pixels."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -63,7 +63,8 @@ class Probe:
 
     `label` is the index column to predict. Results per probe: `trained`, `untrained` (the same encoder at
     initialisation), `pixels` (raw pixels averaged to 4 frames of 12 x 12, no encoder) as means over `seeds`, their
-    standard deviations, and `gain` = trained - untrained in points.
+    standard deviations, and `gain` = trained - untrained in points. The `primary` probe, named in the config before any
+    run, is the one in summary.json.
     """
 
     label: str = ""
@@ -74,6 +75,7 @@ class Probe:
     seeds: int = 3
     pooling: str = "mean"
     modality: str = "video"
+    primary: bool = False
 
     def run(self, context: Context, /) -> dict[str, float]:
         """{"trained", "untrained", "pixels", "gain", "*_std"}."""
@@ -92,6 +94,12 @@ class Probe:
                       for s in range(self.seeds)]
             results |= {kind: float(np.mean(scores)), f"{kind}_std": float(np.std(scores))}
         return results | {"gain": results["trained"] - results["untrained"], "chance": 100 / classes}
+
+    def headline(self, first: Mapping[str, float], last: Mapping[str, float], /) -> dict[str, Any]:
+        """The results of the primary probe."""
+        kept = ("trained", "untrained", "pixels", "chance")
+        kind = {"kind": f"ridge on {self.pooling} tokens of the frozen encoder", "label": self.label, "seeds": self.seeds}
+        return {"probe": {k: last[k] for k in kept} | kind} if self.primary else {}
 
     def source(self, context: Context, split: str, /, *, limit: int) -> Any:
         """At most `limit` clips of a split (0 = all), labelled by the probe's own column."""

@@ -1,7 +1,7 @@
 """Held-out reconstruction loss beside trivial predictors under the same masks."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -41,6 +41,11 @@ class Reconstruction:
             totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
         losses = {f"loss{k}": v / totals["weight"] for k, v in totals.items() if k != "weight"}
         return losses | {"loss_trivial": min(losses["loss_nearest"], losses["loss_linear"])}
+
+    def headline(self, first: Mapping[str, float], last: Mapping[str, float], /) -> dict[str, float]:
+        """Held-out loss before and after training, beside predictors that need none, all under the same masks."""
+        before = {"loss_first": first["loss"]} if "loss" in first else {}
+        return before | {"loss_last": last["loss"], "loss_predict_zero": last["loss_zero"], "loss_trivial": last["loss_trivial"]}
 
     def sums(self, objective: Any, pixels: np.ndarray, predicted: Any, valid: np.ndarray, /) -> dict[str, float]:
         """Summed token errors of every predictor and the summed weight, for patches [B N P] in [0, 1]."""
