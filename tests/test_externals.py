@@ -1,0 +1,139 @@
+"""Initial and frozen weights from files: strict, placed, told apart by their digest."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from videomae_jax import externals, parallel
+from videomae_jax.assembly import Assembly, assemble
+from videomae_jax.checkpoint import Checkpointer
+from videomae_jax.errors import UserError
+from videomae_jax.models import vit
+from videomae_jax.objectives import mae
+from videomae_jax.objectives.base import External
+
+MATRIX = np.arange(16, dtype=np.float32).reshape(4, 4)
+
+
+def run_of(*weights: External, teacher: bool = True, **fields: Any) -> Assembly:
+    """The toy on data=2, fsdp=2."""
+    config = toy.run_config(toy.Toy(teacher=teacher, weights=weights), mesh={"data": 2, "fsdp": 2, "tensor": 1}, **fields)
+    return assemble(config, trust=toy.TRUST, devices=jax.devices()[:4])
+
+
+@pytest.fixture
+def file(tmp_path: pathlib.Path) -> str:
+    """Two matrices in a file."""
+    np.savez(tmp_path / "weights.npz", **{"left/w": MATRIX, "right/w": -MATRIX})
+    return str(tmp_path / "weights.npz")
+
+
+def test_initial_weights_reach_parameters_teacher_and_average(file: str) -> None:
+    """What starts as a copy of the parameters copies the loaded ones; every leaf keeps its partition."""
+    run = run_of(External("params", file), ema=0.5)
+    state = run.create()
+    for tree in (state.params["left"], state.ema["left"], state.extra["teacher"]):
+        np.testing.assert_array_equal(tree["w"], MATRIX)
+    np.testing.assert_array_equal(state.params["right"]["w"], -MATRIX)
+    for leaf, want in zip(jax.tree.leaves(state), jax.tree.leaves(run.shardings), strict=True):
+        assert leaf.sharding.is_equivalent_to(want, leaf.ndim)
+
+
+def test_the_rest_of_the_state_is_that_of_a_fresh_run(file: str) -> None:
+    """Leaves that stay fresh have the values of a run without external weights."""
+    plain = run_of(teacher=False).create()
+    state = run_of(External("params", file, fresh=("right/.*",), ignore=("right/.*",)), teacher=False).create()
+    np.testing.assert_array_equal(state.params["left"]["w"], MATRIX)
+    np.testing.assert_array_equal(state.params["right"]["w"], plain.params["right"]["w"])
+
+
+def test_frozen_weights_are_loaded_beside_the_state(file: str) -> None:
+    """Into a part of the tree, renamed; the parameters are not touched, and the step sees the loaded ones."""
+    external = External("frozen/target", file, rename=(("left/", ""),), ignore=("right/.*",))
+    run = run_of(external)
+    np.testing.assert_array_equal(run.frozen["target"]["w"], MATRIX)
+    assert run.frozen["target"]["w"].sharding == run.abstract_frozen["target"]["w"].sharding
+    assert not run.frozen["target"]["w"].sharding.is_fully_replicated
+    state, batch = run.create(), toy.batch(8)
+    want = (batch["x"] @ np.asarray(state.params["left"]["w"]) - batch["x"] @ MATRIX) ** 2
+    _, metrics = run.step()(state, parallel.to_device(batch, mesh=run.mesh))
+    np.testing.assert_allclose(metrics["loss_seen"], want.sum(-1).mean(), rtol=1e-5)
+    run.compile()
+
+
+def test_dry_runs_need_no_files() -> None:
+    """Shapes come from the objective alone."""
+    run_of(External("frozen/target", "absent.npz")).compile()
+
+
+@pytest.mark.parametrize("item", ["params", "ema"])
+@pytest.mark.parametrize("of_run", [True, False])
+def test_checkpoints_of_another_run(tmp_path: pathlib.Path, item: str, of_run: bool) -> None:
+    """The newest step of a run directory or of its checkpoints, as they are or averaged."""
+    source = run_of(ema=0.5, teacher=False)
+    state, step = source.create(), source.step()
+    saver = Checkpointer(tmp_path / "checkpoints")
+    for number in (1, 2):
+        state, _ = step(state, parallel.to_device(toy.batch(8, seed=number), mesh=source.mesh))
+        saver.save(number, state, meta={})
+    saver.close()
+    path = str(tmp_path if of_run else tmp_path / "checkpoints")
+    found = run_of(External("params", path, item=item), teacher=False).create()
+    np.testing.assert_array_equal(found.params["left"]["w"], getattr(state, item)["left"]["w"])
+    digest = externals.digest(pathlib.Path(path))
+    assert digest == externals.digest(tmp_path / "checkpoints") and len(digest) == 64
+    changed = next(p for p in (tmp_path / "checkpoints" / "00000002").rglob("*") if p.is_file())
+    changed.write_bytes(changed.read_bytes() + b"x")
+    assert externals.digest(pathlib.Path(path)) != digest
+
+
+@pytest.mark.parametrize(("external", "message"), [
+    (dict(path="absent.npz"), r"'absent.npz' for params are not there; allowed are a run directory"),
+    (dict(into="params/middle"), "external into 'params/middle': 'middle' is not among left, right"),
+    (dict(into="params/left/w/x"), "'x' is not among an array"),
+    (dict(into="params/left"), r"weights.npz into params/left: .*w is not in the source"),
+    (dict(rename=(("left", "other"),)), r"weights.npz into params: 2 parameters do not transfer: left/w is not in the source; other/w of the source is not used"),
+    (dict(path="small.npz"), r"left/w is \(2, 2\) in the source, \(4, 4\) in the target")])
+def test_strays_are_named(external: dict[str, Any], message: str, file: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing file, a missing or unused leaf and a wrong shape each say which."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("small.npz", **{"left/w": MATRIX[:2, :2], "right/w": MATRIX})
+    run = dataclasses.replace(run_of(), objective=toy.Toy(weights=(External(**({"into": "params", "path": file} | external)),)))
+    with pytest.raises(UserError, match=message):
+        run.create()
+
+
+def test_an_empty_directory_holds_no_checkpoint(tmp_path: pathlib.Path) -> None:
+    """It is named."""
+    with pytest.raises(UserError, match=f"{tmp_path} holds no checkpoint"):
+        externals.read(External("params", str(tmp_path)))
+
+
+@pytest.mark.parametrize("field", [{"into": "opt"}, {"label": "perfect"}, {"item": "extra"}])
+def test_fields_outside_the_allowed_sets(field: dict[str, str]) -> None:
+    """The error lists what is allowed."""
+    with pytest.raises(UserError, match="allowed are"):
+        External(**({"into": "params", "path": "x"} | field))
+
+
+def test_the_manifest_tells_files_apart(file: str, tmp_path: pathlib.Path) -> None:
+    """{into: path, label, sha256}."""
+    np.savez(tmp_path / "other.npz", **{"left/w": MATRIX + 1})
+    weights = (External("params", file, label="small"), External("frozen/target", str(tmp_path / "other.npz")))
+    found = externals.manifest(weights)
+    assert found["params"]["path"] == file and found["params"]["label"] == "small" and found["frozen/target"]["label"] == "real"
+    assert len({v["sha256"] for v in found.values()}) == 2
+
+
+def test_pretraining_may_start_from_another_run(tmp_path: pathlib.Path) -> None:
+    """MAE.initial is such an external."""
+    encoder = vit.Encoder(width=8, depth=1, heads=1, hidden=8, patch=(2, 8, 8), frames=2, size=16)
+    decoder = vit.Decoder(width=8, depth=1, heads=1, hidden=8)
+    initial = External("params/encoder", str(tmp_path), rename=(("encoder/", ""),), ignore=("decoder/.*",))
+    assert mae.MAE(encoder, decoder).externals() == ()
+    assert mae.MAE(encoder, decoder, initial=initial).externals() == (initial,)
