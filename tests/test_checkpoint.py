@@ -95,9 +95,11 @@ def test_keeps_the_newest_and_every_nth(tmp_path: pathlib.Path) -> None:
     reader = Checkpointer(tmp_path, read_only=True)
     assert reader.steps() == [4, 6, 7] and (tmp_path / "00000009.orbax-checkpoint-tmp").exists()
     reader.close()
-    again = Checkpointer(tmp_path)
-    assert again.steps() == [4, 6, 7] and not (tmp_path / "00000009.orbax-checkpoint-tmp").exists()
+    again = save(tmp_path, (8,), keep_last=2, keep_every=4)
+    assert again.steps() == [4, 7, 8] and not (tmp_path / "00000009.orbax-checkpoint-tmp").exists()
     again.close()
+    with pytest.raises(UserError, match="there is no such folder"):
+        Checkpointer(tmp_path / "none", read_only=True)
 
 
 def test_checksum_sees_every_bit_and_no_mesh() -> None:

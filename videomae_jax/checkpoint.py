@@ -57,11 +57,13 @@ class Checkpointer:
                  warn: Callable[[str], None] = warnings.warn) -> None:
         if keep_last < 1:
             raise UserError(f"keep_last={keep_last}; allowed are 1 and more")
-        keep: list[Any] = [policies.LatestN(keep_last)]
+        if read_only and not pathlib.Path(directory).is_dir():
+            raise UserError(f"no checkpoint in {directory}: there is no such folder")
+        keep: list[Any] = [policies.LatestN(None if read_only else keep_last)]
         if keep_every:
             keep.append(policies.EveryNSteps(keep_every))
-        options = ocp.CheckpointManagerOptions(step_format_fixed_length=8, read_only=True) if read_only else ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True,
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keep), create=not read_only, cleanup_tmp_directories=not read_only,
             save_decision_policy=policies.FixedIntervalPolicy(1), step_format_fixed_length=8)
         self._manager = ocp.CheckpointManager(pathlib.Path(directory).resolve(), options=options, handler_registry=handlers())
         self.directory, self._warn = pathlib.Path(directory), warn
@@ -72,7 +74,7 @@ class Checkpointer:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: TrainState, /, *, meta: dict[str, Any]) -> None:
-        """Starts saving once the save before is done. `step` must be new.
+        """Starts saving once the save before is done. `step` must be new, and this instance not `read_only`.
 
         A save that fails (a full disk) is reported through `warn` and training goes on: the next one tries again. With
         several processes it raises, since the others wait for this one.

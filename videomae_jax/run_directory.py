@@ -98,8 +98,6 @@ def context(directory: pathlib.Path, /, *, step: int | None = None, trust: tuple
     config.batch_size = -(-config.batch_size // ways) * ways
     config.microbatches = 1
     run = assemble(config, trust=trust)
-    if not (directory / "checkpoints").is_dir():
-        raise UserError(f"no checkpoint in {directory} yet")
     saver = Checkpointer(directory / "checkpoints", read_only=True)
     try:
         steps = saver.steps()

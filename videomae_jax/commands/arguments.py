@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 from typing import Any
 
 from videomae_jax.errors import UserError
@@ -41,10 +42,17 @@ def parse(parser: argparse.ArgumentParser, argv: list[str], /) -> tuple[argparse
 
 
 def resolve(options: argparse.Namespace, assignments: dict[str, str], /) -> Any:
-    """The config file with its overrides."""
+    """The config file with its overrides. Raises UserError that names file and line when the file itself fails."""
     from videomae_jax import config as configs
 
-    config = configs.load(options.config)
+    try:
+        config = configs.load(options.config)
+    except UserError:
+        raise
+    except Exception as error:  # a config file is the user's program
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(options.config)]
+        line = getattr(error, "lineno", None) or (lines or ["?"])[-1]
+        raise UserError(f"config file {options.config}, line {line}: {type(error).__name__}: {error}") from error
     configs.override(config, assignments)
     return config
 
@@ -57,7 +65,11 @@ def add_processes(parser: argparse.ArgumentParser, /) -> None:
 
 
 def start(options: argparse.Namespace, /) -> None:
-    """Joins the other processes and turns the compilation cache on where one is configured."""
+    """Joins the other processes of the run, if there are any."""
+    if not 0 <= options.process < options.processes:
+        raise UserError(f"--process={options.process} with --processes={options.processes}; allowed are 0 to {options.processes - 1}")
+    if options.processes > 1 and not options.coordinator:
+        raise UserError(f"--processes={options.processes} needs --coordinator=HOST:PORT, the address of process 0")
     from videomae_jax import parallel
 
     parallel.initialize(coordinator=options.coordinator, processes=options.processes, process=options.process)
