@@ -1,4 +1,4 @@
-"""VideoMAE pre-training weights of the official repositories and of Hugging Face <-> our parameter tree, in numpy.
+"""VideoMAE weights, pre-trained and fine-tuned, of the official repositories and of Hugging Face <-> our parameter trees, in numpy.
 
 One table says for each of our leaves which arrays of the others it is made of, and how it is packed. PyTorch stores a
 linear layer as [out, in]; the rows of q, k and v are head-major. The table is strict both ways: an array that no line
@@ -11,7 +11,7 @@ import enum
 import itertools
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,34 +98,52 @@ BLOCK = (
     *linear("mlp/fc2", "mlp.fc2", "output.dense"),
 )
 EMBED = "videomae.embeddings.patch_embeddings.projection"
-SINGLE = (
-    Rule("encoder/embed/kernel", ("encoder.patch_embed.proj.weight",), (f"{EMBED}.weight",), CONVOLUTION),
-    Rule("encoder/embed/bias", ("encoder.patch_embed.proj.bias",), (f"{EMBED}.bias",)),
+
+
+def embed(official: str, /) -> tuple[Rule, ...]:
+    """Rules of the tubelet embedding."""
+    return (Rule("encoder/embed/kernel", (f"{official}.weight",), (f"{EMBED}.weight",), CONVOLUTION),
+            Rule("encoder/embed/bias", (f"{official}.bias",), (f"{EMBED}.bias",)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The leaves of a kind of model: `single` ones, and stacks {ours: (official, Hugging Face)}, each followed by the number of the block."""
+
+    name: str
+    single: tuple[Rule, ...]
+    stacks: Mapping[str, tuple[str, str]]
+
+
+PRETRAINED = Layout("encoder and decoder", (
+    *embed("encoder.patch_embed.proj"),
     *norm("encoder/norm", "encoder.norm", "videomae.layernorm"),
     Rule("decoder/bridge/kernel", ("encoder_to_decoder.weight",), ("encoder_to_decoder.weight",), MATRIX),
     Rule("decoder/mask_token", ("mask_token",), ("mask_token",), TOKEN),
     *norm("decoder/norm", "decoder.norm", "decoder.norm"),
     *linear("decoder/head", "decoder.head", "decoder.head"),
-)
-STACKS = {  # ours: (official, Hugging Face), each followed by the number of the block
+), {
     "encoder/stack/block/": ("encoder.blocks.", "videomae.encoder.layer."),
     "decoder/stack/block/": ("decoder.blocks.", "decoder.decoder_layers."),
-}
+})
+# The fine-tuned encoder has no final norm: the head norms the mean token.
+CLASSIFIER = Layout("classifier", (
+    *embed("patch_embed.proj"),
+    *norm("head/norm", "fc_norm", "fc_norm"),
+    *linear("head/linear", "head", "classifier"),
+), {"encoder/stack/block/": ("blocks.", "videomae.encoder.layer.")})
 
 
 def from_hf(state: State, /, *, heads: int, decoder_heads: int) -> Params:
     """{"encoder", "decoder"} parameters, float32, of a `VideoMAEForPreTraining` state dict (Hugging Face transformers).
 
     The numbers of heads are not in a state dict; they stand in config.json, and a wrong one that divides the width goes
-    unnoticed here (`checkpoint.transfer` onto a model of ours compares the shapes). Both names of the q and v biases are accepted (`Biases`). Numerically equal models need LayerNorm eps 1e-6 on their side, which
-    transformers does not set (1e-12 in the blocks, 1e-5 in decoder.norm). Raises UserError with the names of arrays
-    that are missing or left over, and when the source has lost its q and v biases; warns when all are 0. Encoder-only checkpoints and
-    classifiers are not covered.
+    unnoticed here (`checkpoint.transfer` onto a model of ours compares the shapes). Both names of the q and v biases are
+    accepted (`Biases`). Numerically equal models need LayerNorm eps 1e-6 on their side, which transformers does not set
+    (1e-12 in the blocks, 1e-5 in decoder.norm). Raises UserError with the names of arrays that are missing or left over,
+    and when the source has lost its q and v biases; warns when all are 0. Encoder-only checkpoints are not covered.
     """
-    renamed: dict[str, np.ndarray] = {}
-    for name, value in state.items():
-        put(renamed, re.sub(r"\.query\.bias$", ".q_bias", re.sub(r"\.value\.bias$", ".v_bias", name)), value)
-    return pack(renamed, source="hf", heads=heads, decoder_heads=decoder_heads)
+    return pack(hub_names(state), source="hf", layout=PRETRAINED, heads=(heads, decoder_heads))
 
 
 def to_hf(params: Params, /, *, patch: Patch, biases: Biases = Biases.HUB) -> dict[str, np.ndarray]:
@@ -133,10 +151,7 @@ def to_hf(params: Params, /, *, patch: Patch, biases: Biases = Biases.HUB) -> di
 
     `patch` is the encoder's (time, rows, columns). Raises UserError when the tree is not an encoder and decoder of ours.
     """
-    state = unpack(params, source="hf", patch=patch)
-    if biases is Biases.HUB:
-        return state
-    return {re.sub(r"\.q_bias$", ".query.bias", re.sub(r"\.v_bias$", ".value.bias", name)): value for name, value in state.items()}
+    return spelt(unpack(params, source="hf", layout=PRETRAINED, patch=patch), biases)
 
 
 def from_official(state: State, /, *, heads: int, decoder_heads: int) -> Params:
@@ -144,12 +159,9 @@ def from_official(state: State, /, *, heads: int, decoder_heads: int) -> Params:
 
     `state` is what the file holds under "model" or "module"; prefixes of wrappers (module., _orig_mod., backbone.) are
     dropped, as V2's loader does. Raises UserError with the names of arrays that are missing or left over, and when the
-    source has no q and v biases. Fine-tuned checkpoints are not covered.
+    source has no q and v biases.
     """
-    renamed: dict[str, np.ndarray] = {}
-    for name, value in state.items():
-        put(renamed, re.sub(r"^((module|_orig_mod|backbone)\.)+", "", name), value)
-    return pack(renamed, source="official", heads=heads, decoder_heads=decoder_heads)
+    return pack(unwrapped(state), source="official", layout=PRETRAINED, heads=(heads, decoder_heads))
 
 
 def to_official(params: Params, /, *, patch: Patch) -> dict[str, np.ndarray]:
@@ -157,7 +169,67 @@ def to_official(params: Params, /, *, patch: Patch) -> dict[str, np.ndarray]:
 
     `patch` is the encoder's (time, rows, columns). Raises UserError when the tree is not an encoder and decoder of ours.
     """
-    return unpack(params, source="official", patch=patch)
+    return unpack(params, source="official", layout=PRETRAINED, patch=patch)
+
+
+def classifier_from_hf(state: State, /, *, heads: int) -> Params:
+    """{"encoder", "head"} parameters, float32, of a `VideoMAEForVideoClassification` state dict; errors as `from_hf`.
+
+    Numerically equal models need LayerNorm eps 1e-6 on their side (1e-12 in the blocks and 1e-5 in fc_norm by default).
+    """
+    return pack(hub_names(state), source="hf", layout=CLASSIFIER, heads=(heads,))
+
+
+def classifier_to_hf(params: Params, /, *, patch: Patch, biases: Biases = Biases.HUB) -> dict[str, np.ndarray]:
+    """Inverse of `classifier_from_hf`."""
+    return spelt(unpack(params, source="hf", layout=CLASSIFIER, patch=patch), biases)
+
+
+def classifier_from_official(state: State, /, *, heads: int) -> Params:
+    """{"encoder", "head"} parameters, float32, of a fine-tuned checkpoint of VideoMAE V1 or V2; errors as `from_official`."""
+    return pack(unwrapped(state), source="official", layout=CLASSIFIER, heads=(heads,))
+
+
+def classifier_to_official(params: Params, /, *, patch: Patch) -> dict[str, np.ndarray]:
+    """Inverse of `classifier_from_official`."""
+    return unpack(params, source="official", layout=CLASSIFIER, patch=patch)
+
+
+def select_classes(params: Params, rows: Sequence[int], /) -> Params:
+    """A classifier over classes `rows` of another one, in that order: how V2 goes from Kinetics-710 to its parts.
+
+    Entry i is the old number of the new class i (V2 misc/label_710to400.json). Raises UserError for numbers that the head
+    does not have.
+    """
+    linear, chosen = params["head"]["linear"], np.asarray(rows, np.int64)
+    known = linear["bias"].shape[0]
+    if not len(chosen) or chosen.min() < 0 or chosen.max() >= known:
+        raise UserError(f"classes {chosen.tolist()[:SHOWN]} of a head with {known}; allowed are 0 to {known - 1}")
+    picked = {"kernel": np.asarray(linear["kernel"])[:, chosen], "bias": np.asarray(linear["bias"])[chosen]}
+    return params | {"head": params["head"] | {"linear": picked}}
+
+
+def hub_names(state: State, /) -> dict[str, np.ndarray]:
+    """Arrays of Hugging Face under the names of the hub."""
+    renamed: dict[str, np.ndarray] = {}
+    for name, value in state.items():
+        put(renamed, re.sub(r"\.query\.bias$", ".q_bias", re.sub(r"\.value\.bias$", ".v_bias", name)), value)
+    return renamed
+
+
+def spelt(state: State, biases: Biases, /) -> dict[str, np.ndarray]:
+    """Arrays under the names of the hub, with the biases spelt as asked."""
+    if biases is Biases.HUB:
+        return dict(state)
+    return {re.sub(r"\.q_bias$", ".query.bias", re.sub(r"\.v_bias$", ".value.bias", name)): value for name, value in state.items()}
+
+
+def unwrapped(state: State, /) -> dict[str, np.ndarray]:
+    """Official arrays without the prefixes of wrappers."""
+    renamed: dict[str, np.ndarray] = {}
+    for name, value in state.items():
+        put(renamed, re.sub(r"^((module|_orig_mod|backbone)\.)+", "", name), value)
+    return renamed
 
 
 def put(state: dict[str, np.ndarray], name: str, value: Any, /) -> None:
@@ -167,41 +239,42 @@ def put(state: dict[str, np.ndarray], name: str, value: Any, /) -> None:
     state[name] = np.asarray(value, np.float32)
 
 
-def block(index: int, /, *, stack: str, source: str) -> Iterator[tuple[Rule, tuple[str, ...]]]:
+def block(index: int, /, *, stack: str, prefixes: tuple[str, str], source: str) -> Iterator[tuple[Rule, tuple[str, ...]]]:
     """The rules of block `index` of a stack of ours, each with the names of its arrays in `source`."""
-    official, hf = STACKS[stack]
+    official, hf = prefixes
     for rule in BLOCK:
         full = rule.within(stack, f"{official}{index}.", f"{hf}{index}.")
         yield full, getattr(full, source)
 
 
-def pack(state: State, /, *, source: str, heads: int, decoder_heads: int) -> Params:
-    """Our tree from arrays under the names of column `source` of the table."""
+def pack(state: State, /, *, source: str, layout: Layout, heads: tuple[int, ...]) -> Params:
+    """Our tree from arrays under the names of column `source` of a layout, whose stacks have these numbers of heads."""
     check_biases(state)
-    table: dict[str, list[tuple[Rule, tuple[str, ...]]]] = {rule.ours: [(rule, getattr(rule, source))] for rule in SINGLE}
-    for stack, prefixes in STACKS.items():
+    table: dict[str, list[tuple[Rule, tuple[str, ...]]]] = {rule.ours: [(rule, getattr(rule, source))] for rule in layout.single}
+    for stack, prefixes in layout.stacks.items():
         prefix = prefixes[source == "hf"]
         found = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
         depth = next(i for i in itertools.count(1) if str(i) not in found)  # at least one: an empty stack lists what is missing
         for index in range(depth):
-            for rule, names in block(index, stack=stack, source=source):
+            for rule, names in block(index, stack=stack, prefixes=prefixes, source=source):
                 table.setdefault(rule.ours, []).append((rule, names))
     named = [name for entries in table.values() for _, names in entries for name in names]
-    complain("checkpoint", missing=[n for n in named if n not in state], unused=[n for n in state if n not in named])
-    check_heads(state, table, heads=heads, decoder_heads=decoder_heads)
+    complain("checkpoint", layout=layout, missing=[n for n in named if n not in state], unused=[n for n in state if n not in named])
+    counts = dict(zip(layout.stacks, heads, strict=True))
+    check_heads(state, table, counts=counts)
     flat = {}
     for ours, entries in table.items():
-        count = heads if ours.startswith("encoder/") else decoder_heads
+        count = next((n for stack, n in counts.items() if ours.startswith(stack)), 1)
         layers = [rule.packing.pack(np.concatenate([state[n] for n in names]), count) for rule, names in entries]
         flat[ours] = np.stack(layers) if "/stack/" in ours else np.ascontiguousarray(layers[0])
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def unpack(params: Params, /, *, source: str, patch: Patch) -> dict[str, np.ndarray]:
-    """Arrays under the names of column `source` of the table from our tree."""
+def unpack(params: Params, /, *, source: str, layout: Layout, patch: Patch) -> dict[str, np.ndarray]:
+    """Arrays under the names of column `source` of a layout from our tree."""
     flat = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
-    wanted = [r.ours for r in SINGLE] + [stack + r.ours for stack in STACKS for r in BLOCK]
-    complain("parameter tree", missing=[n for n in wanted if n not in flat], unused=[n for n in flat if n not in wanted])
+    wanted = [r.ours for r in layout.single] + [stack + r.ours for stack in layout.stacks for r in BLOCK]
+    complain("parameter tree", layout=layout, missing=[n for n in wanted if n not in flat], unused=[n for n in flat if n not in wanted])
     values = flat["encoder/embed/kernel"].shape[0]
     if values % int(np.prod(patch)):
         raise UserError(f"patch {patch}, but the embedding takes {values} values a patch")
@@ -211,11 +284,11 @@ def unpack(params: Params, /, *, source: str, patch: Patch) -> dict[str, np.ndar
         parts = np.split(rule.packing.unpack(value, patch), len(names))
         state.update({n: np.ascontiguousarray(part) for n, part in zip(names, parts, strict=True)})
 
-    for rule in SINGLE:
+    for rule in layout.single:
         add(rule, getattr(rule, source), flat[rule.ours])
-    for stack in STACKS:
+    for stack, prefixes in layout.stacks.items():
         for i in range(flat[f"{stack}attn/qkv"].shape[0]):
-            for rule, names in block(i, stack=stack, source=source):
+            for rule, names in block(i, stack=stack, prefixes=prefixes, source=source):
                 add(rule, names, flat[rule.ours][i])
     return state
 
@@ -230,17 +303,17 @@ def check_biases(state: State, /) -> None:
         warnings.warn(f"all q and v biases of the checkpoint are 0, as in an untrained model. {fault}", stacklevel=4)
 
 
-def check_heads(state: State, table: Mapping[str, Any], /, *, heads: int, decoder_heads: int) -> None:
+def check_heads(state: State, table: Mapping[str, Any], /, *, counts: Mapping[str, int]) -> None:
     """Raises UserError when a number of heads does not divide the width of its blocks."""
-    for part, count in (("encoder", heads), ("decoder", decoder_heads)):
-        width = state[table[f"{part}/norm/scale"][0][1][0]].size
+    for stack, count in counts.items():
+        width = state[table[f"{stack}norm1/scale"][0][1][0]].size
         if count < 1 or width % count:
-            raise UserError(f"{count} heads for the {part} of width {width}; the width must be a multiple of the heads")
+            raise UserError(f"{count} heads for the {stack.split('/')[0]} of width {width}; the width must be a multiple of the heads")
 
 
-def complain(what: str, /, *, missing: list[str], unused: list[str]) -> None:
-    """Raises UserError with the names that do not match the table, if any."""
+def complain(what: str, /, *, layout: Layout, missing: list[str], unused: list[str]) -> None:
+    """Raises UserError with the names that do not match the layout, if any."""
     problems = [f"{len(names)} {word}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
                 for word, names in (("missing", missing), ("left over", unused)) if names]
     if problems:
-        raise UserError(f"the {what} is not a VideoMAE encoder and decoder; {'; '.join(problems)}")
+        raise UserError(f"the {what} is not a VideoMAE {layout.name}; {'; '.join(problems)}")

@@ -1,0 +1,403 @@
+"""Fine-tuning: the head and the loss by hand, what trains, where weights come from, V2's layer decay, the published tables."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from videomae_jax import config as configs
+from videomae_jax import externals, losses, optim, parallel
+from videomae_jax.assembly import assemble
+from videomae_jax.checkpoint import Checkpointer
+from videomae_jax.convert import videomae
+from videomae_jax.data import sources
+from videomae_jax.errors import UserError
+from videomae_jax.mixing import Mixing
+from videomae_jax.models import heads, vit
+from videomae_jax.objectives.classify import Classify
+from videomae_jax.objectives.mae import MAE
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+ENCODER = vit.Encoder(width=16, depth=2, heads=2, hidden=32, patch=(2, 8, 8), frames=4, size=16)
+CLASSES = 3
+PLAIN = Classify(encoder=ENCODER, head=heads.Classifier(classes=CLASSES, init_scale=1.0), mixing=Mixing(probability=0.0), smoothing=0.0)
+PRETRAINING = MAE(encoder=ENCODER, decoder=vit.Decoder(width=16, depth=1, heads=2, hidden=32))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compiler() -> Iterator[None]:
+    """These programs run a few times each: compiling them well would take far longer than running them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@functools.cache
+def params() -> Any:
+    """Parameters of PLAIN."""
+    return parallel.unbox(jax.jit(lambda key: PLAIN.init(key, {}))(jax.random.key(0)))
+
+
+def batch(rows: int = 4, *, labels: tuple[int, ...] = (0, 2, 1, 2)) -> dict[str, jax.Array]:
+    """Random clips."""
+    video = np.random.default_rng(1).integers(0, 256, (rows, 4, 16, 16, 3), np.uint8)
+    key = np.stack([np.arange(rows), np.zeros(rows)], -1).astype(np.uint32)
+    return {"video": jnp.asarray(video), "label": jnp.asarray(labels, jnp.int32), "key": jnp.asarray(key), "valid": jnp.ones(rows, bool)}
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="train")
+def evaluated(objective: Classify, params: Any, batch: Any, rng: jax.Array, *, train: bool) -> Any:
+    """(prepared batch, output of the loss, logits of `predict` for the prepared batch)."""
+    ready = objective.prepare(batch, jax.random.fold_in(rng, 1), step=jnp.int32(0), train=train)
+    return ready, objective.loss(params, {}, ready, rng, step=jnp.int32(0), train=train), objective.predict(params, {}, ready, rng).logits
+
+
+def loss_of(out: Any) -> float:
+    """The loss of an output."""
+    return float(losses.value(out.terms, denominators=losses.denominators(out.terms)))
+
+
+# -- head -------------------------------------------------------------------------------------------------------------
+
+
+def test_head_by_hand() -> None:
+    """Linear(LN(mean of tokens)) in float64; the other order, the mean of normed tokens, is something else."""
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(3, 5, 8)) * rng.uniform(0.2, 3, (3, 5, 1)) + 1
+    weights = {"norm": {"scale": rng.normal(size=8), "bias": rng.normal(size=8)}, "linear": {"kernel": rng.normal(size=(8, 4)), "bias": rng.normal(size=4)}}
+    out = heads.Classifier(classes=4).apply({"params": jax.tree.map(jnp.float32, weights)}, jnp.float32(tokens))
+
+    def norm(x: np.ndarray) -> np.ndarray:
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * weights["norm"]["scale"] + weights["norm"]["bias"]
+
+    want = norm(tokens.mean(1)) @ weights["linear"]["kernel"] + weights["linear"]["bias"]
+    np.testing.assert_allclose(out.logits, want, atol=1e-5)  # float32 of values near 10
+    np.testing.assert_allclose(out.pooled, norm(tokens.mean(1)), atol=1e-5)
+    assert np.abs(norm(tokens).mean(1) - out.pooled).max() > 0.1
+
+
+def test_head_starts_small() -> None:
+    """N(0, .02) times the scale, bias 0, norm 1 and 0; scale 0 makes all logits equal."""
+    made = parallel.unbox(heads.Classifier(classes=500).init(jax.random.key(0), jnp.zeros((1, 1, 64)))["params"])
+    kernel = np.asarray(made["linear"]["kernel"])
+    assert kernel.shape == (64, 500) and abs(kernel.std() / 2e-5 - 1) < 0.02 and abs(kernel.mean()) < 1e-6
+    assert not made["linear"]["bias"].any() and (made["norm"]["scale"] == 1).all() and not made["norm"]["bias"].any()
+
+
+def test_dropout_has_a_key_for_every_row() -> None:
+    """Kept values grow by 1 / (1 - rate); a row's draw follows its key, not its place; without keys nothing happens."""
+    keys, x = jax.random.split(jax.random.key(0), 6), jnp.ones((6, 400))
+    dropped = np.asarray(heads.drop(x, keys, rate=0.75))
+    assert set(np.unique(dropped)) == {0, 4} and abs((dropped > 0).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 2400)
+    assert not np.array_equal(dropped[0], dropped[1])
+    np.testing.assert_array_equal(np.asarray(heads.drop(x, keys[::-1], rate=0.75)), dropped[::-1])
+    assert heads.drop(x, None, rate=0.75) is x and heads.drop(x, keys, rate=0.0) is x
+
+
+def test_ranks() -> None:
+    """0 is best; equal scores go in the order of the classes, so that a head of zeros is right for class 0 alone."""
+    scores = np.array([[0.1, 0.7, 0.2], [0.1, 0.7, 0.2], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 0.0]], np.float32)
+    labels, want = np.array([1, 0, 0, 1, 2]), [0, 2, 0, 1, 2]
+    np.testing.assert_array_equal(losses.ranks(scores, labels), want)
+    np.testing.assert_array_equal(losses.ranks(jnp.asarray(scores), jnp.asarray(labels)), want)
+
+
+# -- loss -------------------------------------------------------------------------------------------------------------
+
+
+def log_softmax(logits: Any) -> np.ndarray:
+    """In float64."""
+    x = np.asarray(logits, np.float64)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def test_loss_and_accuracy_by_hand() -> None:
+    """The mean of -log p of the label; rows without a label, and padding, count nothing; a smoothed label costs more."""
+    objective = dataclasses.replace(PLAIN, smoothing=0.3)
+    rows = batch(labels=(0, -1, 1, 2)) | {"valid": jnp.array([True, True, True, False])}
+    ready, out, logits = evaluated(objective, params(), rows, jax.random.key(2), train=False)
+    assert ready["video"].dtype == jnp.uint8
+    picked, chosen = log_softmax(logits)[[0, 2]], [0, 1]
+    want = -(0.7 * picked[[0, 1], chosen] + 0.1 * picked.sum(-1)).mean()
+    assert loss_of(out) == pytest.approx(want, rel=1e-6)
+    right = 100 * np.mean(picked.argmax(-1) == chosen)
+    assert float(out.metrics["top1"].reduce().value()) == pytest.approx(right) and float(out.metrics["top5"].reduce().value()) == 100
+    assert float(out.metrics["top1"].weight.sum()) == 2
+
+
+def test_a_label_beyond_the_head_is_no_silent_zero() -> None:
+    """An index with more classes than the head makes the loss NaN at once."""
+    _, out, _ = evaluated(PLAIN, params(), batch(labels=(0, 1, 2, CLASSES)), jax.random.key(2), train=False)
+    assert math.isnan(loss_of(out))
+
+
+def test_mixed_clips() -> None:
+    """Training blends pixels and labels with the same shares, before the loss; a clip mixed with an unlabelled one counts nothing."""
+    objective = dataclasses.replace(PLAIN, mixing=Mixing(cutmix=0.0), smoothing=0.1)
+    rows = batch(labels=(0, 2, -1, 2))
+    ready, out, logits = evaluated(objective, params(), rows, jax.random.key(5), train=True)
+    np.testing.assert_array_equal(ready["weight"], [1, 0, 0, 1])
+    off, on = 0.1 / 3, 0.9 + 0.1 / 3
+    share = (float(ready["target"][0, 0]) - off) / (on - off)
+    assert 0 < share < 1
+    unit = np.asarray(rows["video"], np.float64) / 255
+    np.testing.assert_allclose(ready["video"], share * unit + (1 - share) * unit[::-1], atol=1e-6)
+    want = -(np.asarray(ready["target"], np.float64) * log_softmax(logits)).sum(-1)[[0, 3]].mean()
+    assert loss_of(out) == pytest.approx(want, rel=1e-6)
+    ready, _, _ = evaluated(objective, params(), rows, jax.random.key(5), train=False)
+    np.testing.assert_array_equal(ready["video"], rows["video"])
+
+
+def test_chance_acts_in_training_alone() -> None:
+    """Drop-path and dropout change the loss from key to key; evaluation and the encoder of a linear probe know neither."""
+    noisy = dataclasses.replace(PLAIN, encoder=dataclasses.replace(ENCODER, drop_path=0.9))
+    dropping = dataclasses.replace(PLAIN, head=heads.Classifier(classes=CLASSES, dropout=0.9))
+
+    def spread(objective: Classify, *, train: bool) -> float:
+        return float(np.ptp([loss_of(evaluated(objective, params(), batch(), jax.random.key(k), train=train)[1]) for k in range(4)]))
+
+    assert spread(noisy, train=True) > 0 and spread(dropping, train=True) > 0
+    assert spread(noisy, train=False) == spread(dropping, train=False) == 0
+    assert spread(dataclasses.replace(noisy, trains="head"), train=True) == 0
+
+
+def test_features() -> None:
+    """At the last layer `pooled` is what the logits are linear in, and tokens are raw; other layers are those of the encoder."""
+    x, e = PLAIN.patchify(batch()), params()["encoder"]
+    last, first = (jax.jit(lambda p, b, n=n: PLAIN.represent(p, {}, b, layer=n))(params(), batch())["video"] for n in (-1, 0))
+    linear = params()["head"]["linear"]
+    logits = jax.jit(PLAIN.predict)(params(), {}, batch(), jax.random.key(0)).logits
+    np.testing.assert_allclose(np.asarray(last.pooled) @ linear["kernel"] + linear["bias"], logits, atol=1e-5)
+    norm = {"scale": jnp.ones(16), "bias": jnp.zeros(16)}
+    ids = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    kept = jax.jit(lambda e: ENCODER.apply({"params": e | {"norm": norm}}, x, ids=ids, keep=(0, 1)).kept)(e)
+    np.testing.assert_allclose(first.tokens, kept[0], atol=1e-6)
+    np.testing.assert_allclose(last.tokens, kept[1], atol=1e-6)
+    np.testing.assert_allclose(first.pooled, kept[0].mean(1), atol=1e-6)
+    assert last.grid == ENCODER.grid
+
+
+# -- what trains --------------------------------------------------------------------------------------------------------
+
+
+def run_of(objective: Any, *, layer_decay: float = 1.0) -> Any:
+    """An assembled run on noise, one device."""
+    config = configs.load(str(ROOT / "configs" / "tiny.py"))
+    config.unlock()
+    config.objective = configs.plain(objective)
+    config.data = configs.spec(sources.NoiseClips, frames=4, size=16, length=16)
+    config.batch_size, config.total = 4, "2"
+    config.optimizers.main = configs.spec(optim.AdamW, schedule=optim.Schedule(base=1e-2, warmup="0", unit=0, shape="constant"), layer_decay=layer_decay)
+    return assemble(config, devices=jax.devices()[:1])
+
+
+def stepped(run: Any) -> tuple[Any, Any]:
+    """(state before, state after) one step, on the host."""
+    state = run.create()
+    before = jax.device_get(state)
+    rows = batch() | {"row": jnp.arange(4, dtype=jnp.int32), "fault": jnp.zeros(4, jnp.int32)}
+    after, _ = run.step()(state, parallel.to_device(jax.device_get(rows), mesh=run.mesh))
+    return before, jax.device_get(after)
+
+
+def test_a_linear_probe_trains_its_head_alone() -> None:
+    """The encoder keeps its bits and has no moments; every leaf of the head moves."""
+    before, after = stepped(run_of(dataclasses.replace(PLAIN, trains="head")))
+    for path, old in traverse_util.flatten_dict(before.params, sep="/").items():
+        same = np.array_equal(old, traverse_util.flatten_dict(after.params, sep="/")[path])
+        assert same is path.startswith("encoder/"), path
+    moments = {optim.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(after.opt)}
+    assert any("head/linear" in m for m in moments) and not any("encoder" in m for m in moments)
+
+
+def test_layer_decay_on_the_fine_tuning_tree() -> None:
+    """V2 at B and .75: embedding .75^13, block k .75^(12 - k), the head's norm and kernel 1 (optim_factory)."""
+    objective = Classify(encoder=vit.encoder("B"), head=heads.Classifier(classes=400))
+    tree = parallel.unbox(jax.eval_shape(lambda key: objective.init(key, {}), jax.random.key(0)))
+    scales = traverse_util.flatten_dict(optim.layer_scales(tree, 0.75), sep="/")
+    assert scales["encoder/embed/kernel"] == scales["encoder/embed/bias"] == 0.75**13
+    for path, scale in scales.items():
+        if path.startswith("encoder/stack/"):
+            np.testing.assert_allclose(np.ravel(scale), [0.75 ** (12 - k) for k in range(12)], rtol=1e-12)
+    assert {k: v for k, v in scales.items() if k.startswith("head/")} == dict.fromkeys(
+        ("head/norm/scale", "head/norm/bias", "head/linear/kernel", "head/linear/bias"), 1.0)
+    decayed = traverse_util.flatten_dict(optim.decays(tree), sep="/")
+    assert decayed["head/linear/kernel"] and not any(decayed[f"head/{leaf}"] for leaf in ("norm/scale", "norm/bias", "linear/bias"))
+
+
+# -- where weights come from ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run directory with the checkpoint of two steps of pretraining, averaged weights included."""
+    run, directory = run_of(PRETRAINING), tmp_path_factory.mktemp("pretrained")
+    run.config.ema = 0.5
+    run = assemble(run.config, devices=jax.devices()[:1])
+    state, step = run.create(), run.step()
+    rows = jax.device_get(batch() | {"row": jnp.arange(4, dtype=jnp.int32), "fault": jnp.zeros(4, jnp.int32)})
+    for _ in range(2):
+        state, _ = step(state, parallel.to_device(rows, mesh=run.mesh))
+    saver = Checkpointer(directory / "checkpoints")
+    saver.save(2, state, meta={"step": 2})
+    saver.close()
+    return directory
+
+
+def loaded(objective: Classify) -> dict[str, np.ndarray]:
+    """Leaves of `objective` by path after its externals, from the fresh ones of PLAIN."""
+    return traverse_util.flatten_dict(jax.device_get(externals.load(params(), objective.externals(), root="params")), sep="/")
+
+
+@pytest.mark.parametrize("item", ["params", "ema"])
+def test_fine_tuning_starts_from_a_pretraining_run(pretrained: pathlib.Path, item: str) -> None:
+    """The encoder comes bit for bit from the checkpoint, the head is fresh, decoder and final norm are left aside."""
+    saver = Checkpointer(pretrained / "checkpoints", read_only=True)
+    source = traverse_util.flatten_dict(saver.load(2, item=item), sep="/")
+    saver.close()
+    fresh, found = traverse_util.flatten_dict(jax.device_get(params()), sep="/"), loaded(dataclasses.replace(PLAIN, pretrained=str(pretrained), item=item))
+    assert found.keys() == fresh.keys() and any(path.startswith("decoder/") for path in source)
+    for path, value in found.items():
+        np.testing.assert_array_equal(value, fresh[path] if path.startswith("head/") else source[path], err_msg=path)
+    assert any(not np.array_equal(found[p], fresh[p]) for p in found if p.startswith("encoder/"))
+
+
+def test_a_run_is_created_from_a_pretraining_run(pretrained: pathlib.Path) -> None:
+    """The same through the trainer's own way of making a state, and a step on it."""
+    before, after = stepped(run_of(dataclasses.replace(PLAIN, pretrained=str(pretrained)), layer_decay=0.75))
+    want = loaded(dataclasses.replace(PLAIN, pretrained=str(pretrained)))["encoder/stack/block/attn/qkv"]
+    np.testing.assert_array_equal(before.params["encoder"]["stack"]["block"]["attn"]["qkv"], want)
+    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), before.params, after.params)
+    assert all(jax.tree.leaves(changed))
+
+
+def written(path: pathlib.Path, tree: Any) -> str:
+    """An .npz of a tree."""
+    np.savez(path, **traverse_util.flatten_dict(jax.device_get(tree), sep="/"))
+    return str(path)
+
+
+def test_what_is_taken_of_a_fine_tuned_run(tmp_path: pathlib.Path) -> None:
+    """"encoder" leaves its head aside, "features" takes the norm, "model" everything; other classes are refused by name and shape."""
+    shifted = jax.tree.map(lambda x: np.asarray(x) + 1, params())
+    same = written(tmp_path / "same.npz", shifted)
+    old, new = (traverse_util.flatten_dict(jax.device_get(tree), sep="/") for tree in (params(), shifted))
+    for start, taken in (("encoder", ()), ("features", ("head/norm/scale", "head/norm/bias")), ("model", tuple(k for k in old if k.startswith("head/")))):
+        found = loaded(dataclasses.replace(PLAIN, pretrained=same, start=start))
+        for path, value in found.items():
+            np.testing.assert_array_equal(value, new[path] if path.startswith("encoder/") or path in taken else old[path], err_msg=f"{start} {path}")
+    shifted["head"]["linear"] = {"kernel": np.zeros((16, 7)), "bias": np.zeros(7)}
+    other = written(tmp_path / "other.npz", shifted)
+    with pytest.raises(UserError, match=r"other.npz into params: .*head/linear/bias is \(7,\) in the source, \(3,\) in the target") as error:
+        loaded(dataclasses.replace(PLAIN, pretrained=other, start="model"))
+    assert "\n" not in str(error.value)
+    assert loaded(dataclasses.replace(PLAIN, pretrained=other, start="features"))["head/norm/scale"].max() == 2
+
+
+def test_weights_of_another_family_are_refused(tmp_path: pathlib.Path) -> None:
+    """No encoder, or one of another shape: one line that names the file and the leaves."""
+    alien = written(tmp_path / "alien.npz", {"generator": {"kernel": np.zeros((2, 2))}})
+    with pytest.raises(UserError, match=r"alien.npz into params: .*encoder/embed/bias is not in the source") as error:
+        loaded(dataclasses.replace(PLAIN, pretrained=alien))
+    assert "\n" not in str(error.value)
+    wide = dict(params()) | {"encoder": dict(params()["encoder"]) | {"embed": {"kernel": np.zeros((384, 32)), "bias": np.zeros(32)}}}
+    with pytest.raises(UserError, match=r"encoder/embed/bias is \(32,\) in the source, \(16,\) in the target"):
+        loaded(dataclasses.replace(PLAIN, pretrained=written(tmp_path / "wide.npz", wide)))
+    with pytest.raises(UserError, match="nowhere"):
+        loaded(dataclasses.replace(PLAIN, pretrained="nowhere"))
+    assert PLAIN.externals() == ()
+
+
+def test_mistakes() -> None:
+    """Each with the value and what is allowed."""
+    for field, value, message in (("start", "body", "start 'body'; allowed are encoder, features, model"), ("trains", "tail", "allowed are all, head"),
+                                  ("smoothing", 1.0, "smoothing 1.0")):
+        with pytest.raises(UserError, match=message):
+            dataclasses.replace(PLAIN, **{field: value})
+    with pytest.raises(UserError, match="0 classes and dropout"):
+        heads.Classifier(classes=0).init(jax.random.key(0), jnp.zeros((1, 1, 4)))
+
+
+# -- published tables ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "parameters", "batch_size", "peak"), [
+    ("k400_s", 22_033_936, 384, 7.5e-4), ("k400_b", 86_534_800, 512, 1.4e-3), ("k400_l", 304_270_736, 192, 1.5e-3), ("k400_h", 632_119_440, 128, 5e-4),
+    ("k400_g", 1_012_174_352, 192, 7.5e-4), ("k710_b", 86_773_190, 512, 1.4e-3), ("k710_h", 632_516_550, 128, 5e-4), ("k710_g", 1_012_611_142, 96, 3.75e-4),
+    ("ssv2_b", 86_361_006, 256, 2e-3), ("ssv2_l", 304_039_086, 192, 3.75e-4), ("ssv2_h", 631_829_934, 128, 2.5e-4), ("ssv2_g", 1_011_855_918, 96, 1.125e-4),
+    ("ucf101_b", 86_304_869, 128, 2.5e-4), ("ucf101_g", 1_011_753_061, 24, 9.375e-5), ("hmdb51_g", 1_011_682_611, 24, 4.6875e-5)])
+def test_published_sizes_and_rates(name: str, parameters: int, batch_size: int, peak: float) -> None:
+    """Parameters as the official model counts them, clips a step, peak rate, and draws of mixup that fit the batch."""
+    config = configs.load(str(ROOT / "configs" / "finetune" / f"{name}.py"))
+    objective = configs.build(config.objective)
+    tree = jax.eval_shape(lambda key: objective.init(key, {}), jax.random.key(0))
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(parallel.unbox(tree))) == parameters
+    schedule = configs.build(config.optimizers.main).schedule
+    assert config.batch_size == batch_size and schedule.scaled(schedule.base, batch=batch_size) == pytest.approx(peak, rel=1e-9)
+    assert batch_size * config.data.repeats % config.objective.mixing.rows == 0
+    assert config.evaluators.test.views.crop.views * config.evaluators.test.views.sampling.views == (6 if name.startswith("ssv2") else 15)
+    assert (config.data.crop.flip == 0) is name.startswith("ssv2")
+
+
+@pytest.mark.parametrize(("size", "giga"), [("S", 56.9), ("B", 180.3), ("L", 596.8), ("H", 1191.0), ("g", 2542.8)])
+def test_cost_of_a_view(size: str, giga: float) -> None:
+    """Multiply-adds of a view of 16 frames, as published to a tenth of a giga."""
+    assert Classify(encoder=vit.encoder(size), head=heads.Classifier(classes=400)).cost().macs / 1e9 == pytest.approx(giga, abs=0.05)
+
+
+# -- weight formats ------------------------------------------------------------------------------------------------------
+
+
+def test_converted_classifiers(tmp_path: pathlib.Path) -> None:
+    """Round trips in both layouts; official names and shapes; a strayed name is refused; classes are selected by number."""
+    tree = jax.device_get(jax.tree.map(lambda x: x + jnp.linspace(0.1, 0.2, x.size).reshape(x.shape), params()))
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    official, hf = videomae.classifier_to_official(tree, patch=(2, 8, 8)), videomae.classifier_to_hf(tree, patch=(2, 8, 8))
+    assert official["fc_norm.weight"].shape == (16,) and official["head.weight"].shape == (3, 16) and official["blocks.1.attn.qkv.weight"].shape == (48, 16)
+    assert official["patch_embed.proj.weight"].shape == (16, 3, 2, 8, 8) and not any(k.startswith(("encoder", "norm")) for k in official)
+    assert hf["classifier.weight"].shape == (3, 16) and "videomae.layernorm.weight" not in hf
+    for back in (videomae.classifier_from_official({f"module.{k}": v for k, v in official.items()}, heads=2), videomae.classifier_from_hf(hf, heads=2)):
+        assert {k: v.tobytes() for k, v in traverse_util.flatten_dict(back, sep="/").items()} == {k: v.tobytes() for k, v in flat.items()}
+    with pytest.raises(UserError, match=r"not a VideoMAE classifier; .*1 left over: decoder.norm.weight"):
+        videomae.classifier_from_official(official | {"decoder.norm.weight": np.zeros(4)}, heads=2)
+    chosen = videomae.select_classes(tree, (2, 0))
+    np.testing.assert_array_equal(chosen["head"]["linear"]["kernel"], flat["head/linear/kernel"][:, [2, 0]])
+    np.testing.assert_array_equal(chosen["head"]["linear"]["bias"], flat["head/linear/bias"][[2, 0]])
+    with pytest.raises(UserError, match=r"classes \[3\] of a head with 3; allowed are 0 to 2"):
+        videomae.select_classes(tree, (3,))
+    loaded(dataclasses.replace(PLAIN, pretrained=written(tmp_path / "c.npz", tree), start="model"))
+
+
+def test_logits_equal_hugging_face() -> None:
+    """VideoMAEForVideoClassification on random weights, eps 1e-6 set on its side; 1e-5 of the largest logit is float32 noise."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers", minversion="5.18")  # before, q and v biases are loaded as zero
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = transformers.VideoMAEConfig(image_size=16, patch_size=8, num_frames=4, tubelet_size=2, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                                         intermediate_size=32, num_labels=CLASSES, use_mean_pooling=True, layer_norm_eps=1e-6)
+    model = transformers.VideoMAEForVideoClassification(config).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(0.3 * torch.randn(p.shape) + float("norm" in name and name.endswith("weight")))
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-6
+    tree = videomae.classifier_from_hf({k: v.numpy() for k, v in model.state_dict().items()}, heads=2)
+    unit = torch.from_numpy(np.asarray(batch()["video"], np.float32) / np.float32(255))
+    pixels = ((unit - torch.tensor((0.485, 0.456, 0.406))) / torch.tensor((0.229, 0.224, 0.225))).permute(0, 1, 4, 2, 3).contiguous()
+    with torch.no_grad():
+        theirs = model(pixels).logits.numpy()
+    ours = np.asarray(jax.jit(PLAIN.predict)(tree, {}, batch(), jax.random.key(0)).logits)
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    tree["encoder"]["stack"]["block"]["attn"]["q_bias"] *= 0  # so the comparison can tell
+    assert np.abs(np.asarray(jax.jit(PLAIN.predict)(tree, {}, batch(), jax.random.key(0)).logits) - theirs).max() > 1e-3 * np.abs(theirs).max()
