@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
 import types
 from typing import Any
@@ -14,7 +15,7 @@ import scipy.interpolate
 from PIL import Image
 
 from videomae_jax import config as configs
-from videomae_jax import losses, masking, targets
+from videomae_jax import losses, masking, run_directory, targets
 from videomae_jax.assembly import assemble
 from videomae_jax.data import sources
 from videomae_jax.errors import UserError
@@ -375,3 +376,22 @@ def test_pictures_are_written(tmp_path: pathlib.Path) -> None:
         assert png.size == (72 + 4 * 96, 4 * 96 + 18)
     # Normalised predictions near zero are drawn as the mean of uniform noise, whose variance is 1/12: 10.8 dB.
     assert 5 < found["psnr_hidden"] < 11
+
+
+def test_headlines_of_a_run(tmp_path: pathlib.Path) -> None:
+    """summary.json holds the first and last held-out loss and the primary probe, whatever the evaluators are called."""
+    node = configs.load(str(pathlib.Path(__file__).parents[1] / "configs" / "smoke.py"))
+    node.evaluators = {"held_out": node.evaluators.reconstruction, "other": node.evaluators.motion, "main": node.evaluators.appearance}
+    node.data = configs.spec(sources.NoiseClips, frames=8, size=32, length=64, repeats=4)
+    probed = {"trained": 80.0, "untrained": 60.0, "pixels": 40.0, "chance": 25.0}
+    lines = [{"step": 0, "held_out/loss": 1.2, "held_out/loss_zero": 0.9, "held_out/loss_trivial": 1.1, "main/trained": 60.0},
+             {"step": 10, "loss": 0.8, "clips_per_second": 5.0}, {"step": 15, "clips_per_second": 9.0}, {"step": 20, "clips_per_second": 7.0},
+             {"step": 20, "held_out/loss": 0.6, "held_out/loss_zero": 0.9, "held_out/loss_trivial": 1.0}
+             | {f"main/{k}": v for k, v in probed.items()} | {f"other/{k}": 0.0 for k in probed}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_directory.summarise(tmp_path, assemble(node, devices=jax.devices()[:1]), seconds=3.0)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary | {"results": {}} == {
+        "steps": 2600, "seconds": 3.0, "clips_per_second": 7.0, "loss_first": 1.2, "loss_last": 0.6, "loss_predict_zero": 0.9, "loss_trivial": 1.0,
+        "probe": probed | {"kind": "ridge on mean tokens of the frozen encoder", "label": "appearance", "seeds": 3}, "results": {}}
+    assert summary["results"]["main/trained"] == 80.0 and summary["results"]["loss"] == 0.8

@@ -15,7 +15,7 @@ from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer, DamagedError
 from videomae_jax.data.decode import STAGES
 from videomae_jax.errors import UserError
-from videomae_jax.evals.base import Context
+from videomae_jax.evals.base import Context, Headlined
 
 
 def write(path: pathlib.Path, text: str, /) -> None:
@@ -110,10 +110,29 @@ def context(directory: pathlib.Path, /, *, step: int | None = None, trust: tuple
     return Context(run, state.ema or state.params, run.seen(state.extra), chosen, directory, trust)
 
 
-def summarise(directory: pathlib.Path, /, *, steps: int, seconds: float) -> None:
-    """summary.json: the last value of everything in metrics.jsonl under its own name, and the wall time of this call."""
-    values = {k: v for line in metrics.read(directory) for k, v in line.items() if k != "step"}
-    write(directory / "summary.json", json.dumps({"steps": steps, "seconds": seconds, **values}, indent=2))
+def summarise(directory: pathlib.Path, run: Assembly, /, *, seconds: float, trust: tuple[str, ...] = ()) -> None:
+    """summary.json: steps, wall time of this call, median throughput, what the evaluators make headlines, and the latest
+    value of everything in metrics.jsonl under `results`.
+    """
+    lines = metrics.read(directory)
+    first, last = {}, {}
+    for line in lines:
+        last |= line
+        first = line | first
+    summary: dict[str, Any] = {"steps": run.total, "seconds": seconds}
+    rates = [line["clips_per_second"] for line in lines if "clips_per_second" in line]
+    if rates:
+        summary["clips_per_second"] = float(np.median(rates))
+    for name, node in run.config.evaluators.items():
+        evaluator = configs.build(node, trust=trust)
+        if isinstance(evaluator, Headlined) and any(key.startswith(f"{name}/") for key in last):
+            summary |= evaluator.headline(_of(name, first), _of(name, last))
+    write(directory / "summary.json", json.dumps(summary | {"results": {k: v for k, v in last.items() if k != "step"}}, indent=2))
+
+
+def _of(name: str, values: dict[str, float], /) -> dict[str, float]:
+    """The results of one evaluator under its own names."""
+    return {k.removeprefix(f"{name}/"): v for k, v in values.items() if k.startswith(f"{name}/")}
 
 
 class Faults:

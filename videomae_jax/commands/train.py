@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     else:
         tell(f"finished at step {result.step}; everything is in {directory}")
     if lead and (result.first < run.total or not (directory / "summary.json").exists()):
-        run_directory.summarise(directory, steps=run.total, seconds=time.monotonic() - begin)
+        run_directory.summarise(directory, run, seconds=time.monotonic() - begin, trust=trust)
     return 0
 
 

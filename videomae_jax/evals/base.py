@@ -85,4 +85,4 @@ class Headlined(Protocol):
     """An evaluator with something to say in summary.json."""
 
     def headline(self, first: Mapping[str, float], last: Mapping[str, float], /) -> dict[str, Any]:
-        """Entries of summary.json from the results before the first step ({} where there are none) and the latest ones."""
+        """Entries of summary.json from the first and the latest results of the run."""

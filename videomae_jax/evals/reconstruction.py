@@ -44,8 +44,7 @@ class Reconstruction:
 
     def headline(self, first: Mapping[str, float], last: Mapping[str, float], /) -> dict[str, float]:
         """Held-out loss before and after training, beside predictors that need none, all under the same masks."""
-        before = {"loss_first": first["loss"]} if "loss" in first else {}
-        return before | {"loss_last": last["loss"], "loss_predict_zero": last["loss_zero"], "loss_trivial": last["loss_trivial"]}
+        return {"loss_first": first["loss"], "loss_last": last["loss"], "loss_predict_zero": last["loss_zero"], "loss_trivial": last["loss_trivial"]}
 
     def sums(self, objective: Any, pixels: np.ndarray, predicted: Any, valid: np.ndarray, /) -> dict[str, float]:
         """Summed token errors of every predictor and the summed weight, for patches [B N P] in [0, 1]."""
