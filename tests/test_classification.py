@@ -1,0 +1,190 @@
+"""The accuracy evaluator: every video once, views averaged as probabilities, unreadable views left out; and the three crops."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videomae_jax import config as configs
+from videomae_jax.assembly import assemble
+from videomae_jax.data import sources
+from videomae_jax.data.decode import DecodeError
+from videomae_jax.data.three_crop import ThreeCrop
+from videomae_jax.errors import UserError
+from videomae_jax.evals.base import Context
+from videomae_jax.evals.classification import Classification, Views, add
+from videomae_jax.models import heads, vit
+from videomae_jax.objectives.base import Prediction
+from videomae_jax.objectives.classify import Classify
+
+VIDEOS, CLASSES = 11, 7
+LABELS = np.random.default_rng(5).integers(0, CLASSES, VIDEOS)
+# Logits of every video in every one of 2 x 3 views, as bytes that stand in the first row of its first frame.
+CODES = np.random.default_rng(9).integers(0, 200, (VIDEOS, 2, 3, CLASSES), np.uint8)
+CODES[np.arange(VIDEOS), :, :, LABELS] += 30
+
+
+@dataclasses.dataclass(frozen=True)
+class At:
+    """A view that does nothing but have a number."""
+
+    views: int = 1
+    view: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Coded(sources.NoiseClips):
+    """Videos that hold their logits; `broken` names (video, temporal view, spatial view) that cannot be read."""
+
+    sampling: Any = At()
+    crop: Any = At()
+    broken: tuple[tuple[int, int, int], ...] = ()
+    unlabelled: int = -1
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple("abcdefg")
+
+    def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        rows = sources.spread(np.arange(VIDEOS), limit=self.limit)
+        row, t, s = int(rows[row]), self.sampling.view, self.crop.view
+        if (row, t, s) in self.broken:
+            raise DecodeError(self.name(row), "decode", "broken")
+        video = np.zeros((1, self.frames, self.size, self.size, 3), np.uint8)
+        video[0, 0, 0, :CLASSES, 0] = CODES[row, t, s]
+        return {"video": video, "label": np.asarray([-1 if row == self.unlabelled else LABELS[row]], np.int32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader(Classify):
+    """A classifier that knows what the videos hold."""
+
+    def predict(self, params: Any, extra: Any, batch: Any, rng: Any, /, *, masks: Any = None) -> Prediction:
+        return Prediction(logits=batch["video"][:, 0, 0, :CLASSES, 0].astype(jnp.float32) / 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy(Context):
+    """A context whose videos are in memory."""
+
+    fields: tuple[tuple[str, Any], ...] = ()
+
+    def source(self, split: str, /) -> Any:
+        return Coded(frames=4, size=16, length=VIDEOS, split=split, **dict(self.fields))
+
+
+@functools.cache
+def run(classes: int = CLASSES) -> Any:
+    """A run with the reader on two devices: padding in every view."""
+    config = configs.load(str(pathlib.Path(__file__).resolve().parents[1] / "configs" / "tiny.py"))
+    config.unlock()
+    encoder = vit.Encoder(width=16, depth=1, heads=2, hidden=16, patch=(2, 8, 8), frames=4, size=16)
+    config.objective = configs.plain(Reader(encoder=encoder, head=heads.Classifier(classes=classes)))
+    config.data, config.batch_size = configs.spec(sources.NoiseClips, frames=4, size=16), 4
+    return assemble(config, devices=jax.devices()[:2], trust=(__name__,))
+
+
+def evaluate(evaluator: Classification, /, *, classes: int = CLASSES, step: int = 3, **fields: Any) -> dict[str, float]:
+    """Results on the coded videos."""
+    return evaluator.run(Toy(run(classes), {}, {}, step, pathlib.Path(), fields=tuple(fields.items())))
+
+
+def expected(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Accuracies in percent and loss of fused probabilities, by sorting."""
+    order = np.argsort(-probabilities, axis=-1, kind="stable")
+    hits = order == labels[:, None]
+    loss = -np.log(probabilities[np.arange(len(labels)), labels]).mean()
+    return {"top1": 100 * hits[:, :1].any(1).mean(), "top5": 100 * hits[:, :5].any(1).mean(), "loss": loss}
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """In float64."""
+    e = np.exp(logits.astype(np.float64))
+    return e / e.sum(-1, keepdims=True)
+
+
+PROBABILITIES = softmax(CODES / 64)
+MANY = Classification(batch_size=4, views=Views(sampling=At(views=2), crop=At(views=3)))
+
+
+def assert_results(got: dict[str, float], want: dict[str, float]) -> None:
+    """Within float32 of the probabilities."""
+    for key, value in want.items():
+        assert got[key] == pytest.approx(value, rel=1e-5), key
+
+
+def test_one_view_counts_every_video_once() -> None:
+    """Eleven videos in batches of four: the twelfth row is padding and a copy of the last."""
+    got = evaluate(Classification(batch_size=4))
+    assert_results(got, expected(PROBABILITIES[:, 0, 0], LABELS) | {"videos": VIDEOS, "unreadable": 0, "chance": 100 / CLASSES})
+    assert 0 < got["top1"] < got["top5"] < 100  # so that neither can hide a mistake
+
+
+def test_views_are_averaged_as_probabilities() -> None:
+    """Softmax first, mean second; the mean of logits ranks these videos differently."""
+    got = evaluate(MANY)
+    assert_results(got, expected(PROBABILITIES.mean((1, 2)), LABELS) | {"videos": VIDEOS})
+    other = expected(softmax((CODES / 64).mean((1, 2))), LABELS)
+    assert other["top1"] != got["top1"]
+
+
+def test_unreadable_views_do_not_count() -> None:
+    """What is shown instead is another video, of another class: a view is left out, and a video without views altogether."""
+    broken = ((2, 0, 0), (2, 1, 2)) + tuple((5, t, s) for t in range(2) for s in range(3))
+    got = evaluate(MANY, broken=broken)
+    kept = np.ones((VIDEOS, 2, 3, 1))
+    for place in broken:
+        kept[place] = 0
+    rows = np.arange(VIDEOS) != 5
+    fused = (PROBABILITIES * kept).sum((1, 2))[rows] / kept.sum((1, 2))[rows]
+    assert_results(got, expected(fused, LABELS[rows]) | {"videos": VIDEOS - 1, "unreadable": 1})
+
+
+def test_padding_adds_nothing() -> None:
+    """A row that is not valid changes neither sums nor counts nor labels, whatever it shows."""
+    view = {"probabilities": np.float32([[0.9, 0.1], [0.2, 0.8]]), "row": np.array([1, 1]), "label": np.array([0, 1]), "valid": np.array([True, False]),
+            "fault": np.zeros(2, int)}
+    total, seen, labels = np.zeros((2, 2)), np.zeros(2, int), np.full(2, -1)
+    add(view, total=total, seen=seen, labels=labels)
+    np.testing.assert_allclose(total, [[0, 0], [0.9, 0.1]], rtol=1e-6)
+    np.testing.assert_array_equal(seen, [0, 1])
+    np.testing.assert_array_equal(labels, [-1, 0])
+
+
+def test_a_part_of_the_split() -> None:
+    """Four videos, spread over the split."""
+    rows = np.arange(4) * VIDEOS // 4
+    assert_results(evaluate(Classification(batch_size=4, clips=4)), expected(PROBABILITIES[rows, 0, 0], LABELS[rows]) | {"videos": 4})
+
+
+def test_mistakes_are_told_before_training() -> None:
+    """Another number of classes, even where there would be no result yet, and videos without a label."""
+    with pytest.raises(UserError, match=r"the head has 4 classes and the index 7 \(a, b, c, d, e, f, ...\); set --config.objective.head.classes=7"):
+        evaluate(Classification(first=1), classes=4, step=0)
+    with pytest.raises(UserError, match="1 of 11 videos of the split have no label"):
+        evaluate(Classification(batch_size=4), unlabelled=3)
+    assert evaluate(Classification(first=1), step=0) == {} and evaluate(Classification(first=1, batch_size=4), step=1)
+
+
+@pytest.mark.parametrize(("height", "width", "places"), [(16, 30, ((0, 0), (0, 7), (0, 14))), (25, 16, ((0, 0), (4, 0), (9, 0))), (16, 16, ((0, 0),) * 3)])
+def test_three_crops(height: int, width: int, places: tuple[tuple[int, int], ...]) -> None:
+    """Start int(j * (long - size) / 2) along the long side of frames whose short side is right already."""
+    video = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
+    for view, (top, left) in enumerate(places):
+        crop = ThreeCrop(view=view)(video, size=16, rng=np.random.default_rng(0))
+        np.testing.assert_array_equal(crop, video[:, top: top + 16, left: left + 16])
+
+
+def test_three_crops_resize_first() -> None:
+    """The short side becomes `size`; one view is the first; a fourth of three does not exist."""
+    video = np.full((1, 40, 60, 3), 7, np.uint8)
+    assert ThreeCrop(view=2)(video, size=20, rng=np.random.default_rng(0)).shape == (1, 20, 20, 3)
+    video[:, :, :30] = 200
+    assert ThreeCrop(views=1)(video, size=20, rng=np.random.default_rng(0))[0, 5, 5, 0] == 200
+    with pytest.raises(UserError, match="view 3 of 3; allowed are 0 to 2"):
+        ThreeCrop(view=3)
