@@ -1,0 +1,137 @@
+"""MAE-ST: counts and sizes of the published models, positions and class tokens, targets of one frame in two."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videomae_jax import config as configs
+from videomae_jax import frame_targets, masking, optim, targets
+from videomae_jax.errors import UserError
+from videomae_jax.masking import Grid
+from videomae_jax.models import mae_st
+from videomae_jax.objectives.base import dummy
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GRID = Grid(2, 2, 3)
+
+
+def unboxed(tree: Any) -> Any:
+    """Parameters without their logical axes."""
+    return jax.tree.map(lambda x: x.value if hasattr(x, "value") else x, tree, is_leaf=lambda x: hasattr(x, "value"))
+
+
+@pytest.mark.parametrize(("name", "visible", "tokens", "values", "peak"), [
+    ("vit_b", 156, 1568, 768, 2e-4), ("vit_l", 156, 1568, 768, 8e-4), ("vit_h", 204, 2048, 588, 4e-4)])
+def test_published_sizes(name: str, visible: int, tokens: int, values: int, peak: float) -> None:
+    """int(N x .1) visible tokens, one frame of a tubelet as output; peak rate for 128 decoded videos."""
+    config = configs.load(str(ROOT / "configs" / "mae_st" / f"{name}.py"))
+    objective = configs.build(config.objective)
+    assert objective.counts() == {"all": tokens, "visible": visible, "decoded": tokens - visible, "decoder": tokens}
+    shapes = unboxed(jax.eval_shape(lambda rng: objective.init(rng, dummy(configs.build(config.data).fields)), jax.random.key(0)))
+    assert shapes["decoder"]["head"]["kernel"].shape == (512, values) and "bias" in shapes["decoder"]["bridge"]
+    count = sum(x.size for x in jax.tree.leaves(shapes["encoder"])) / 1e6
+    # 87, 304 and 632 million with a head of 400 classes and the key biases, which are left out here.
+    assert count == pytest.approx({"vit_b": 86.4, "vit_l": 304.1, "vit_h": 631.5}[name], abs=0.05)
+    schedule = configs.build(config.optimizers.main).schedule
+    assert schedule.scaled(schedule.base, batch=config.batch_size) == pytest.approx(peak) and config.optimizers.main.clip == 0.02
+
+
+def test_positions_are_separable_and_the_class_token_comes_first() -> None:
+    """The sum of a spatial and a temporal row at every id, in the order of the ids; class token plus its own position."""
+    module = mae_st.Sequence(GRID, 8)
+    ids = jnp.asarray([[0, 5, 7, 11], [3, 6, 9, 10]], jnp.int32)
+    params = unboxed(module.init(jax.random.key(0), jnp.zeros((2, 4, 8)), ids=ids)["params"])
+    x = np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)
+    out = np.asarray(module.apply({"params": params}, jnp.asarray(x), ids=ids))
+    assert out.shape == (2, 5, 8)
+    np.testing.assert_allclose(out[:, 0], np.tile(params["class"] + params["class_position"], (2, 1)), rtol=1e-6)
+    for row in range(2):
+        for place, token in enumerate(np.asarray(ids)[row]):
+            np.testing.assert_allclose(out[row, place + 1], x[row, place] + params["space"][token % 6] + params["time"][token // 6], rtol=1e-6)
+    assert {k: v.shape for k, v in params.items()} == {"space": (6, 8), "time": (2, 8), "class": (1, 8), "class_position": (1, 8)}
+
+
+def model() -> tuple[mae_st.Encoder, Any]:
+    """A small encoder and its parameters, positions far from 0."""
+    encoder = mae_st.Encoder(width=16, depth=2, heads=2, hidden=32, patch=(2, 4, 4), frames=4, size=8)
+    params = unboxed(encoder.init(jax.random.key(1), jnp.zeros((1, 1, encoder.values)), ids=jnp.zeros((1, 1), jnp.int32))["params"])
+    return encoder, jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+
+
+def test_the_encoder_drops_the_class_token_and_knows_places() -> None:
+    """V tokens come out, permuted with the input; the class token acts on them; the loader's statistics are MAE-ST's."""
+    encoder, params = model()
+    x, ids = jax.random.uniform(jax.random.key(2), (2, 5, encoder.values)), jnp.asarray([[0, 2, 3, 5, 7]] * 2, jnp.int32)
+    apply = jax.jit(lambda params, x, ids: encoder.apply({"params": params}, x, ids=ids, keep=(0, 1)))
+    out = apply(params, x, ids)
+    assert out.tokens.shape == (2, 5, 16) and out.kept.shape == (2, 2, 5, 16)
+    order = jnp.asarray([3, 0, 4, 1, 2])
+    moved = apply(params, x[:, order], ids[:, order])
+    # Attention sums in another order.
+    np.testing.assert_allclose(moved.tokens, out.tokens[:, order], atol=1e-5)
+    for leaf in ("class", "class_position", "space", "time"):
+        changed = {**params, "sequence": {**params["sequence"], leaf: params["sequence"][leaf] + jnp.arange(16.0)}}
+        assert np.abs(apply(changed, x, ids).tokens - out.tokens).max() > 1e-3, leaf
+    assert encoder.mean == (0.45,) * 3 and encoder.std == (0.225,) * 3
+    padded = encoder.apply({"params": params}, jnp.pad(x, ((0, 0), (0, 1), (0, 0))), ids=jnp.pad(ids, ((0, 0), (0, 1))), valid=jnp.arange(6)[None] < jnp.full((2, 1), 5))
+    np.testing.assert_allclose(padded.tokens[:, :5], out.tokens, atol=1e-5)
+
+
+def test_the_decoder_predicts_the_targets_in_their_order() -> None:
+    """P / every values at each target; swapping targets swaps predictions; mask tokens differ by their place alone."""
+    decoder = mae_st.Decoder(width=16, depth=1, heads=2, hidden=32, every=2)
+    tokens = jax.random.normal(jax.random.key(0), (1, 3, 8))
+    visible, target = jnp.asarray([[0, 4, 9]], jnp.int32), jnp.asarray([[1, 2, 3, 11]], jnp.int32)
+    kw = {"visible": visible, "grid": GRID, "values": 12}
+    params = jax.tree.map(lambda x: x + 0.2, unboxed(decoder.init(jax.random.key(1), tokens, target=target, **kw)["params"]))
+    params["sequence"]["space"] = jax.random.normal(jax.random.key(3), (6, 16))
+    apply = jax.jit(lambda target: decoder.apply({"params": params}, tokens, target=target, **kw))
+    out = apply(target)
+    assert out.shape == (1, 4, 6) and out.dtype == np.float32
+    np.testing.assert_allclose(apply(target[:, ::-1]), out[:, ::-1], atol=1e-5)
+    assert np.abs(out[0, 0] - out[0, 1]).max() > 1e-3
+    with pytest.raises(UserError, match="every=2 does not divide the 9 values"):
+        decoder.apply({"params": params}, tokens, target=target, **(kw | {"values": 9}))
+
+
+def test_weight_decay_spares_one_dimensional_parameters_alone() -> None:
+    """Positions, class and mask tokens decay, as in the released code; biases and scales do not."""
+    decoder = mae_st.Decoder(width=16, depth=1, heads=2, hidden=32)
+    ids = jnp.zeros((1, 1), jnp.int32)
+    params = {"encoder": model()[1], "decoder": unboxed(decoder.init(jax.random.key(1), jnp.zeros((1, 1, 16)), visible=ids, target=ids, grid=GRID, values=12)["params"])}
+    decays = optim.decays(params)
+    for part in decays.values():
+        assert all(part["sequence"].values()) and not part["norm"]["scale"]
+    assert decays["decoder"]["mask"] and not decays["decoder"]["bridge"]["bias"]
+
+
+def test_targets_take_one_frame_of_a_tubelet() -> None:
+    """Frames 0, 2, ... of the clip, standardised over all values of that frame's patch: the zero prediction scores (n - 1) / n."""
+    video = np.random.default_rng(0).random((1, 3, 2, 4, 4, 3), np.float32)  # tokens, frames of a tubelet, rows, columns, channels
+    x = jnp.asarray(video.reshape(1, 3, -1))
+    target = frame_targets.LoaderPixels(normalise="joint", every=2)
+    out = np.asarray(target(x))
+    frame = video[:, :, 0].reshape(1, 3, 48).astype(np.float64)
+    loader = (frame - 0.45) / 0.225
+    want = (loader - loader.mean(-1, keepdims=True)) / np.sqrt(loader.var(-1, ddof=1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(out, want, atol=1e-5)
+    assert np.mean(out**2) == pytest.approx(47 / 48, rel=1e-5)
+    shown = np.asarray(target.invert(jnp.asarray(out), x)).reshape(1, 3, 2, 48)
+    np.testing.assert_allclose(shown, np.repeat(frame[:, :, None], 2, 2), atol=1e-5)
+    every = frame_targets.LoaderPixels(normalise="joint")
+    np.testing.assert_allclose(every(x), targets.Pixels(normalise="joint")(x), atol=1e-6)
+    with pytest.raises(UserError, match="every=3 frame of a tubelet of 2; allowed are the divisors of 2"):
+        frame_targets.LoaderPixels(every=3)
+
+
+def test_arms_of_the_toy_leave_the_same_number_visible() -> None:
+    """Tokens, tubes and frames: 16 of 128 each, so that the layout alone differs."""
+    config = configs.load(str(ROOT / "configs" / "toy" / "mae_st.py"))
+    for arm in configs.build(config.evidence).arms:
+        objective = configs.build(arm.resolve(config).objective)
+        assert objective.counts()["visible"] == 16 and objective.encoder_mask.layout == {"random": "token"}.get(arm.name, arm.name)
+    assert isinstance(configs.build(config.evaluators.common).mask, masking.Random)
