@@ -68,11 +68,13 @@ def _(crop: transforms.CentreCrop, /, *, width: int, height: int, size: int, rng
 class PartClips(sources.VideoClips):
     """Clips with part maps: `video` and `label` of VideoClips, bit for bit, and `parts` u8 [K T size size] under the same crops.
 
-    `parts` names the index column with the file of a video's maps, relative to the index: an .npz with an array "parts" or
-    an .npy, u8 [frames h w] in the orientation of the displayed picture. Maps are cut and resized by the nearest value.
+    `parts` names the index column with the file of a video's maps, relative to the index: an .npz with an array called
+    `array` ("objects" = the instances of moving shapes) or an .npy, u8 [frames h w] in the orientation of the displayed
+    picture. Maps are cut and resized by the nearest value.
     """
 
     parts: str = "truth"
+    array: str = "parts"
 
     @property
     def fields(self) -> dict[str, sources.Field]:
@@ -99,7 +101,7 @@ class PartClips(sources.VideoClips):
         path = pathlib.Path(self.index).parent / (record[self.parts] or "")
         try:
             loaded = np.load(path)
-            maps = loaded if isinstance(loaded, np.ndarray) else loaded["parts"]
+            maps = loaded if isinstance(loaded, np.ndarray) else loaded[self.array]
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zipfile.zlib.error) as error:
             raise decode.DecodeError(str(path), "open", f"no part maps: {error}") from error
         if maps.dtype != np.uint8 or maps.ndim != 3 or len(maps) < frames:
