@@ -4,6 +4,7 @@ import ast
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -115,3 +116,11 @@ def test_every_listed_command_exists() -> None:
 def test_no_module_is_a_drawer() -> None:
     """Modules are named by their concept."""
     assert not [p for p in FILES if p.stem in ("utils", "helpers", "misc", "manager", "common")]
+
+
+def test_every_folder_is_installed() -> None:
+    """pyproject lists each folder with modules, configs below the package; a forgotten one would be missing after pip install."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for top in ("videomae_jax", "configs") for path in (ROOT / top).rglob("*.py")}
+    names = {".".join(folder.parts) for folder in folders}
+    assert set(listed) == {f"videomae_jax.{name}" if name.split(".")[0] == "configs" else name for name in names}
