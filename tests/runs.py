@@ -41,6 +41,14 @@ def cache() -> str:
     return folder
 
 
+def share_programs() -> None:
+    """Lets this process take compiled programs from `cache` too: each run of a test compiles its step anew."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", cache())
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 def world(folder: pathlib.Path, /) -> pathlib.Path:
     """The index of 16 training and 8 validation clips, written as files."""
     from videomae_jax.__main__ import main as run
@@ -188,7 +196,19 @@ def pair(words: list[str], /, *, point: tuple[str, int], trace: pathlib.Path | N
     return [command(*words, f"--coordinator={address}", "--processes=2", f"--process={i}", point=point if i else ("", 0), trace=trace) for i in range(2)]
 
 
-POINTS = {"step": in_step, "save": in_save, "evaluation": in_evaluation}
+def in_assemble(arrive: Callable[[], None], /) -> None:
+    """The run is being put together."""
+    from videomae_jax import config as configs
+
+    before = configs.build
+
+    def build(node: Any, /, **kw: Any) -> Any:
+        arrive()
+        return before(node, **kw)
+    configs.build = build
+
+
+POINTS = {"assemble": in_assemble, "step": in_step, "save": in_save, "evaluation": in_evaluation}
 
 
 def send(number: int, /) -> None:

@@ -28,6 +28,7 @@ from videomae_jax.objectives import mae
 from videomae_jax.stopping import Stop
 
 ME = pathlib.Path(__file__).stem
+runs.share_programs()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,305 @@
+"""The commands as a user types them: what they print and write, and one clear line for every mistake."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import runs
+
+from videomae_jax import metrics, run_directory
+from videomae_jax.__main__ import main
+
+
+runs.share_programs()
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A small data set of video files."""
+    return runs.world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def trained(index: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A finished run on eight devices."""
+    directory = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", *runs.arguments(index), f"--workdir={directory}"]) == 0
+    return directory
+
+
+def listing(directory: pathlib.Path) -> dict[str, bytes | None]:
+    """Every path below a directory with its content."""
+    return {p.relative_to(directory).as_posix(): p.read_bytes() if p.is_file() else None for p in sorted(directory.rglob("*"))}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line with which a command refuses: exit code 2, no traceback, nothing on standard output."""
+    capsys.readouterr()
+    assert main([str(w) for w in words]) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and err.rstrip().endswith(lines[0]) and "Traceback" not in err and out == "", err
+    return lines[0].removeprefix("error: ")
+
+
+def test_a_run_leaves_its_files(trained: pathlib.Path, index: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """config.json, card, metrics, summary, pictures, two checkpoints; no temporary files; a second call does nothing and says so."""
+    names = {p.name for p in trained.iterdir()}
+    assert names == {"config.json", "recipe_card.json", "recipe_card.txt", "metrics.jsonl", "summary.json", "tensorboard", "reconstructions", "checkpoints"}
+    assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["00000006", "00000009"]
+    summary = json.loads((trained / "summary.json").read_text())
+    results = summary["results"]
+    last = {k: v for line in metrics.read(trained) if line["step"] == runs.TOTAL for k, v in line.items() if k != "step"}
+    assert summary["steps"] == runs.TOTAL and summary["seconds"] > 0
+    assert {k: results[k] for k in last} == last and {"loss", "reconstruction/loss", "pictures/psnr_hidden", "lr"} <= last.keys()
+    before = listing(trained)
+    assert main(["train", *runs.arguments(index), f"--workdir={trained}"]) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    after = listing(trained)
+    assert {k: v for k, v in after.items() if "tensorboard" not in k} == {k: v for k, v in before.items() if "tensorboard" not in k}
+
+
+def test_evaluate_repeats_the_last_results(trained: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One JSON line on standard output, equal to what training logged; --only, --step and overrides choose."""
+    capsys.readouterr()
+    assert main(["evaluate", str(trained)]) == 0
+    out, _ = capsys.readouterr()
+    assert out.count("\n") == 1
+    found = json.loads(out)
+    summary = json.loads((trained / "summary.json").read_text())["results"]
+    assert found["step"] == runs.TOTAL and len(found) == 7
+    for name in found.keys() - {"step"}:
+        assert found[name] == pytest.approx(summary[name], rel=1e-6), name  # the same programs on the same devices
+    assert main(["evaluate", str(trained), "--step=6", "--only=reconstruction", "--config.evaluators.reconstruction.clips=4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["step"] == 6 and all(k == "step" or k.startswith("reconstruction/") for k in found)
+
+
+def test_visualize_names_the_files_it_wrote(trained: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three clips: three png sheets and three gifs of the newest step."""
+    copied = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(copied / "reconstructions")
+    capsys.readouterr()
+    assert main(["visualize", str(copied), "--clips=3"]) == 0
+    paths = capsys.readouterr().out.split()
+    assert sorted(pathlib.Path(p).name for p in paths) == [f"step00000009_{i}.{end}" for i in range(3) for end in ("gif", "png")]
+    assert all(pathlib.Path(p).stat().st_size > 1000 for p in paths)
+
+
+def test_config_prints_every_field_as_it_is_set(index: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The card, then one --config.field=value a line; --json rebuilds the config."""
+    capsys.readouterr()
+    assert main(["config", *runs.arguments(index)]) == 0
+    out = capsys.readouterr().out
+    assert "recipe card: tiny" in out and "--config.objective.encoder.width=32" in out and "--config.total='9'" in out
+    assert main(["config", *runs.arguments(index), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["objective"]["encoder"]["width"] == 32
+
+
+def test_dry_run_writes_nothing(index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It compiles the step, tells its memory and leaves no trace."""
+    assert main(["train", *runs.arguments(index), f"--workdir={tmp_path / 'run'}", "--dry-run"]) == 0
+    err = capsys.readouterr().err
+    assert "bytes of a step" in err and "nothing was written" in err and "recipe card: tiny" in err
+    assert not (tmp_path / "run").exists()
+
+
+CONFIG_MISTAKES = {
+    "--config.total=0": "total '0' is 0 steps; allowed are 1 and more",
+    "--config.batch_size=3": "batch of 6 clips (decoded clips x repeats) is not divisible by 8 batch devices x 1 micro-batches",
+    "--config.mesh.fsdp=3": "mesh data=-1 fsdp=3 tensor=1 does not fit 8 devices",
+    "--config.objective.encoder.wdith=8": "unknown config key 'objective.encoder.wdith': 'wdith' is not among ",
+    "--config.nothing=8": "unknown config key 'nothing': 'nothing' is not among ",
+    "--config.batch_size=many": "--config.batch_size=many is of type str; allowed is type int, such as 4",
+    "--config.total=9x": "duration '9x' is not understood",
+    "--config.data.index=missing.parquet": "no index missing.parquet; make one with: python -m videomae_jax index DIR --out=missing.parquet",
+    "--config.data.split=nowhere": "index {index} has no readable video in split 'nowhere'; it has train (16), val (8)",
+    "--unknown": "unrecognized arguments: --unknown (see python -m videomae_jax train --help)",
+    "--processes=2": "--processes=2 needs --coordinator=HOST:PORT, the address of process 0",
+    "--config.seed": "--config.seed needs a value: --config.seed=value",
+}
+
+
+@pytest.mark.parametrize("word", CONFIG_MISTAKES)
+def test_mistakes_in_a_config_are_one_line(index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], word: str) -> None:
+    """Each names the offending value and what is allowed; no run directory appears."""
+    said = refused(capsys, "train", *runs.arguments(index), f"--workdir={tmp_path / 'run'}", word)
+    assert said.startswith(CONFIG_MISTAKES[word].format(index=index)), said
+    assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_in_a_config_file_name_its_line(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing file, a syntax error, an exception, a misspelt key of a symbol, no get_config."""
+    def said(text: str) -> str:
+        (tmp_path / "mine.py").write_text(text)
+        return refused(capsys, "config", f"--config={tmp_path / 'mine.py'}")
+
+    assert refused(capsys, "config", "--config=configs/none.py").startswith("no config file 'configs/none.py'; known are configs/")
+    assert "mine.py, line 2: SyntaxError" in said("x = 1\nx = = 2\n")
+    assert "mine.py, line 3: ZeroDivisionError: division by zero" in said("def get_config():\n    x = 0\n    return 1 / x\n")
+    assert "has no parameter 'wdith'; it has width" in said(
+        "from videomae_jax.config import spec\nfrom videomae_jax.models import vit\ndef get_config():\n    return spec(vit.Encoder, wdith=8)\n")
+    assert "defines no get_config()" in said("x = 1\n")
+
+
+def test_unknown_commands_and_missing_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """The allowed ones are listed."""
+    assert refused(capsys, "trian").startswith("unknown command 'trian'; allowed are train, ")
+    assert refused(capsys, "train", "--config=configs/tiny.py").startswith("the following arguments are required: --workdir")
+    assert refused(capsys, "evaluate").startswith("the following arguments are required: DIR")
+
+
+def test_workdir_that_cannot_be_one(index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file, a name below a file, a folder with other things, one that may not be written, a config.json that is none."""
+    words = ["train", *runs.arguments(index)]
+    (tmp_path / "file").write_text("mine")
+    assert refused(capsys, *words, f"--workdir={tmp_path / 'file'}") == f"--workdir={tmp_path / 'file'} is a file; needed is a folder, or a name that is still free"
+    assert refused(capsys, *words, f"--workdir={tmp_path / 'file' / 'run'}").startswith(f"cannot write to --workdir={tmp_path / 'file' / 'run'}: Not a directory")
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("mine")
+    assert "is not empty and holds no config.json, so it is not a run directory" in refused(capsys, *words, f"--workdir={tmp_path / 'other'}")
+    assert listing(tmp_path / "other") == {"thesis.tex": b"mine"}
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"seed": ')
+    assert "config.json is not JSON" in refused(capsys, *words, f"--workdir={tmp_path / 'broken'}")
+
+    def forbidden(self: pathlib.Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(run_directory.pathlib.Path, "mkdir", forbidden)
+    assert refused(capsys, *words, f"--workdir={tmp_path / 'closed' / 'run'}").startswith(f"cannot write to --workdir={tmp_path / 'closed' / 'run'}: Permission denied")
+
+
+CLAIMS = {
+    "free": (["--config.log.every=3", "--config.threads=1", "--config.evaluators.pictures.clips=1"], [], None),
+    "extend": (["--config.total=12"], ["--extend"], "another config: total: '9' -> '12'; repeat with --extend"),
+    "fork": (["--config.optimizers.main.schedule.base=0.5"], ["--fork"],
+             "another config: optimizers.main.schedule.base: 0.001 -> 0.5; repeat with --fork"),
+    "fork data": (["--config.batch_size=16", "--config.seed=3"], ["--fork"], "another config: batch_size: 8 -> 16; seed: 0 -> 3; repeat with --fork"),
+    "never": (["--config.objective.encoder.width=64"], None, "these fields may never change: objective.encoder.width: 32 -> 64; use a new --workdir"),
+    "shorter": (["--config.total=4", "--extend"], None, "the newest checkpoint in {run} is of step 9, beyond the total of 4; allowed are 9 and more"),
+}
+
+
+@pytest.mark.parametrize("kind", CLAIMS)
+def test_run_directory_of_another_config(trained: pathlib.Path, index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                         monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What may change freely, with --extend, with --fork and never; a refusal changes no byte; an acceptance prints the difference."""
+    from videomae_jax import train as loop
+
+    changes, flags, complaint = CLAIMS[kind]
+    copied = shutil.copytree(trained, tmp_path / "run")
+    words = ["train", *runs.arguments(index), f"--workdir={copied}", *changes]
+    if complaint:
+        before = listing(copied)
+        assert complaint.format(run=copied) in refused(capsys, *words)
+        assert listing(copied) == before
+    if flags is None:
+        return
+    monkeypatch.setattr(loop, "train", lambda run, *_, **__: loop.Result(state=None, first=0, step=run.total, finished=True))
+    assert main([*words, *flags]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("changed since the run began: ")]
+    assert len(said) == len([c for c in changes if c.startswith("--config")])
+    assert main(words) == 0  # the new config is now the stored one
+
+
+def test_checkpoint_of_another_model_or_optimiser(trained: pathlib.Path, index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Checkpoints that were copied into another run, and a fork that would need other moments: refused before anything is written."""
+    other = tmp_path / "other"
+    words = ["train", *runs.arguments(index, objective__encoder__width=16), f"--workdir={other}"]
+    shutil.copytree(trained / "checkpoints", other / "checkpoints")
+    stored = json.loads((trained / "config.json").read_text())
+    stored["objective"]["encoder"]["width"] = 16
+    (other / "config.json").write_text(json.dumps(stored))
+    before = listing(other)
+    assert "is of another model: decoder/bridge/kernel is float32 (32, 32) there, float32 (16, 32) in this config" in refused(capsys, *words)
+    assert listing(other) == before
+    copied = shutil.copytree(trained, tmp_path / "run")
+    before = listing(copied)
+    said = refused(capsys, "train", *runs.arguments(index), f"--workdir={copied}", "--fork", "--config.ema=0.9")
+    assert "is of another model or optimiser (ema)" in said and "absent there" in said
+    assert listing(copied) == before
+
+
+def test_evaluate_and_visualize_of_what_is_no_run(trained: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder without a config, a run without a checkpoint, an unknown step or evaluator, a damaged checkpoint."""
+    assert "holds no config.json" in refused(capsys, "evaluate", tmp_path)
+    assert "holds no config.json" in refused(capsys, "visualize", tmp_path / "none")
+    (tmp_path / "fresh").mkdir()
+    shutil.copy(trained / "config.json", tmp_path / "fresh")
+    assert "no checkpoint in" in refused(capsys, "evaluate", tmp_path / "fresh")
+    assert refused(capsys, "evaluate", trained, "--step=5").endswith("its steps are [6, 9]")
+    assert refused(capsys, "evaluate", trained, "--only=knn") == "unknown evaluator 'knn'; this run has pictures, reconstruction"
+    copied = shutil.copytree(trained, tmp_path / "run")
+    path = copied / "checkpoints" / "00000009" / "meta" / "metadata"
+    path.write_bytes(path.read_bytes().replace(b'"samples": 72', b'"samples": 73'))
+    assert "checkpoint 9" in (said := refused(capsys, "evaluate", copied)) and "damaged" in said
+
+
+def test_unreadable_videos_are_replaced_and_listed(index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two files that became empty or garbage since they were indexed: the run finishes and names them; if all did, it says so and stays resumable."""
+    folder = shutil.copytree(index.parent, tmp_path / "world")
+    (folder / "videos" / "train_000003.mp4").write_bytes(b"")
+    (folder / "videos" / "train_000007.mp4").write_bytes(b"garbage" * 100)
+    options = {"total": 4, "checkpoint__every": "", "evaluators__reconstruction__clips": 8}
+    assert main(["train", *runs.arguments(folder / "index.parquet", **options), f"--workdir={tmp_path / 'run'}"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "faults.jsonl").read_text().splitlines()]
+    assert sorted(line["name"] for line in lines) == ["videos/train_000003.mp4", "videos/train_000007.mp4"]
+    assert "clips of 2 unreadable videos were replaced by others; see" in capsys.readouterr().err
+    kept = {p: p.read_bytes() for p in (folder / "videos").glob("train_*.mp4")}
+    for path in kept:
+        path.write_bytes(b"")
+    words = ["train", *runs.arguments(folder / "index.parquet", **options), f"--workdir={tmp_path / 'all'}"]
+    said = refused(capsys, *words)
+    assert said.startswith("a video and all of its 15 substitutes cannot be read: ") and "train_0000" in said
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert main(words) == 0
+
+
+def test_index_without_a_readable_video(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The index command refuses, and so does a run on what it wrote."""
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"")
+    assert main(["index", str(tmp_path / "videos"), f"--out={tmp_path / 'index.parquet'}"]) == 2
+    capsys.readouterr()
+    said = refused(capsys, "train", *runs.arguments(tmp_path / "index.parquet"), f"--workdir={tmp_path / 'run'}")
+    assert said.endswith("no readable video at all") and not (tmp_path / "run").exists()
+
+
+def test_installed_package_finds_its_configs(tmp_path: pathlib.Path) -> None:
+    """Built and installed without the network, used from another folder: every config of the checkout is there and loads."""
+    pytest.importorskip("setuptools", minversion="68")
+    source = tmp_path / "source"
+    for name in ("videomae_jax", "configs"):
+        shutil.copytree(runs.ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "requirements.txt", "README.md"):
+        if (runs.ROOT / name).exists():
+            shutil.copy(runs.ROOT / name, source)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check",
+                    f"--target={tmp_path / 'site'}", str(source)], check=True, capture_output=True, text=True)
+    wanted = {p.relative_to(runs.ROOT / name).as_posix() for name in ("videomae_jax", "configs") for p in (runs.ROOT / name).rglob("*.py")}
+    site = tmp_path / "site" / "videomae_jax"
+    found = {p.relative_to(base).as_posix() for base in (site, site / "configs") for p in base.rglob("*.py")}
+    assert not wanted - found, f"pyproject.toml does not install {sorted(wanted - found)}"
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "JAX_PLATFORMS": "cpu"}
+    code = ("import sys\nfrom videomae_jax import config\nfor path in sys.argv[1:]:\n    config.load(path)\n"
+            "from videomae_jax.__main__ import main\nsys.exit(main(['config', '--config=configs/tiny.py', '--json']))")
+    paths = [f"configs/{p.relative_to(runs.ROOT / 'configs').as_posix()}" for p in (runs.ROOT / "configs").rglob("*.py") if p.name not in ("__init__.py", "base.py")]
+    done = subprocess.run([sys.executable, "-c", code, *paths], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["name"] == "tiny"
+
+
+def test_ctrl_c_before_training_is_no_traceback(index: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """While the program still starts there is nothing to save: exit code 130 and one word."""
+    process = runs.command("train", *runs.arguments(index), f"--workdir={tmp_path / 'run'}", point=("assemble:SIGINT", 1))
+    _, err = runs.finish(process, code=128 + signal.SIGINT)
+    assert err.endswith("interrupted\n") and "Traceback" not in err and not (tmp_path / "run").exists()
