@@ -3,6 +3,7 @@
 Logical axes: `embed` (model width), `heads`, `mlp` (hidden), None (never sharded); the stack of layers adds `layers`.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax.errors import UserError
+from videomae_jax.models import attention
 from videomae_jax.parallel import shard
 from videomae_jax.types import Array, Key
 
@@ -51,10 +53,25 @@ class LayerNorm(nn.Module):
         width = x.shape[-1]
         scale = self.param("scale", boxed(nn.initializers.ones, "norm"), (width,), jnp.float32)
         bias = self.param("bias", boxed(nn.initializers.zeros, "norm"), (width,), jnp.float32)
-        x = x.astype(jnp.float32)
-        x = x - x.mean(-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
-        return (x * scale + bias).astype(self.dtype)
+        return standardise(x, scale, bias, self.eps).astype(self.dtype)
+
+
+# The two element-wise functions below keep only their argument for the backward pass. Their intermediate values, which
+# are cheap to compute, would otherwise be stored for every layer: a third of the activations of a step.
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
+def standardise(x: Array, scale: Array, bias: Array, eps: float) -> Array:
+    """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis, in float32."""
+    x = x.astype(jnp.float32)
+    x = x - x.mean(-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+    return x * scale + bias
+
+
+def gelu(x: Array, /) -> Array:
+    """Exact GELU, x (1 + erf(x / sqrt 2)) / 2."""
+    return jax.checkpoint(lambda x: jax.nn.gelu(x, approximate=False), prevent_cse=False)(x)
 
 
 class Linear(nn.Module):
@@ -77,12 +94,17 @@ class Linear(nn.Module):
 
 
 def attend(q: Array, k: Array, v: Array, /, *, implementation: str, valid: Array | None) -> Array:
-    """Softmax attention of scaled queries: [B N h d] x3 -> [B N h d]; softmax in float32; `valid` bool [B N] of keys."""
+    """Softmax attention of scaled queries: [B N h d] x3 -> [B N h d]; softmax in float32; `valid` bool [B N] of keys.
+
+    `implementation` "xla" holds the logits of all queries and keys, "chunked" those of a block of queries, "cudnn" none.
+    """
+    if implementation == "chunked":
+        return attention.chunked(q, k, v, valid=valid)
     if implementation == "cudnn":
         mask = None if valid is None else valid[:, None, None, :]
         return jax.nn.dot_product_attention(q, k, v, scale=1.0, mask=mask, implementation="cudnn")
     if implementation != "xla":
-        raise UserError(f"attention {implementation!r}; allowed are 'xla' and 'cudnn'")
+        raise UserError(f"attention {implementation!r}; allowed are 'xla', 'chunked' and 'cudnn'")
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     if valid is not None:
         logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
@@ -132,7 +154,7 @@ class Mlp(nn.Module):
         """[B N D] -> [B N D]."""
         width = x.shape[-1]
         y = Linear(self.hidden, ("embed", "mlp"), xavier(width, self.hidden), dtype=self.dtype, name="fc1")(x)
-        y = jax.nn.gelu(shard(y, "batch", None, "mlp"), approximate=False)
+        y = gelu(shard(y, "batch", None, "mlp"))
         return Linear(width, ("mlp", "embed"), xavier(self.hidden, width), dtype=self.dtype, name="fc2")(y)
 
 
@@ -204,8 +226,6 @@ class Stack(nn.Module):
         if any(not 0 <= k < self.depth for k in keep):
             raise UserError(f"layers {keep} asked of a stack of {self.depth} blocks")
         keys = keys if self.drop_path else None
-        attention = self.attention
-
         def body(block: nn.Module, carry: tuple[Array, Array], per_layer: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
             x, kept = carry
             layer, rate = per_layer
@@ -218,7 +238,7 @@ class Stack(nn.Module):
             body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=False)
         scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth, unroll=self.unroll,
                        metadata_params={nn.PARTITION_NAME: "layers"})
-        block = Block(self.heads, self.hidden, attention, self.dtype, name="block")
+        block = Block(self.heads, self.hidden, self.attention, self.dtype, name="block")
         per_layer = (jnp.arange(self.depth), jnp.asarray(np.linspace(0, self.drop_path, self.depth), jnp.float32))
         (x, kept), _ = scan(block, (x, jnp.zeros((len(keep), *x.shape), x.dtype)), per_layer)
         return Stacked(tokens=x, kept=kept)
