@@ -18,8 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TOTAL, SAVE = 9, 3
@@ -41,12 +43,23 @@ def cache() -> str:
     return folder
 
 
-def share_programs() -> None:
-    """Lets this process take compiled programs from `cache` too: each run of a test compiles its step anew."""
-    import jax
+@pytest.fixture(scope="module", autouse=True)
+def shared_programs() -> Iterator[None]:
+    """A module that imports this takes compiled programs from `cache` too: each run of a test compiles its step anew.
 
-    jax.config.update("jax_compilation_cache_dir", cache())
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    It ends with the module, for other tests count compilations.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    for values in ((cache(), 0.1), before):
+        for name, value in zip(names, values, strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is not before:
+            yield
 
 
 def world(folder: pathlib.Path, /) -> pathlib.Path:

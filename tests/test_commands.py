@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 import runs
+from runs import shared_programs  # noqa: F401 (a fixture)
 
 from videomae_jax import metrics, run_directory
 from videomae_jax.__main__ import main
-
-
-runs.share_programs()
 
 
 @pytest.fixture(scope="module")

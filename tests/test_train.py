@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import runs
+from runs import shared_programs  # noqa: F401 (a fixture)
 
 from videomae_jax import card, masking, metrics, optim, run_directory
 from videomae_jax import config as configs
@@ -28,7 +29,6 @@ from videomae_jax.objectives import mae
 from videomae_jax.stopping import Stop
 
 ME = pathlib.Path(__file__).stem
-runs.share_programs()
 
 
 @dataclasses.dataclass(frozen=True)
