@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +33,7 @@ class Rows:
     repeats: int = COPIES
     broken: tuple[int, ...] = ()
     log: str = ""
+    delay: float = 0.0
     classes: tuple[str, ...] = ()
 
     @property
@@ -47,6 +49,7 @@ class Rows:
         return f"clip_{row}.mp4"
 
     def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        time.sleep(self.delay)
         if self.log:
             with open(self.log, "a") as file:
                 file.write(f"{row}\n")
@@ -268,6 +271,19 @@ def test_a_failing_read_leaves_no_writer_behind(monkeypatch: pytest.MonkeyPatch)
         batches[0]
     assert not running
     batches.close()
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.02, 0.1, 0.3])
+def test_close_while_reading(pause: float) -> None:
+    """Threads in the middle of a batch end soon, whatever they are doing; otherwise the process would never exit."""
+    before = set(threading.enumerate())
+    with pipeline.stream(Rows(delay=0.04), batch_size=BATCH, seed=0, threads=1) as stream:
+        next(stream)
+        time.sleep(pause)
+    until = time.monotonic() + 20
+    while (rest := set(threading.enumerate()) - before) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not rest
 
 
 def test_batches_outlive_the_stream() -> None:

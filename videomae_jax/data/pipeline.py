@@ -134,9 +134,10 @@ class Batches:
             for future in futures:
                 future.result()
         finally:
+            # Not `concurrent.futures.wait`: it never returns for what `close` cancels at the same time.
             for future in futures:
-                future.cancel()
-            concurrent.futures.wait(futures)
+                if not future.cancel():
+                    future.exception()
         for value in batch.values():
             value[count:] = value[count - 1]
         batch["valid"][...] = (np.arange(first, first + each) < self.end)[:, None]
