@@ -120,8 +120,9 @@ def test_states_lie_where_the_partition_says() -> None:
     for made in (state, run.step()(state, batch)[0]):
         for (path, leaf), want in zip(jax.tree_util.tree_leaves_with_path(made), jax.tree.leaves(run.shardings), strict=True):
             assert leaf.sharding.is_equivalent_to(want, leaf.ndim), jax.tree_util.keystr(path)
-    for tree in (made.params["left"], made.ema["left"], made.extra["teacher"], run.frozen["target"], made.opt["train"][1].nu["left"]):
-        assert tree["w"].addressable_shards[0].data.shape == (toy.WIDTH // 2, toy.WIDTH)
+    for leaf in (made.params["left"]["w"], made.ema["left"]["w"], made.extra["teacher"]["w"], made.extra["number"], run.frozen["target"]["w"],
+                 made.opt["train"][1].nu["left"]["w"]):
+        assert leaf.addressable_shards[0].data.shape == (toy.WIDTH // 2, toy.WIDTH)
 
 
 def test_initial_parameters_do_not_depend_on_the_mesh() -> None:

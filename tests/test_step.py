@@ -16,7 +16,7 @@ from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.config import spec
 from videomae_jax.errors import UserError
 from videomae_jax.objectives.base import Output, Phase, Stage, draws
-from videomae_jax.step import check_aux, gradients, join, split
+from videomae_jax.step import check_aux, gradients, init_state, join, make_train_step, split
 
 HEARD = np.array([1, 0, 1, 0, 1, 0, 0, 0])  # with two micro-batches all of them lie in the first
 
@@ -232,13 +232,21 @@ def test_draws_differ_by_step_phase_and_seed_and_repeat_exactly() -> None:
     assert seen[0] == seen[2]
 
 
-def test_repeats_have_keys_of_their_own() -> None:
-    """The last of two repeats is logged, and it is not the first."""
-    run, drawn = run_of(), []
-    for repeats in (1, 2):
-        objective = type("Repeated", (toy.Toy,), {"phases": lambda self, n=repeats: (Phase("train", self.loss, repeats=n),)})()
-        drawn.append(float(dataclasses.replace(run, objective=objective).step()(run.create(), device(run, toy.batch(8)))[1]["draw"]))
-    assert drawn[0] != drawn[1]
+def test_phases_and_repeats_have_keys_of_their_own() -> None:
+    """Of two repeats the last is logged, and it is not the first; two phases of one pass each differ."""
+    class Twice(toy.Toy):
+        def phases(self) -> tuple[Phase, ...]:
+            return Phase("once", self.loss), Phase("again", self.loss), Phase("twice", self.loss, repeats=2)
+
+    run = run_of()
+    updates = {name: run.updates["train"] for name in ("once", "again", "twice")}
+    state = init_state(Twice(), updates, run.rng(), toy.batch(8), ema=0.0)
+    step = make_train_step(Twice(), updates, microbatches=1, ema=0.0, params_sharding=run.shardings.params)
+    _, metrics = jax.jit(step)(parallel.unbox(state), {}, device(run, toy.batch(8)))
+    drawn = {float(metrics[f"{name}/draw"]) for name in updates}
+    key = jax.random.fold_in(jax.random.fold_in(run.rng(), 0), 2)
+    assert len(drawn) == 3
+    np.testing.assert_allclose(metrics["twice/draw"], jax.random.uniform(jax.random.fold_in(key, 1)), rtol=1e-6)
 
 
 def test_a_wrong_number_of_batches_is_an_error() -> None:
@@ -313,7 +321,7 @@ def test_frozen_weights_are_seen_and_stay() -> None:
     """The loss reads them from extra["frozen"]; they are no part of the state, and a step leaves their buffers alone."""
     run = run_of(toy.Toy(teacher=True))
     state, step = run.create(), run.step()
-    assert set(state.extra) == {"teacher"} and "frozen" in run.seen(state.extra)
+    assert set(state.extra) == {"teacher", "number"} and "frozen" in run.seen(state.extra)
     batch = toy.batch(8)
     want = (batch["x"] @ (np.asarray(state.params["left"]["w"]) - 1)) ** 2
     for _ in range(2):
@@ -321,7 +329,8 @@ def test_frozen_weights_are_seen_and_stay() -> None:
         if int(state.step) == 1:
             np.testing.assert_allclose(metrics["loss_seen"], want.sum(-1).mean(), rtol=1e-5)
     np.testing.assert_array_equal(run.frozen["target"]["w"], np.ones((toy.WIDTH, toy.WIDTH)))
-    assert set(state.extra) == {"teacher"}
+    assert set(state.extra) == {"teacher", "number"}
+    assert (np.asarray(state.extra["number"]) == 2).all()
 
 
 def test_stages_follow_one_another_by_the_step_of_the_state() -> None:

@@ -13,8 +13,8 @@ What the author of a recipe does:
    paths below `objective`. A kind of field that further recipes will have becomes a rule.
 3. `inert` on the objective names the leaves that never get a gradient, each with its reason; `batch_coupled` says that
    rows of a batch depend on each other.
-4. float32 islands are written `jnp.float32`, and arrays that set the accuracy of a gradient come from parameters and
-   inputs: the float64 runs widen exactly these.
+4. float32 islands are written `jnp.float32` where they are, not left to a default argument, and whatever sets the
+   accuracy of a gradient comes from parameters and inputs: the float64 runs widen exactly these.
 5. `python -m pytest tests/test_contract.py --update-golden`, read the diff of tests/golden/contract, commit it.
 """
 
@@ -108,6 +108,7 @@ RULES: Mapping[str, Callable[[Any], Any]] = {
     "frames": _least(4), "size": _least(16), "repeats": _least(REPEATS), "classes": _least(4),
     "spectrogram": _least(16), "mels": _least(8), "length": _least(8), "vocabulary": _least(16), "queue": _least(16),
     "remat": lambda _: "none", "unroll": lambda _: 1, "attention": lambda _: "xla",
+    "drop_path": lambda rate: max(rate, 0.25),  # so that its draws, keyed by row, are checked for every recipe that can drop
 }
 WIDTHS = (16, 24, 32, 48)  # equal widths stay equal, different ones different
 
@@ -132,7 +133,7 @@ def shrink(root: Any, /, *, dtype: str) -> None:
             node[name] = WIDTHS[widths.index(node[name])]
         elif name == "dtype" and isinstance(node[name], str):
             node[name] = dtype
-        elif name in RULES and isinstance(node[name], (int, str, tuple)) and not isinstance(node[name], bool):
+        elif name in RULES and isinstance(node[name], (int, float, str, tuple)) and not isinstance(node[name], bool):
             node[name] = RULES[name](node[name])
 
 

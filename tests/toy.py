@@ -24,7 +24,8 @@ TRUST = ("tiny", "toy")
 class Toy(Objective):
     """Terms "seen": |x left - y|^2 over valid rows, and "heard" (coefficient 0.5): |x right|^2 over rows with heard > 0.
 
-    `scale` multiplies the first; `teacher` keeps a copy of `left` in extra and a frozen matrix beside it.
+    `scale` multiplies the first; `teacher` keeps a copy of `left` and a matrix of the step's number in extra, and a frozen
+    matrix beside them.
     """
 
     scale: float = 1.0
@@ -39,7 +40,8 @@ class Toy(Objective):
         return {"left": matrix(keys[0]), "right": matrix(keys[1])}
 
     def init_extra(self, rng: Any, params: Any, batch: Any, /) -> Any:
-        return {"teacher": jax.tree.map(jnp.copy, params["left"])} if self.teacher else {}
+        number = parallel.box(jnp.zeros((WIDTH, WIDTH), jnp.float32), "embed", None)
+        return {"teacher": jax.tree.map(jnp.copy, params["left"]), "number": number} if self.teacher else {}
 
     def init_frozen(self, rng: Any, batch: Any, /) -> Any:
         return {"target": {"w": parallel.box(jnp.ones((WIDTH, WIDTH), jnp.float32), "embed", None)}} if self.teacher else {}
@@ -61,7 +63,10 @@ class Toy(Objective):
 
     def update_extra(self, params: Any, extra: Any, aux: Any, /, *, step: Any) -> Any:
         assert "frozen" not in extra
-        return {"teacher": jax.tree.map(lambda t, p: 0.5 * t + 0.5 * p, extra["teacher"], params["left"])} if self.teacher else extra
+        if not self.teacher:
+            return extra
+        teacher = jax.tree.map(lambda t, p: 0.5 * t + 0.5 * p, extra["teacher"], params["left"])
+        return {"teacher": teacher, "number": jnp.full((WIDTH, WIDTH), step + 1, jnp.float32)}  # made anew, from nothing that is split
 
 
 def product(params: Any, extra: Any, batch: Any, rng: Any, /, *, step: Any, train: bool) -> Output:
