@@ -12,7 +12,7 @@ from videomae_jax.data import audio, index, sources
 from videomae_jax.data.spectrogram import AST, LogMel
 from videomae_jax.errors import UserError
 
-SPANS = ("centred", "clip")
+SPANS = ("centred", "clip", "proportional")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,11 @@ class AudioVideoClips(sources.VideoClips):
     """VideoClips, pixel for pixel, with `audio` f32 [K S mels] and `audio_valid` bool [K S], S = `spectrogram` frames of `mel`.
 
     `span` places the sound by the presentation times of the sampled frames: "centred" puts the middle of S hops on the
-    middle of the clip (Audiovisual MAE: 10 s of sound for a shorter clip), "clip" begins with the first sampled frame and
-    ends with the last; what S holds beyond that is invalid. A spectrogram frame is valid where the file has every sample
-    of its window; invalid ones are 0, all of them in a file without sound. Copies share the sound.
+    middle of the clip, "clip" begins with the first sampled frame and ends with the last; what S holds beyond that is
+    invalid. "proportional" gives the sound the place in the file that the clip has, as share of what it leaves free: sound
+    as long as the file is the whole file (Audiovisual MAE: 10 s for a shorter clip), in a shorter file it begins with it.
+    A spectrogram frame is valid where the file has every sample of its window; invalid ones are 0, all of them in a file
+    without sound. Copies share the sound.
     `shuffle_audio` = n > 0 gives every video the sound of another one, by a permutation drawn from n: the control that
     tells whether a model relates the two. Raises UserError for it where there is only one video.
     """
@@ -69,11 +71,20 @@ class AudioVideoClips(sources.VideoClips):
         ids = self.sampling.ids(info.frames, clip=self.frames, rng=rng)
         first, last = (int(info.pts[i]) * info.time_base for i in (ids.min(), ids.max()))
         last += 1 / info.fps
-        hop, lead = Fraction(self.mel.hop, self.mel.rate), Fraction(self.mel.lead, self.mel.rate)
-        start = first if self.span == "clip" else (first + last - self.spectrogram * hop) / 2
-        heard = audio.decode_audio(pathlib.Path(self.index).parent / record["path"], start=start - lead, rate=self.mel.rate,
+        start = self._start(first, last, begin=int(info.pts[0]) * info.time_base, end=int(info.pts[-1]) * info.time_base + 1 / info.fps)
+        heard = audio.decode_audio(pathlib.Path(self.index).resolve().parent / record["path"], start=start, rate=self.mel.rate,
                                    duration=Fraction(self.mel.samples(self.spectrogram), self.mel.rate))
         valid = self.mel.covered(heard.valid)[: self.spectrogram]
         if self.span == "clip":
-            valid = valid & (np.arange(self.spectrogram) < (last - first) / hop)
+            valid = valid & (np.arange(self.spectrogram) < (last - first) * self.mel.rate / self.mel.hop)
         return np.where(valid[:, None], self.mel(heard.samples)[: self.spectrogram], np.float32(0)), valid
+
+    def _start(self, first: Fraction, last: Fraction, /, *, begin: Fraction, end: Fraction) -> Fraction:
+        """Time of the first sample beside a clip from `first` to `last` of a file from `begin` to `end`; all in seconds."""
+        hops, lead = Fraction(self.spectrogram * self.mel.hop, self.mel.rate), Fraction(self.mel.lead, self.mel.rate)
+        if self.span == "clip":
+            return first - lead
+        if self.span == "centred":
+            return (first + last - hops) / 2 - lead
+        free, room = end - begin - (last - first), end - begin - Fraction(self.mel.samples(self.spectrogram), self.mel.rate)
+        return begin + max(room, Fraction(0)) * ((first - begin) / free if free > 0 else Fraction(1, 2))
