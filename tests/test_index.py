@@ -225,9 +225,8 @@ def test_a_moved_folder(clip: bytes, tmp_path: pathlib.Path) -> None:
 def test_an_index_written_over_a_link(clip: bytes, tmp_path: pathlib.Path) -> None:
     """A link is replaced, not followed, and the paths fit where the file then lies."""
     fill(tmp_path / "set", ["a.mp4"], clip)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/index.parquet").touch()
-    (tmp_path / "set/index.parquet").symlink_to(tmp_path / "other/index.parquet")
+    (tmp_path / "index.parquet").touch()
+    (tmp_path / "set/index.parquet").symlink_to(tmp_path / "index.parquet")
     index.write(index.build(tmp_path / "set", val_fraction=0.0), tmp_path / "set/index.parquet")
     assert sources.VideoClips(index=str(tmp_path / "set/index.parquet"), frames=1, size=32).read(0, rng=np.random.default_rng(0))
 
