@@ -50,16 +50,20 @@ def initial() -> Any:
     return jax.tree.unflatten(tree, [x + 0.1 * rng.standard_normal(x.shape).astype(np.float32) for x in leaves])
 
 
-def value(params: Any, term: str, *, objective: AdaMAE = OBJECTIVE, rows: dict[str, Any] | None = None, masks: Any = None, train: bool = False) -> Any:
-    """One term of the loss, as the trainer adds it."""
-    out = objective.loss(params, {}, batch() if rows is None else rows, KEY, step=0, train=train, masks=masks)
+LOSS = jax.jit(lambda params, rows, masks=None: OBJECTIVE.loss(params, {}, rows, KEY, step=0, train=False, masks=masks))
+PREDICT = jax.jit(lambda params, rows, rng=KEY, masks=None: OBJECTIVE.predict(params, {}, rows, rng, masks=masks))
+LOGITS = jax.jit(lambda params, rows: OBJECTIVE.logits(params, OBJECTIVE.patchify(rows), keys=None))
+
+
+def value(out: Any, term: str, /) -> Any:
+    """One term of a loss, as the trainer adds it."""
     return losses.value({term: out.terms[term]}, denominators=losses.denominators({term: out.terms[term]}))
 
 
 @functools.cache
 def gradients(term: str) -> dict[str, float]:
-    """Largest entry of the gradient of a term, by leaf."""
-    tree = jax.jit(jax.grad(functools.partial(value, term=term, train=True)))(initial())
+    """Largest entry of the gradient of a term in training, by leaf."""
+    tree = jax.jit(jax.grad(lambda params: value(OBJECTIVE.loss(params, {}, batch(), KEY, step=0, train=True), term)))(initial())
     return {"/".join(k.key for k in path): float(np.abs(leaf).max()) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -132,7 +136,7 @@ def test_logits_by_a_transcription_in_numpy() -> None:
     y = layer_norm(x, s["norm2"], eps=1e-5) @ s["mlp"]["fc1"]["kernel"] + s["mlp"]["fc1"]["bias"]
     y = y * scipy.stats.norm.cdf(y)
     logits = (x + y @ s["mlp"]["fc2"]["kernel"] + s["mlp"]["fc2"]["bias"]) @ s["head"]["kernel"][:, 0]
-    found = np.asarray(OBJECTIVE.logits(initial(), OBJECTIVE.patchify(batch()), keys=None))
+    found = np.asarray(LOGITS(initial(), batch()))
     np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4 * np.abs(logits).max())  # float32 through 6 products
     probabilities = np.asarray(OBJECTIVE.probabilities(initial(), batch()))
     np.testing.assert_allclose(probabilities, np.exp(logits) / np.exp(logits).sum(-1, keepdims=True), rtol=1e-3)
@@ -219,15 +223,16 @@ def test_sampling_loss_by_hand() -> None:
 def test_loss_is_the_two_terms_under_their_coefficients() -> None:
     """Reconstruction is MAE's under the same masks; sampling is the transcription fed with its token errors, times 1e-4."""
     rows = batch(valid=[True, False, True])
-    out = OBJECTIVE.loss(initial(), {}, rows, KEY, step=0, train=False)
-    predicted = OBJECTIVE.predict(initial(), {}, rows, KEY)
+    out = LOSS(initial(), rows)
+    predicted = PREDICT(initial(), rows)
     twin = MAE(encoder=ENCODER, decoder=OBJECTIVE.decoder, decoder_mask=masking.Hidden())
-    other = twin.loss({k: initial()[k] for k in ("encoder", "decoder")}, {}, rows, KEY, step=0, train=False, masks=predicted.masks)
+    other = jax.jit(lambda params, masks: twin.loss(params, {}, rows, KEY, step=0, train=False, masks=masks))(
+        {k: initial()[k] for k in ("encoder", "decoder")}, predicted.masks)
     np.testing.assert_allclose(out.terms["reconstruction"].total, other.terms["reconstruction"].total, rtol=1e-6)
     error = np.mean((np.asarray(predicted.patches) - np.asarray(predicted.targets)) ** 2, -1, dtype=np.float64)[[0, 2]]
-    logits = np.asarray(OBJECTIVE.logits(initial(), OBJECTIVE.patchify(rows), keys=None), np.float64)[[0, 2]]
+    logits = np.asarray(LOGITS(initial(), rows), np.float64)[[0, 2]]
     wanted = 1e-4 * released(logits, error, np.asarray(predicted.masks.target)[[0, 2]])
-    assert float(value(initial(), "sampling", rows=rows)) == pytest.approx(wanted, rel=1e-5)
+    assert float(value(out, "sampling")) == pytest.approx(wanted, rel=1e-5)
     assert out.terms["reconstruction"].coefficient == 1.0
 
 
@@ -235,12 +240,12 @@ def test_given_masks_replace_the_draw() -> None:
     """Loss and predictions use them, and the draw's own logits cannot change the reconstruction under them."""
     uniform = OBJECTIVE.masks(batch(), KEY)
     assert uniform.visible.shape == (ROWS, VISIBLE)
-    predicted = OBJECTIVE.predict(initial(), {}, batch(), KEY, masks=uniform)
+    predicted = PREDICT(initial(), batch(), masks=uniform)
     np.testing.assert_array_equal(predicted.masks.visible, uniform.visible)
     blind = initial() | {"sampler": jax.tree.map(jnp.zeros_like, initial()["sampler"])}
-    losses_ = [float(value(p, "reconstruction", masks=uniform)) for p in (initial(), blind)]
-    assert losses_[0] == losses_[1] == pytest.approx(float(np.mean((np.asarray(predicted.patches) - np.asarray(predicted.targets)) ** 2)), rel=1e-5)
-    assert float(value(initial(), "reconstruction")) != losses_[0]
+    found = [float(value(LOSS(p, batch(), uniform), "reconstruction")) for p in (initial(), blind)]
+    assert found[0] == found[1] == pytest.approx(float(np.mean((np.asarray(predicted.patches) - np.asarray(predicted.targets)) ** 2)), rel=1e-5)
+    assert float(value(LOSS(initial(), batch()), "reconstruction")) != found[0]
 
 
 # -- who learns from what ----------------------------------------------------------------------------------------------
@@ -322,16 +327,16 @@ def test_coverage_counts_pixels() -> None:
 def test_metrics_of_a_step_are_of_valid_rows() -> None:
     """Means over valid rows of what the functions above say; the object ratio needs part maps."""
     rows = batch(valid=[True, False, True])
-    out = OBJECTIVE.loss(initial(), {}, rows, KEY, step=0, train=False)
+    out = LOSS(initial(), rows)
     p = np.asarray(OBJECTIVE.probabilities(initial(), rows), np.float64)[[0, 2]]
     found = {k: float(m.reduce().value()) for k, m in out.metrics.items()}
     assert found["entropy"] == pytest.approx(np.mean([scipy.stats.entropy(x) for x in p]) / np.log(TOKENS), rel=1e-5)
     left = np.tile([True, True, False, False], 8)
     assert found["object_ratio"] == pytest.approx(np.mean(p[:, left].mean(1) / p[:, ~left].mean(1)), rel=1e-5)
-    predicted = OBJECTIVE.predict(initial(), {}, rows, KEY)
+    predicted = PREDICT(initial(), rows)
     error, target = np.mean((np.asarray(predicted.patches) - np.asarray(predicted.targets)) ** 2, -1)[[0, 2]], np.asarray(predicted.masks.target)[[0, 2]]
     assert found["correlation"] == pytest.approx(np.mean([scipy.stats.pearsonr(x[i], e)[0] for x, i, e in zip(p, target, error, strict=True)]), abs=1e-5)
-    assert "object_ratio" not in OBJECTIVE.loss(initial(), {}, {k: v for k, v in rows.items() if k != "parts"}, KEY, step=0, train=False).metrics
+    assert "object_ratio" not in jax.eval_shape(LOSS, initial(), {k: v for k, v in rows.items() if k != "parts"}).metrics
 
 
 class Toy(Context):
@@ -368,12 +373,12 @@ def test_evaluator_by_a_slow_transcription(tmp_path: pathlib.Path) -> None:
     found = sampling.Sampling(batch_size=2, clips=5, mask=mask, draws=2).run(toy)
     expected: dict[str, list[float]] = {}
     for rows in toy.sweep(toy.source("val"), batch_size=5):
-        p, own = np.asarray(OBJECTIVE.probabilities(initial(), rows)), OBJECTIVE.predict(initial(), {}, rows, toy.rng)
+        p, own = np.asarray(OBJECTIVE.probabilities(initial(), rows)), PREDICT(initial(), rows, toy.rng)
         total, times = np.zeros((5, TOKENS)), np.zeros((5, TOKENS))
         for number in range(2):
             keys = [jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(toy.rng, number), k[0]), k[1]) for k in np.asarray(rows["key"])]
             drawn = masking.draw(jnp.stack(keys), encoder=mask, decoder=masking.Hidden(), grid=ENCODER.grid)
-            predicted = OBJECTIVE.predict(initial(), {}, rows, toy.rng, masks=drawn)
+            predicted = PREDICT(initial(), rows, toy.rng, drawn)
             for row, (ids, error) in enumerate(zip(np.asarray(drawn.target), np.mean((predicted.patches - predicted.targets) ** 2, -1), strict=True)):
                 total[row, ids] += error
                 times[row, ids] += 1

@@ -37,7 +37,8 @@ class AdaMAE(MAE):
     coefficient: float = 1e-4
     score: str = "log"
 
-    tiny = types.MappingProxyType({"coefficient": 1.0})  # plain descent at 1e-4 would move scales by less than their last bit
+    # One visible token would leave queries without a gradient; plain descent at 1e-4 would move scales by less than their last bit.
+    tiny = types.MappingProxyType({"encoder_mask.ratio": 0.75, "coefficient": 1.0})
 
     def __post_init__(self) -> None:
         super().__post_init__()
