@@ -201,12 +201,17 @@ def recorded(path: pathlib.Path, /, *, hosts: int) -> dict[int, list[str]]:
     return {batches[0]["first"]: [row for batch in batches for row in batch["rows"]] for batches in zip(*parts, strict=False)}
 
 
-def pair(words: list[str], /, *, point: tuple[str, int], trace: pathlib.Path | None = None) -> "list[subprocess.Popen[str]]":
-    """Two processes of one device each that form one run; the second has the point."""
+def pair(words: list[str], /, *, codes: tuple[int, int], point: tuple[str, int] = ("", 0), trace: pathlib.Path | None = None) -> list[str]:
+    """What two processes of one device each, which form one run, wrote on standard error; the second has the point."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    return [command(*words, f"--coordinator={address}", "--processes=2", f"--process={i}", point=point if i else ("", 0), trace=trace) for i in range(2)]
+    both = [command(*words, f"--coordinator={address}", "--processes=2", f"--process={i}", point=point if i else ("", 0), trace=trace) for i in range(2)]
+    try:
+        return [finish(process, code=code)[1] for process, code in zip(both, codes, strict=True)]
+    finally:
+        for process in both:
+            process.kill()  # one that waits for the other, which failed
 
 
 def in_assemble(arrive: Callable[[], None], /) -> None:
@@ -236,11 +241,6 @@ def main(argv: list[str], /) -> int:
     """Runs the command with a signal at a point: NAME or NAME:SIGNAL, SIGKILL where none is given."""
     from videomae_jax.__main__ import main as run
 
-    import jax
-
-    from videomae_jax import parallel
-
-    parallel.put = lambda value, /, *, mesh: jax.jit(lambda x: x, out_shardings=parallel.replicated(mesh))(value)  # TEMPORARY
     if TRACE in os.environ:
         record(pathlib.Path(os.environ[TRACE]))
     name, _, chosen = argv[0].partition(":")

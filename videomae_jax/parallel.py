@@ -219,8 +219,9 @@ def place(tree: Any, shardings: Any, /) -> Any:
 
 
 def put(value: Any, /, *, mesh: Mesh) -> Any:
-    """A host value replicated over the mesh."""
-    return jax.device_put(value, replicated(mesh))
+    """A host value, the same on every process, replicated over the mesh."""
+    # device_put refuses a typed key for a mesh that other processes share.
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(value)
 
 
 def gather(tree: Any, /, *, mesh: Mesh) -> Any:
