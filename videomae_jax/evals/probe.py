@@ -83,7 +83,7 @@ class Probe:
         fresh = run.create()
         kinds: dict[str, Callable[[Batch], Array]] = {
             "trained": self.features(context, context.params, context.extra),
-            "untrained": self.features(context, fresh.params, fresh.extra),
+            "untrained": self.features(context, fresh.params, run.seen(fresh.extra)),
             "pixels": run.evaluator(coarse_pixels),
         }
         results: dict[str, float] = {}
