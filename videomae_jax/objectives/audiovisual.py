@@ -19,6 +19,7 @@ from videomae_jax.objectives.mae import block_macs
 from videomae_jax.types import Array, Batch, Extra, Key, Params, row_keys
 
 INPAINTING = ("none", "released", "all")
+OTHER = {"video": "audio", "audio": "video"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,9 +197,6 @@ class AudiovisualMAE(Objective):
         sequences = [total["decoder"]] if d.layout == "joint" else [k["decoder"] for k in n.values()]
         macs += sum(d.depth * block_macs(s, d.width, d.hidden) for s in sequences)
         return Cost(macs=float(macs), tokens=total | {f"{m}_{key}": v for m, k in n.items() for key, v in k.items()})
-
-
-OTHER = {"video": "audio", "audio": "video"}
 
 
 def features(tokens: Array, valid: Array, /, *, grid: Grid) -> Features:
