@@ -42,6 +42,14 @@ class Restored:
     meta: dict[str, Any]
 
 
+class _Manager(ocp.CheckpointManager):
+    """Asks nothing of jax's preemption service: a question with the step of a save, from its background thread too, sets the
+    service's counter back, and the processes agree on a stop at a question of the loop that has passed (`stopping.Stop`)."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpointer:
     """Checkpoints of one run in `directory`, one sub-directory a step, written asynchronously and committed by rename.
 
@@ -65,7 +73,7 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep), create=not read_only, cleanup_tmp_directories=not read_only,
             save_decision_policy=policies.FixedIntervalPolicy(1), step_format_fixed_length=8)
-        self._manager = ocp.CheckpointManager(pathlib.Path(directory).resolve(), options=options, handler_registry=handlers())
+        self._manager = _Manager(pathlib.Path(directory).resolve(), options=options, handler_registry=handlers())
         self.directory, self._warn = pathlib.Path(directory), warn
         self._step, self._failure = -1, ""  # of the newest save
 
