@@ -256,3 +256,13 @@ def test_flush_twice_writes_once(monkeypatch: pytest.MonkeyPatch) -> None:
     clock.flush(1)
     clock.close()
     assert recorder.lines == [(1, {"critic/loss": 2.0})]
+
+
+def test_progress_speaks_on_the_standard_error_of_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run in one process must not write to a stream that was replaced and closed meanwhile."""
+    for _ in range(2):
+        stream = io.StringIO()
+        monkeypatch.setattr("sys.stderr", stream)
+        Progress(total=1, first=0, lead=True).show(1, loss=0.5, clips_per_second=1.0, wait=0.0)
+        assert "step 1/1" in stream.getvalue()
+        stream.close()

@@ -155,3 +155,10 @@ def test_other_crops_are_refused(folder: pathlib.Path) -> None:
 
     with pytest.raises(UserError, match="cannot follow the crop function; allowed are CentreCrop, MultiScaleCrop, RandomResizedCrop, WholeFrame"):
         source(folder, crop=crop).read(0, rng=np.random.default_rng(0))
+
+
+def test_an_index_that_is_a_link_finds_its_maps(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Maps, like videos, are relative to the index itself, not to a link that points to it."""
+    (tmp_path / "index.parquet").symlink_to(folder / "index.parquet")
+    direct, linked = (source(home).read(0, rng=np.random.default_rng(3)) for home in (folder, tmp_path))
+    np.testing.assert_array_equal(linked["parts"], direct["parts"])

@@ -90,8 +90,9 @@ def read(directory: pathlib.Path, /) -> list[dict[str, float]]:
 class Progress:
     """One line that is redrawn on a terminal and printed at intervals elsewhere."""
 
-    def __init__(self, *, total: int, first: int, lead: bool, stream: TextIO = sys.stderr) -> None:
-        self._total, self._first, self._lead, self._stream = total, first, lead, stream
+    def __init__(self, *, total: int, first: int, lead: bool, stream: TextIO | None = None) -> None:
+        # Looked up now: the standard error of the time of import may be closed by the second run of a process.
+        self._total, self._first, self._lead, self._stream = total, first, lead, sys.stderr if stream is None else stream
         self._start, self._shown = time.monotonic(), float("-inf")
 
     def show(self, step: int, /, *, loss: float, clips_per_second: float, wait: float) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 import zipfile
 from typing import Any
 
@@ -98,7 +97,7 @@ class PartClips(sources.VideoClips):
         """u8 [frames h w] of a row of the index. Raises DecodeError for a missing or damaged file, UserError for a missing column."""
         if self.parts not in record:
             raise UserError(f"index {self.index} has no column {self.parts!r} with part maps; it has {', '.join(record)}")
-        path = pathlib.Path(self.index).parent / (record[self.parts] or "")
+        path = self._opened.home / (record[self.parts] or "")
         try:
             loaded = np.load(path)
             maps = loaded if isinstance(loaded, np.ndarray) else loaded[self.array]
