@@ -107,7 +107,7 @@ def test_token_counts_are_those_of_the_released_configs(name: str, tokens: int, 
 def test_the_toy_config_says_its_counts() -> None:
     """The numbers of its docstring."""
     counts = built("toy/av_mae").counts()
-    assert (counts["video"]["all"], counts["video"]["visible"], counts["audio"]["all"], counts["audio"]["visible"]) == (288, 72, 48, 15)
+    assert (counts["video"]["all"], counts["video"]["visible"], counts["audio"]["all"], counts["audio"]["visible"]) == (128, 32, 48, 15)
 
 
 def test_cost_counts_every_product() -> None:
