@@ -124,7 +124,10 @@ def layer_norm(x: np.ndarray, p: Any, /, *, eps: float) -> np.ndarray:
 
 def test_logits_by_a_transcription_in_numpy() -> None:
     """Embedding of every patch + positions -> pre-LN block (eps 1e-5, no biases on q, k, v) -> one linear unit, in float64."""
-    params = jax.tree.map(lambda x: np.asarray(x, np.float64), initial())
+    start = initial()  # small embeddings, of variance 1e-4, on which the eps of the norm shows
+    start = start | {"encoder": start["encoder"] | {"embed": jax.tree.map(lambda x: 0.01 * x, start["encoder"]["embed"])},
+                     "sampler": start["sampler"] | {"positions": 0.1 * start["sampler"]["positions"]}}
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), start)
     s, e = params["sampler"], params["encoder"]["embed"]
     x = np.asarray(OBJECTIVE.patchify(batch()), np.float64).reshape(ROWS, TOKENS, -1, 3)
     x = ((x - patches.IMAGENET_MEAN) / patches.IMAGENET_STD).reshape(ROWS, TOKENS, -1)
@@ -136,9 +139,9 @@ def test_logits_by_a_transcription_in_numpy() -> None:
     y = layer_norm(x, s["norm2"], eps=1e-5) @ s["mlp"]["fc1"]["kernel"] + s["mlp"]["fc1"]["bias"]
     y = y * scipy.stats.norm.cdf(y)
     logits = (x + y @ s["mlp"]["fc2"]["kernel"] + s["mlp"]["fc2"]["bias"]) @ s["head"]["kernel"][:, 0]
-    found = np.asarray(LOGITS(initial(), batch()))
+    found = np.asarray(LOGITS(start, batch()))
     np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4 * np.abs(logits).max())  # float32 through 6 products
-    probabilities = np.asarray(OBJECTIVE.probabilities(initial(), batch()))
+    probabilities = np.asarray(OBJECTIVE.probabilities(start, batch()))
     np.testing.assert_allclose(probabilities, np.exp(logits) / np.exp(logits).sum(-1, keepdims=True), rtol=1e-3)
 
 
