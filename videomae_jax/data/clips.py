@@ -1,6 +1,8 @@
 """Which frames of a video make a clip. Ids are 0-based, in presentation order."""
 
 import dataclasses
+import functools
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -133,6 +135,56 @@ class SparseView:
         tick = frames / clip
         ids = sorted(int(s * tick / self.views + tick * x) for s in range(self.views) for x in range(clip))
         return np.asarray(ids[self.view:: self.views], np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spaced:
+    """Ids floor(start + i * step) for a step that need not be whole; `position` of the start is "random" or "centre".
+
+    A video that is too short starts at 0, and its last frame repeats; a step below 1 repeats frames.
+    """
+
+    step: Fraction
+    position: str = "random"
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.step <= 0:
+            raise UserError(f"Spaced: step is {self.step}; allowed are numbers above 0")
+
+    def ids(self, frames: int, /, *, clip: int, rng: np.random.Generator) -> np.ndarray:
+        """i64 [clip] for a video of `frames` frames."""
+        offsets = np.asarray([int(i * self.step) for i in range(clip)], np.int64)
+        room = max(frames - int(offsets[-1]), 1)
+        start = int(rng.integers(room)) if self.position == "random" else (room - 1) // 2
+        return np.minimum(start + offsets, frames - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PerSecond:
+    """`rate` frames a second, whatever the frame rate of a video: `Spaced` with the step fps / rate.
+
+    Videos of 25 and 30 frames a second then show motion at one speed; a stride in frames does not.
+    """
+
+    rate: float = 7.5
+    position: str = "random"
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if not self.rate > 0:
+            raise UserError(f"PerSecond: rate is {self.rate}; allowed are numbers above 0")
+
+
+@functools.singledispatch
+def at(sampling: Any, /, *, fps: Fraction) -> Any:
+    """The sampling for a video of `fps` frames a second; those that count frames do not depend on it."""
+    return sampling
+
+
+@at.register
+def _(sampling: PerSecond, /, *, fps: Fraction) -> Spaced:
+    return Spaced(step=fps / Fraction(sampling.rate).limit_denominator(1001), position=sampling.position)
 
 
 def _check(sampling: Any, /) -> None:

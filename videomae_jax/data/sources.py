@@ -13,6 +13,7 @@ from videomae_jax.data import clips, decode, index, transforms
 from videomae_jax.errors import UserError
 
 KINDS = ("image", "labels", "flow", "boxes", "sequence", "static")
+CROPS = ("auto", "device", "host")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,15 @@ class _Opened(NamedTuple):
     numbers: dict[str, int]
 
 
+class Clip(NamedTuple):
+    """What a read decodes: frames `ids` i64 [T] of a video; and its label."""
+
+    video: decode.Video
+    ids: np.ndarray
+    info: decode.VideoInfo
+    label: int
+
+
 @dataclasses.dataclass(frozen=True)
 class VideoClips:
     """Clips of the readable videos of an index: `video` u8 [K T size size 3] and `label` i32 [K].
@@ -77,7 +87,9 @@ class VideoClips:
     `split` is train, val, test or all. `label` names the index column that becomes batch["label"] ("" = the column
     `label`); classes are numbered over all splits in sorted order (by value where all are integers), -1 where a video has
     none. `limit` takes that many videos at equal distances. `repeats` crops are cut from one decode (repeated
-    augmentation, VideoMAE V2: they share the frames and differ in crop and mask).
+    augmentation, VideoMAE V2: they share the frames and differ in crop and mask). `crops` says where a training run cuts
+    them: on the "host", as `read` does, on the "device", or "auto"; `canvas` (height, width) is what then crosses to the
+    device, 0 = derived (data.planes).
     """
 
     index: str
@@ -89,8 +101,12 @@ class VideoClips:
     limit: int = 0
     sampling: Any = clips.DenseRandom()
     crop: Any = transforms.MultiScaleCrop()
+    crops: str = "auto"
+    canvas: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
+        if self.crops not in CROPS:
+            raise UserError(f"crops {self.crops!r}; allowed are {', '.join(CROPS)}")
         for field, least in (("frames", 1), ("size", 1), ("repeats", 1), ("limit", 0)):
             if getattr(self, field) < least:
                 raise UserError(f"{field} is {getattr(self, field)}; allowed are {least} and more")
@@ -132,13 +148,17 @@ class VideoClips:
     def name(self, row: int, /) -> str:
         return self.record(row)["name"]
 
-    def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def clip(self, row: int, /, *, rng: np.random.Generator) -> Clip:
+        """What a read of `row` decodes; takes the draws that come before those of the crops."""
         record, info = (record := self.record(row)), index.info_of(record)
-        ids = self.sampling.ids(info.frames, clip=self.frames, rng=rng)
-        video = decode.decode(self._opened.home / record["path"], ids, info=info)
+        ids = clips.at(self.sampling, fps=info.fps).ids(info.frames, clip=self.frames, rng=rng)
+        return Clip(self._opened.home / record["path"], ids, info, self._opened.numbers.get(record[self._opened.column], -1))
+
+    def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        clip = self.clip(row, rng=rng)
+        video = decode.decode(clip.video, clip.ids, info=clip.info)
         crops = np.stack([self.crop(video, size=self.size, rng=rng) for _ in range(self.repeats)])
-        label = self._opened.numbers.get(record[self._opened.column], -1)
-        return {"video": crops, "label": np.full(self.repeats, label, np.int32)}
+        return {"video": crops, "label": np.full(self.repeats, clip.label, np.int32)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
