@@ -1,5 +1,6 @@
 """Meshes, partitions of state and batch, and the gate against state that stays whole."""
 
+import types
 from typing import Any
 
 import flax.linen as nn
@@ -50,6 +51,37 @@ def test_layouts_that_do_not_fit_are_refused(sizes: tuple[int, ...], message: st
     """The error shows the sizes and the number of devices."""
     with pytest.raises(UserError, match=message):
         Layout(*sizes).mesh()
+
+
+def devices_of(slices: int, *torus: int, kind: str = "cpu") -> list[Any]:
+    """Devices as far as a mesh looks at them: `slices` tori of one chip a place."""
+    places = [tuple(int(i) for i in place) for place in np.ndindex(*torus)]
+    return [types.SimpleNamespace(id=n * len(places) + i, slice_index=n, coords=place, core_on_chip=0, device_kind=kind, process_index=0,
+                                  platform="tpu" if kind != "cpu" else "cpu") for n in range(slices) for i, place in enumerate(places)]
+
+
+@pytest.mark.parametrize(("sizes", "slices_of_data", "slices_of_fsdp"), [((8, 2, 1), 4, 1), ((2, 8, 1), 2, 2), ((1, 16, 1), 1, 4), ((4, 2, 2), 4, 1), ((2, 4, 2), 2, 2)])
+def test_slices_lie_along_data_first(sizes: tuple[int, ...], slices_of_data: int, slices_of_fsdp: int) -> None:
+    """Four slices of four: parameters are gathered over the slow network only where `data` is shorter than the number of slices."""
+    mesh = parallel.arrange(sizes, devices_of(4, 4, 1, 1))
+    number = np.vectorize(lambda d: d.slice_index)(mesh)
+    assert mesh.shape == sizes and sorted(d.id for d in mesh.flat) == list(range(16))
+    assert {len(set(number[:, f, t])) for f in range(sizes[1]) for t in range(sizes[2])} == {slices_of_data}
+    assert {len(set(number[d, :, t])) for d in range(sizes[0]) for t in range(sizes[2])} == {slices_of_fsdp}
+    assert all(len(set(number[d, f])) == 1 for d in range(sizes[0]) for f in range(sizes[1]))
+
+
+def test_the_tensor_axis_stays_within_a_slice() -> None:
+    """Its collectives run in every layer."""
+    with pytest.raises(UserError, match=r"tensor=8 over 4 slices of 4 devices; data x fsdp must be a multiple of 4"):
+        parallel.arrange((1, 2, 8), devices_of(4, 4, 1, 1))
+
+
+def test_an_axis_may_take_a_part_of_a_torus() -> None:
+    """fsdp=128 is no product of whole axes of a 4 x 8 x 8 torus, and 256 does not divide ViT-g's width."""
+    mesh = parallel.arrange((2, 128, 1), devices_of(1, 4, 8, 8, kind="TPU v5"))
+    assert mesh.shape == (2, 128, 1) and len({d.id for d in mesh.flat}) == 256
+    assert {tuple(len({d.coords[axis] for d in half.flat}) for axis in range(3)) for half in mesh} in ({(2, 8, 8)}, {(4, 4, 8)}, {(4, 8, 4)})
 
 
 # -- partitions -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from videomae_jax.errors import UserError
@@ -50,7 +51,33 @@ class Layout:
         if math.prod(sizes) != len(devices):
             raise UserError(f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not fit {len(devices)} devices")
         # Linen's logical constraints assert under the Explicit axis type that jax.make_mesh defaults to.
-        return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+        return Mesh(arrange(tuple(sizes), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange(sizes: tuple[int, ...], devices: list[Any], /) -> np.ndarray:
+    """`devices` as an array of `sizes` that follows the network: neighbours of an axis lie close together.
+
+    Where the devices form several slices (TPU pods joined by the data-centre network, GPU nodes), `data` runs over the
+    slices as far as it can and `fsdp` over the rest; raises UserError where the tensor axis would leave a slice.
+    """
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    data = math.gcd(sizes[0], slices)
+    outer = (data, math.gcd(sizes[1], slices // data), 1)
+    if math.prod(outer) != slices:
+        raise UserError(f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} over {slices} slices of {len(devices) // slices} devices; "
+                        f"data x fsdp must be a multiple of {slices}, so that the tensor axis stays within a slice")
+    if slices == 1:
+        return _on_torus(sizes, devices)
+    inner = tuple(s // o for s, o in zip(sizes, outer, strict=True))
+    # An axis of 128 on a 4 x 8 x 8 torus needs half of one of its axes.
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+
+
+def _on_torus(sizes: tuple[int, ...], devices: list[Any], /) -> np.ndarray:
+    try:
+        return mesh_utils.create_device_mesh(sizes, devices)
+    except NotImplementedError:  # no whole axes of the torus multiply to these sizes
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def initialize(*, coordinator: str, processes: int, process: int) -> None:
