@@ -158,6 +158,12 @@ class Mlp(nn.Module):
         return Linear(width, ("mlp", "embed"), xavier(self.hidden, width), dtype=self.dtype, name="fc2")(y)
 
 
+def check_drop_path(rate: float, /) -> None:
+    """Raises UserError for a rate of stochastic depth at which nothing would be left to scale up, or none at all."""
+    if not 0 <= rate < 1:
+        raise UserError(f"drop_path {rate}; allowed are 0 <= drop_path < 1")
+
+
 def drop_path(x: Array, keys: Key | None, /, *, rate: Array) -> Array:
     """Stochastic depth: zeroes rows of [B N D] with probability `rate` and scales the rest by 1 / (1 - rate).
 
@@ -217,6 +223,10 @@ class Stack(nn.Module):
     unroll: int = 1
     attention: str = "xla"
     dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_drop_path(self.drop_path)
 
     @nn.compact
     def __call__(self, x: Array, /, *, keys: Key | None = None, valid: Array | None = None, keep: tuple[int, ...] = ()) -> Stacked:

@@ -56,7 +56,7 @@ class Encoder(vit.Encoder):
         stack = layers.Stack(self.depth, self.heads, self.hidden, self.drop_path, self.remat, self.unroll, self.attention, dtype, name="stack")
         out = stack(x, keys=keys, valid=with_class(valid), keep=keep)
         kept = out.kept[:, :, 1:] if keep else out.kept
-        return vit.Encoded(tokens=layers.LayerNorm(dtype=dtype, name="norm")(out.tokens)[:, 1:], kept=kept)
+        return vit.Encoded(tokens=layers.LayerNorm(dtype=dtype, name="norm")(out.tokens)[:, 1:], kept=kept, last=out.tokens[:, 1:])
 
 
 class Decoder(vit.Decoder):

@@ -7,7 +7,7 @@ import numpy as np
 
 from videomae_jax.errors import UserError
 from videomae_jax.masking import Grid
-from videomae_jax.types import Array
+from videomae_jax.types import Array, Batch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -48,6 +48,24 @@ def standardise(patches: Array, /, *, mean: tuple[float, ...], std: tuple[float,
     scale = np.tile(1 / np.asarray(std, np.float64), repeat).astype(np.float32)
     shift = np.tile(np.asarray(mean, np.float64) / np.asarray(std, np.float64), repeat).astype(np.float32)
     return patches * scale - shift
+
+
+def present(batch: Batch, /, *, grid: Grid, patch: tuple[int, int, int]) -> Array | None:
+    """Tokens bool [B N] that show at least one real frame, where a batch says how many of its frames are real; else None = all.
+
+    `batch["length"]` i32 [B] is that number: the tail of a long video is padded to a whole clip (`extract`).
+    """
+    if "length" not in batch:
+        return None
+    real = jnp.arange(grid.t) * patch[0] < batch["length"][:, None]
+    return jnp.repeat(real, grid.slice, axis=1)
+
+
+def mean(tokens: Array, valid: Array | None, /) -> Array:
+    """Mean [B D] over the `valid` bool [B N] tokens [B N D]; None = all of them."""
+    if valid is None:
+        return tokens.mean(1)
+    return jnp.where(valid[..., None], tokens, 0).sum(1) / valid.sum(1, keepdims=True)
 
 
 @functools.lru_cache(maxsize=16)

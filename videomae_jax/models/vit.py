@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
+import numpy as np
 
 from videomae_jax.masking import Grid
 from videomae_jax.models import layers, patches
@@ -13,10 +14,11 @@ from videomae_jax.types import Array, Key
 
 @flax.struct.dataclass
 class Encoded:
-    """`tokens` [B V D] after the final norm; `kept` [K B V D] raw outputs of the blocks asked for."""
+    """`tokens` [B V D] after the final norm, `last` before it; `kept` [K B V D] raw outputs of the blocks asked for."""
 
     tokens: Array
     kept: Array
+    last: Array
 
 
 class Encoder(nn.Module):
@@ -52,6 +54,14 @@ class Encoder(nn.Module):
         """Values of a patch, P."""
         return self.patch[0] * self.patch[1] * self.patch[2] * self.channels
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        layers.check_drop_path(self.drop_path)
+
+    def positions(self) -> np.ndarray:
+        """The fixed table f32 [N D] that is added to the embedded patches."""
+        return patches.sincos(self.grid.tokens, self.width)
+
     @nn.compact
     def __call__(self, x: Array, /, *, ids: Array, keys: Key | None = None, valid: Array | None = None,
                  keep: tuple[int, ...] = ()) -> Encoded:
@@ -60,10 +70,10 @@ class Encoder(nn.Module):
         x = patches.standardise(x, mean=self.mean, std=self.std)
         bound = self.values**-0.5  # the convolution keeps PyTorch's default: U(+-1/sqrt(fan_in)), bias too
         x = layers.Linear(self.width, (None, "embed"), layers.uniform(bound), layers.uniform(bound), dtype=dtype, name="embed")(x)
-        x = x + jnp.asarray(patches.sincos(self.grid.tokens, self.width))[ids].astype(dtype)
+        x = x + jnp.asarray(self.positions())[ids].astype(dtype)
         stack = layers.Stack(self.depth, self.heads, self.hidden, self.drop_path, self.remat, self.unroll, self.attention, dtype, name="stack")
         out = stack(x, keys=keys, valid=valid, keep=keep)
-        return Encoded(tokens=layers.LayerNorm(dtype=dtype, name="norm")(out.tokens), kept=out.kept)
+        return Encoded(tokens=layers.LayerNorm(dtype=dtype, name="norm")(out.tokens), kept=out.kept, last=out.tokens)
 
 
 class Decoder(nn.Module):
@@ -81,13 +91,17 @@ class Decoder(nn.Module):
     attention: str = "xla"
     dtype: str = "float32"
 
+    def positions(self, grid: Grid, /) -> np.ndarray:
+        """The fixed table f32 [N D] of the decoder's own width."""
+        return patches.sincos(grid.tokens, self.width)
+
     @nn.compact
     def __call__(self, tokens: Array, /, *, visible: Array, target: Array, grid: Grid, values: int, valid: Array | None = None) -> Array:
         """Encoder tokens [B V D], ids i32 [B V] and [B M] -> predictions f32 [B M P]."""
         dtype = jnp.dtype(self.dtype)
         bound = tokens.shape[-1] ** -0.5
         x = layers.Linear(self.width, ("embed", None), layers.uniform(bound), use_bias=False, dtype=dtype, name="bridge")(tokens)
-        table = jnp.asarray(patches.sincos(grid.tokens, self.width)).astype(dtype)
+        table = jnp.asarray(self.positions(grid)).astype(dtype)
         mask_token = self.param("mask_token", layers.boxed(layers.truncated(0.02), None), (self.width,), jnp.float32).astype(dtype)
         x = jnp.concatenate([x + table[visible], mask_token + table[target]], axis=1)
         if valid is not None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from videomae_jax import losses
+from videomae_jax.erasing import Erasing
 from videomae_jax.errors import UserError
 from videomae_jax.metrics import Mean
 from videomae_jax.mixing import Mixing
@@ -17,6 +18,7 @@ from videomae_jax.objectives.base import Cost, External, Features, Objective, Ou
 from videomae_jax.types import Array, Batch, Extra, Key, Params, row_keys
 
 STARTS = {"encoder": r"head/.*", "features": r"head/linear/.*", "model": r"(?!)"}  # leaves that keep their fresh values; (?!) is none
+ERASED = 2**20  # folded into the key of `prepare` for erasing; mixing folds in the numbers of its groups
 TRAINED = {"all": ".*", "head": "head/.*"}
 
 
@@ -25,13 +27,14 @@ class Classify(Objective):
     """All tokens of a clip through the encoder, head(mean of tokens), cross-entropy on mixed and smoothed labels.
 
     Source: fine-tuning of VideoMAE V2 (arXiv 2303.16727 and its released code). The encoder has no final norm of its
-    own: the head norms the mean token, and that norm starts afresh, as in V2. `mixing` acts on the whole batch before
-    it is cut into micro-batches. Rows without a label (-1) and rows mixed with one count nothing.
+    own: the head norms the mean token, and that norm starts afresh, as in V2. `erasing` acts on clips, then `mixing` on the
+    whole batch before it is cut into micro-batches. Rows without a label (-1) and rows mixed with one count nothing.
 
     `pretrained` names a run directory of any recipe with an encoder of this shape, its checkpoints, or an .npz of converted
     weights; "" trains from scratch, from the initialisers of pretraining. `item` "ema" takes its averaged weights. `start`
     "encoder" takes the encoder alone; of a run of this objective "features" takes the norm of the head too, and "model" the whole
-    head, for the same classes in the same order. `trains` "head" is a linear probe: the encoder runs as in evaluation and gets no gradient.
+    head, for the same classes in the same order, or for those that the map of classes in the file `classes` chooses
+    (`head_rows`: K710 to K400, K600, K700 and back). `trains` "head" is a linear probe: the encoder runs as in evaluation and gets no gradient.
 
     Deviation: images are mixed before they are standardised instead of after, which is the same function.
     """
@@ -39,18 +42,22 @@ class Classify(Objective):
     encoder: vit.Encoder
     head: heads.Classifier
     mixing: Mixing = Mixing()
+    erasing: Erasing = Erasing(probability=0.0)
     smoothing: float = 0.1
     pretrained: str = ""
     item: str = "params"
     start: str = "encoder"
+    classes: str = ""
     trains: str = "all"
 
-    tiny = types.MappingProxyType({"pretrained": "", "mixing.rows": 4})
+    tiny = types.MappingProxyType({"pretrained": "", "classes": "", "mixing.rows": 4})
 
     def __post_init__(self) -> None:
         for field, allowed in (("start", STARTS), ("trains", TRAINED)):
             if getattr(self, field) not in allowed:
                 raise UserError(f"{field} {getattr(self, field)!r}; allowed are {', '.join(allowed)}")
+        if self.classes and self.start != "model":
+            raise UserError(f"classes {self.classes!r} maps the head of another run, which start {self.start!r} does not take; allowed is start 'model'")
         if not 0 <= self.smoothing < 1:
             raise UserError(f"smoothing {self.smoothing}; allowed are 0 <= smoothing < 1")
 
@@ -67,7 +74,8 @@ class Classify(Objective):
             return ()
         fresh = STARTS[self.start]
         ignored = (r"encoder/norm/.*", r"(?!encoder/|head/).*", fresh)
-        return (External(into="params", path=self.pretrained, fresh=(fresh,), ignore=ignored, item=self.item),)
+        rows = ((r"head/linear/.*", self.classes),) if self.classes else ()
+        return (External(into="params", path=self.pretrained, fresh=(fresh,), ignore=ignored, rows=rows, item=self.item),)
 
     def phases(self) -> tuple[Phase, ...]:
         """One, over the whole model or its head."""
@@ -76,8 +84,11 @@ class Classify(Objective):
     patchify = mae.MAE.patchify  # the same check and order of values; it asks for `encoder` alone
 
     def prepare(self, batch: Batch, rng: Key, /, *, step: Array, train: bool) -> Batch:
-        """Adds soft labels `target` f32 [B classes] and `weight` f32 [B]; in training `video` becomes mixed, f32 in [0, 1]."""
+        """Adds soft labels `target` f32 [B classes] and `weight` f32 [B]; in training `video` becomes erased and mixed, f32."""
         batch = dict(batch) | self.labelled(batch)
+        if train and self.erasing.probability:
+            keys = row_keys(jax.random.fold_in(rng, ERASED), batch["key"])
+            batch["video"] = self.erasing(patches.to_unit(batch["video"]), keys, mean=self.encoder.mean, std=self.encoder.std)
         if not train or not self.mixing.active:
             return batch
         rows, _, height, width, _ = batch["video"].shape
@@ -94,13 +105,13 @@ class Classify(Objective):
         weight = (batch["valid"] & (label >= 0)).astype(jnp.float32)
         return {"target": jnp.where((label < self.head.classes)[:, None], target, jnp.nan), "weight": weight}
 
-    def encode(self, params: Params, x: Array, /, *, keys: Key | None, layer: int = -1) -> Array:
-        """Raw tokens [B N D] of block `layer` (-1 = the last) for patches [B N P]."""
-        layer = self.encoder.depth - 1 if layer == -1 else layer
+    def encode(self, params: Params, x: Array, /, *, keys: Key | None, layer: int = -1, valid: Array | None = None) -> Array:
+        """Raw tokens [B N D] of block `layer` (-1 = the last) for patches [B N P]; `valid` bool [B N] or None = all."""
         # The encoder module norms its last tokens as well; nobody reads them, so any norm will do.
         ids = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
         variables = {"params": {**params["encoder"], "norm": params["head"]["norm"]}}
-        return self.encoder.apply(variables, x, ids=ids, keys=keys, keep=(layer,)).kept[0]
+        out = self.encoder.apply(variables, x, ids=ids, keys=keys, valid=valid, keep=() if layer == -1 else (layer,))
+        return out.last if layer == -1 else out.kept[0]
 
     def loss(self, params: Params, extra: Extra, batch: Batch, rng: Key, /, *, step: Array, train: bool, masks: Any = None) -> Output:
         """Cross-entropy; metrics `top1` and `top5` in percent, against the label with the largest share of a mixed clip."""
@@ -120,13 +131,20 @@ class Classify(Objective):
         return Prediction(logits=self.head.apply({"params": params["head"]}, tokens).logits)
 
     def represent(self, params: Params, extra: Extra, batch: Batch, /, *, inputs: tuple[str, ...] | None = None, layer: int = -1) -> dict[str, Features]:
-        """Raw tokens of a block. At layer -1, the last, `pooled` is what the classes are linear in: the head's norm of the mean token."""
+        """Raw tokens of a block. At layer -1, the last, `pooled` is what the classes are linear in: the head's norm of the mean token.
+
+        Padding that the batch declares (`patches.present`) is attended by no token and no part of the mean.
+        """
         if inputs not in (None, ("video",)):
             raise UserError(f"features of inputs {inputs}; allowed is ('video',)")
         x = self.patchify(batch)
-        tokens = self.encode(params, x, keys=None, layer=layer).astype(jnp.float32)
-        pooled = self.head.apply({"params": params["head"]}, tokens).pooled if layer == -1 else tokens.mean(1)
-        return {"video": Features(tokens=tokens, pooled=pooled, valid=jnp.ones(tokens.shape[:2], bool), grid=self.encoder.grid)}
+        valid = patches.present(batch, grid=self.encoder.grid, patch=self.encoder.patch)
+        tokens = self.encode(params, x, keys=None, layer=layer, valid=valid).astype(jnp.float32)
+        pooled = patches.mean(tokens, valid)
+        if layer == -1:
+            pooled = self.head.apply({"params": params["head"]}, pooled[:, None]).pooled
+        return {"video": Features(tokens=tokens, pooled=pooled, grid=self.encoder.grid,
+                                  valid=jnp.ones(tokens.shape[:2], bool) if valid is None else valid)}
 
     def cost(self) -> Cost:
         """Forward multiply-adds: embedding of all patches, encoder, head."""

@@ -88,14 +88,19 @@ class MAE(Objective):
         return Prediction(patches=self.forward(params, x, masks, keys=None), targets=masking.take(self.target(x), ids=masks.target), masks=masks)
 
     def represent(self, params: Params, extra: Extra, batch: Batch, /, *, inputs: tuple[str, ...] | None = None, layer: int = -1) -> dict[str, Features]:
-        """Features of all N tokens: after the final norm for layer -1, else the raw output of block `layer`."""
+        """Features of all N tokens: after the final norm for layer -1, else the raw output of block `layer`.
+
+        Padding that the batch declares (`patches.present`) is attended by no token and no part of the mean.
+        """
         if inputs not in (None, ("video",)):
             raise UserError(f"features of inputs {inputs}; allowed is ('video',)")
         x = self.patchify(batch)
         ids = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-        out = self.encoder.apply({"params": params["encoder"]}, x, ids=ids, keep=() if layer == -1 else (layer,))
+        valid = patches.present(batch, grid=self.encoder.grid, patch=self.encoder.patch)
+        out = self.encoder.apply({"params": params["encoder"]}, x, ids=ids, valid=valid, keep=() if layer == -1 else (layer,))
         tokens = (out.tokens if layer == -1 else out.kept[0]).astype(jnp.float32)
-        return {"video": Features(tokens=tokens, pooled=tokens.mean(1), valid=jnp.ones(tokens.shape[:2], bool), grid=self.encoder.grid)}
+        return {"video": Features(tokens=tokens, pooled=patches.mean(tokens, valid), grid=self.encoder.grid,
+                                  valid=jnp.ones(tokens.shape[:2], bool) if valid is None else valid)}
 
     def counts(self) -> dict[str, int]:
         """Tokens of a clip: all, visible to the encoder, decoded, in the decoder's sequence."""
