@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from videomae_jax import parallel
+from videomae_jax import head_rows, parallel
 from videomae_jax.checkpoint import load_params, transfer
 from videomae_jax.errors import UserError
 from videomae_jax.objectives.base import External
@@ -61,7 +61,8 @@ def _replace(tree: Params, into: list[str], external: External, /) -> Params:
             raise UserError(f"external into {external.into!r}: {into[0]!r} is not among {known}")
         return tree | {into[0]: _replace(tree[into[0]], into[1:], external)}
     try:
-        found = transfer(tree, read(external), rename=external.rename, fresh=external.fresh, ignore=external.ignore)
+        source = head_rows.select(read(external), tree, rows=external.rows)
+        found = transfer(tree, source, rename=external.rename, fresh=external.fresh, ignore=external.ignore)
     except UserError as error:
         raise UserError(f"{external.path} into {external.into}: {error}") from error
 
