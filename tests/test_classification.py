@@ -1,5 +1,6 @@
 """The accuracy evaluator: every video once, views averaged as probabilities, unreadable views left out; and the three crops."""
 
+import csv
 import dataclasses
 import functools
 import pathlib
@@ -9,17 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from videomae_jax import config as configs
+from videomae_jax import externals
 from videomae_jax.assembly import assemble
-from videomae_jax.data import sources
+from videomae_jax.data import pipeline, sources
 from videomae_jax.data.decode import DecodeError
 from videomae_jax.data.three_crop import ThreeCrop
 from videomae_jax.errors import UserError
+from videomae_jax.evals import best
 from videomae_jax.evals.base import Context
-from videomae_jax.evals.classification import Classification, Views, add
+from videomae_jax.evals.classification import Classification, Sums, Views, results
 from videomae_jax.models import heads, vit
-from videomae_jax.objectives.base import Prediction
+from videomae_jax.objectives.base import External, Prediction
 from videomae_jax.objectives.classify import Classify
 
 VIDEOS, CLASSES = 11, 7
@@ -89,9 +93,10 @@ def run(classes: int = CLASSES) -> Any:
     return assemble(config, devices=jax.devices()[:2], trust=(__name__,))
 
 
-def evaluate(evaluator: Classification, /, *, classes: int = CLASSES, step: int = 3, **fields: Any) -> dict[str, float]:
+def evaluate(evaluator: Classification, /, *, classes: int = CLASSES, step: int = 3, directory: pathlib.Path = pathlib.Path(), params: Any = None,
+             **fields: Any) -> dict[str, float]:
     """Results on the coded videos."""
-    return evaluator.run(Toy(run(classes), {}, {}, step, pathlib.Path(), fields=tuple(fields.items())))
+    return evaluator.run(Toy(run(classes), params or {}, {}, step, directory, fields=tuple(fields.items())))
 
 
 def expected(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -149,11 +154,95 @@ def test_padding_adds_nothing() -> None:
     """A row that is not valid changes neither sums nor counts nor labels, whatever it shows."""
     view = {"probabilities": np.float32([[0.9, 0.1], [0.2, 0.8]]), "row": np.array([1, 1]), "label": np.array([0, 1]), "valid": np.array([True, False]),
             "fault": np.zeros(2, int)}
-    total, seen, labels = np.zeros((2, 2)), np.zeros(2, int), np.full(2, -1)
-    add(view, total=total, seen=seen, labels=labels)
-    np.testing.assert_allclose(total, [[0, 0], [0.9, 0.1]], rtol=1e-6)
-    np.testing.assert_array_equal(seen, [0, 1])
-    np.testing.assert_array_equal(labels, [-1, 0])
+    sums = Sums.empty(2, classes=2)
+    sums.add(view)
+    np.testing.assert_allclose(sums.total, [[0, 0], [0.9, 0.1]], rtol=1e-6)
+    np.testing.assert_array_equal(sums.seen, [0, 1])
+    np.testing.assert_array_equal(sums.labels, [-1, 0])
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_every_host_covers_its_part_once(hosts: int) -> None:
+    """Eleven videos over hosts that share batches of four: each video once whatever the number of hosts, padding never."""
+    sums = Sums.empty(VIDEOS, classes=CLASSES)
+    streams = [pipeline.sweep(Coded(frames=4, size=16, length=VIDEOS), batch_size=4, host=h, hosts=hosts, threads=1) for h in range(hosts)]
+    for parts in zip(*streams, strict=True):
+        batch = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+        sums.add(batch | {"probabilities": softmax(batch["video"][:, 0, 0, :CLASSES, 0] / 64)})
+    for stream in streams:
+        stream.close()
+    np.testing.assert_array_equal(sums.seen, 1)
+    np.testing.assert_allclose(sums.total, PROBABILITIES[:, 0, 0], rtol=1e-6)
+    assert_results(results(sums), expected(PROBABILITIES[:, 0, 0], LABELS) | {"videos": VIDEOS})
+
+
+def test_what_is_saved(tmp_path: pathlib.Path) -> None:
+    """Logits of every view, NaN for those that could not be read; the table of classes and the confusions by counting."""
+    got = evaluate(dataclasses.replace(MANY, save="test"), directory=tmp_path, broken=((2, 0, 1),))
+    with np.load(tmp_path / "test" / "logits.npz") as saved:
+        logits, seen = saved["logits"], saved["seen"]
+        np.testing.assert_array_equal(saved["labels"], LABELS)
+        assert list(saved["names"][:2]) == ["noise 0", "noise 1"] and list(saved["classes"]) == list("abcdefg")
+    assert logits.dtype == np.float32 and logits.shape == (VIDEOS, 6, CLASSES)
+    np.testing.assert_array_equal(np.argwhere(~seen), [[2, 1]])
+    np.testing.assert_array_equal(np.isnan(logits), np.broadcast_to(~seen[..., None], logits.shape))
+    np.testing.assert_allclose(logits[seen], (CODES / 64).reshape(VIDEOS, 6, CLASSES)[seen])
+    fused = np.nanmean(np.where(seen[..., None], softmax(np.nan_to_num(logits)), np.nan), 1)
+    with (tmp_path / "test" / "per_class.csv").open(newline="") as file:
+        rows = {row["class"]: row for row in csv.DictReader(file)}
+    assert list(rows) == list("abcdefg")
+    for number, name in enumerate("abcdefg"):
+        mine = np.flatnonzero(LABELS == number)
+        guesses = fused[mine].argmax(1)
+        assert int(rows[name]["videos"]) == len(mine)
+        if len(mine):
+            assert float(rows[name]["top1"]) == pytest.approx(100 * np.mean(guesses == number), abs=0.006)
+        wrong = [int(g) for g in guesses if g != number]
+        assert (rows[name]["most often taken for"] != "") is bool(wrong)
+        if wrong:
+            worst = min(set(wrong), key=lambda g: (-wrong.count(g), g))
+            assert rows[name]["most often taken for"] == "abcdefg"[worst]
+            assert float(rows[name]["share"]) == pytest.approx(100 * wrong.count(worst) / len(mine), abs=0.006)
+    assert got["class_top1"] == pytest.approx(np.mean([np.mean(fused[LABELS == c].argmax(1) == c) for c in np.unique(LABELS)]) * 100)
+    with Image.open(tmp_path / "test" / "confusion.png") as picture:
+        cell, side = 720 // CLASSES, picture.width - 720 // CLASSES * CLASSES - 1
+        guess = fused[0].argmax()
+        share = np.mean(fused[LABELS == LABELS[0]].argmax(1) == guess)
+        middle = picture.getpixel((side + int(guess) * cell + cell // 2, 24 + int(LABELS[0]) * cell + cell // 2))
+    np.testing.assert_allclose(middle, 255 + share * (np.array([8, 48, 107]) - 255), atol=1)
+
+
+def test_the_best_weights_are_kept(tmp_path: pathlib.Path) -> None:
+    """Of three evaluations the second is best: its weights are what "best" evaluates, and what fine-tuning can start from."""
+    weights = run().create().params
+    of = {step: jax.tree.map(lambda x, step=step: x + step, weights) for step in (3, 4, 5, 6)}
+    scores = {}
+    for step, hidden in ((3, 2), (4, 0), (5, 2)):
+        wrong = tuple((int(row), 0, 0) for row in np.flatnonzero(PROBABILITIES[:, 0, 0].argmax(1) == LABELS)[:hidden])
+        scores[step] = evaluate(Classification(batch_size=4, best="top1"), step=step, directory=tmp_path, params=of[step], broken=wrong)
+    assert scores[4]["top1"] > max(scores[3]["top1"], scores[5]["top1"])
+    assert [scores[s]["best"] for s in (3, 4, 5)] == [scores[3]["top1"], scores[4]["top1"], scores[4]["top1"]]
+    step, kept = best.load(Toy(run(), {}, {}, 6, tmp_path))
+    assert step == 4 and [p.name for p in (tmp_path / "best").iterdir() if p.name.isdigit()] == ["00000004"]
+    for got, want in zip(jax.tree.leaves(kept), jax.tree.leaves(of[4]), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert evaluate(Classification(batch_size=4, weights="best"), step=6, directory=tmp_path, params=of[6])["best_step"] == 4
+    read = externals.read(External("params", str(tmp_path / "best")))
+    np.testing.assert_array_equal(read["encoder"]["embed"]["kernel"], of[4]["encoder"]["embed"]["kernel"])
+    lost = evaluate(Classification(batch_size=4, best="top1"), step=2, directory=tmp_path, params=of[3])
+    assert lost["best"] == scores[4]["top1"] and best.load(Toy(run(), {}, {}, 6, tmp_path))[0] == 4
+
+
+def test_mistakes_about_the_best(tmp_path: pathlib.Path) -> None:
+    """None kept, unknown names, another measure."""
+    with pytest.raises(UserError, match="no evaluator of this run keeps the best weights yet"):
+        evaluate(Classification(weights="best"), directory=tmp_path)
+    for field in ("weights", "best"):
+        with pytest.raises(UserError, match="'loss'"):
+            Classification(**{field: "loss"})
+    evaluate(Classification(batch_size=4, best="top1"), directory=tmp_path, params=run().create().params)
+    with pytest.raises(UserError, match="holds the best by 'top1', and the evaluator asks for 'top5'"):
+        evaluate(Classification(batch_size=4, best="top5"), directory=tmp_path, step=9)
 
 
 def test_a_part_of_the_split() -> None:

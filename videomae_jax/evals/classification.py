@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomae_jax import losses
+from videomae_jax import losses, parallel
 from videomae_jax.errors import UserError
+from videomae_jax.evals import best, per_class
 from videomae_jax.evals.base import Context
 from videomae_jax.types import Array, Batch
 
@@ -48,6 +49,10 @@ class Classification:
     averaged probability of the label. Before step `first` it has no results: many views of an untrained head cost as much
     as those of a trained one.
 
+    `best` names a result by which the weights of the best step are kept in the folder `best` of the run, and `weights` "best"
+    evaluates those instead of the present ones. V2 tests its last weights. `save` names a folder of the run for the logits of
+    every view, a table of all classes and a picture of their confusions (`per_class`).
+
     Raises UserError where head and index disagree about the classes, and for a video without a label.
     """
 
@@ -57,51 +62,98 @@ class Classification:
     clips: int = 0
     views: Any = OneView()
     first: int = 0
+    best: str = ""
+    weights: str = "last"
+    save: str = ""
+
+    def __post_init__(self) -> None:
+        if self.weights not in ("last", "best"):
+            raise UserError(f"weights {self.weights!r}; allowed are last, best")
+        if self.best not in ("", "top1", "top5"):
+            raise UserError(f"best by {self.best!r}; allowed are top1, top5 and '' for none")
 
     def run(self, context: Context, /) -> dict[str, float]:
-        """{"top1", "top5", "loss", "videos", "unreadable", "chance"}."""
-        objective = context.assembly.objective
+        """{"top1", "top5", "class_top1", "loss", "videos", "unreadable", "chance"}, and "best" or "best_step" where asked for."""
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
-        classes = len(source.classes)
-        if classes != objective.head.classes:
-            raise UserError(f"the head has {objective.head.classes} classes and the index {classes} ({_shown(source.classes)}); "
+        classes, head = len(source.classes), context.assembly.objective.head.classes
+        if classes != head:
+            raise UserError(f"the head has {head} classes and the index {classes} ({_shown(source.classes)}); "
                             f"set --config.objective.head.classes={classes}, or --config.data.label to another column")
         if context.step < self.first:
             return {}
-
-        def probabilities(params: Any, extra: Any, batch: Batch, rng: Any) -> dict[str, Array]:
-            logits = objective.predict(params, extra, batch, rng).logits
-            return {"probabilities": jax.nn.softmax(logits.astype(jnp.float32), -1)} | {k: batch[k] for k in ("row", "label", "valid", "fault")}
-
-        predict = context.assembly.evaluator(probabilities)
-        total, seen, labels = np.zeros((len(source), classes)), np.zeros(len(source), int), np.full(len(source), -1)
-        for view in self.views.sources(source):
+        step, params = best.load(context) if self.weights == "best" else (context.step, context.params)
+        sums = Sums.empty(len(source), classes=classes, views=len(self.views.sources(source)) if self.save and parallel.is_lead() else 0)
+        predict = predictor(context)
+        for number, view in enumerate(self.views.sources(source)):
             for batch in context.sweep(view, batch_size=self.batch_size):
-                add(jax.device_get(predict(context.params, context.extra, batch, context.rng)), total=total, seen=seen, labels=labels)
-        return results(total, seen=seen, labels=labels) | {"chance": 100 / classes}
+                sums.add(jax.device_get(predict(params, context.extra, batch, context.rng)), view=number)
+        found = results(sums) | {"chance": 100 / classes}
+        if self.save and parallel.is_lead():
+            per_class.write(context.directory / self.save, names=[source.name(row) for row in range(len(source))], classes=source.classes,
+                            labels=np.where(sums.seen > 0, sums.labels, -1), logits=sums.logits, seen=sums.shown, mean=sums.mean)
+        found |= {"best_step": float(step)} if self.weights == "best" else {}
+        return found | ({"best": best.keep(context, found[self.best], metric=self.best)} if self.best else {})
 
 
-def add(view: dict[str, np.ndarray], /, *, total: np.ndarray, seen: np.ndarray, labels: np.ndarray) -> None:
-    """Adds the readable rows of a batch to the sums f64 [N classes], counts i [N] and labels i [N] of all videos, in place."""
-    kept = view["valid"] & (view["fault"] == 0)
-    rows = view["row"][kept]
-    np.add.at(total, rows, view["probabilities"][kept].astype(np.float64))
-    np.add.at(seen, rows, 1)
-    labels[rows] = view["label"][kept]
+def predictor(context: Context, /) -> Any:
+    """The jitted (params, extra, batch, rng) -> logits f32 [B classes], their softmax, and what a batch says of its rows."""
+    objective = context.assembly.objective
+
+    def predicted(params: Any, extra: Any, batch: Batch, rng: Any) -> dict[str, Array]:
+        logits = objective.predict(params, extra, batch, rng).logits.astype(jnp.float32)
+        return {"logits": logits, "probabilities": jax.nn.softmax(logits, -1)} | {k: batch[k] for k in ("row", "label", "valid", "fault")}
+    return context.assembly.evaluator(predicted)
 
 
-def results(total: np.ndarray, /, *, seen: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracies and loss of summed probabilities [N classes] of `seen` views each; raises UserError for videos without a label."""
-    read = seen > 0
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """Sums over the readable views of all videos: `total` f64 [N classes] of probabilities, `seen` i [N] views, `labels` i [N].
+
+    Where logits are kept, those of every view are `logits` f32 [N views classes] and `shown` bool [N views] is True of the
+    readable ones; otherwise both are empty.
+    """
+
+    total: np.ndarray
+    seen: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+    shown: np.ndarray
+
+    @classmethod
+    def empty(cls, videos: int, /, *, classes: int, views: int = 0) -> "Sums":
+        """Nothing seen yet; `views` 0 keeps no logits."""
+        return cls(np.zeros((videos, classes)), np.zeros(videos, int), np.full(videos, -1), np.zeros((videos, views, classes), np.float32),
+                   np.zeros((videos, views), bool))
+
+    def add(self, found: dict[str, np.ndarray], /, *, view: int = 0) -> None:
+        """Adds the readable rows of a batch, in place; padding, and rows that show another video, add nothing."""
+        kept = found["valid"] & (found["fault"] == 0)
+        rows = found["row"][kept]
+        np.add.at(self.total, rows, found["probabilities"][kept].astype(np.float64))
+        np.add.at(self.seen, rows, 1)
+        self.labels[rows] = found["label"][kept]
+        if self.logits.size:
+            self.logits[rows, view], self.shown[rows, view] = found["logits"][kept], True
+
+    @property
+    def mean(self) -> np.ndarray:
+        """f64 [N classes]: the mean probability over the views of every video, 0 where none is readable."""
+        return self.total / np.maximum(self.seen, 1)[:, None]
+
+
+def results(sums: Sums, /) -> dict[str, float]:
+    """Accuracies and loss of the averaged probabilities; raises UserError for videos without a label."""
+    read = sums.seen > 0
     if not read.any():
         raise UserError("no video of the split can be read")
-    if (labels[read] < 0).any():
-        raise UserError(f"{int((labels[read] < 0).sum())} of {int(read.sum())} videos of the split have no label")
-    mean, label = total[read] / seen[read, None], labels[read]
+    if (sums.labels[read] < 0).any():
+        raise UserError(f"{int((sums.labels[read] < 0).sum())} of {int(read.sum())} videos of the split have no label")
+    mean, label = sums.mean[read], sums.labels[read]
     place = losses.ranks(mean, label)
     loss = -np.log(np.maximum(mean[np.arange(len(mean)), label], np.finfo(np.float64).tiny)).mean()
-    return {"top1": 100 * float(np.mean(place < 1)), "top5": 100 * float(np.mean(place < 5)), "loss": float(loss),
-            "videos": float(read.sum()), "unreadable": float((~read).sum())}
+    own = [np.mean(place[label == c] < 1) for c in np.unique(label)]
+    return {"top1": 100 * float(np.mean(place < 1)), "top5": 100 * float(np.mean(place < 5)), "class_top1": 100 * float(np.mean(own)),
+            "loss": float(loss), "videos": float(read.sum()), "unreadable": float((~read).sum())}
 
 
 def _shown(classes: tuple[str, ...], /) -> str:

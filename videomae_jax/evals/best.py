@@ -1,0 +1,53 @@
+"""The weights of the best evaluation of a run, kept beside its checkpoints in the folder `best`.
+
+The folder is a checkpoint like any other: `pretrained`, and any other external weights, may name it.
+"""
+
+import pathlib
+
+from videomae_jax import parallel
+from videomae_jax.checkpoint import Checkpointer
+from videomae_jax.errors import UserError
+from videomae_jax.evals.base import Context
+from videomae_jax.step import TrainState
+from videomae_jax.types import Params
+
+
+def folder(context: Context, /) -> pathlib.Path:
+    """Where they lie."""
+    return context.directory / "best"
+
+
+def keep(context: Context, value: float, /, *, metric: str) -> float:
+    """Saves the weights that the context shows if `value` is above that of the kept ones; returns the best value so far.
+
+    A kept step that lies ahead, of a run that went back to an older checkpoint, stays: going on reaches it again.
+    """
+    saver = Checkpointer(folder(context), keep_last=1)
+    try:
+        kept = saver.meta(saver.steps()[-1]) if saver.steps() else None
+        if kept is not None and kept["metric"] != metric:
+            raise UserError(f"{folder(context)} holds the best by {kept['metric']!r}, and the evaluator asks for {metric!r}; move the folder away")
+        if kept is not None and (kept["value"] >= value or kept["step"] >= context.step):
+            return float(kept["value"])
+        run = context.assembly
+        state = TrainState(parallel.put(context.step, mesh=run.mesh), run.rng(), context.params, {}, {}, {})
+        saver.save(context.step, state, meta={"step": context.step, "metric": metric, "value": value})
+        saver.wait()
+        return value
+    finally:
+        saver.close()
+
+
+def load(context: Context, /) -> tuple[int, Params]:
+    """(step, parameters) of the kept weights. Raises UserError where there are none."""
+    if not folder(context).is_dir():
+        raise UserError(f"{folder(context)} is not there: no evaluator of this run keeps the best weights yet (evaluators.NAME.best=top1)")
+    saver = Checkpointer(folder(context), read_only=True)
+    try:
+        if not saver.steps():
+            raise UserError(f"{folder(context)} holds no checkpoint")
+        step = saver.steps()[-1]
+        return step, saver.restore(step, context.assembly.abstract, rng=context.assembly.rng(), items=("params",)).state.params
+    finally:
+        saver.close()
