@@ -301,11 +301,11 @@ def test_metrics_are_named_by_phase_and_term() -> None:
     """A phase called "train" has no prefix; terms, the objective's metrics, gradient norm and rate."""
     run = run_of()
     _, metrics = run.step()(run.create(), device(run, toy.batch(8, heard=HEARD)))
-    assert set(metrics) == {"loss", "loss_seen", "loss_heard", "rows", "draw", "grad_norm", "lr"}
+    assert set(metrics) == {"loss", "loss_seen", "loss_heard", "rows", "draw", "grad_norm", "lr", "skipped"}
     np.testing.assert_allclose(metrics["loss"], metrics["loss_seen"] + 0.5 * metrics["loss_heard"], rtol=1e-6)
     two = duel()
     _, metrics = jax.eval_shape(two.step(), two.abstract, *[two.abstract_batch()] * two.draws)
-    assert set(metrics) == {f"{p}/{k}" for p in ("critic", "player") for k in ("loss", "loss_product", "draw", "grad_norm", "lr")}
+    assert set(metrics) == {f"{p}/{k}" for p in ("critic", "player") for k in ("loss", "loss_product", "draw", "grad_norm", "lr", "skipped")}
     assert all(v.shape == () for v in metrics.values())
 
 

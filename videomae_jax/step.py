@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from videomae_jax import losses, optim, parallel
+from videomae_jax import guards, losses, optim, parallel
 from videomae_jax.errors import UserError
 from videomae_jax.objectives.base import Objective, Output, Phase, draws, with_frozen
 from videomae_jax.types import Array, Batch, Extra, Key, Params
@@ -116,23 +116,24 @@ def reduce_output(out: Output, /) -> Output:
     return Output(terms=terms, metrics={k: m.reduce() for k, m in out.metrics.items()}, aux=out.aux)
 
 
-def logged(phase: Phase, out: Output, grads: Params, rate: Array, /) -> dict[str, Array]:
-    """Metrics of a phase as scalars: loss, loss_<term>, the objective's own, grad_norm and lr."""
-    own = {k: m.value() for k, m in out.metrics.items()}
-    values = {f"loss_{k}": losses.ratio(t.total, t.weight) for k, t in out.terms.items()}
-    values["loss"] = losses.value(out.terms, denominators=losses.denominators(out.terms))
-    values |= {"grad_norm": optax.tree.norm(grads), "lr": rate}
-    if own.keys() & values.keys():
-        raise ValueError(f"phase {phase.name!r} returns metrics named {', '.join(sorted(own.keys() & values.keys()))}, which the step logs itself")
+def logged(phase: Phase, out: Output, before: Mapping[str, Array], own: Mapping[str, Array], flags: Mapping[str, Array], /) -> dict[str, Array]:
+    """Metrics of a phase as scalars: the step's `own`, loss_<term>, the objective's, and `flags` summed over repeats."""
+    others = {k: m.value() for k, m in out.metrics.items()}
+    values = {f"loss_{k}": losses.ratio(t.total, t.weight) for k, t in out.terms.items()} | own | flags
+    if others.keys() & values.keys():
+        raise ValueError(f"phase {phase.name!r} returns metrics named {', '.join(sorted(others.keys() & values.keys()))}, which the step logs itself")
     prefix = "" if phase.name == "train" else f"{phase.name}/"
-    return {prefix + k: v for k, v in (values | own).items()}
+    return {prefix + k: v + before.get(prefix + k, 0) if k in flags else v for k, v in (values | others).items()}
 
 
 def make_train_step(objective: Objective, updates: Mapping[str, Updates], /, *, microbatches: int, ema: float,
-                    params_sharding: Any) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+                    params_sharding: Any, norms: bool = False) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """The pure function (state, frozen, *batches) -> (state, metrics); one batch for each of `draws(objective.phases())`.
 
-    Phases run in order on the updated parameters. The schedule is read once a step; Adam counts its own updates.
+    Phases run in order on the updated parameters. The schedule is read once a step; Adam counts its own updates. A pass
+    whose loss or gradient is not finite, or that a spike filter refuses, changes nothing but the count of steps: no
+    parameter, moment, average or extra. The metrics `skipped` and `spikes` count such passes; with `norms` they also hold
+    the norm of every gradient, by layer.
     """
     phases = objective.phases()
     if objective.batch_coupled and microbatches > 1:
@@ -144,7 +145,7 @@ def make_train_step(objective: Objective, updates: Mapping[str, Updates], /, *, 
         rng = jax.random.fold_in(state.rng, state.step)
         prepared = [objective.prepare(b, jax.random.fold_in(rng, 1000 + i), step=state.step, train=True) for i, b in enumerate(batches)]
         fresh = iter(prepared[int(any(p.data == "same" for p in phases)):])
-        params, extra, opt, metrics = state.params, state.extra, dict(state.opt), {}
+        params, extra, opt, metrics, moved = state.params, state.extra, dict(state.opt), {}, jnp.bool_(False)
         for index, phase in enumerate(phases):
             rate = updates[phase.name].rate(state.step)
             places = optim.select(params_sharding, phase.trains)
@@ -160,11 +161,19 @@ def make_train_step(objective: Objective, updates: Mapping[str, Updates], /, *, 
                                        constrain=lambda tree: jax.lax.with_sharding_constraint(tree, places))
                 if not objective.batch_coupled:
                     check_aux(out.aux, batch)
-                moves, opt[phase.name] = updates[phase.name].transform.update(grads, opt[phase.name], part)
-                params = optim.merge(params, jax.tree.map(lambda p, u: p - rate * u, part, moves))
-                extra = objective.update_extra(params, extra, out.aux, step=state.step)
-                metrics |= logged(phase, out, grads, rate)
-        average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, state.ema, params) if ema else state.ema
+                own = {"loss": losses.value(out.terms, denominators=losses.denominators(out.terms)), "grad_norm": optax.tree.norm(grads), "lr": rate}
+                ok = guards.finite(own["loss"], own["grad_norm"])
+                flags = {"skipped": (~ok).astype(jnp.int32)}
+                moves, after = optax.with_extra_args_support(updates[phase.name].transform).update(grads, opt[phase.name], part, value=own["loss"])
+                opt[phase.name] = guards.keep(ok, after, opt[phase.name])
+                if (verdict := guards.accepted(after)) is not None:
+                    flags["spikes"] = (ok & ~verdict).astype(jnp.int32)
+                    ok &= verdict
+                params = optim.merge(params, jax.tree.map(lambda p, u: jnp.where(ok, p - rate * u, p), part, moves))
+                extra = guards.keep(ok, objective.update_extra(params, extra, out.aux, step=state.step), extra)
+                metrics |= logged(phase, out, metrics, own | (guards.norms(grads) if norms else {}), flags)
+                moved |= ok
+        average = jax.tree.map(lambda a, p: jnp.where(moved, ema * a + (1 - ema) * p, a), state.ema, params) if ema else state.ema
         return TrainState(state.step + 1, state.rng, params, opt, extra, average), metrics
 
     return step
