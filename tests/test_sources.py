@@ -1,6 +1,7 @@
 """What a source promises: fields, labels, splits, limits, copies of one decode, short clips, draws from the given generator alone."""
 
 import dataclasses
+import os
 import pathlib
 import pickle
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_decode import encode, spelt
 
-from videomae_jax.data import clips, index, pipeline, sources, transforms
+from videomae_jax.data import clips, decode, index, pipeline, sources, transforms
 from videomae_jax.errors import UserError
 
 LABELS = ["10", "9", "9", "100", "", "10", "9", "10", "100", "9", "", "9"]
@@ -79,7 +80,7 @@ def test_labels_of_another_column(folder: pathlib.Path) -> None:
     assert source(folder, label="codec").classes == ("h264",)
     with pytest.raises(UserError, match=r"has no column 'mood'; it has path, name, label.*motion, empty"):
         source(folder, label="mood").classes  # noqa: B018
-    with pytest.raises(UserError, match=r"column 'frames' .* is int32; allowed as labels are path, name, label, split, status, codec, motion, empty"):
+    with pytest.raises(UserError, match=r"column 'frames' .* is int32; allowed as labels are path, name, label, split, status, codec, template, motion, empty"):
         len(source(folder, label="frames"))
 
 
@@ -229,3 +230,29 @@ def test_noise_clips() -> None:
     assert len({e["video"].tobytes() for e in examples}) == 4
     np.testing.assert_array_equal(examples[1]["video"], examples[5]["video"])
     assert [int(e["label"][0]) for e in examples[:4]] == [0, 1, 0, 1]
+
+
+def test_exchanged_videos_are_noticed(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Another size is a fault at the price of a `stat`; another time alone, which copying changes, is a warning, once a folder."""
+    for i in range(3):
+        (tmp_path / f"{i}.mp4").write_bytes((folder / "00.mp4").read_bytes())
+    index.write(index.build(tmp_path, val_fraction=0.0), tmp_path / "index.parquet")
+    made = source(tmp_path)
+    made.read(0, rng=rng())
+    (tmp_path / "1.mp4").write_bytes((folder / "01.mp4").read_bytes())  # a good video, but one of other frames
+    with pytest.raises(decode.DecodeError, match=r"1\.mp4: open: exchanged since it was indexed: \d+ bytes, \d+ then; run index again"):
+        made.read(1, rng=rng())
+    for name in ("0.mp4", "2.mp4"):
+        os.utime(tmp_path / name, (1e9, 1e9))
+    with pytest.warns(UserWarning, match="were written after they were indexed") as caught:
+        for row in (0, 2, 0):
+            made.read(row, rng=rng())
+    assert len(caught) == 1
+
+
+def test_an_index_without_sizes_is_read(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Columns that may be missing are empty then: nothing is compared."""
+    pq.write_table(pq.read_table(folder / "index.parquet").drop_columns(list(index.OPTIONAL)), tmp_path / "index.parquet")
+    for path in folder.glob("*.mp4"):
+        (tmp_path / path.name).write_bytes(path.read_bytes() + b"longer")
+    assert source(tmp_path).read(0, rng=rng())["label"].shape == (1,)

@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "pretrain, fine-tune or probe: --config=FILE --workdir=DIR [--config.a.b=value ...]",
     "evaluate": "run the evaluators of a run directory on its newest checkpoint, or an evidence suite",
     "index": "list the videos of a folder for training: DIR --out=index.parquet",
+    "pack": "re-encode the videos of an index as shards of clips that decode faster: INDEX --out=DIR",
     "synthesize": "write the embedded data set as mp4 files with labels",
     "visualize": "draw reconstructions of a run: png and gif",
     "bench": "measure a training step or the input pipeline, one JSON line",

@@ -32,7 +32,11 @@ SCHEMA = pa.schema([
     ("codec", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("rotation", pa.int32()), ("frames", pa.int32()),
     ("fps_num", pa.int64()), ("fps_den", pa.int64()), ("duration", pa.float64()), ("time_base_num", pa.int64()),
     ("time_base_den", pa.int64()), ("pts_start", pa.int64()), ("pts_step", pa.int64()), ("pts", pa.list_(pa.int64())),
-    ("keys", pa.list_(pa.int64()))])
+    ("keys", pa.list_(pa.int64())), ("size", pa.int64()), ("mtime", pa.int64()), ("template", pa.string()), ("stride", pa.int32())])
+# Columns that may be missing or empty: bytes and seconds since 1970 of the file (not known), how the pictures of a folder are
+# called (the path is a video file), and a stride that goes before that of the sampling (none).
+OPTIONAL = ("size", "mtime", "template", "stride")
+LISTED = ("path", "name", "label", "split")  # columns that do not come from the file
 
 
 def find(directory: pathlib.Path, /) -> list[str]:
@@ -60,17 +64,28 @@ def find(directory: pathlib.Path, /) -> list[str]:
     return sorted(names)
 
 
-def describe(path: str, /, *, verify: bool = False) -> dict[str, Any]:
+def describe(video: decode.Video, /, *, verify: bool = False) -> dict[str, Any]:
     """Columns of one video; `status` is "ok" or "stage: cause". `verify` decodes every frame.
 
-    Presentation times that are an arithmetic progression are stored as `pts_start` and `pts_step`.
+    Presentation times that are an arithmetic progression are stored as `pts_start` and `pts_step`. Bytes have no `size` and `mtime`.
     """
     try:
-        info = decode.probe(path)
-        if verify and (count := decode.count(path)) != info.frames:
-            raise decode.DecodeError(path, "decode", f"{count} of {info.frames} frames can be decoded")
+        info = decode.probe(video)
+        if verify and (count := decode.count(video)) != info.frames:
+            raise decode.DecodeError(decode.name(video), "decode", f"{count} of {info.frames} frames can be decoded")
+        return columns_of(info) | ({} if isinstance(video, bytes) else written(video))
     except decode.DecodeError as error:
         return {"status": f"{error.stage}: {error.cause}"}
+
+
+def written(path: str, /) -> dict[str, Any]:
+    """Size and time of the last change of a file."""
+    found = os.stat(path)
+    return {"size": found.st_size, "mtime": int(found.st_mtime)}
+
+
+def columns_of(info: decode.VideoInfo, /) -> dict[str, Any]:
+    """Columns of a readable video; `info_of` reads them."""
     steps = np.diff(info.pts)
     regular = len(steps) == 0 or bool((steps == steps[0]).all())
     return {"status": "ok", "codec": info.codec, "width": info.width, "height": info.height, "rotation": info.rotation,
@@ -252,9 +267,11 @@ def load(path: str | pathlib.Path, /) -> pa.Table:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from error
-    missing = [name for name in SCHEMA.names if name not in table.schema.names]
+    missing = [name for name in SCHEMA.names if name not in table.schema.names and name not in OPTIONAL]
     if missing:
         raise UserError(f"{path} is no video index of this version: it lacks the columns {', '.join(missing)}; run the index command again")
+    for name in (name for name in OPTIONAL if name not in table.schema.names):
+        table = table.append_column(name, pa.nulls(table.num_rows, SCHEMA.field(name).type))
     table = _typed(table, path).replace_schema_metadata({DIGEST: digest}).combine_chunks()
     return _mapped(path.with_suffix(".arrow"), digest) if _cache(table, path.with_suffix(".arrow")) else table
 

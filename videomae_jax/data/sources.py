@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +15,7 @@ from videomae_jax.data import clips, decode, index, transforms
 from videomae_jax.errors import UserError
 
 KINDS = ("image", "labels", "flow", "boxes", "sequence", "static")
+SLACK = 2  # seconds that a file system may round times to
 CROPS = ("auto", "device", "host")
 
 
@@ -60,6 +63,27 @@ def spread(rows: np.ndarray, /, *, limit: int) -> np.ndarray:
     return rows if limit in (0, len(rows)) or limit > len(rows) else rows[np.arange(limit) * len(rows) // limit]
 
 
+def fresh(path: pathlib.Path, record: dict[str, Any], /) -> None:
+    """Compares a file with what was indexed, at the price of one `stat`; a missing file is left to who opens it.
+
+    Raises DecodeError where its size is another: frame numbers and times of the index would be those of another video. A
+    later time of change alone is what copying does, so it only warns, once a folder and process.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return
+    if record["size"] is not None and found.st_size != record["size"]:
+        raise decode.DecodeError(os.fspath(path), "open", f"exchanged since it was indexed: {found.st_size} bytes, {record['size']} then; run index again")
+    if record["mtime"] is not None and abs(int(found.st_mtime) - record["mtime"]) > SLACK:
+        _warn(os.fspath(path.parent))
+
+
+@functools.cache
+def _warn(folder: str, /) -> None:
+    warnings.warn(f"files in {folder} were written after they were indexed; if videos were exchanged, run the index command again", stacklevel=3)
+
+
 class _Opened(NamedTuple):
     """An index as one process sees it."""
 
@@ -89,7 +113,8 @@ class VideoClips:
     none. `limit` takes that many videos at equal distances. `repeats` crops are cut from one decode (repeated
     augmentation, VideoMAE V2: they share the frames and differ in crop and mask). `crops` says where a training run cuts
     them: on the "host", as `read` does, on the "device", or "auto"; `canvas` (height, width) is what then crosses to the
-    device, 0 = derived (data.planes).
+    device, 0 = derived (data.planes). A file whose size is not the one that the index holds is not read, and one that takes
+    longer than `timeout` seconds is given up; training ends when more than `max_bad_fraction` of the clips cannot be read.
     """
 
     index: str
@@ -103,6 +128,8 @@ class VideoClips:
     crop: Any = transforms.MultiScaleCrop()
     crops: str = "auto"
     canvas: tuple[int, int] = (0, 0)
+    timeout: float = decode.TIMEOUT
+    max_bad_fraction: float = 0.01
 
     def __post_init__(self) -> None:
         if self.crops not in CROPS:
@@ -110,6 +137,8 @@ class VideoClips:
         for field, least in (("frames", 1), ("size", 1), ("repeats", 1), ("limit", 0)):
             if getattr(self, field) < least:
                 raise UserError(f"{field} is {getattr(self, field)}; allowed are {least} and more")
+        if not self.timeout > 0 or not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"timeout is {self.timeout}, max_bad_fraction {self.max_bad_fraction}; allowed are seconds above 0 and shares from 0 to 1")
 
     def __getstate__(self) -> dict[str, Any]:
         # The mapped table stays behind: every process maps the file itself.
@@ -118,6 +147,7 @@ class VideoClips:
     @functools.cached_property
     def _opened(self) -> _Opened:
         table = index.load(self.index)
+        self._check(table)
         column = self.label or "label"
         if column not in table.schema.names:
             raise UserError(f"index {self.index} has no column {column!r}; it has {', '.join(table.schema.names)}")
@@ -130,6 +160,11 @@ class VideoClips:
         rows = spread(index.readable(table, split=self.split, path=self.index), limit=self.limit)
         return _Opened(table, pathlib.Path(self.index).resolve().parent, rows, column, classes, {v: i for i, v in enumerate(classes)})
 
+    def _check(self, table: Any, /) -> None:
+        """Raises UserError for an index of something else than video files."""
+        if "packed" in table.schema.names:
+            raise UserError(f"index {self.index} is of packed clips; read it with --config.data.__symbol__=videomae_jax.data.packed.PackedClips")
+
     @property
     def fields(self) -> dict[str, Field]:
         return _video_fields(self.frames, self.size)
@@ -137,6 +172,11 @@ class VideoClips:
     @property
     def classes(self) -> tuple[str, ...]:
         return self._opened.classes
+
+    @property
+    def table(self) -> Any:
+        """The rows of the index that this source has, in its order."""
+        return self._opened.table.take(self._opened.rows)
 
     def __len__(self) -> int:
         return len(self._opened.rows)
@@ -152,11 +192,25 @@ class VideoClips:
         """What a read of `row` decodes; takes the draws that come before those of the crops."""
         record, info = (record := self.record(row)), index.info_of(record)
         ids = clips.at(self.sampling, fps=info.fps).ids(info.frames, clip=self.frames, rng=rng)
-        return Clip(self._opened.home / record["path"], ids, info, self._opened.numbers.get(record[self._opened.column], -1))
+        return Clip(self.locate(record), ids, info, self.label_of(record))
+
+    def label_of(self, record: dict[str, Any], /) -> int:
+        """The class number of an index row."""
+        return self._opened.numbers.get(record[self._opened.column], -1)
+
+    def locate(self, record: dict[str, Any], /) -> decode.Video:
+        """The file of an index row. Raises DecodeError where it is another one than was indexed."""
+        path = self._opened.home / record["path"]
+        fresh(path, record)
+        return path
+
+    def decode(self, clip: Clip, /) -> np.ndarray:
+        """Frames of a clip, u8 [T H W 3]. Raises DecodeError."""
+        return decode.decode(clip.video, clip.ids, info=clip.info, timeout=self.timeout)
 
     def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
         clip = self.clip(row, rng=rng)
-        video = decode.decode(clip.video, clip.ids, info=clip.info)
+        video = self.decode(clip)
         crops = np.stack([self.crop(video, size=self.size, rng=rng) for _ in range(self.repeats)])
         return {"video": crops, "label": np.full(self.repeats, clip.label, np.int32)}
 

@@ -1,0 +1,53 @@
+"""The `pack` command."""
+
+import dataclasses
+import os
+import pathlib
+import re
+
+from videomae_jax.commands import arguments
+
+HELP = "Re-encode the videos of an index as short clips that decode several times as fast."
+
+
+def main(argv: list[str]) -> int:
+    """Packs the shards of this part that are missing; 0 when they are done."""
+    parser = arguments.Parser("pack", description=HELP)
+    parser.add_argument("index", metavar="INDEX", help="index.parquet that the index command wrote")
+    parser.add_argument("--out", required=True, metavar="DIR", help="packed folder; the same command goes on with what is missing")
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="part I, from 0, of N that share the work, on any hosts (default 0/1: everything)")
+    parser.add_argument("--shards", type=int, default=0, metavar="N", help="files of a version (default: one for every 1,000 videos)")
+    parser.add_argument("--versions", type=int, default=1, metavar="K", help="versions with other windows; more can be added later (default 1)")
+    parser.add_argument("--verify", action="store_true", help="read finished shards again and repeat damaged ones")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+                        metavar="N", help="processes (default: one a core)")
+    from videomae_jax.data import packing
+    from videomae_jax.errors import UserError
+
+    said = {"frames": "frames of a window", "stride": "source frames from one to the next", "rate": "frames a second instead of a stride (0 = by stride)",
+            "short_side": "pixels; smaller videos keep their size", "windows": "windows of a video", "gop": "frames from key frame to key frame",
+            "crf": "quality of x264: 0 lossless, 51 worst", "preset": "of x264", "seed": "of the places of windows"}
+    for field in dataclasses.fields(packing.Settings):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, help=f"{said[field.name]} (default {field.default})")
+    options = parser.parse_args(argv)
+    part, parts = _part(options.shard)
+    for field, least in (("shards", 0), ("versions", 1), ("workers", 1)):
+        if getattr(options, field) < least:
+            raise UserError(f"--{field}={getattr(options, field)}; allowed are {least} and more")
+    settings = packing.Settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(packing.Settings)})
+    plan = packing.planned(options.index, pathlib.Path(options.out), settings=settings, shards=options.shards, versions=options.versions)
+    manifests = packing.pack(plan, part=part, parts=parts, workers=options.workers, verify=options.verify, say=arguments.say)
+    if len(manifests) == plan.shards * plan.versions:
+        print(f"train on it: --config.data.__symbol__=videomae_jax.data.packed.PackedClips --config.data.index={plan.folder / 'index.parquet'}")
+    print(packing.summary(plan, manifests))
+    return 0
+
+
+def _part(text: str, /) -> tuple[int, int]:
+    """(part, parts) of "I/N"."""
+    from videomae_jax.errors import UserError
+
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"--shard={text}; allowed is I/N with I from 0 to N - 1")
+    return int(match[1]), int(match[2])

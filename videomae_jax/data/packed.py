@@ -1,0 +1,88 @@
+"""Clips from a packed folder (data.packing): the interface of an index of video files, at a fraction of its decoding."""
+
+import functools
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module as array_record
+
+from videomae_jax.data import clips, decode, index, packing, sources
+from videomae_jax.errors import UserError
+
+OPEN = 256  # shards that a process keeps open
+
+
+class PackedClips(sources.VideoClips):
+    """VideoClips of the `index.parquet` that `pack` wrote: a read draws a version, a window of the video, then frames of it.
+
+    `sampling` means what it means for the source videos, so a recipe changes its index and this symbol alone: DenseRandom and
+    DenseCentre whose stride is the packed one or a multiple, PerSecond whose rate divides the packed one. A window that holds
+    more frames than a clip is cut at random or at its centre; DenseCentre takes version 0 and the middle window. Raises
+    UserError for anything else, because what was not packed cannot be read.
+    """
+
+    def _check(self, table: Any, /) -> None:
+        if "packed" not in table.schema.names:
+            raise UserError(f"index {self.index} is not of packed clips; make them with: python -m videomae_jax pack {self.index} --out=DIR")
+
+    @functools.cached_property
+    def _packing(self) -> tuple[packing.Settings, int, int, str]:
+        """(settings, versions, packed frames from one frame of a clip to the next, where windows are cut)."""
+        path = self._opened.home / packing.MANIFEST
+        try:
+            found = json.loads(path.read_text())
+            settings, versions = packing.Settings(**found["settings"]), int(found["versions"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} is no manifest of a packed folder: {error}") from error
+        step, position = _step(self.sampling, settings)
+        if (need := (self.frames - 1) * step + 1) > settings.frames:
+            raise UserError(f"clips of {self.frames} frames need {need} packed ones, and {self.index} has {settings.frames} a window; allowed are "
+                            f"up to {(settings.frames - 1) // step + 1} frames, or a packing with --frames={need}")
+        return settings, versions, step, position
+
+    def clip(self, row: int, /, *, rng: np.random.Generator) -> sources.Clip:
+        record, (settings, versions, step, position) = self.record(row), self._packing
+        drawn = position == "random"
+        version = int(rng.integers(versions)) if drawn and versions > 1 else 0
+        shard, place = self._opened.home / record["path"], int(record["packed"])
+        shard = shard.parent.with_name(f"v{version}") / shard.name
+        found = fetch(shard, place, name=record["name"])
+        video = found[int(rng.integers(len(found))) if drawn and len(found) > 1 else len(found) // 2]
+        room = settings.frames - (self.frames - 1) * step
+        start = (int(rng.integers(room)) if room > 1 else 0) if drawn else (room - 1) // 2
+        return sources.Clip(video, start + step * np.arange(self.frames, dtype=np.int64), index.info_of(record), self.label_of(record))
+
+
+def _step(sampling: Any, settings: packing.Settings, /) -> tuple[int, str]:
+    """Packed frames from one frame of a clip to the next, and "random" or "centre"."""
+    if isinstance(sampling, (clips.DenseRandom, clips.DenseCentre)) and not settings.rate and sampling.stride % settings.stride == 0:
+        return sampling.stride // settings.stride, "random" if isinstance(sampling, clips.DenseRandom) else "centre"
+    if isinstance(sampling, clips.PerSecond) and settings.rate and settings.rate / sampling.rate == settings.rate // sampling.rate:
+        return int(settings.rate // sampling.rate), sampling.position
+    unit = f"PerSecond with a rate that divides {settings.rate:g}" if settings.rate else f"DenseRandom and DenseCentre with stride {settings.stride} or a multiple"
+    raise UserError(f"sampling {sampling} cannot be drawn from this packing; allowed are {unit}")
+
+
+@functools.lru_cache(maxsize=OPEN)
+def _reader(path: str, /) -> Any:
+    """An open shard of this process; one that is dropped from the cache closes when its last read is done."""
+    return array_record.ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=2**15)
+
+
+def fetch(shard: pathlib.Path, place: int, /, *, name: str) -> list[bytes]:
+    """The windows of a record. Raises DecodeError for a missing, cut or damaged shard, each record of which has a checksum."""
+    called = f"{shard}[{place}] {name}"
+    try:
+        os.stat(shard)  # the reader itself reports a missing file as an empty one
+        reader = _reader(os.fspath(shard))
+        if place >= reader.num_records():
+            raise decode.DecodeError(called, "short", f"the shard holds {reader.num_records()} records")
+        found = packing.windows(reader.read([place])[0])
+    except (OSError, RuntimeError, ValueError) as error:
+        raise decode.DecodeError(called, "open", str(error).splitlines()[0]) from error
+    if not found:
+        raise decode.DecodeError(called, "open", "this video could not be packed")
+    return found

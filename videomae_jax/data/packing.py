@@ -1,0 +1,369 @@
+"""Packing: the videos of an index as shards of short re-encoded clips that decode several times as fast.
+
+A packed folder holds `pack.json` (settings), `v<version>/<shard>.array_record` with a manifest `<shard>.json` beside each, and,
+once every shard is there, `manifest.json` and `index.parquet`: an index like any other, for `packed.PackedClips`. Every shard is a function of the
+index and the settings alone, is written under another name and renamed when verified, so that any number of processes can
+share the work, be killed, and go on. Row r of n readable videos lies in shard floor(r * shards / n).
+
+A record holds the windows of one video: RECORD head, sizes, json, then each window as an mp4 of its own without sound. A video
+that cannot be read leaves an empty record, so that all versions agree about places.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import secrets
+import struct
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+import pyarrow as pa
+from array_record.python import array_record_module as array_record
+from PIL import Image
+
+from videomae_jax.data import clips, decode, index, sources
+from videomae_jax.errors import UserError
+
+MAGIC = b"VMJ1"
+HEAD = struct.Struct("<4sII")  # MAGIC, number of windows, bytes of the json; then one u32 a window: its bytes
+VIDEOS_PER_SHARD = 1000  # what a killed process loses at most: minutes
+BLOCK = 16  # pixels a side over which verification compares means: encoders keep these even of noise
+TOLERANCE = 16.0  # grey levels, mean over the blocks of a frame
+TICKS = 512  # units of an mp4 clock per frame
+SETTINGS, MANIFEST = "pack.json", "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a packed clip is: `frames` frames `stride` apart, or `rate` a second where that is not 0; `windows` of them a video.
+
+    `short_side` in pixels (smaller videos keep their size, sides become even), `gop` frames from key to key, `crf` and `preset`
+    of x264, whose fast-decode profile is used. The windows of a video start in `windows` equal parts of what it leaves free, at a
+    place drawn from (seed, version, name).
+    """
+
+    frames: int = 16
+    stride: int = 4
+    rate: float = 0.0
+    short_side: int = 256
+    windows: int = 1
+    gop: int = 16
+    crf: int = 20
+    preset: str = "medium"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field, least in (("frames", 1), ("stride", 1), ("rate", 0), ("short_side", 16), ("windows", 1), ("gop", 1), ("crf", 0), ("seed", 0)):
+            if getattr(self, field) < least:
+                raise UserError(f"{field} is {getattr(self, field)}; allowed are {least} and more")
+        if self.crf > 51:
+            raise UserError(f"crf is {self.crf}; allowed are 0 (lossless) to 51")
+
+    def step(self, fps: Fraction, /) -> Fraction:
+        """Source frames from one packed frame to the next."""
+        return fps / Fraction(self.rate).limit_denominator(1001) if self.rate else Fraction(self.stride)
+
+    def size(self, *, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the packed clip of a displayed picture."""
+        scale = min(1.0, self.short_side / min(width, height))
+        return tuple(max(round(side * scale) // 2 * 2, 2) for side in (width, height))
+
+    def starts(self, frames: int, /, *, span: int, rng: np.random.Generator) -> list[int]:
+        """First frames of the windows of a video, ascending and distinct; one window covers `span` frames."""
+        room = max(frames - span + 1, 1)
+        edges = [room * i // self.windows for i in range(self.windows + 1)]
+        return sorted({low + int(rng.integers(max(high - low, 1))) for low, high in itertools.pairwise(edges)})
+
+    def ids(self, info: decode.VideoInfo, /, *, rng: np.random.Generator) -> list[np.ndarray]:
+        """Source frames i64 [frames] of every window; strides as in V2 pretraining (`clips.strided`)."""
+        if not self.rate:
+            return [clips.strided(info.frames, start=start, clip=self.frames, stride=self.stride)
+                    for start in self.starts(info.frames, span=self.frames * self.stride, rng=rng)]
+        offsets = np.asarray([int(i * self.step(info.fps)) for i in range(self.frames)], np.int64)
+        return [np.minimum(start + offsets, info.frames - 1) for start in self.starts(info.frames, span=int(offsets[-1]) + 1, rng=rng)]
+
+    def facts(self, record: dict[str, Any], /) -> dict[str, Any]:
+        """The columns of `index.describe` that every window of an index row has."""
+        fps = (Fraction(record["fps_num"], record["fps_den"]) / self.step(Fraction(record["fps_num"], record["fps_den"]))).limit_denominator(1001)
+        width, height = self.size(width=record["width"], height=record["height"])
+        return {"status": "ok", "codec": "h264", "width": width, "height": height, "rotation": 0, "frames": self.frames, "fps_num": fps.numerator,
+                "fps_den": fps.denominator, "duration": float(self.frames / fps), "time_base_num": 1, "time_base_den": fps.numerator * TICKS,
+                "pts_start": 0, "pts_step": fps.denominator * TICKS if self.frames > 1 else 0, "pts": None,
+                "keys": [k * fps.denominator * TICKS for k in range(0, self.frames, self.gop)]}
+
+
+class Packed(NamedTuple):
+    """A record, and what encoding cost in it: the mean PSNR in dB; or why there is none."""
+
+    data: bytes
+    windows: int
+    psnr: float
+    error: str
+
+
+def encode(video: np.ndarray, /, *, fps: Fraction, settings: Settings) -> bytes:
+    """u8 [T H W 3], even sides -> an mp4 of one constant rate, the same bytes on every call."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4", options={"video_track_timescale": str(fps.numerator * TICKS)}) as out:
+        stream = out.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = video.shape[2], video.shape[1], "yuv420p"
+        stream.codec_context.thread_count = 1  # the number of threads would change the bytes
+        # No B-frames and no filters that the fast-decode tune leaves out; keys at fixed places, so that all windows have one table of times.
+        stream.options = {"preset": settings.preset, "tune": "fastdecode", "crf": str(settings.crf), "g": str(settings.gop), "keyint_min": str(settings.gop),
+                          "bf": "0", "sc_threshold": "0"}
+        for number, picture in enumerate(video):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts = number
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def shrink(video: np.ndarray, /, *, width: int, height: int) -> np.ndarray:
+    """u8 [T H W 3] resized with PIL's antialiased bicubic filter, which keeps more detail than the crop's bilinear one."""
+    if video.shape[1:3] == (height, width):
+        return video
+    return np.stack([np.asarray(Image.fromarray(np.ascontiguousarray(p)).resize((width, height), Image.Resampling.BICUBIC)) for p in video])
+
+
+def pack_row(source: sources.VideoClips, row: int, /, *, version: int, settings: Settings) -> Packed:
+    """The record of a row of a source; every window is decoded again and compared with what went in."""
+    record = source.record(row)
+    info, facts = index.info_of(record), settings.facts(record)
+    fps, digest = Fraction(facts["fps_num"], facts["fps_den"]), hashlib.sha256(f"{settings.seed}/{version}/{record['name']}".encode()).digest()
+    chosen = settings.ids(info, rng=np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little"))))
+    try:
+        frames = source.decode(sources.Clip(source.locate(record), np.concatenate(chosen), info, -1))
+    except decode.DecodeError as error:
+        return Packed(HEAD.pack(MAGIC, 0, 0), 0, 0.0, f"{error.stage}: {error.cause}")
+    frames = shrink(frames, width=facts["width"], height=facts["height"])
+    blobs, levels = [], []
+    for number in range(len(chosen)):
+        video = frames[number * settings.frames: (number + 1) * settings.frames]
+        blobs.append(encode(video, fps=fps, settings=settings))
+        levels.append(compare(video, blobs[-1], facts=facts, name=record["name"]))
+    text = json.dumps({"name": record["name"], "label": record["label"], "split": record["split"], "version": version,
+                       "settings": dataclasses.asdict(settings), "source": {k: record[k] for k in ("codec", "width", "height", "rotation", "frames",
+                       "fps_num", "fps_den", "time_base_num", "time_base_den")}, "ids": [ids.tolist() for ids in chosen],
+                       "pts": [info.pts[ids].tolist() for ids in chosen]}, sort_keys=True).encode()
+    head = HEAD.pack(MAGIC, len(blobs), len(text)) + struct.pack(f"<{len(blobs)}I", *map(len, blobs))
+    return Packed(head + text + b"".join(blobs), len(blobs), float(np.mean(levels)), "")
+
+
+def compare(video: np.ndarray, blob: bytes, /, *, facts: dict[str, Any], name: str) -> float:
+    """PSNR in dB of an encoded window. Raises RuntimeError where it has other frames or times than it should have."""
+    found = index.describe(blob)
+    wrong = {k: (found.get(k), v) for k, v in facts.items() if found.get(k) != v}
+    if wrong:
+        raise RuntimeError(f"{name}: the packed clip differs from what its index would say: {wrong}")
+    again = decode.decode(blob, np.arange(len(video)), info=index.info_of(facts))
+    difference = again.astype(np.float32) - video
+    frames, rows, columns = len(video), video.shape[1] // BLOCK, video.shape[2] // BLOCK
+    if rows and columns:
+        blocks = difference[:, : rows * BLOCK, : columns * BLOCK].reshape(frames, rows, BLOCK, columns, BLOCK, 3).mean((2, 4, 5))
+        if (worst := float(np.abs(blocks).mean((1, 2)).max())) > TOLERANCE:
+            raise RuntimeError(f"{name}: a packed frame differs from its source by {worst:.1f} grey levels on average; allowed are {TOLERANCE:g}")
+    return float(10 * np.log10(255**2 / max(float((difference**2).mean()), 1e-2)))
+
+
+def windows(record: bytes, /) -> list[bytes]:
+    """The mp4 files of a record; [] for a video that could not be packed. Raises ValueError for anything but a record."""
+    if record[:4] != MAGIC:
+        raise ValueError(f"a record begins with {record[:4]!r}, not {MAGIC!r}")
+    _, count, length = HEAD.unpack_from(record)
+    sizes = struct.unpack_from(f"<{count}I", record, HEAD.size)
+    ends = np.cumsum([HEAD.size + 4 * count + length, *sizes]).tolist()
+    if ends[-1] != len(record):
+        raise ValueError(f"a record of {len(record)} bytes announces {ends[-1]}")
+    return [record[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def about(record: bytes, /) -> dict[str, Any]:
+    """What a record says of itself: name, label, split, settings, and the source's frames (`ids`) and times (`pts`) of every window."""
+    _, count, length = HEAD.unpack_from(record)
+    return json.loads(record[HEAD.size + 4 * count:][:length] or "{}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A packed folder to be: `rows` readable videos of the index `source`, in `shards` files of each of `versions` versions."""
+
+    folder: pathlib.Path
+    source: sources.VideoClips
+    settings: Settings
+    shards: int
+    versions: int
+
+    @property
+    def rows(self) -> int:
+        """Readable videos."""
+        return len(self.source)
+
+    def range(self, shard: int, /) -> range:
+        """The rows of a shard."""
+        return range(self.rows * shard // self.shards, self.rows * (shard + 1) // self.shards)
+
+    def path(self, version: int, shard: int, /, suffix: str = ".array_record") -> pathlib.Path:
+        """File of a shard, or with ".json" its manifest."""
+        return self.folder / f"v{version}" / f"{shard:05}{suffix}"
+
+    def manifest(self, version: int, shard: int, /) -> dict[str, Any] | None:
+        """What is known of a finished shard; None where it is missing or not the file that its manifest describes."""
+        path = self.path(version, shard)
+        try:
+            found = json.loads(self.path(version, shard, ".json").read_text())
+            return found if path.stat().st_size == found["bytes"] else None
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def finished(self) -> list[dict[str, Any]]:
+        """Manifests of all finished shards."""
+        return [m for v in range(self.versions) for s in range(self.shards) if (m := self.manifest(v, s))]
+
+
+def planned(path: str, folder: pathlib.Path, /, *, settings: Settings, shards: int = 0, versions: int = 1) -> Plan:
+    """The plan for an index; `shards` 0 is one for every VIDEOS_PER_SHARD. Raises UserError for an index that cannot be packed."""
+    source = sources.VideoClips(index=path, split="all")
+    if shards > len(source):
+        raise UserError(f"{shards} shards of {len(source)} readable videos; allowed are 1 to {len(source)}, and 0 for one every {VIDEOS_PER_SHARD}")
+    return Plan(folder, source, settings, shards or -(-len(source) // VIDEOS_PER_SHARD), versions)
+
+
+def claim(plan: Plan, /) -> None:
+    """Makes the folder, or checks that it is one of the same packing. Raises UserError with the differences."""
+    table = plan.source.table
+    digest = hashlib.sha256("\n".join(table.column("name").to_pylist()).encode()).hexdigest()
+    wanted = {"settings": dataclasses.asdict(plan.settings), "shards": plan.shards, "videos": plan.rows, "names_sha256": digest}
+    path = plan.folder / SETTINGS
+    index.claim(plan.folder / "index.parquet")
+    strangers = [p for p in plan.folder.iterdir() if not p.name.startswith(".")]  # seen before the settings, which any other process writes first
+    if not path.exists():
+        if strangers:
+            raise UserError(f"{plan.folder} is not empty and holds no {SETTINGS}, so it is no packed folder; use another --out")
+        replace(path, json.dumps(wanted, indent=2).encode())
+    found = json.loads(path.read_text())
+    old, new = ({**x, **x["settings"]} for x in (found, wanted))
+    differences = [f"{k} is {old.get(k)!r} there and {new[k]!r} here" for k in new if k != "settings" and old.get(k) != new[k]]
+    if differences:
+        raise UserError(f"{plan.folder} holds another packing: {'; '.join(differences)}; use the same options or another --out")
+
+
+def replace(path: pathlib.Path, data: bytes, /) -> None:
+    """Writes a file as a whole: killed processes leave the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def write_shard(plan: Plan, version: int, shard: int, records: Iterator[Packed], /) -> dict[str, Any]:
+    """Writes, reads back and names one shard; its manifest. Raises OSError, and RuntimeError where the disk gives back something else."""
+    path, digests, failed, levels, count = plan.path(version, shard), [], {}, [], 0
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
+    with contextlib.closing(array_record.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")) as writer:
+        for row, packed in zip(plan.range(shard), records, strict=True):
+            writer.write(packed.data)
+            digests.append(hashlib.sha256(packed.data).digest())
+            count += packed.windows
+            if packed.error:
+                failed[str(row)] = packed.error
+            else:
+                levels.append(packed.psnr)
+    reader = array_record.ArrayRecordReader(str(temporary), "readahead_buffer_size:0,max_parallelism:0")
+    with contextlib.closing(reader):
+        if reader.num_records() != len(digests) or any(hashlib.sha256(reader.read([i])[0]).digest() != d for i, d in enumerate(digests)):
+            raise RuntimeError(f"{temporary} does not give back what was written; is the disk full or damaged?")
+    with temporary.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    manifest = {"version": version, "shard": shard, "videos": len(digests), "clips": count, "bytes": temporary.stat().st_size, "sha256": digest,
+                "psnr": round(float(np.mean(levels)), 3) if levels else None, "failed": failed}
+    os.replace(temporary, path)
+    replace(plan.path(version, shard, ".json"), json.dumps(manifest, indent=2).encode())
+    return manifest
+
+
+_worker: dict[str, Any] = {}
+
+
+def _begin(source: sources.VideoClips, settings: Settings, /) -> None:
+    _worker.update(source=source, settings=settings)
+
+
+def _task(job: tuple[int, int], /) -> Packed:
+    return pack_row(_worker["source"], job[1], version=job[0], settings=_worker["settings"])
+
+
+def pack(plan: Plan, /, *, part: int = 0, parts: int = 1, workers: int = 1, verify: bool = False,
+         say: Callable[[str], None] = lambda line: None) -> list[dict[str, Any]]:
+    """Packs the shards part, part + parts, ... that are not finished, and writes the index once all shards are; all manifests.
+
+    `verify` reads finished shards again and repeats those whose checksum is another. Raises UserError, and what `write_shard` raises.
+    """
+    claim(plan)
+    jobs = [(v, s) for v in range(plan.versions) for s in range(plan.shards) if s % parts == part]
+    with contextlib.ExitStack() as stack:
+        run: Callable[..., Iterator[Packed]] = map
+        if workers > 1:
+            pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (plan.source, plan.settings))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            run = pool.map
+        else:
+            _begin(plan.source, plan.settings)
+        for version, shard in jobs:
+            manifest = plan.manifest(version, shard)
+            if manifest and (not verify or file_sha256(plan.path(version, shard)) == manifest["sha256"]):
+                continue
+            if manifest:
+                say(f"v{version}/{shard:05} is damaged and packed anew")
+            manifest = write_shard(plan, version, shard, run(_task, [(version, row) for row in plan.range(shard)]))
+            say(f"v{version}/{shard:05}: {manifest['clips']} clips, {manifest['bytes'] / 1e6:.1f} MB, PSNR {manifest['psnr']} dB, {len(manifest['failed'])} failed")
+    finished = plan.finished()
+    if len(finished) == plan.shards * plan.versions:
+        finish(plan, finished)
+    return finished
+
+
+def file_sha256(path: pathlib.Path, /) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def finish(plan: Plan, manifests: list[dict[str, Any]], /) -> None:
+    """Writes the packed index: readable rows with the facts of their packed clips, and takes away what killed processes left."""
+    errors = {int(row): error for m in manifests for row, error in m["failed"].items()}
+    table = plan.source.table
+    kept = [name for name in table.schema.names if name in index.LISTED or name not in index.SCHEMA.names]
+    rows = table.select(kept).to_pylist()
+    records = table.select(["width", "height", "fps_num", "fps_den"]).to_pylist()
+    places = [(shard, place) for shard in range(plan.shards) for place in range(len(plan.range(shard)))]
+    for row, (values, record, (shard, place)) in enumerate(zip(rows, records, places, strict=True)):
+        facts = plan.settings.facts(record) if row not in errors else {"status": errors[row]}
+        values.update(facts, path=str(plan.path(0, shard).resolve()), packed=str(place))
+    extra = [pa.field(name, pa.string()) for name in kept if name not in index.SCHEMA.names]
+    index.write(pa.Table.from_pylist(rows, schema=pa.schema([*index.SCHEMA, *extra, pa.field("packed", pa.string())])), plan.folder / "index.parquet")
+    shards = {f"v{m['version']}/{m['shard']:05}": m["sha256"] for m in manifests}
+    replace(plan.folder / MANIFEST, json.dumps({"settings": dataclasses.asdict(plan.settings), "versions": plan.versions, "clips": sum(m["clips"] for m in manifests),
+                                                "bytes": sum(m["bytes"] for m in manifests), "failed": len(errors), "sha256": shards}, indent=2).encode())
+    for path in plan.folder.rglob(".*.partial-*"):
+        path.unlink(missing_ok=True)
+
+
+def summary(plan: Plan, manifests: list[dict[str, Any]], /) -> str:
+    """One line: what is packed, how faithful it is, and what a million clips weigh."""
+    clips_, size = sum(m["clips"] for m in manifests), sum(m["bytes"] for m in manifests)
+    failed = len({row for m in manifests for row in m["failed"]})
+    levels = [m["psnr"] for m in manifests if m["psnr"] is not None]
+    return (f"{clips_} clips of {plan.rows - failed} videos ({failed} unreadable) in {len(manifests)} of {plan.shards * plan.versions} shards, "
+            f"PSNR {np.mean(levels) if levels else 0:.1f} dB: {size / max(clips_, 1) / 1e3:.2f} GB per million clips")
