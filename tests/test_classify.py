@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 import pathlib
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from videomae_jax.assembly import assemble
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.convert import videomae
 from videomae_jax.data import sources
+from videomae_jax.erasing import Erasing
 from videomae_jax.errors import UserError
 from videomae_jax.mixing import Mixing
 from videomae_jax.models import heads, vit
@@ -155,6 +157,24 @@ def test_mixed_clips() -> None:
     assert loss_of(out) == pytest.approx(want, rel=1e-6)
     ready, _, _ = evaluated(objective, params(), rows, jax.random.key(5), train=False)
     np.testing.assert_array_equal(ready["video"], rows["video"])
+
+
+def test_erased_clips_are_mixed() -> None:
+    """A box of every clip becomes noise before clips are mixed, in training alone; it depends on the clip's key, not its row."""
+    erasing = dataclasses.replace(PLAIN, erasing=Erasing(probability=1.0, area=(0.3, 0.33)))
+    rows = batch()
+    unit = np.asarray(rows["video"], np.float32) / 255
+    ready = evaluated(erasing, params(), rows, jax.random.key(5), train=True)[0]
+    erased = np.asarray(ready["video"])
+    changed = (np.abs(erased - unit).max((1, 4)) > 1e-6).mean((1, 2))
+    assert (np.abs(changed - 0.32) < 0.15).all() and (erased < 0).any() and (erased > 1).any()
+    np.testing.assert_array_equal(ready["target"], np.eye(3)[np.asarray(rows["label"])])
+    other = evaluated(erasing, params(), {k: v[::-1] for k, v in rows.items()}, jax.random.key(5), train=True)[0]
+    np.testing.assert_array_equal(other["video"], erased[::-1])
+    both = evaluated(dataclasses.replace(erasing, mixing=Mixing(cutmix=0.0)), params(), rows, jax.random.key(5), train=True)[0]
+    share = float(both["target"][0, 0])
+    np.testing.assert_allclose(both["video"], share * erased + (1 - share) * erased[::-1], atol=1e-6)
+    assert evaluated(erasing, params(), rows, jax.random.key(5), train=False)[0]["video"].dtype == jnp.uint8
 
 
 def test_chance_acts_in_training_alone() -> None:
@@ -303,6 +323,36 @@ def test_what_is_taken_of_a_fine_tuned_run(tmp_path: pathlib.Path) -> None:
     assert loaded(dataclasses.replace(PLAIN, pretrained=other, start="features"))["head/norm/scale"].max() == 2
 
 
+def test_a_head_takes_rows_by_class(tmp_path: pathlib.Path) -> None:
+    """Class i of the target is class rows[i] of the file's seven, or its own fresh row; other leaves are those of the file."""
+    wide = jax.tree.map(lambda x: np.asarray(x) + 1, params())
+    kernel, bias = np.random.default_rng(0).normal(size=(16, 7)).astype(np.float32), np.arange(7, dtype=np.float32)
+    wide["head"]["linear"] = {"kernel": kernel, "bias": bias}
+    weights, fresh = written(tmp_path / "wide.npz", wide), traverse_util.flatten_dict(jax.device_get(params()), sep="/")
+    for content in ([6, -1, 2], {"rows": [6, -1, 2], "source": list("abcdefg"), "target": list("xyz")}):
+        (tmp_path / "map.json").write_text(json.dumps(content))
+        found = loaded(dataclasses.replace(PLAIN, pretrained=weights, start="model", classes=str(tmp_path / "map.json")))
+        for place, row in enumerate((6, -1, 2)):
+            np.testing.assert_array_equal(found["head/linear/kernel"][:, place], kernel[:, row] if row >= 0 else fresh["head/linear/kernel"][:, place])
+            assert found["head/linear/bias"][place] == (bias[row] if row >= 0 else fresh["head/linear/bias"][place])
+        np.testing.assert_array_equal(found["head/norm/scale"], fresh["head/norm/scale"] + 1)
+        np.testing.assert_array_equal(found["encoder/embed/kernel"], fresh["encoder/embed/kernel"] + 1)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("[0, 1]", "is for 2 classes, and the head has 3"), ("[0, 1, 7]", r"asks for class 7, and the head in the file has 7 \(0 to 6\)"),
+    ('{"rows": [0, 1, 2], "source": ["a"]}', "is for a source of 1 classes, and the file has 7"), ("[0, 1, -2]", "neither a list of class numbers"),
+    ("[0, 1.5, 2]", "neither a list"), ("{}", "neither a list"), ("[0,", "cannot be read"), ('{"rows": [0], "target": []}', "1 rows for 0 target classes")])
+def test_mistakes_of_a_map_of_classes(tmp_path: pathlib.Path, content: str, message: str) -> None:
+    """Each names the map."""
+    wide = dict(params()) | {"head": {"norm": params()["head"]["norm"], "linear": {"kernel": np.zeros((16, 7)), "bias": np.zeros(7)}}}
+    (tmp_path / "map.json").write_text(content)
+    mapped = dataclasses.replace(PLAIN, pretrained=written(tmp_path / "w.npz", wide), start="model", classes=str(tmp_path / "map.json"))
+    with pytest.raises(UserError, match=message) as error:
+        loaded(mapped)
+    assert "map.json" in str(error.value) and "\n" not in str(error.value)
+
+
 def test_weights_of_another_family_are_refused(tmp_path: pathlib.Path) -> None:
     """No encoder, or one of another shape: one line that names the file and the leaves."""
     alien = written(tmp_path / "alien.npz", {"generator": {"kernel": np.zeros((2, 2))}})
@@ -323,6 +373,8 @@ def test_mistakes() -> None:
                                   ("smoothing", 1.0, "smoothing 1.0")):
         with pytest.raises(UserError, match=message):
             dataclasses.replace(PLAIN, **{field: value})
+    with pytest.raises(UserError, match="which start 'features' does not take; allowed is start 'model'"):
+        dataclasses.replace(PLAIN, start="features", classes="map.json")
     with pytest.raises(UserError, match="0 classes and dropout"):
         heads.Classifier(classes=0).init(jax.random.key(0), jnp.zeros((1, 1, 4)))
 
@@ -334,7 +386,11 @@ def test_mistakes() -> None:
     ("k400_s", 22_033_936, 384, 7.5e-4), ("k400_b", 86_534_800, 512, 1.4e-3), ("k400_l", 304_270_736, 192, 1.5e-3), ("k400_h", 632_119_440, 128, 5e-4),
     ("k400_g", 1_012_174_352, 192, 7.5e-4), ("k710_b", 86_773_190, 512, 1.4e-3), ("k710_h", 632_516_550, 128, 5e-4), ("k710_g", 1_012_611_142, 96, 3.75e-4),
     ("ssv2_b", 86_361_006, 256, 2e-3), ("ssv2_l", 304_039_086, 192, 3.75e-4), ("ssv2_h", 631_829_934, 128, 2.5e-4), ("ssv2_g", 1_011_855_918, 96, 1.125e-4),
-    ("ucf101_b", 86_304_869, 128, 2.5e-4), ("ucf101_g", 1_011_753_061, 24, 9.375e-5), ("hmdb51_g", 1_011_682_611, 24, 4.6875e-5)])
+    ("ucf101_b", 86_304_869, 128, 2.5e-4), ("ucf101_g", 1_011_753_061, 24, 9.375e-5), ("hmdb51_g", 1_011_682_611, 24, 4.6875e-5),
+    ("k600_h", 632_375_640, 128, 5e-4), ("k400_g_after_k710", 1_012_174_352, 96, 3.75e-6), ("k600_g_after_k710", 1_012_456_152, 96, 3.75e-6),
+    ("v1_k400_b800", 86_534_800, 512, 2e-3), ("v1_k400_b1600", 86_534_800, 384, 7.5e-4), ("v1_k400_l", 304_270_736, 128, 1e-3),
+    ("v1_k400_h", 632_119_440, 512, 2e-3), ("v1_ssv2_s", 21_946_926, 384, 1.5e-3), ("v1_ssv2_b800", 86_361_006, 512, 1e-3),
+    ("v1_ssv2_b2400", 86_361_006, 384, 7.5e-4)])
 def test_published_sizes_and_rates(name: str, parameters: int, batch_size: int, peak: float) -> None:
     """Parameters as the official model counts them, clips a step, peak rate, and draws of mixup that fit the batch."""
     config = configs.load(str(ROOT / "configs" / "finetune" / f"{name}.py"))
@@ -344,8 +400,13 @@ def test_published_sizes_and_rates(name: str, parameters: int, batch_size: int, 
     schedule = configs.build(config.optimizers.main).schedule
     assert config.batch_size == batch_size and schedule.scaled(schedule.base, batch=batch_size) == pytest.approx(peak, rel=1e-9)
     assert batch_size * config.data.repeats % config.objective.mixing.rows == 0
-    assert config.evaluators.test.views.crop.views * config.evaluators.test.views.sampling.views == (6 if name.startswith("ssv2") else 15)
-    assert (config.data.crop.flip == 0) is name.startswith("ssv2")
+    assert config.evaluators.test.views.crop.views * config.evaluators.test.views.sampling.views == (6 if "ssv2" in name else 15)
+    assert (config.data.crop.flip == 0) is ("ssv2" in name)
+    policy = config.data.crop.policy
+    assert (policy.magnitude, policy.count, policy.deviation, policy.probability, config.objective.erasing.probability) == (7, 4, 0.5, 0.5, 0.25)
+    videos = np.arange(config.objective.mixing.rows) // config.data.repeats
+    partner = np.asarray(configs.build(config.objective.mixing).partners(jnp.asarray(videos), groups=1))
+    assert config.data.repeats == 1 or (partner != videos).all(), "a video is mixed with itself"
 
 
 @pytest.mark.parametrize(("size", "giga"), [("S", 56.9), ("B", 180.3), ("L", 596.8), ("H", 1191.0), ("g", 2542.8)])

@@ -1,0 +1,18 @@
+"""VideoMAE V2 ViT-g on Kinetics-400 after Kinetics-710 [V2 scripts/finetune, g_k710_k400]: three epochs, head rows by class.
+
+    python -m videomae_jax train --config=configs/finetune/k400_g_after_k710.py --workdir=runs/finetune_k400_g_after_k710 --config.data.index=index.parquet
+
+The map of classes is written by: python -m videomae_jax index --merge k400.parquet,k600.parquet,k700.parquet --out=k710.parquet
+"""
+
+import ml_collections
+
+from configs.finetune import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """VideoMAE V2 ViT-g on Kinetics-400 after Kinetics-710 [V2 scripts/finetune, g_k710_k400]: three epochs, head rows by class."""
+    config = base.videomae("k400", "g", gpus=32, each=3, lr=1e-5, warmup=1, epochs=3, layer_decay=0.9, drop_path=0.25, weight_decay=0.1,
+                           pretrained="runs/finetune_k710_g", start="model", classes="k710_to_k400.json")
+    config.name = "finetune_k400_g_after_k710"
+    return config
