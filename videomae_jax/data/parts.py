@@ -1,66 +1,13 @@
 """Part maps that travel with the crops of their video."""
 
 import dataclasses
-import functools
 import zipfile
 from typing import Any
 
 import numpy as np
 
-from videomae_jax.data import decode, index, sources, transforms
+from videomae_jax.data import clips, decode, index, sources, windows
 from videomae_jax.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """The part of a frame that a crop shows, in pixels of the frame, and whether it is mirrored."""
-
-    left: float
-    top: float
-    width: float
-    height: float
-    mirrored: bool = False
-
-    def nearest(self, maps: np.ndarray, /, *, frame: tuple[int, int], size: int) -> np.ndarray:
-        """[T size size] of maps [T h w] over frames of (height, width) pixels: the value under the centre of every output pixel.
-
-        The maps may be coarser or finer than the frames; both span the same picture.
-        """
-        steps = (np.arange(size) + 0.5) / size
-        rows = (self.top + steps * self.height) * maps.shape[1] / frame[0]
-        columns = (self.left + (steps[::-1] if self.mirrored else steps) * self.width) * maps.shape[2] / frame[1]
-        rows, columns = (np.clip(np.floor(x).astype(np.int64), 0, n - 1) for x, n in zip((rows, columns), maps.shape[1:], strict=True))
-        return maps[:, rows[:, None], columns]
-
-
-@functools.singledispatch
-def window(crop: Any, /, *, width: int, height: int, size: int, rng: np.random.Generator) -> Window:
-    """The window of a crop object on frames of `width` x `height`; draws from `rng` what the crop draws. Raises UserError for other crops."""
-    raise UserError(f"part maps cannot follow the crop {type(crop).__name__}; allowed are {', '.join(sorted(k.__name__ for k in window.registry if k is not object))}")
-
-
-@window.register
-def _(crop: transforms.MultiScaleCrop, /, *, width: int, height: int, size: int, rng: np.random.Generator) -> Window:
-    return Window(**vars(crop.box(width=width, height=height, size=size, rng=rng)))
-
-
-@window.register
-def _(crop: transforms.RandomResizedCrop, /, *, width: int, height: int, size: int, rng: np.random.Generator) -> Window:
-    box = crop.box(width=width, height=height, rng=rng)
-    return Window(**vars(box), mirrored=bool(rng.random() < crop.flip))
-
-
-@window.register
-def _(crop: transforms.WholeFrame, /, *, width: int, height: int, size: int, rng: np.random.Generator) -> Window:
-    return Window(0, 0, width, height)
-
-
-@window.register
-def _(crop: transforms.CentreCrop, /, *, width: int, height: int, size: int, rng: np.random.Generator) -> Window:
-    # The crop lies on whole pixels of the resized frame.
-    wide, high = (int(size * side / min(width, height)) for side in (width, height))
-    left, top = round((wide - size) / 2), round((high - size) / 2)
-    return Window(left * width / wide, top * height / high, size * width / wide, size * height / high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +32,12 @@ class PartClips(sources.VideoClips):
         after = rng.bit_generator.state
         rng.bit_generator.state = before  # the draws of the video once more
         info = index.info_of(record)
-        ids = self.sampling.ids(info.frames, clip=self.frames, rng=rng)
+        ids = clips.at(self.sampling, fps=info.fps).ids(info.frames, clip=self.frames, rng=rng)
         maps = self.maps(record, frames=info.frames)[ids]
-        windows = [window(self.crop, width=info.width, height=info.height, size=self.size, rng=rng) for _ in range(self.repeats)]
+        shown = [windows.window(self.crop, width=info.width, height=info.height, size=self.size, rng=rng) for _ in range(self.repeats)]
         if repr(rng.bit_generator.state) != repr(after):
             raise RuntimeError(f"{type(self.crop).__name__} draws otherwise for the video than for its window")
-        parts = np.stack([w.nearest(maps, frame=(info.height, info.width), size=self.size) for w in windows])
+        parts = np.stack([w.nearest(maps, frame=(info.height, info.width), size=self.size) for w in shown])
         return {**example, "parts": parts}
 
     def maps(self, record: dict[str, Any], /, *, frames: int) -> np.ndarray:
