@@ -155,7 +155,7 @@ def test_damaged_checkpoint_is_passed_over_loudly(tmp_path: pathlib.Path, kind: 
             saver.wait()
             assert saver.restore(2, abstract, rng=wanted.rng).meta["samples"] == 8
         saver.close()
-    assert passed_over >= (2 if kind == "flipped" else 4)  # a flip may hit bytes that say nothing of the values
+    assert passed_over == 4
 
 
 def test_nothing_is_set_aside_while_nothing_is_readable(tmp_path: pathlib.Path) -> None:
@@ -179,10 +179,24 @@ def test_another_model_is_an_error_that_names_the_leaf(tmp_path: pathlib.Path) -
         saver.latest_good(state(width=17)[1], rng=good.rng)
     with pytest.raises(UserError, match=r"another model or optimiser \(opt\): train/1/b is .* there, absent in this config"):
         saver.restore(1, abstract.replace(opt={"train": (abstract.opt["train"][0], {"a": abstract.opt["train"][1]["a"]})}), rng=good.rng)
-    with pytest.raises(UserError, match=r"another model or optimiser \(ema\): a/half is .* there, absent"):
-        saver.restore(1, state(ema=False)[1], rng=good.rng)
+    with pytest.raises(UserError, match=r"another model or optimiser \(ema\): a/kernel is float32 \(16, 24\) there, float32 \(17, 24\)"):
+        saver.restore(1, abstract.replace(ema=state(width=17)[1].ema), rng=good.rng)
     part = saver.restore(1, state(ema=False)[1], rng=good.rng, items=("params",))
     assert isinstance(jax.tree.leaves(part.state.opt)[0], jax.ShapeDtypeStruct)
+    saver.close()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_averages_may_be_turned_on_and_off(tmp_path: pathlib.Path, before: bool) -> None:
+    """A fork that keeps averages from now on starts them at the parameters; one that keeps none leaves them behind."""
+    saver = Checkpointer(tmp_path)
+    saved, _ = state(seed=1, ema=before)
+    saver.save(1, saved, meta={"step": 1})
+    saver.wait()
+    restored = saver.restore(1, state(ema=not before)[1], rng=saved.rng).state
+    equal(restored, saved.replace(ema={} if before else saved.params))
+    if not before:
+        assert not {id(x) for x in jax.tree.leaves(restored.ema)} & {id(x) for x in jax.tree.leaves(restored.params)}  # both are donated
     saver.close()
 
 
@@ -221,7 +235,6 @@ def test_load_params_is_checked_too(tmp_path: pathlib.Path) -> None:
         load_params(tmp_path, item="teacher")
     largest = max((p for p in (tmp_path / "00000002" / "params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     raw = bytearray(largest.read_bytes())
-    flips = 0
     for place in range(0, len(raw), max(1, len(raw) // 12)):
         changed = bytearray(raw)
         changed[place] ^= 4
@@ -229,10 +242,8 @@ def test_load_params_is_checked_too(tmp_path: pathlib.Path) -> None:
         try:
             loaded = load_params(tmp_path)
         except DamagedError:
-            flips += 1
-        else:
-            np.testing.assert_array_equal(loaded["a"]["kernel"], np.asarray(state(seed=2)[0].params["a"]["kernel"]))
-    assert flips > 0
+            continue
+        raise AssertionError(f"bit 2 of byte {place} is flipped, and {loaded.keys()} were loaded")
 
 
 def test_transfer_is_strict_both_ways() -> None:

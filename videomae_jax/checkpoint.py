@@ -1,10 +1,9 @@
 """Orbax checkpoints of a train state with a checksum of every leaf, and strict transfer of parameters between trees."""
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 import re
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,14 +14,22 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from videomae_jax import optim, parallel
+from videomae_jax import manifest, optim, parallel
 from videomae_jax.errors import UserError
+from videomae_jax.manifest import seal
 from videomae_jax.step import TrainState
 from videomae_jax.types import Array
 
 ITEMS = ("params", "opt", "extra", "ema")
 REASON = 160  # characters of a cause that a warning quotes
 SEAL = "sha256"  # key of the digest of the other metadata
+PATIENCE = 30.0  # seconds that a save waits for the one before; a slower storage puts it off
+RETRY = (10.0, 300.0)  # seconds to the first new try after a failed save, doubled each time up to the second
+BACKGROUND = 1200  # seconds until a save in the background counts as failed
+
+
+class StorageError(RuntimeError):
+    """A checkpoint of a run over several processes cannot be written: the others wait for it, so all of them have to start again."""
 
 
 class DamagedError(UserError):
@@ -57,8 +64,8 @@ class Checkpointer:
     killed process left behind is not a checkpoint and is removed. With `read_only` nothing is saved or removed, so that
     a run that is still training can be evaluated. `warn` is told of what went wrong and can be lived with.
 
-    The metadata hold a checksum of every leaf, computed on the devices at the time of saving, and one of themselves: the
-    storage layer returns flipped bits without an error.
+    The metadata hold a checksum of every leaf, computed on the devices at the time of saving, and one of themselves; beside
+    them lies one of every file (`manifest`). A save that fails or is late is tried again (`due`); `failures` counts them.
     """
 
     def __init__(self, directory: pathlib.Path, /, *, keep_last: int = 2, keep_every: int = 0, read_only: bool = False,
@@ -72,29 +79,48 @@ class Checkpointer:
             keep.append(policies.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep), create=not read_only, cleanup_tmp_directories=not read_only,
-            save_decision_policy=policies.FixedIntervalPolicy(1), step_format_fixed_length=8)
+            save_decision_policy=policies.FixedIntervalPolicy(1), step_format_fixed_length=8,
+            async_options=ocp.AsyncOptions(timeout_secs=BACKGROUND, post_finalization_callback=self._sum_files))
         self._manager = _Manager(pathlib.Path(directory).resolve(), options=options, handler_registry=handlers())
         self.directory, self._warn = pathlib.Path(directory), warn
-        self._step, self._failure = -1, ""  # of the newest save
+        self._step, self._failure, self.failures = -1, "", 0  # of the newest save; of all
+        self._again, self._pause = float("inf"), RETRY[0]  # when to try again, and how long to wait after the next failure
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: TrainState, /, *, meta: dict[str, Any]) -> None:
+    def due(self) -> bool:
+        """Whether a save that failed or was put off is to be tried again now; one process decides for itself alone."""
+        return time.monotonic() >= self._again
+
+    def save(self, step: int, state: TrainState, /, *, meta: dict[str, Any], last: bool = False) -> None:
         """Starts saving once the save before is done. `step` must be new, and this instance not `read_only`.
 
-        A save that fails (a full disk) is reported through `warn` and training goes on: the next one tries again. With
-        several processes it raises, since the others wait for this one.
+        A save that fails (a full disk), or finds the one before still under way after PATIENCE, is reported through `warn`
+        and training goes on: `due` tells when to try again. The `last` one waits. With several processes a failure raises
+        StorageError, since the others wait for this one.
         """
+        begin = time.monotonic()
+        while jax.process_count() == 1 and not last and self._manager.is_saving_in_progress():
+            if time.monotonic() - begin > PATIENCE:
+                self._put_off()
+                self._warn(f"checkpoint {step} is put off: that of step {self._step} has been under way for {PATIENCE:.0f} s and more; the storage is slow")
+                return
+            time.sleep(0.01)
         self.check(wait=True)
-        self._step, self._failure = step, ""
+        self._step, self._failure, self._again = step, "", float("inf")
         items = {k: ocp.args.StandardSave(getattr(state, k)) for k in ITEMS if jax.tree.leaves(getattr(state, k))}
-        sealed = seal({**meta, "leaves": {k: fingerprints(getattr(state, k)) for k in items}})
+        sealed = seal({**meta, "files": manifest.NAME, "leaves": {k: fingerprints(getattr(state, k)) for k in items}})
         try:
             self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(sealed)), force=True)
-        except OSError as error:
+        except Exception as error:  # what the storage layer raises is not specified
             self._failed(error)
+
+    def _sum_files(self) -> None:
+        """Runs in the background, on the lead alone, when all files of a save are there and nothing is committed."""
+        (found,) = self.directory.glob(f"{self._step:08d}.orbax-checkpoint-tmp*")
+        manifest.write(found, step=self._step)
 
     def check(self, *, wait: bool = False) -> None:
         """Reports a save that failed in the background; with `wait`, once it is over."""
@@ -104,12 +130,20 @@ class Checkpointer:
             self._manager.wait_until_finished()
         except Exception as error:  # what the storage layer raises is not specified
             self._failed(error)
+        else:
+            if not self._failure:
+                self._pause = RETRY[0]
+
+    def _put_off(self) -> None:
+        self.failures += 1
+        self._again, self._pause = time.monotonic() + self._pause, min(2 * self._pause, RETRY[1])
 
     def _failed(self, error: Exception, /) -> None:
         self._failure = reason(error)
+        self._put_off()
         if jax.process_count() > 1:
-            raise UserError(f"checkpoint {self._step} cannot be written to {self.directory} ({self._failure})") from error
-        self._warn(f"checkpoint {self._step} cannot be written to {self.directory} ({self._failure}); training goes on, the next save tries again")
+            raise StorageError(f"checkpoint {self._step} cannot be written to {self.directory} ({self._failure})") from error
+        self._warn(f"checkpoint {self._step} cannot be written to {self.directory} ({self._failure}); training goes on, it is tried again")
 
     def wait(self) -> None:
         """Until the last save is committed. Raises UserError when it failed."""
@@ -123,22 +157,42 @@ class Checkpointer:
         self._manager.close()
 
     def meta(self, step: int, /) -> dict[str, Any]:
-        """The JSON saved at `step`. Raises DamagedError when it is not what was saved."""
-        found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        """The JSON saved at `step`. Raises DamagedError when it cannot be read or is not what was saved."""
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        except Exception as error:  # what a damaged directory raises is not specified by the storage layer
+            raise DamagedError(f"checkpoint {step} in {self.directory} cannot be read ({reason(error)})") from error
         if not isinstance(found, dict) or seal(found) != found:
             raise DamagedError(f"checkpoint {step} in {self.directory} is damaged: its metadata do not match their checksum", agreed=True)
         return {k: v for k, v in found.items() if k != SEAL}
 
+    def check_files(self, step: int, meta: dict[str, Any], /) -> None:
+        """Raises DamagedError, on every process, when a file differs from what was committed; each process reads its share.
+
+        Checkpoints of before there were checksums of files are told by their metadata, and pass.
+        """
+        if "files" not in meta:
+            return
+        wrong = manifest.problem(self.directory / f"{step:08d}", step=step, part=jax.process_index(), parts=jax.process_count())
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            elsewhere = np.flatnonzero(multihost_utils.process_allgather(np.asarray(bool(wrong))))
+            wrong = wrong or (f"process {elsewhere[0]} finds a file that is not what was saved" if elsewhere.size else "")
+        if wrong:
+            raise DamagedError(f"checkpoint {step} in {self.directory} is damaged: {wrong}", agreed=True)
+
     def restore(self, step: int, abstract: TrainState, /, *, rng: jax.Array, items: Sequence[str] = ITEMS) -> Restored:
         """The state of `step`, placed as `abstract` (shapes with shardings) says: any mesh, whatever the saved one was.
 
-        Items that are not asked for stay abstract. Raises DamagedError where it cannot be read or differs from what was
+        Averages that were not kept before begin at the parameters; those that are no longer kept are left behind. Items that are not asked for stay abstract. Raises DamagedError where it cannot be read or differs from what was
         saved, and UserError when the checkpoint holds another model.
         """
         try:
             meta = self.meta(step)
+            self.check_files(step, meta)
             self.check_leaves(step, meta, abstract, items=items)
-            wanted = {k: ocp.args.StandardRestore(getattr(abstract, k)) for k in items if jax.tree.leaves(getattr(abstract, k))}
+            wanted = {k: ocp.args.StandardRestore(getattr(abstract, k)) for k in items if jax.tree.leaves(getattr(abstract, k)) and k in meta["leaves"]}
             loaded = self._manager.restore(step, args=ocp.args.Composite(**wanted))
         except UserError:
             raise
@@ -147,13 +201,17 @@ class Checkpointer:
         for item in wanted:
             check_fingerprints(loaded[item], meta["leaves"][item], name=f"checkpoint {step} in {self.directory}", item=item)
         parts = {k: loaded[k] if k in wanted else getattr(abstract, k) for k in ITEMS}
+        if "ema" in items and "ema" not in wanted and "params" in wanted:
+            parts["ema"] = jax.tree.map(jnp.copy, loaded["params"]) if abstract.ema else {}
         count = jax.device_put(np.int32(step), abstract.step.sharding)
         return Restored(TrainState(step=count, rng=rng, **parts), step, meta)
 
     def load(self, step: int, /, *, item: str) -> Any:
         """An item of `step` as nested dicts of numpy arrays. Raises UserError when it is absent, DamagedError as `restore` does."""
         try:
-            saved = self.meta(step)["leaves"]
+            meta = self.meta(step)
+            self.check_files(step, meta)
+            saved = meta["leaves"]
             if item not in saved:
                 raise UserError(f"checkpoint {step} in {self.directory} has no {item!r}; it has {', '.join(saved)}")
             metadata = self._manager.item_metadata(step)[item]
@@ -183,25 +241,35 @@ class Checkpointer:
                 self._warn(f"{error}; trying the one before")
                 damaged.append(step)
                 continue
-            self._set_aside(damaged)
+            self._set_aside(damaged, "damaged")
             return restored
         raise UserError(f"no readable checkpoint in {self.directory}; its steps are {self.steps()}. Use a new --workdir, or repair or remove them")
 
-    def _set_aside(self, steps: Sequence[int], /) -> None:
+    def retreat(self, step: int, /) -> None:
+        """Moves checkpoints of later steps to `checkpoints_abandoned`: the run goes on from `step` or before, and saves theirs again."""
+        self.check(wait=True)
+        self._set_aside([s for s in self.steps() if s > step], "abandoned")
+
+    def _set_aside(self, steps: Sequence[int], why: str, /) -> None:
         if not steps:
             return
-        aside = self.directory.with_name(f"{self.directory.name}_damaged")
+        aside = self.directory.with_name(f"{self.directory.name}_{why}")
         for step in steps if parallel.is_lead() else ():
             aside.mkdir(exist_ok=True)
             number = sum(p.name.startswith(f"{step:08d}") for p in aside.iterdir())
             (self.directory / f"{step:08d}").rename(aside / f"{step:08d}{f'.{number}' if number else ''}")
-        parallel.barrier("damaged checkpoints set aside")
+        parallel.barrier("checkpoints set aside")
         self._manager.reload()
-        self._warn(f"damaged checkpoints {', '.join(map(str, steps))} now lie in {aside}")
+        self._warn(f"{why} checkpoints {', '.join(map(str, steps))} now lie in {aside}")
 
     def check_leaves(self, step: int, meta: dict[str, Any], abstract: TrainState, /, *, items: Sequence[str] = ITEMS) -> None:
-        """Raises UserError with the first leaf that differs from the saved one in name, shape or dtype."""
+        """Raises UserError with the first leaf that differs from the saved one in name, shape or dtype.
+
+        Averages may be there or not: `restore` starts or leaves them.
+        """
         for item in items:
+            if item == "ema" and not (meta["leaves"].get(item) and jax.tree.leaves(abstract.ema)):
+                continue
             have = {k: tuple(v["shape"]) + (v["dtype"],) for k, v in meta["leaves"].get(item, {}).items()}
             want = {k: (*v.shape, str(v.dtype)) for k, v in named(getattr(abstract, item)).items()}
             for key in sorted(have.keys() | want.keys()):
@@ -219,12 +287,6 @@ def reason(error: Exception, /) -> str:
     """The beginning of the first line of what an exception says, or else its name; the storage layer prints its whole configuration."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line if len(line) <= REASON else f"{line[:REASON]} ..."
-
-
-def seal(meta: dict[str, Any], /) -> dict[str, Any]:
-    """`meta` with the digest of everything else in it."""
-    rest = {k: v for k, v in meta.items() if k != SEAL}
-    return {**rest, SEAL: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 def checksum(x: Array, /) -> Array:

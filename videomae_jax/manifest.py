@@ -1,0 +1,68 @@
+"""A checksum of every file of a checkpoint, written before the checkpoint is committed and compared before it is read.
+
+The storage layer returns flipped bits without an error, and takes a file of another step for its own.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import pathlib
+import zlib
+from typing import Any
+
+NAME = "files.json"
+LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")  # the storage layer writes these when it commits; no value depends on them
+THREADS = 4
+PART = 1 << 22  # bytes read at once
+
+
+def seal(meta: dict[str, Any], /, *, key: str = "sha256") -> dict[str, Any]:
+    """`meta` with the digest of everything else in it under `key`."""
+    rest = {k: v for k, v in meta.items() if k != key}
+    return {**rest, key: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+
+
+def checksum(path: pathlib.Path, /) -> list[int]:
+    """[bytes, CRC-32] of a file: any flipped bit and any cut shows, other changes but for one in 2^32."""
+    size = value = 0
+    with path.open("rb") as file:
+        while part := file.read(PART):
+            size, value = size + len(part), zlib.crc32(part, value)
+    return [size, value]
+
+
+def listed(directory: pathlib.Path, /) -> dict[str, pathlib.Path]:
+    """{"params/d/..": path} of the files that a manifest covers, sorted."""
+    found = {p.relative_to(directory).as_posix(): p for p in sorted(directory.rglob("*")) if p.is_file() or p.is_symlink()}
+    return {k: p for k, p in found.items() if k != NAME and k not in LATE}
+
+
+def write(directory: pathlib.Path, /, *, step: int) -> None:
+    """Writes the manifest of a checkpoint of `step` into its directory."""
+    files = listed(directory)
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        sums = dict(zip(files, pool.map(checksum, files.values()), strict=True))
+    (directory / NAME).write_text(json.dumps(seal({"step": step, "files": sums})))
+
+
+def problem(directory: pathlib.Path, /, *, step: int, part: int = 0, parts: int = 1) -> str:
+    """What is wrong with the files of a checkpoint of `step`, "" for nothing; of `parts` readers, `part` reads its share of them."""
+    try:
+        found = json.loads((directory / NAME).read_bytes())
+        if not isinstance(found, dict) or seal(found) != found:
+            return f"{NAME} does not match its own checksum"
+        if found["step"] != step:
+            return f"its files are of step {found['step']}"
+        files, sums = listed(directory), found["files"]
+        if files.keys() != sums.keys():
+            missing, strange = sorted(sums.keys() - files.keys()), sorted(files.keys() - sums.keys())
+            return f"{len(missing)} files are missing and {len(strange)} do not belong to it, first {(missing + strange)[0]}"
+        links = [k for k, p in files.items() if p.is_symlink()]
+        if links:
+            return f"{links[0]} is a link, which no save writes"
+        names = list(files)[part::parts]
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            wrong = [k for k, got in zip(names, pool.map(lambda k: checksum(files[k]), names), strict=True) if got != sums[k]]
+        return f"{len(wrong)} of {len(sums)} files do not match their checksum, first {wrong[0]}" if wrong else ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{NAME} or what it lists cannot be read ({type(error).__name__}: {str(error)[:100]})"
