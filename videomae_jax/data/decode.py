@@ -10,9 +10,9 @@ import io
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -25,6 +25,11 @@ TIMEOUT = 60.0  # seconds that one file may take; a stalled network mount is the
 SKIPPING = ("h264", "hevc")
 SEEK_GAIN = 8  # frames that a further seek must save to be worth refilling the decoder
 BACKWARD = (0.0, 1.0, 10.0, math.inf)  # seconds before the target for repeated seeks that land behind it
+PLANAR = ("yuv420p", "yuvj420p")  # pixel formats whose planes are handed out as they are where the number of rows is even
+# Weights of red and blue in luma by the number that a stream gives its matrix (ITU-T H.273); unnamed (2) counts as BT.601.
+MATRICES = {1: (0.2126, 0.0722), 2: (0.299, 0.114), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
+FULL = 2  # FFmpeg's number for full range
+JPEG = ((0.299, 0.114), True)  # matrix and range of the planes of every other picture
 
 Video = str | os.PathLike[str] | bytes
 
@@ -132,20 +137,61 @@ def decode(source: Video, ids: Sequence[int] | np.ndarray, /, *, info: VideoInfo
     `info` spares the probe. Raises DecodeError for damage anywhere between a frame and its key frame, because decoders
     conceal it with plausible pixels, and after `timeout` seconds.
     """
-    call = _Call(source, timeout)
-    info = info or probe(source, timeout=timeout)
+    info, converter = info or probe(source, timeout=timeout), VideoReformatter()
     ids = np.asarray(ids, np.int64)
+    found = _read(source, ids, info=info, timeout=timeout, convert=lambda frame: _picture(frame, info, converter))
+    out = np.empty((len(ids), info.height, info.width, 3), np.uint8)
+    for number, picture in found.items():
+        out[ids == number] = picture
+    return out
+
+
+class Planes(NamedTuple):
+    """Frames as most streams store them (YUV 4:2:0), rotated for display.
+
+    `luma` u8 [n h w] and `chroma` u8 [n 2 ceil(h/2) ceil(w/2)], whose value (i, j) belongs to the luma pixels 2i, 2i + 1 and
+    2j, 2j + 1; RGB in 0..255 is `colour` f32 [3 4] times (luma, blue chroma, red chroma, 1).
+    """
+
+    luma: np.ndarray
+    chroma: np.ndarray
+    colour: np.ndarray
+
+
+def planes(source: Video, ids: Sequence[int] | np.ndarray, /, *, info: VideoInfo | None = None, cut: tuple[int, int, int, int] | None = None,
+           timeout: float = TIMEOUT) -> Planes:
+    """The frames of `decode` without the conversion to RGB: half the bytes, and most of them copied once.
+
+    `cut` (left, top, right, bottom), left and top even, is the part of the displayed picture that is wanted. With the
+    chroma repeated, `colour` gives the pixels of `decode` but for the rounding of its converter, whose mean it includes.
+    Pictures of other formats (4:4:4, 10 bits, an odd number of rows) become RGB as there and then 4:2:0: they lose the
+    finer chroma.
+    """
+    info = info or probe(source, timeout=timeout)
+    ids, planar = np.asarray(ids, np.int64), _Planar(info)
+    found = _read(source, ids, info=info, timeout=timeout, convert=planar)
+    left, top, right, bottom = cut or (0, 0, info.width, info.height)
+    luma = np.empty((len(ids), bottom - top, right - left), np.uint8)
+    chroma = np.empty((len(ids), 2, -(-bottom // 2) - top // 2, -(-right // 2) - left // 2), np.uint8)
+    for place, number in enumerate(ids.tolist()):
+        y, *uv = found[number]
+        luma[place] = y[top:bottom, left:right]
+        for out, plane in zip(chroma[place], uv, strict=True):
+            out[...] = plane[top // 2: -(-bottom // 2), left // 2: -(-right // 2)]
+    return Planes(luma, chroma, planar.colour)
+
+
+def _read(source: Video, ids: np.ndarray, /, *, info: VideoInfo, timeout: float, convert: Callable[[Any], Any]) -> dict[int, Any]:
+    """{frame number: convert(frame)} of the frames `ids`."""
+    call, found = _Call(source, timeout), {}
     if not ids.size or ids.min() < 0 or ids.max() >= info.frames:
         call.fail("short", f"frames {ids.tolist()} of a video with frames 0..{info.frames - 1}")
-    out = np.empty((len(ids), info.height, info.width, 3), np.uint8)
-    numbers = np.unique(ids)
     with call.open() as container:
         stream = call.stream(container)
-        for run in _runs(numbers, info):
-            found = call.pictures(container, stream, info, info.pts[run])
-            for number in run:
-                out[ids == number] = found[int(info.pts[number])]
-    return out
+        for run in _runs(np.unique(ids), info):
+            pictures = call.pictures(container, stream, info, info.pts[run], convert)
+            found |= {number: pictures[int(info.pts[number])] for number in run.tolist()}
+    return found
 
 
 def count(source: Video, /, *, timeout: float = math.inf) -> int:
@@ -248,9 +294,9 @@ class _Call:
                 yield from frames
                 return
 
-    def pictures(self, container: Any, stream: Any, info: VideoInfo, wanted: np.ndarray, /) -> dict[int, np.ndarray]:
-        """{pts: u8 [H W 3]} of ascending presentation times, from one seek, or two where the decoder leaves frames out."""
-        converter, found, broken = VideoReformatter(), {}, False
+    def pictures(self, container: Any, stream: Any, info: VideoInfo, wanted: np.ndarray, convert: Callable[[Any], Any], /) -> dict[int, Any]:
+        """{pts: convert(frame)} of ascending presentation times, from one seek, or two where the decoder leaves frames out."""
+        found, broken = {}, False
         targets = frozenset(wanted.tolist())
         for frame in self.seek(container, stream, int(wanted[0]), wanted=targets):
             # Concealed damage spreads by reference until the next key frame.
@@ -258,14 +304,14 @@ class _Call:
             if frame.pts in targets:
                 if broken:
                     self.fail("decode", f"the frame at {float(frame.pts * info.time_base):.3f} s is damaged")
-                found[frame.pts] = _picture(frame, info, converter)
+                found[frame.pts] = convert(frame)
             if frame.pts is not None and frame.pts >= wanted[-1]:
                 break
-        return found if len(found) == len(targets) else self.on_screen(container, stream, info, wanted)
+        return found if len(found) == len(targets) else self.on_screen(container, stream, info, wanted, convert)
 
-    def on_screen(self, container: Any, stream: Any, info: VideoInfo, wanted: np.ndarray, /) -> dict[int, np.ndarray]:
+    def on_screen(self, container: Any, stream: Any, info: VideoInfo, wanted: np.ndarray, convert: Callable[[Any], Any], /) -> dict[int, Any]:
         """As `pictures` for frames that the decoder leaves out: the last frame at or before each time, else the first."""
-        converter, found, last, broken = VideoReformatter(), {}, None, False
+        found, last, broken = {}, None, False
         waiting = wanted.tolist()
         for frame in self.seek(container, stream, waiting[0]):
             if frame.pts is None:
@@ -277,7 +323,7 @@ class _Call:
                 break
             if broken:
                 self.fail("decode", f"the frame at {float(frame.pts * info.time_base):.3f} s is damaged")
-            last = _picture(frame, info, converter)
+            last = convert(frame)
         if last is None:
             self.fail("decode", f"no frame from {float(wanted[0] * info.time_base):.3f} s on can be decoded")
         return found | dict.fromkeys(waiting, last)
@@ -288,3 +334,42 @@ def _picture(frame: Any, info: VideoInfo, converter: VideoReformatter, /) -> np.
     width, height = (info.height, info.width) if info.rotation % 180 else (info.width, info.height)
     array = converter.reformat(frame, format="rgb24", width=width, height=height, threads=1).to_ndarray()
     return np.rot90(array, info.rotation // 90)
+
+
+class _Planar:
+    """Frames as three views u8 [h w] (luma, blue, red chroma) of one size, orientation and colour: those of the first frame."""
+
+    def __init__(self, info: VideoInfo, /) -> None:
+        self.info, self.converter = info, VideoReformatter()
+        self.size = (info.height, info.width) if info.rotation % 180 else (info.width, info.height)
+        self.kind: tuple[tuple[float, float], bool] | None = None  # matrix and full range
+        self.colour = np.zeros((3, 4), np.float32)
+
+    def __call__(self, frame: Any, /) -> list[np.ndarray]:
+        full = frame.color_range == FULL or frame.format.name.startswith("yuvj")
+        plain = frame.format.name in PLANAR and (frame.width, frame.height) == self.size and int(frame.colorspace) in MATRICES and frame.height % 2 == 0
+        kind = (MATRICES[int(frame.colorspace)], full) if plain else None
+        if self.kind is None:
+            self.kind = kind or JPEG
+            self.colour = _colour(*self.kind, plain=plain)
+        if kind != self.kind:
+            width, height = self.size
+            frame = self.converter.reformat(frame, format="rgb24", width=width, height=height, threads=1)
+            frame = self.converter.reformat(frame, format="yuv420p", dst_colorspace=5, dst_color_range=2, threads=1)
+        # The arrays keep their planes, and so the decoder's memory, until they are copied.
+        views = [np.frombuffer(p, np.uint8).reshape(-1, p.line_size)[: p.height, : p.width] for p in frame.planes]
+        return [np.rot90(v, self.info.rotation // 90) for v in views]
+
+
+def _colour(matrix: tuple[float, float], full: bool, /, *, plain: bool) -> np.ndarray:
+    """RGB f32 [3 4] of (luma, blue chroma, red chroma, 1), all in 0..255; `matrix` is the share of red and of blue in luma.
+
+    Includes the mean rounding of FFmpeg's converters. For `plain` pictures each product is rounded down, half a level on
+    average (in full range that of luma is exact); where RGB becomes 4:2:0 the mean chroma of four pixels is.
+    """
+    red, blue = matrix
+    green, luma, chroma, black = 1 - red - blue, *((1.0, 1.0, 0.0) if full else (255 / 219, 255 / 224, 16.0))
+    shares = np.asarray([[0, 2 - 2 * red], [-(2 - 2 * blue) * blue / green, -(2 - 2 * red) * red / green], [2 - 2 * blue, 0]]) * chroma
+    products, neutral = (np.asarray([1, 2, 1]) + (not full), 128.0) if plain else (np.zeros(3), 127.5)
+    offsets = -luma * black - neutral * shares.sum(1) - products / 2
+    return np.concatenate([np.full((3, 1), luma), shares, offsets[:, None]], 1).astype(np.float32)

@@ -94,9 +94,11 @@ class Batches:
     @functools.cached_property
     def layout(self) -> dict[str, tuple[tuple[int, ...], np.dtype, int]]:
         """Shape, dtype and place in a shared segment, in bytes, of every key."""
-        rows, fields, place, found = self.batch_size // self.hosts * self.source.repeats, self.source.fields, 0, {}
-        known = {k: (f.shape, f.dtype) for k, f in fields.items()} | {"key": ((2,), "uint32"), "row": ((), "int32"), "fault": ((), "int32"), "valid": ((), "bool")}
-        for key, (shape, dtype) in known.items():
+        each, place, found = self.batch_size // self.hosts, 0, {}
+        known = {k: (f.shape, f.dtype, 1 if f.shared else self.source.repeats) for k, f in self.source.fields.items()}
+        own = {"key": ((2,), "uint32"), "row": ((), "int32"), "fault": ((), "int32"), "valid": ((), "bool")}
+        for key, (shape, dtype, copies) in (known | {k: (*v, self.source.repeats) for k, v in own.items()}).items():
+            rows = each * copies
             found[key] = ((rows, *shape), np.dtype(dtype), place)
             size = rows * math.prod(shape) * np.dtype(dtype).itemsize
             place += -(-size // ALIGNMENT) * ALIGNMENT
@@ -125,8 +127,8 @@ class Batches:
 
     def _read(self, number: int, batch: Batch, /) -> None:
         """Fills the arrays of a batch; nothing writes to them any more when this returns or raises."""
-        each, copies = self.batch_size // self.hosts, self.source.repeats
-        batch = {k: v.reshape(each, copies, *v.shape[1:]) for k, v in batch.items()}
+        each = self.batch_size // self.hosts
+        batch = {k: v.reshape(each, len(v) // each, *v.shape[1:]) for k, v in batch.items()}
         first = self.start + int(number) * self.batch_size + self.host * each
         count = min(max(self.end - first, 1), each)  # a host whose part is all padding reads one example to repeat
         futures = [self._pool.submit(self._fill, batch, place, min(first + place, self.end - 1)) for place in range(count)]
@@ -282,10 +284,11 @@ def stream(source: Source, /, *, batch_size: int, seed: int, start: int = 0, hos
     i32 [n] (the row the position asked for), `valid` bool [n] (True) and `fault` i32 [n] (0, or 1 + the stage in
     decode.STAGES at which that row failed and a substitute was read). `workers` processes (0: this one) decode with
     `threads` threads each. Memory: AHEAD host batches without workers, WAITING a worker in shared memory with them, and
-    the one handed out. Raises UserError where the hosts do not divide the batch or shared memory is too small.
+    the one handed out. A source with a method `order(seed=)` says itself which row a position reads, for ever.
+    Raises UserError where the hosts do not divide the batch or shared memory is too small.
     """
     _check(batch_size=batch_size, host=host, hosts=hosts, workers=workers, threads=threads)
-    rows = Shuffled(len(source), seed)
+    rows = source.order(seed=seed) if hasattr(source, "order") else Shuffled(len(source), seed)
     return Stream(Batches(source, rows, seed, start, batch_size, host, hosts, threads), workers=workers)
 
 

@@ -21,11 +21,15 @@ CROPS = ("auto", "device", "host")
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """Shape without the batch axis, dtype and kind (one of KINDS) of a batch key."""
+    """Shape without the batch axis, dtype and kind (one of KINDS) of a batch key.
+
+    One that is `shared` by all copies of a decode has [n ...] in a batch of n decodes, not [n * K ...].
+    """
 
     shape: tuple[int, ...]
     dtype: str
     kind: str
+    shared: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -51,7 +55,7 @@ class Source(Protocol):
         """The example's name."""
 
     def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Every key with a leading axis of `repeats` copies; draws only from `rng`. Raises DecodeError."""
+        """Every key with a leading axis of `repeats` copies, 1 where they share it; draws only from `rng`. Raises DecodeError."""
 
 
 def _video_fields(frames: int, size: int, /) -> dict[str, Field]:
@@ -61,6 +65,12 @@ def _video_fields(frames: int, size: int, /) -> dict[str, Field]:
 def spread(rows: np.ndarray, /, *, limit: int) -> np.ndarray:
     """`limit` of the rows at equal distances (0 = all): the first ones would all be of the first class folder."""
     return rows if limit in (0, len(rows)) or limit > len(rows) else rows[np.arange(limit) * len(rows) // limit]
+
+
+def numbered(names: set[str], /) -> tuple[str, ...]:
+    """Class names in the order of their numbers: by value where all are integers, else sorted."""
+    numeric = all(v.isascii() and v.isdigit() for v in names)
+    return tuple(sorted(names, key=(lambda v: (int(v), v)) if numeric else None))
 
 
 def fresh(path: pathlib.Path, record: dict[str, Any], /) -> None:
@@ -154,9 +164,7 @@ class VideoClips:
         if not pa.types.is_string(table.schema.field(column).type):
             texts = ", ".join(f.name for f in table.schema if pa.types.is_string(f.type))
             raise UserError(f"column {column!r} of index {self.index} is {table.schema.field(column).type}; allowed as labels are {texts}")
-        found = {v for v in table.column(column).unique().to_pylist() if v is not None}
-        numeric = all(v.isascii() and v.isdigit() for v in found)
-        classes = tuple(sorted(found, key=(lambda v: (int(v), v)) if numeric else None))
+        classes = numbered({v for v in table.column(column).unique().to_pylist() if v is not None})
         rows = spread(index.readable(table, split=self.split, path=self.index), limit=self.limit)
         return _Opened(table, pathlib.Path(self.index).resolve().parent, rows, column, classes, {v: i for i, v in enumerate(classes)})
 
