@@ -12,7 +12,9 @@ SHOWN = 20  # classes and damaged files printed before the rest is only counted
 
 
 def main(argv: list[str]) -> int:
-    """Scans a folder, writes the index, prints what it holds."""
+    """Scans a folder, writes the index, prints what it holds; with --merge see `merge`."""
+    if any(word.partition("=")[0] == "--merge" for word in argv):
+        return merge(argv)
     parser = arguments.Parser("index", description=HELP)
     parser.add_argument("directory", metavar="DIR", help="folder with videos, searched recursively")
     parser.add_argument("--out", required=True, metavar="FILE.parquet", help="index to write; a cached .arrow file appears beside it")
@@ -36,6 +38,20 @@ def main(argv: list[str]) -> int:
     print(f"index written to {out}")
     if "ok" not in table.column("status").to_pylist():
         raise UserError(f"none of the {table.num_rows} videos in {options.directory} can be read")
+    return 0
+
+
+def merge(argv: list[str], /) -> int:
+    """Makes one index of several."""
+    parser = arguments.Parser("index", description="Merge indexes: classes of one name become one, no held-out clip of any part stays in training.")
+    parser.add_argument("--merge", required=True, metavar="A.parquet,B.parquet,...", help="indexes, the preferred one first; their names name the parts")
+    parser.add_argument("--out", required=True, metavar="FILE.parquet", help="index to write, with maps of classes to and from every part beside it")
+    parser.add_argument("--aliases", default=None, metavar="FILE.json", help='further names of one class: {"name": "name that it is merged into"}')
+    parser.add_argument("--verify", action="store_true", help="also compare the bytes of files of equal size")
+    options = parser.parse_args(argv)
+    from videomae_jax.data.merge import merged
+
+    print("\n".join(merged(options.merge, out=pathlib.Path(options.out), aliases=options.aliases, verify=options.verify)))
     return 0
 
 
