@@ -33,6 +33,7 @@ def card(run: Assembly, /) -> dict[str, Any]:
         "forward_macs_per_clip": cost.macs, "train_flops_per_clip": 6 * cost.macs, "train_flops_total": 6 * cost.macs * clips,
         "mesh": dict(run.mesh.shape), "checkpoint_bytes": state_bytes(run.abstract),
         "checkpoints_kept": checkpoints_kept(run), "checkpoints_disk_bytes": checkpoints_kept(run) * state_bytes(run.abstract),
+        **({"sources": run.source.card(run.total * batch * run.draws)} if hasattr(run.source, "card") else {}),
     }
 
 
