@@ -6,6 +6,7 @@ parallelism comes from the loader. Containers live only inside a call.
 """
 
 import dataclasses
+import functools
 import io
 import math
 import os
@@ -29,7 +30,7 @@ PLANAR = ("yuv420p", "yuvj420p")  # pixel formats whose planes are handed out as
 # Weights of red and blue in luma by the number that a stream gives its matrix (ITU-T H.273); unnamed (2) counts as BT.601.
 MATRICES = {1: (0.2126, 0.0722), 2: (0.299, 0.114), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
 FULL = 2  # FFmpeg's number for full range
-JPEG = ((0.299, 0.114), True)  # matrix and range of the planes of every other picture
+JPEG = (5, True)  # matrix and range of the planes of every other picture
 
 Video = str | os.PathLike[str] | bytes
 
@@ -150,7 +151,7 @@ class Planes(NamedTuple):
     """Frames as most streams store them (YUV 4:2:0), rotated for display.
 
     `luma` u8 [n h w] and `chroma` u8 [n 2 ceil(h/2) ceil(w/2)], whose value (i, j) belongs to the luma pixels 2i, 2i + 1 and
-    2j, 2j + 1; RGB in 0..255 is `colour` f32 [3 4] times (luma, blue chroma, red chroma, 1).
+    2j, 2j + 1; RGB in 0..255 is `colour` f32 [n 3 4] times (luma, blue chroma, red chroma, 1).
     """
 
     luma: np.ndarray
@@ -168,17 +169,17 @@ def planes(source: Video, ids: Sequence[int] | np.ndarray, /, *, info: VideoInfo
     finer chroma.
     """
     info = info or probe(source, timeout=timeout)
-    ids, planar = np.asarray(ids, np.int64), _Planar(info)
-    found = _read(source, ids, info=info, timeout=timeout, convert=planar)
+    ids, converter = np.asarray(ids, np.int64), VideoReformatter()
+    found = _read(source, ids, info=info, timeout=timeout, convert=lambda frame: _planar(frame, info, converter))
     left, top, right, bottom = cut or (0, 0, info.width, info.height)
     luma = np.empty((len(ids), bottom - top, right - left), np.uint8)
     chroma = np.empty((len(ids), 2, -(-bottom // 2) - top // 2, -(-right // 2) - left // 2), np.uint8)
     for place, number in enumerate(ids.tolist()):
-        y, *uv = found[number]
+        y, *uv = found[number][0]
         luma[place] = y[top:bottom, left:right]
         for out, plane in zip(chroma[place], uv, strict=True):
             out[...] = plane[top // 2: -(-bottom // 2), left // 2: -(-right // 2)]
-    return Planes(luma, chroma, planar.colour)
+    return Planes(luma, chroma, np.stack([found[number][1] for number in ids.tolist()]))
 
 
 def _read(source: Video, ids: np.ndarray, /, *, info: VideoInfo, timeout: float, convert: Callable[[Any], Any]) -> dict[int, Any]:
@@ -336,38 +337,27 @@ def _picture(frame: Any, info: VideoInfo, converter: VideoReformatter, /) -> np.
     return np.rot90(array, info.rotation // 90)
 
 
-class _Planar:
-    """Frames as three views u8 [h w] (luma, blue, red chroma) of one size, orientation and colour: those of the first frame."""
-
-    def __init__(self, info: VideoInfo, /) -> None:
-        self.info, self.converter = info, VideoReformatter()
-        self.size = (info.height, info.width) if info.rotation % 180 else (info.width, info.height)
-        self.kind: tuple[tuple[float, float], bool] | None = None  # matrix and full range
-        self.colour = np.zeros((3, 4), np.float32)
-
-    def __call__(self, frame: Any, /) -> list[np.ndarray]:
-        full = frame.color_range == FULL or frame.format.name.startswith("yuvj")
-        plain = frame.format.name in PLANAR and (frame.width, frame.height) == self.size and int(frame.colorspace) in MATRICES and frame.height % 2 == 0
-        kind = (MATRICES[int(frame.colorspace)], full) if plain else None
-        if self.kind is None:
-            self.kind = kind or JPEG
-            self.colour = _colour(*self.kind, plain=plain)
-        if kind != self.kind:
-            width, height = self.size
-            frame = self.converter.reformat(frame, format="rgb24", width=width, height=height, threads=1)
-            frame = self.converter.reformat(frame, format="yuv420p", dst_colorspace=5, dst_color_range=2, threads=1)
-        # The arrays keep their planes, and so the decoder's memory, until they are copied.
-        views = [np.frombuffer(p, np.uint8).reshape(-1, p.line_size)[: p.height, : p.width] for p in frame.planes]
-        return [np.rot90(v, self.info.rotation // 90) for v in views]
+def _planar(frame: Any, info: VideoInfo, converter: VideoReformatter, /) -> tuple[list[np.ndarray], np.ndarray]:
+    """Luma, blue and red chroma u8 [h w] for display, of the size of the first frame, and their `colour`."""
+    width, height = (info.height, info.width) if info.rotation % 180 else (info.width, info.height)
+    full = frame.color_range == FULL or frame.format.name.startswith("yuvj")
+    plain = frame.format.name in PLANAR and (frame.width, frame.height) == (width, height) and int(frame.colorspace) in MATRICES and height % 2 == 0
+    if not plain:
+        frame = converter.reformat(frame, format="rgb24", width=width, height=height, threads=1)
+        frame = converter.reformat(frame, format="yuv420p", dst_colorspace=5, dst_color_range=FULL, threads=1)
+    # The arrays keep their planes, and so the decoder's memory, until they are copied.
+    views = [np.frombuffer(p, np.uint8).reshape(-1, p.line_size)[: p.height, : p.width] for p in frame.planes]
+    return [np.rot90(v, info.rotation // 90) for v in views], _colour(*((int(frame.colorspace), full) if plain else JPEG), plain=plain)
 
 
-def _colour(matrix: tuple[float, float], full: bool, /, *, plain: bool) -> np.ndarray:
-    """RGB f32 [3 4] of (luma, blue chroma, red chroma, 1), all in 0..255; `matrix` is the share of red and of blue in luma.
+@functools.lru_cache
+def _colour(matrix: int, full: bool, /, *, plain: bool) -> np.ndarray:
+    """RGB f32 [3 4] of (luma, blue chroma, red chroma, 1), all in 0..255; `matrix` is one of MATRICES.
 
     Includes the mean rounding of FFmpeg's converters. For `plain` pictures each product is rounded down, half a level on
     average (in full range that of luma is exact); where RGB becomes 4:2:0 the mean chroma of four pixels is.
     """
-    red, blue = matrix
+    red, blue = MATRICES[matrix]
     green, luma, chroma, black = 1 - red - blue, *((1.0, 1.0, 0.0) if full else (255 / 219, 255 / 224, 16.0))
     shares = np.asarray([[0, 2 - 2 * red], [-(2 - 2 * blue) * blue / green, -(2 - 2 * red) * red / green], [2 - 2 * blue, 0]]) * chroma
     products, neutral = (np.asarray([1, 2, 1]) + (not full), 128.0) if plain else (np.zeros(3), 127.5)
