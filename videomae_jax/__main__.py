@@ -13,6 +13,7 @@ COMMANDS = {
     "synthesize": "write the embedded data set as mp4 files with labels",
     "visualize": "draw reconstructions of a run: png and gif",
     "bench": "measure a training step or the input pipeline, one JSON line",
+    "convert": "weights of other codebases -> a run directory, or back: --from=hf PATH --out=DIR",
     "report": "write report.html of a run directory",
     "config": "print the resolved config and its recipe card",
 }

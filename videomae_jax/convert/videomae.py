@@ -108,11 +108,16 @@ def embed(official: str, /) -> tuple[Rule, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The leaves of a kind of model: `single` ones, and stacks {ours: (official, Hugging Face)}, each followed by the number of the block."""
+    """The leaves of a kind of model: `single` ones, and stacks {ours: (official, Hugging Face)}, each followed by the number of the block.
+
+    `block` holds the rules of a block. Arrays that match `inert` change no output of the model and have no leaf here.
+    """
 
     name: str
     single: tuple[Rule, ...]
     stacks: Mapping[str, tuple[str, str]]
+    block: tuple[Rule, ...] = BLOCK
+    inert: tuple[str, ...] = ()
 
 
 PRETRAINED = Layout("encoder and decoder", (
@@ -239,41 +244,69 @@ def put(state: dict[str, np.ndarray], name: str, value: Any, /) -> None:
     state[name] = np.asarray(value, np.float32)
 
 
-def block(index: int, /, *, stack: str, prefixes: tuple[str, str], source: str) -> Iterator[tuple[Rule, tuple[str, ...]]]:
+def block(index: int, /, *, layout: Layout, stack: str, source: str) -> Iterator[tuple[Rule, tuple[str, ...]]]:
     """The rules of block `index` of a stack of ours, each with the names of its arrays in `source`."""
-    official, hf = prefixes
-    for rule in BLOCK:
+    official, hf = layout.stacks[stack]
+    for rule in layout.block:
         full = rule.within(stack, f"{official}{index}.", f"{hf}{index}.")
         yield full, getattr(full, source)
 
 
-def pack(state: State, /, *, source: str, layout: Layout, heads: tuple[int, ...]) -> Params:
-    """Our tree from arrays under the names of column `source` of a layout, whose stacks have these numbers of heads."""
-    check_biases(state)
+@dataclasses.dataclass(frozen=True)
+class Assigned:
+    """Our leaves {path: array} and the arrays that each is made of; leaves that lack some {path: (absent, of how many)}; arrays
+    that no leaf takes, and those that are inert.
+    """
+
+    leaves: dict[str, np.ndarray]
+    names: dict[str, tuple[str, ...]]
+    missing: dict[str, tuple[tuple[str, ...], int]]
+    unused: tuple[str, ...]
+    inert: tuple[str, ...]
+
+
+def depth(state: State, prefix: str, /) -> int:
+    """Blocks of a stack that are numbered without a gap."""
+    found = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
+    return next(i for i in itertools.count() if str(i) not in found)
+
+
+def assign(state: State, /, *, source: str, layout: Layout, heads: tuple[int, ...]) -> Assigned:
+    """Our leaves from arrays under the names of column `source` of a layout, whose stacks have these numbers of heads."""
     table: dict[str, list[tuple[Rule, tuple[str, ...]]]] = {rule.ours: [(rule, getattr(rule, source))] for rule in layout.single}
     for stack, prefixes in layout.stacks.items():
-        prefix = prefixes[source == "hf"]
-        found = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
-        depth = next(i for i in itertools.count(1) if str(i) not in found)  # at least one: an empty stack lists what is missing
-        for index in range(depth):
-            for rule, names in block(index, stack=stack, prefixes=prefixes, source=source):
+        for index in range(max(depth(state, prefixes[source == "hf"]), 1)):  # at least one: an empty stack lists what is missing
+            for rule, names in block(index, layout=layout, stack=stack, source=source):
                 table.setdefault(rule.ours, []).append((rule, names))
-    named = [name for entries in table.values() for _, names in entries for name in names]
-    complain("checkpoint", layout=layout, missing=[n for n in named if n not in state], unused=[n for n in state if n not in named])
+    names = {ours: tuple(n for _, entry in entries for n in entry) for ours, entries in table.items()}
+    missing = {ours: (tuple(n for n in all_ if n not in state), len(all_)) for ours, all_ in names.items() if any(n not in state for n in all_)}
+    taken = {n for all_ in names.values() for n in all_}
+    spare = [n for n in state if n not in taken]
+    inert = tuple(n for n in spare if any(re.fullmatch(p, n) for p in layout.inert))
     counts = dict(zip(layout.stacks, heads, strict=True))
-    check_heads(state, table, counts=counts)
-    flat = {}
+    check_heads(state, names, counts=counts)
+    leaves = {}
     for ours, entries in table.items():
+        if ours in missing:
+            continue
         count = next((n for stack, n in counts.items() if ours.startswith(stack)), 1)
-        layers = [rule.packing.pack(np.concatenate([state[n] for n in names]), count) for rule, names in entries]
-        flat[ours] = np.stack(layers) if "/stack/" in ours else np.ascontiguousarray(layers[0])
-    return traverse_util.unflatten_dict(flat, sep="/")
+        packed = [rule.packing.pack(np.concatenate([state[n] for n in entry]), count) for rule, entry in entries]
+        leaves[ours] = np.stack(packed) if "/stack/" in ours else np.ascontiguousarray(packed[0])
+    return Assigned(leaves, names, missing, tuple(n for n in spare if n not in inert), inert)
+
+
+def pack(state: State, /, *, source: str, layout: Layout, heads: tuple[int, ...]) -> Params:
+    """Our tree; raises UserError where anything is missing or left over, and when the source has lost its q and v biases."""
+    check_biases(state)
+    found = assign(state, source=source, layout=layout, heads=heads)
+    complain("checkpoint", layout=layout, missing=[n for absent, _ in found.missing.values() for n in absent], unused=list(found.unused))
+    return traverse_util.unflatten_dict(found.leaves, sep="/")
 
 
 def unpack(params: Params, /, *, source: str, layout: Layout, patch: Patch) -> dict[str, np.ndarray]:
     """Arrays under the names of column `source` of a layout from our tree."""
     flat = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
-    wanted = [r.ours for r in layout.single] + [stack + r.ours for stack in layout.stacks for r in BLOCK]
+    wanted = [r.ours for r in layout.single] + [stack + r.ours for stack in layout.stacks for r in layout.block]
     complain("parameter tree", layout=layout, missing=[n for n in wanted if n not in flat], unused=[n for n in flat if n not in wanted])
     values = flat["encoder/embed/kernel"].shape[0]
     if values % int(np.prod(patch)):
@@ -286,9 +319,9 @@ def unpack(params: Params, /, *, source: str, layout: Layout, patch: Patch) -> d
 
     for rule in layout.single:
         add(rule, getattr(rule, source), flat[rule.ours])
-    for stack, prefixes in layout.stacks.items():
+    for stack in layout.stacks:
         for i in range(flat[f"{stack}attn/qkv"].shape[0]):
-            for rule, names in block(i, stack=stack, prefixes=prefixes, source=source):
+            for rule, names in block(i, layout=layout, stack=stack, source=source):
                 add(rule, names, flat[rule.ours][i])
     return state
 
@@ -303,10 +336,13 @@ def check_biases(state: State, /) -> None:
         warnings.warn(f"all q and v biases of the checkpoint are 0, as in an untrained model. {fault}", stacklevel=4)
 
 
-def check_heads(state: State, table: Mapping[str, Any], /, *, counts: Mapping[str, int]) -> None:
+def check_heads(state: State, names: Mapping[str, tuple[str, ...]], /, *, counts: Mapping[str, int]) -> None:
     """Raises UserError when a number of heads does not divide the width of its blocks."""
     for stack, count in counts.items():
-        width = state[table[f"{stack}norm1/scale"][0][1][0]].size
+        first = names[f"{stack}norm1/scale"][0]
+        if first not in state:
+            continue
+        width = state[first].size
         if count < 1 or width % count:
             raise UserError(f"{count} heads for the {stack.split('/')[0]} of width {width}; the width must be a multiple of the heads")
 

@@ -1,0 +1,447 @@
+"""The `convert` command: whole paths from files of others to run directories and back, strict, itemised, without pickles."""
+
+import argparse
+import json
+import os
+import pathlib
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videomae_jax import config as configs
+from videomae_jax import externals, parallel, run_directory
+from videomae_jax.__main__ import main
+from videomae_jax.convert import files, importing, report, videomae
+from videomae_jax.errors import UserError
+from videomae_jax.models import mae_st, patches, resized, vit
+from videomae_jax.objectives.base import External
+
+torch = pytest.importorskip("torch")
+numpy_files = pytest.importorskip("safetensors.numpy")
+PATCH, HEADS = (2, 8, 8), ["--heads=4", "--decoder-heads=3"]
+SIZES = ["--config.objective.encoder.frames=8", "--config.objective.encoder.size=32", "--allow=interpolated"]
+
+
+def params_of(run: pathlib.Path) -> Any:
+    """The parameters that a run directory holds."""
+    return externals.read(External("params", str(run)))
+
+
+def objective_of(run: pathlib.Path) -> Any:
+    """The objective that its config describes."""
+    return configs.build(run_directory.open_run(run).objective)
+
+
+def random_tree(seed: int, objective: Any) -> Any:
+    """Parameters of an objective whose every value is drawn, none of them 0 or 1."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: parallel.unbox(objective.init(jax.random.key(0), {})))
+    return jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32) * 0.3, shapes)
+
+
+def pretraining() -> Any:
+    """An objective of 32 wide, 8 frames of 32 pixels."""
+    from videomae_jax.objectives.mae import MAE
+
+    return MAE(vit.Encoder(width=32, depth=2, heads=4, hidden=64, patch=PATCH, frames=8, size=32), vit.Decoder(width=24, depth=2, heads=3, hidden=48))
+
+
+@pytest.fixture(scope="module")
+def official() -> dict[str, np.ndarray]:
+    """A pre-training state dict under the official names."""
+    return videomae.to_official(random_tree(0, pretraining()), patch=PATCH)
+
+
+@pytest.fixture(scope="module")
+def finetuned(official: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A fine-tuned one of five classes."""
+    rng = np.random.default_rng(1)
+    state = {k.removeprefix("encoder."): v for k, v in official.items() if k.startswith("encoder.") and ".norm." not in k.replace("encoder.", ".", 1)[:6]}
+    shapes = {"fc_norm.weight": (32,), "fc_norm.bias": (32,), "head.weight": (5, 32), "head.bias": (5,)}
+    return state | {k: rng.standard_normal(s, np.float32) for k, s in shapes.items()}
+
+
+def save(path: pathlib.Path, state: Mapping[str, np.ndarray], **more: Any) -> pathlib.Path:
+    """A PyTorch file as the official scripts write it."""
+    torch.save({"model": {k: torch.from_numpy(v.copy()) for k, v in state.items()}, **more}, path)
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one line with which the command refuses."""
+    capsys.readouterr()
+    assert main(["convert", *map(str, words)]) == 2
+    err = capsys.readouterr().err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in err, err
+    return lines[0]
+
+
+def assert_same(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> None:
+    """Same names and bits."""
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        np.testing.assert_array_equal(value, right[name], err_msg=name)
+
+
+# -- whole paths -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["official", "finetuned"])
+def test_official_files_round_trip_bit_for_bit(kind: str, request: pytest.FixtureRequest, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """.pth with the script's options -> run -> .pth and -> Hugging Face -> run -> .pth: the same arrays, all of them accounted for."""
+    state = request.getfixturevalue(kind)
+    source = save(tmp_path / "a.pth", {f"module.{k}": v for k, v in state.items()}, args=argparse.Namespace(num_frames=8, input_size=32), epoch=3)
+    assert main(["convert", "--from=videomae_v2", str(source), f"--out={tmp_path}/run", *HEADS]) == 0
+    shown = capsys.readouterr().err
+    assert "missing      0" in shown and "unexpected   0" in shown and "interpolated 0" in shown
+    account = json.loads((tmp_path / "run/conversion.json").read_text())
+    assert sorted(account["loaded"] + account["reshaped"]) == sorted(state) and account["files"]["a.pth"] == externals.digest(source)
+    assert main(["convert", "--to=videomae", f"{tmp_path}/run", f"--out={tmp_path}/b.pth"]) == 0
+    assert_same(files.read(tmp_path / "b.pth").state, state)
+    assert main(["convert", "--to=hf", f"{tmp_path}/run", f"--out={tmp_path}/hf", "--biases=query.bias"]) == 0
+    assert main(["convert", "--from=auto", f"{tmp_path}/hf", f"--out={tmp_path}/again"]) == 0
+    assert main(["convert", "--to=videomae", f"{tmp_path}/again", f"--out={tmp_path}/c.pth"]) == 0
+    assert_same(files.read(tmp_path / "c.pth").state, state)
+    encoder = objective_of(tmp_path / "again").encoder
+    assert (type(encoder), encoder.frames, encoder.size, encoder.heads, encoder.hidden) == (vit.Encoder, 8, 32, 4, 64)
+
+
+@pytest.fixture(scope="module")
+def live() -> Any:
+    """transformers, where a sound one is installed."""
+    transformers = pytest.importorskip("transformers", minversion="5.18")  # before, q and v biases are loaded as zero
+    torch.set_num_threads(1)
+    return transformers
+
+
+def settings(live: Any, **more: Any) -> Any:
+    """A tiny config of theirs with our eps."""
+    from parity import make_golden
+
+    return live.VideoMAEConfig(**make_golden.SMALL, layer_norm_eps=1e-6, **more)
+
+
+def randomised(model: Any, *, seed: int) -> Any:
+    """Every parameter drawn, eps 1e-6 in every LayerNorm."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-6
+    return model.eval()
+
+
+def clip(seed: int = 3) -> tuple[np.ndarray, Any]:
+    """u8 [1 8 32 32 3] and what their processor makes of it."""
+    video = np.random.default_rng(seed).integers(0, 256, (1, 8, 32, 32, 3), np.uint8)
+    pixels = (video / np.float32(255) - np.asarray(patches.IMAGENET_MEAN, np.float32)) / np.asarray(patches.IMAGENET_STD, np.float32)
+    return video, torch.from_numpy(pixels.transpose(0, 1, 4, 2, 3).astype(np.float32))
+
+
+def close(ours: Any, theirs: Any) -> None:
+    """Within 1e-5 of the largest value; float32 noise is 1e-6."""
+    theirs = theirs.detach().numpy()
+    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+def batch_of(video: np.ndarray) -> dict[str, jax.Array]:
+    """A batch of clips without a label."""
+    rows = len(video)
+    return {"video": jnp.asarray(video), "key": jnp.zeros((rows, 2), jnp.uint32), "valid": jnp.ones(rows, bool), "label": jnp.full(rows, -1)}
+
+
+def test_pretraining_equals_transformers(live: Any, tmp_path: pathlib.Path) -> None:
+    """Their saved folder -> run directory: predictions of the hidden patches and features; and back into `from_pretrained`."""
+    model = randomised(live.VideoMAEForPreTraining(settings(live, use_mean_pooling=False)), seed=1)
+    model.save_pretrained(tmp_path / "hf")
+    assert main(["convert", "--from=hf", f"{tmp_path}/hf", f"--out={tmp_path}/run"]) == 0
+    video, pixels = clip()
+    objective, params = objective_of(tmp_path / "run"), params_of(tmp_path / "run")
+    batch = batch_of(video)
+    masks = objective.masks(batch, jax.random.key(0))
+    masked = torch.ones((1, 64), dtype=torch.bool)
+    masked[0, np.asarray(masks.visible[0])] = False
+    predict = jax.jit(lambda params: (objective.predict(params, {}, batch, jax.random.key(0), masks=masks).patches, objective.represent(params, {}, batch)))
+    predicted, features = predict(params)
+    close(predicted, model(pixels, bool_masked_pos=masked).logits)
+    close(features["video"].tokens, model.videomae(pixels).last_hidden_state)
+    assert main(["convert", "--to=hf", f"{tmp_path}/run", f"--out={tmp_path}/back"]) == 0
+    loaded, info = live.VideoMAEForPreTraining.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert_same({k: v.numpy() for k, v in loaded.state_dict().items()}, {k: v.numpy() for k, v in model.state_dict().items()})
+
+
+def test_classification_equals_transformers(live: Any, tmp_path: pathlib.Path) -> None:
+    """Logits and the pooled feature, the names of the classes, and back."""
+    labels = {0: "wave", 1: "jump", 2: "sit"}
+    model = randomised(live.VideoMAEForVideoClassification(settings(live, use_mean_pooling=True, id2label=labels)), seed=2)
+    model.save_pretrained(tmp_path / "hf")
+    assert main(["convert", "--from=hf", f"{tmp_path}/hf", f"--out={tmp_path}/run"]) == 0
+    assert json.loads((tmp_path / "run/classes.json").read_text()) == ["wave", "jump", "sit"]
+    video, pixels = clip()
+    objective, params, batch = objective_of(tmp_path / "run"), params_of(tmp_path / "run"), batch_of(video)
+    predict = jax.jit(lambda params: (objective.predict(params, {}, batch, jax.random.key(0)).logits, objective.represent(params, {}, batch)))
+    logits, features = predict(params)
+    close(logits, model(pixels).logits)
+    close(features["video"].pooled, model.fc_norm(model.videomae(pixels).last_hidden_state.mean(1)))
+    assert main(["convert", "--to=hf", f"{tmp_path}/run", f"--out={tmp_path}/back"]) == 0
+    again = live.VideoMAEForVideoClassification.from_pretrained(tmp_path / "back")
+    assert again.config.id2label == labels
+    assert_same({k: v.numpy() for k, v in again.state_dict().items()}, {k: v.numpy() for k, v in model.state_dict().items()})
+
+
+@pytest.mark.slow
+def test_a_whole_vit_b_equals_transformers(live: Any, tmp_path: pathlib.Path) -> None:
+    """ViT-B with 400 classes, random weights: logits to 1e-5 of the largest."""
+    model = randomised(live.VideoMAEForVideoClassification(live.VideoMAEConfig(layer_norm_eps=1e-6, use_mean_pooling=True, num_labels=400)), seed=3)
+    model.save_pretrained(tmp_path / "hf")
+    assert main(["convert", "--from=hf", f"{tmp_path}/hf", f"--out={tmp_path}/run"]) == 0
+    video = np.random.default_rng(0).integers(0, 256, (1, 16, 224, 224, 3), np.uint8)
+    pixels = (video / np.float32(255) - np.asarray(patches.IMAGENET_MEAN, np.float32)) / np.asarray(patches.IMAGENET_STD, np.float32)
+    objective, params = objective_of(tmp_path / "run"), params_of(tmp_path / "run")
+    logits = jax.jit(lambda params, batch: objective.predict(params, {}, batch, jax.random.key(0)).logits)(params, batch_of(video))
+    close(logits, model(torch.from_numpy(pixels.transpose(0, 1, 4, 2, 3).astype(np.float32))).logits)
+
+
+def test_a_converted_run_starts_another(finetuned: dict[str, np.ndarray], tmp_path: pathlib.Path) -> None:
+    """As `pretrained` of fine-tuning: the encoder is the converted one, the head fresh."""
+    assert main(["convert", "--from=videomae", str(save(tmp_path / "a.pth", finetuned)), f"--out={tmp_path}/run", *HEADS, *SIZES]) == 0
+    config = run_directory.open_run(tmp_path / "run")
+    config.objective.pretrained = str(tmp_path / "run")
+    config.objective.encoder = configs.plain(vit.Encoder(width=32, depth=2, heads=4, hidden=64, patch=PATCH, frames=8, size=32))
+    objective = configs.build(config.objective)
+    fresh = jax.tree.map(jnp.asarray, random_tree(5, objective))
+    loaded = externals.load(fresh, objective.externals(), root="params")
+    np.testing.assert_array_equal(loaded["encoder"]["stack"]["block"]["attn"]["qkv"], params_of(tmp_path / "run")["encoder"]["stack"]["block"]["attn"]["qkv"])
+    np.testing.assert_array_equal(loaded["head"]["linear"]["kernel"], fresh["head"]["linear"]["kernel"])
+
+
+def test_v2_features_of_hugging_face(finetuned: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its wrapper's prefix and config, no head: the missing head must be allowed by name, the norm is loaded."""
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    state = {f"model.{k}": v for k, v in finetuned.items() if not k.startswith("head.")}
+    numpy_files.save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_config": {"num_heads": 4, "img_size": 32, "num_frames": 8, "num_classes": 0}}))
+    assert "2 missing (leaves of the model without arrays, which keep the values of a fresh model): head/linear/bias, head/linear/kernel" in refused(
+        capsys, "--from=videomae_v2", folder, f"--out={tmp_path}/run")
+    assert not (tmp_path / "run").exists()
+    assert main(["convert", "--from=videomae_v2", str(folder), f"--out={tmp_path}/run", "--allow=missing:head/linear/.*"]) == 0
+    np.testing.assert_array_equal(params_of(tmp_path / "run")["head"]["norm"]["scale"], finetuned["fc_norm.weight"])
+
+
+def test_an_encoder_without_its_decoder(official: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The decoder is fresh once that is allowed, and the encoder is the file's."""
+    path = save(tmp_path / "a.pth", {k: v for k, v in official.items() if k.startswith("encoder.")})
+    words = ["--from=videomae", str(path), f"--out={tmp_path}/run", *HEADS, *SIZES, "--config.objective.decoder.width=24", "--config.objective.decoder.heads=3",
+             "--config.objective.decoder.depth=1", "--config.objective.decoder.hidden=8"]
+    assert "missing" in refused(capsys, *words)
+    assert main(["convert", *words, "--allow=missing:decoder/.*"]) == 0
+    params = params_of(tmp_path / "run")
+    np.testing.assert_array_equal(params["encoder"]["norm"]["bias"], official["encoder.norm.bias"])
+    assert params["decoder"]["stack"]["block"]["mlp"]["fc1"]["kernel"].shape == (1, 24, 8) and np.any(params["decoder"]["mask_token"])
+
+
+# -- MAE-ST ------------------------------------------------------------------------------------------------------------
+
+
+def mae_st_state() -> tuple[dict[str, np.ndarray], Any]:
+    """Arrays under MAE-ST's names, written from our tree by hand, and that tree."""
+    from videomae_jax.objectives.mae import MAE
+
+    objective = MAE(mae_st.Encoder(width=16, depth=2, heads=2, hidden=32, patch=PATCH, frames=8, size=32), mae_st.Decoder(width=12, depth=1, heads=2, hidden=24, every=2))
+    tree = random_tree(7, objective)
+    state: dict[str, np.ndarray] = {}
+    for part, mark, blocks in (("encoder", "", "blocks"), ("decoder", "decoder_", "decoder_blocks")):
+        values, width = tree[part], {"encoder": 16, "decoder": 12}[part]
+        for ours, theirs in (("space", "pos_embed_spatial"), ("time", "pos_embed_temporal"), ("class", "cls_token"), ("class_position", "pos_embed_class")):
+            state[mark + theirs] = values["sequence"][ours][None]
+        state |= {f"{mark}norm.weight": values["norm"]["scale"], f"{mark}norm.bias": values["norm"]["bias"]}
+        for i in range({"encoder": 2, "decoder": 1}[part]):
+            b = jax.tree.map(lambda x, i=i: x[i], values["stack"]["block"])
+            for j, name in enumerate("qkv"):
+                state[f"{blocks}.{i}.attn.{name}.weight"] = b["attn"]["qkv"][:, j].reshape(width, width).T
+            state[f"{blocks}.{i}.attn.q.bias"], state[f"{blocks}.{i}.attn.v.bias"] = b["attn"]["q_bias"].reshape(-1), b["attn"]["v_bias"].reshape(-1)
+            state[f"{blocks}.{i}.attn.k.bias"] = np.ones(width, np.float32)
+            state[f"{blocks}.{i}.attn.proj.weight"], state[f"{blocks}.{i}.attn.proj.bias"] = b["attn"]["out"].reshape(width, width).T, b["attn"]["out_bias"]
+            for norm in ("norm1", "norm2"):
+                state |= {f"{blocks}.{i}.{norm}.weight": b[norm]["scale"], f"{blocks}.{i}.{norm}.bias": b[norm]["bias"]}
+            for fc in ("fc1", "fc2"):
+                state |= {f"{blocks}.{i}.mlp.{fc}.weight": b["mlp"][fc]["kernel"].T, f"{blocks}.{i}.mlp.{fc}.bias": b["mlp"][fc]["bias"]}
+    e, d = tree["encoder"], tree["decoder"]
+    state |= {"patch_embed.proj.weight": e["embed"]["kernel"].reshape(2, 8, 8, 3, 16).transpose(4, 3, 0, 1, 2), "patch_embed.proj.bias": e["embed"]["bias"],
+              "decoder_embed.weight": d["bridge"]["kernel"].T, "decoder_embed.bias": d["bridge"]["bias"], "mask_token": d["mask"][None],
+              "decoder_pred.weight": d["head"]["kernel"].T, "decoder_pred.bias": d["head"]["bias"]}
+    return {k: np.ascontiguousarray(v) for k, v in state.items()}, tree
+
+
+def test_mae_st(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every array finds its leaf; grid, heads and predicted frames follow from the file; key biases are called inert."""
+    state, tree = mae_st_state()
+    path = save(tmp_path / "a.pth", state)
+    assert main(["convert", "--from=mae_st", str(path), f"--out={tmp_path}/run", "--heads=2", "--decoder-heads=2"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path / "run"), tree)
+    assert "inert        3: blocks.0.attn.k.bias, blocks.1.attn.k.bias, decoder_blocks.0.attn.k.bias" in capsys.readouterr().err
+    objective = objective_of(tmp_path / "run")
+    assert isinstance(objective.encoder, mae_st.Encoder) and (objective.encoder.frames, objective.encoder.size, objective.decoder.every) == (8, 32, 2)
+    assert "mae_st.Encoder has no counterpart there" in refused(capsys, "--to=hf", tmp_path / "run", f"--out={tmp_path}/hf")
+
+
+def test_learned_positions_are_interpolated_when_allowed(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """16 frames instead of 8: the table in time is resized linearly, the one in space stays."""
+    state, tree = mae_st_state()
+    words = ["--from=mae_st", str(save(tmp_path / "a.pth", state)), f"--out={tmp_path}/run", "--heads=2", "--decoder-heads=2", "--config.objective.encoder.frames=16"]
+    assert "4 interpolated (position tables resized to another grid): encoder/sequence/space" in refused(capsys, *words)
+    assert main(["convert", *words, "--allow=interpolated"]) == 0
+    found = params_of(tmp_path / "run")["encoder"]["sequence"]
+    np.testing.assert_array_equal(found["space"], tree["encoder"]["sequence"]["space"])
+    time = tree["encoder"]["sequence"]["time"]
+    np.testing.assert_allclose(found["time"][1], 0.75 * time[0] + 0.25 * time[1], atol=1e-6)
+    assert objective_of(tmp_path / "run").encoder.grid.t == 8
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+def test_other_sizes_take_the_table_of_the_training_grid(official: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """224 pixels are assumed where the file does not tell; other ones are an interpolation that has to be allowed."""
+    words = ["--from=videomae", str(save(tmp_path / "a.pth", official)), f"--out={tmp_path}/run", *HEADS, *SIZES[:2]]
+    assert "2 interpolated (position tables resized to another grid): encoder positions, decoder positions" in refused(capsys, *words)
+    assert main(["convert", *words, "--allow=interpolated"]) == 0
+    objective = objective_of(tmp_path / "run")
+    assert objective.encoder.trained == objective.decoder.trained == (8, 28, 28) and objective.encoder.grid.h == 4
+    assert run_directory.open_run(tmp_path / "run").data.frames == 8
+    assert "resized.Encoder has no counterpart there" in refused(capsys, "--to=videomae", tmp_path / "run", f"--out={tmp_path}/b.pth")
+
+
+def edited(state: Mapping[str, np.ndarray], case: str) -> dict[str, np.ndarray]:
+    """A state dict with one fault."""
+    state = dict(state)
+    if case == "torn":
+        del state["encoder.blocks.1.norm1.bias"]
+    elif case == "unexpected":
+        state["encoder.pos_embed"] = np.ones((1, 4, 32), np.float32)
+    elif case == "zero":
+        state["encoder.blocks.1.attn.v_bias"] = np.zeros(32, np.float32)
+    elif case == "missing":
+        del state["decoder.norm.weight"]
+    elif case == "shape":
+        state["decoder.head.weight"] = np.ones((7, 24), np.float32)
+    elif case == "channels":
+        state["encoder.patch_embed.proj.weight"] = np.ones((32, 1, 2, 8, 8), np.float32)
+    elif case == "embedding":
+        del state["encoder.patch_embed.proj.weight"]
+    return state
+
+
+FAULTS = {
+    "torn": "1 arrays of stacks that are otherwise there are missing: encoder.blocks.1.norm1.bias; the file is incomplete",
+    "unexpected": "1 unexpected (arrays that no leaf of the model takes): encoder.pos_embed; accept them with --allow=unexpected",
+    "zero": "1 zero (arrays whose every value is 0: transformers 5.8 to 5.17 load the q and v biases so): encoder.blocks.1.attn.v_bias",
+    "missing": "1 missing (leaves of the model without arrays, which keep the values of a fresh model): decoder/norm/scale",
+    "shape": "decoder/head/kernel is (24, 7) in the source, (24, 384) in the target",
+    "channels": "the weights take 1 channels; converted are models of 3",
+    "embedding": "the weights have no tubelet embedding encoder.patch_embed.proj.weight",
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_faults_are_itemised(case: str, official: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each names the array, and nothing is written; what may be allowed passes with its class allowed, and only then."""
+    words = ["--from=videomae", save(tmp_path / "a.pth", edited(official, case)), f"--out={tmp_path}/run", *HEADS, *SIZES]
+    assert FAULTS[case] in refused(capsys, *words)
+    assert FAULTS[case] in refused(capsys, *words, "--allow=missing:encoder/.*", "--allow=unexpected:decoder.*", "--allow=zero:head.*")
+    assert not (tmp_path / "run").exists()
+    if case in ("unexpected", "zero"):
+        assert main(["convert", *map(str, words), f"--allow={case}"]) == 0
+
+
+class Payload:
+    """What a malicious pickle looks like."""
+
+    def __init__(self, target: pathlib.Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+def test_pickles_are_never_run(official: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Code in a file is refused and not executed, wherever it hides; options of the official scripts are read."""
+    target = tmp_path / "owned"
+    bad = save(tmp_path / "bad.pth", official, args=Payload(target))
+    assert "is refused: it holds more than weights" in refused(capsys, "--from=videomae", bad, f"--out={tmp_path}/run", *HEADS)
+    (tmp_path / "plain.bin").write_bytes(pickle.dumps(Payload(target)))
+    assert "error" in refused(capsys, "--from=videomae", tmp_path / "plain.bin", f"--out={tmp_path}/run")
+    np.savez(tmp_path / "objects.npz", a=np.asarray([Payload(target)], object))
+    assert "cannot be read as .npz of arrays" in refused(capsys, "--from=videomae", tmp_path / "objects.npz", f"--out={tmp_path}/run")
+    assert not target.exists()
+    assert files.read(save(tmp_path / "good.pth", official, args=argparse.Namespace(num_frames=8))).settings == {"num_frames": 8}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("a.safetensors", b"no header", "cannot be read as safetensors"), ("a.npz", b"PK broken", "cannot be read as .npz"),
+    ("a.pth", b"nothing", "a.pth"), ("a.h5", b"", "ends in '.h5'; allowed are .safetensors, .npz"), ("absent.pth", None, "there is no such file or folder")])
+def test_unreadable_files(name: str, content: bytes | None, message: str, tmp_path: pathlib.Path) -> None:
+    """One clear error each."""
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        files.read(tmp_path / name)
+
+
+def test_folders(official: dict[str, np.ndarray], tmp_path: pathlib.Path) -> None:
+    """Parts listed by an index, which may not point elsewhere; bfloat16 parts are widened exactly."""
+    half = len(official) // 2
+    parts = [dict(list(official.items())[:half]), dict(list(official.items())[half:])]
+    for i, part in enumerate(parts):
+        numpy_files.save_file(part, tmp_path / f"part{i}.safetensors")
+    index = {"weight_map": {k: f"part{i}.safetensors" for i, part in enumerate(parts) for k in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_same(files.read(tmp_path).state, official)
+    index["weight_map"]["x"] = "../elsewhere.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="allowed are files of the same folder"):
+        files.read(tmp_path)
+    with pytest.raises(UserError, match="holds none of model.safetensors"):
+        files.read(save(tmp_path / "a.pth", official).parent / "absent" if (tmp_path / "absent").mkdir() else tmp_path / "absent")
+    from safetensors import torch as torch_files
+
+    torch_files.save_file({"x": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}, tmp_path / "b.safetensors")
+    found = files.read(tmp_path / "b.safetensors")
+    assert found.state["x"].dtype == np.float32 and found.state["x"].tolist() == [1.5, -2.0] and found.dtypes == {"bfloat16": 1}
+
+
+def test_wrong_families_and_words(official: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The family is told from the names; options of one direction are refused in the other; nothing is overwritten."""
+    path = save(tmp_path / "a.pth", official)
+    run = f"--out={tmp_path}/run"
+    assert "is not of the family 'hf'; its arrays are named like those of videomae or videomae_v2" in refused(capsys, "--from=hf", path, run)
+    assert "is of none of the families hf, videomae" in refused(capsys, "--from=auto", save(tmp_path / "b.pth", {"x.y": np.ones(2, np.float32)}), run)
+    assert "the number of heads of the encoder of width 32 is neither" in refused(capsys, "--from=videomae", path, run)
+    assert "5 heads for the encoder of width 32" in refused(capsys, "--from=videomae", path, run, "--heads=5", "--decoder-heads=3")
+    assert "has no dict of tensors under 'ema'; it has model" in refused(capsys, "--from=videomae", path, run, "--key=ema")
+    assert "'lost' is no class of differences; allowed are missing, unexpected" in refused(capsys, "--from=videomae", path, run, "--allow=lost")
+    assert "--key belongs to --from" in refused(capsys, "--to=hf", tmp_path, f"--out={tmp_path}/x", "--key=model")
+    assert "holds no config.json" in refused(capsys, "--to=hf", tmp_path / "nowhere", f"--out={tmp_path}/x")
+    assert "is there already and not an empty folder" in refused(capsys, "--from=videomae", path, f"--out={tmp_path}")
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_lists_without_a_class_are_impossible() -> None:
+    """An account with nothing to allow passes; patterns must match a whole name."""
+    report.Report(loaded=("a",), reshaped=()).check({})
+    with pytest.raises(UserError, match="1 missing"):
+        report.Report(loaded=(), reshaped=(), missing=("head/bias",)).check({"missing": ["head"]})
+    with pytest.raises(UserError, match="is no regular expression"):
+        report.allowances(["missing:("])
+    assert importing.recognise({"blocks.0.attn.q.weight": np.ones(1)}, family="", path=pathlib.Path("x")) == "mae_st"
+    assert resized.TRAINED == (8, 14, 14)

@@ -1,0 +1,63 @@
+"""The `convert` command: weights of other codebases as a run directory, and runs as weights of others."""
+
+import argparse
+import pathlib
+
+from videomae_jax.commands import arguments
+from videomae_jax.commands.arguments import say
+
+FROM = ("hf", "videomae", "videomae_v2", "mae_st", "auto")
+TO = ("hf", "videomae")
+
+
+def main(argv: list[str]) -> int:
+    """Converts in one direction and prints the account of all arrays."""
+    parser = arguments.Parser("convert", description="Weights of other codebases -> a run directory that train (as a start), evaluate, extract, predict "
+                              "and export open; or a run -> weights of Hugging Face or the official code. Nothing but arrays is ever read from a file.")
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--from", dest="source", choices=FROM, help="whose weights PATH holds: hf (transformers, V1), videomae, videomae_v2, mae_st")
+    way.add_argument("--to", choices=TO, help="whose format the run directory PATH is written in")
+    parser.add_argument("path", metavar="PATH", help="file or folder with weights, or with --to a run directory")
+    parser.add_argument("--out", required=True, metavar="OUT", help="new folder (--to=videomae: new .pth file)")
+    parser.add_argument("--key", default="", metavar="NAME", help="entry of a PyTorch file that holds the weights (default: model, module, ...)")
+    parser.add_argument("--heads", type=int, default=0, metavar="N", help="attention heads of the encoder, where the weights do not tell")
+    parser.add_argument("--decoder-heads", type=int, default=0, metavar="N", help="likewise of the decoder")
+    parser.add_argument("--allow", action="append", default=[], metavar="CLASS[:PATTERN]",
+                        help="accept differences: missing, unexpected, interpolated or zero, all of them or names that match; may be repeated")
+    parser.add_argument("--config", default="", metavar="FILE", help="config that the run starts from (default: one of the same family)")
+    parser.add_argument("--item", choices=("params", "ema"), default="params", help="with --to: the weights or their average")
+    parser.add_argument("--biases", choices=("q_bias", "query.bias"), default="q_bias", help="with --to=hf: names of the q and v biases")
+    parser.epilog = "Fields of the config can be overridden: --config.data.index=FILE, --config.objective.encoder.frames=32 with --allow=interpolated."
+    options, assignments = arguments.parse(parser, argv)
+    return to_run(options, assignments) if options.source else from_run(options, assignments)
+
+
+def to_run(options: argparse.Namespace, assignments: dict[str, str], /) -> int:
+    """--from."""
+    from videomae_jax.convert import exporting, importing, report
+
+    out = pathlib.Path(options.out)
+    exporting.claim(out)
+    found = importing.read(pathlib.Path(options.path), family="" if options.source == "auto" else options.source, key=options.key,
+                           heads=options.heads, decoder_heads=options.decoder_heads, config=options.config, assignments=assignments,
+                           allow=report.allowances(options.allow))
+    for line in found.report.lines():
+        say(line)
+    exporting.write_run(found, out)
+    print(f"{found.family} weights written to {out}; every name is in {out / 'conversion.json'}")
+    return 0
+
+
+def from_run(options: argparse.Namespace, assignments: dict[str, str], /) -> int:
+    """--to."""
+    from videomae_jax.convert import exporting, videomae
+    from videomae_jax.errors import UserError
+
+    strays = [f"--{k.replace('_', '-')}" for k in ("key", "heads", "decoder_heads", "allow", "config") if getattr(options, k)]
+    strays += [f"--config.{k}" for k in assignments]
+    if strays:
+        raise UserError(f"{strays[0]} belongs to --from; with --to allowed are --out, --item and --biases")
+    state = exporting.export(pathlib.Path(options.path), to=options.to, out=pathlib.Path(options.out), item=options.item,
+                             biases=videomae.Biases(options.biases))
+    print(f"{len(state)} arrays written to {options.out}")
+    return 0

@@ -1,0 +1,287 @@
+"""Weights of other codebases -> a config of ours and its parameters, with an account of every array.
+
+The sizes of the model follow from the shapes of the arrays; what shapes do not tell (heads, frames, pixels) comes from the
+config or options beside the weights, from the published sizes, or from the user.
+"""
+
+import dataclasses
+import math
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from videomae_jax import config as configs
+from videomae_jax import interpolation, parallel
+from videomae_jax.checkpoint import transfer
+from videomae_jax.convert import files, mae_st, videomae
+from videomae_jax.convert.report import Report
+from videomae_jax.convert.videomae import Layout, State
+from videomae_jax.errors import UserError
+from videomae_jax.masking import Grid
+from videomae_jax.models import resized
+from videomae_jax.objectives.base import dummy
+from videomae_jax.types import Params
+
+# How names of each family begin, and the shipped config whose data, masks and evaluators a converted run starts with.
+FAMILIES: dict[str, dict[str, str]] = {
+    "hf": {"mark": r"(videomae\.)?encoder\.layer\.", "pretraining": "configs/videomae/k400_b.py", "classifier": "configs/finetune/k400_b.py"},
+    "videomae": {"mark": r"(encoder\.)?blocks\.\d+\.attn\.qkv\.", "pretraining": "configs/videomae/k400_b.py", "classifier": "configs/finetune/k400_b.py"},
+    "videomae_v2": {"mark": r"(encoder\.)?blocks\.\d+\.attn\.qkv\.", "pretraining": "configs/pretrain/vit_b.py", "classifier": "configs/finetune/k400_b.py"},
+    "mae_st": {"mark": r"blocks\.\d+\.attn\.q\.", "pretraining": "configs/mae_st/vit_b.py"},
+}
+# Heads of the published widths: encoders, and decoders (V1's H is 640 wide with 8). MAE-ST's decoder of width 512 has 16.
+HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
+DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A config, its parameters as numpy arrays, the account, class names (() = unknown) and the files that were read."""
+
+    config: Any
+    params: Params
+    report: Report
+    classes: tuple[str, ...]
+    family: str
+    files: tuple[pathlib.Path, ...]
+
+
+def read(path: pathlib.Path, /, *, family: str = "", key: str = "", heads: int = 0, decoder_heads: int = 0, config: str = "",
+         assignments: Mapping[str, str] | None = None, allow: Mapping[str, Sequence[str]] | None = None) -> Imported:
+    """Converts the weights in `path`. `family` "" is told from the names of the arrays; `heads` 0 from the weights' settings or width.
+
+    `config` names the config file that the run starts from ("" = FAMILIES) and `assignments` override its fields; a clip of
+    another length or size than the weights' own interpolates the position tables. Raises UserError for an unreadable file,
+    another family, and every class of differences that `allow` {class: patterns} does not cover.
+    """
+    weights = files.read(path, key=key)
+    family = recognise(weights.state, family=family, path=path)
+    state = renamed(weights.state, family=family)
+    kind, layout = kind_of(state, family=family)
+    if kind not in FAMILIES[family]:
+        raise UserError(f"{path} is a {kind} of {family}; allowed are {', '.join(k for k in FAMILIES[family] if k != 'mark')}")
+    sizes = Sizes.of(state, layout=layout, family=family, settings=flat_settings(weights.settings), heads=heads, decoder_heads=decoder_heads)
+    found = videomae.assign(state, source=column(family), layout=layout, heads=(sizes.encoder["heads"], sizes.decoder["heads"])[:len(layout.stacks)])
+    node = configs.load(config or FAMILIES[family][kind])
+    fill(node, sizes, settings=flat_settings(weights.settings), kind=kind)
+    configs.override(node, dict(assignments or {}))
+    moved = settle(node, sizes, fixed=family != "mae_st")
+    params, report = match(node, found, state=state, moved=moved, notes=notes(weights, family=family), allow=allow or {})
+    return Imported(node, params, report, class_names(weights.settings, count=sizes.classes), family, weights.files)
+
+
+def column(family: str, /) -> str:
+    """Which names of a layout's rules a family has."""
+    return "hf" if family == "hf" else "official"
+
+
+def recognise(state: State, /, *, family: str, path: pathlib.Path) -> str:
+    """The family, checked against the names of the arrays; the two official repositories of VideoMAE share theirs."""
+    if family and family not in FAMILIES:
+        raise UserError(f"family {family!r}; allowed are {', '.join(FAMILIES)}")
+    bare = [re.sub(r"^((module|_orig_mod|backbone|model)\.)+", "", name) for name in state]
+    found = [f for f, about in FAMILIES.items() if any(re.match(about["mark"], name) for name in bare)]
+    if not found:
+        raise UserError(f"{path} is of none of the families {', '.join(FAMILIES)}; its arrays are called {', '.join(list(state)[:4])}, ...")
+    if family and family not in found:
+        raise UserError(f"{path} is not of the family {family!r}; its arrays are named like those of {' or '.join(found)} ({next(iter(state))}, ...)")
+    return family or found[0]
+
+
+def renamed(state: State, /, *, family: str) -> dict[str, np.ndarray]:
+    """Arrays under the names of the layouts: prefixes of wrappers dropped, a bare Hugging Face encoder under its usual one."""
+    if family == "hf":
+        bare = not any(name.startswith("videomae.") for name in state)
+        heads = ("decoder.", "encoder_to_decoder.", "mask_token", "fc_norm.", "classifier.")
+        return videomae.hub_names({name if not bare or name.startswith(heads) else f"videomae.{name}": v for name, v in state.items()})
+    if all(name.startswith("model.") for name in state):  # Hugging Face's V2 repositories wrap the fine-tuned network
+        state = {name.removeprefix("model."): v for name, v in state.items()}
+    return videomae.unwrapped(state)
+
+
+def kind_of(state: State, /, *, family: str) -> tuple[str, Layout]:
+    """"pretraining" or "classifier"; an encoder alone is of the kind whose norm it has."""
+    if family == "mae_st":
+        decoder = any(name.startswith(("decoder_", "pos_embed_spatial")) for name in state) and "head.weight" not in state
+        return ("pretraining" if decoder else "classifier"), mae_st.PRETRAINED
+    marks = ("decoder.", "encoder_to_decoder.", "encoder.blocks.", "videomae.layernorm.")
+    pretraining = any(name.startswith(marks) for name in state) and not any(name.startswith(("head.", "classifier.")) for name in state)
+    return ("pretraining", videomae.PRETRAINED) if pretraining else ("classifier", videomae.CLASSIFIER)
+
+
+def flat_settings(settings: Mapping[str, Any], /) -> dict[str, Any]:
+    """Settings under Hugging Face's names, from its config, from that of its V2 repositories or from the official options."""
+    inner = settings.get("model_config")
+    found = dict(inner if isinstance(inner, Mapping) else settings)
+    for theirs, ours in (("num_heads", "num_attention_heads"), ("img_size", "image_size"), ("input_size", "image_size"), ("all_frames", "num_frames")):
+        if theirs in found:
+            found.setdefault(ours, found[theirs])
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Fields of our encoder and decoder, and the number of classes (0 = no head)."""
+
+    encoder: dict[str, Any]
+    decoder: dict[str, Any]
+    classes: int
+
+    @property
+    def grid(self) -> Grid:
+        """Token grid of the clips that the weights are made for."""
+        e = self.encoder
+        return Grid(e["frames"] // e["patch"][0], e["size"] // e["patch"][1], e["size"] // e["patch"][2])
+
+    @classmethod
+    def of(cls, state: State, /, *, layout: Layout, family: str, settings: Mapping[str, Any], heads: int, decoder_heads: int) -> "Sizes":
+        """Sizes by shapes; what they do not tell from `settings`, then from the published sizes."""
+        place = column(family) == "hf"
+        names = {rule.ours: getattr(rule, column(family)) for rule in layout.single}
+        kernel = state.get(names["encoder/embed/kernel"][0])
+        if kernel is None or kernel.ndim != 5:
+            raise UserError(f"the weights have no tubelet embedding {names['encoder/embed/kernel'][0]} of five axes, so the size of the model is unknown")
+        if kernel.shape[1] != 3:
+            raise UserError(f"the weights take {kernel.shape[1]} channels; converted are models of 3")
+        parts = []
+        for (stack, prefixes), given, known, setting in zip(layout.stacks.items(), (heads, decoder_heads), (HEADS, DECODER_HEADS),
+                                                            ("num_attention_heads", "decoder_num_attention_heads"), strict=False):
+            known = known | ({512: 16} if family == "mae_st" else {})
+            parts.append(tower(state, prefix=prefixes[place], stack=stack, given=given or settings.get(setting, 0), known=known))
+        encoder, decoder = (*parts, {"heads": 1})[:2]
+        encoder |= {"patch": tuple(kernel.shape[2:]), "frames": int(settings.get("num_frames", 16)), "size": int(settings.get("image_size", 224))}
+        if family == "mae_st":
+            encoder |= learned_grid(state, patch=encoder["patch"])
+            if "decoder_pred.bias" in state:
+                decoder["every"] = math.prod((*encoder["patch"], 3)) // state["decoder_pred.bias"].size
+        head = state.get("classifier.bias" if place else "head.bias")
+        return cls(encoder, decoder, 0 if head is None or family == "mae_st" else head.size)
+
+
+def tower(state: State, /, *, prefix: str, stack: str, given: int, known: Mapping[int, int]) -> dict[str, int]:
+    """width, depth, heads and hidden of a stack of blocks; {"heads": 1} of one that is not there."""
+    depth = videomae.depth(state, prefix)
+    if not depth:
+        return {"heads": 1}
+    hidden, width = next(v.shape for k, v in state.items() if k.startswith(f"{prefix}0.") and k.endswith(("fc1.weight", "intermediate.dense.weight")))
+    if not given and width not in known:
+        option = "--heads" if stack.startswith("encoder") else "--decoder-heads"
+        raise UserError(f"the number of heads of the {stack.split('/')[0]} of width {width} is neither in the weights nor in a config beside them; give it with {option}=N")
+    return {"width": width, "depth": depth, "heads": int(given or known[width]), "hidden": hidden}
+
+
+def learned_grid(state: State, /, *, patch: tuple[int, int, int]) -> dict[str, int]:
+    """Frames and pixels a side from MAE-ST's tables of positions."""
+    tables = [state.get(name) for name in ("pos_embed_temporal", "pos_embed_spatial")]
+    if any(t is None for t in tables):
+        raise UserError("the weights have no separable positions (pos_embed_temporal, pos_embed_spatial); MAE-ST models with a joint table are not converted")
+    side = math.isqrt(tables[1].shape[1])
+    if side * side != tables[1].shape[1]:
+        raise UserError(f"the table of spatial positions has {tables[1].shape[1]} rows, which is no square")
+    return {"frames": tables[0].shape[1] * patch[0], "size": side * patch[1]}
+
+
+def fill(config: Any, sizes: Sizes, /, *, settings: Mapping[str, Any], kind: str) -> None:
+    """Puts the sizes into a config, in place; float32 throughout, and nothing to start from but these weights."""
+    changes: dict[str, Any] = {f"objective.encoder.{k}": v for k, v in sizes.encoder.items()} | {"objective.encoder.dtype": "float32"}
+    if kind == "pretraining":
+        changes |= {f"objective.decoder.{k}": v for k, v in sizes.decoder.items() if len(sizes.decoder) > 1} | {"objective.decoder.dtype": "float32"}
+        if settings.get("norm_pix_loss") is False:
+            changes["objective.target.normalise"] = "none"
+    else:
+        changes |= {"objective.pretrained": "", "objective.head.classes": max(sizes.classes, 1)}
+    for path, value in changes.items():
+        node = config
+        *parents, name = path.split(".")
+        for parent in parents:
+            if parent not in node:
+                raise UserError(f"config.{path} is not there; the config of converted weights has an encoder{' and a decoder' if kind == 'pretraining' else ' and a head'}")
+            node = node[parent]
+        with node.ignore_type(), node.unlocked():
+            node[name] = value
+
+
+def settle(config: Any, sizes: Sizes, /, *, fixed: bool) -> tuple[str, ...]:
+    """Makes the data agree with the encoder, and names the tables of another grid than the weights' own.
+
+    `fixed` tables are no parameters: the encoder and decoder then become those of models/resized.
+    """
+    encoder = configs.build(config.objective.encoder)
+    config.data.frames, config.data.size = encoder.frames, encoder.size
+    if encoder.grid == sizes.grid:
+        return ()
+    if not fixed:
+        return tuple(f"{part}/sequence/{name}" for part in ("encoder", "decoder") for name in ("space", "time"))
+    names = [name for name in ("encoder", "decoder") if name in config.objective]
+    for name in names:
+        with config.objective.ignore_type(), config.objective.unlocked():
+            config.objective[name] = configs.plain(resized.at(configs.build(config.objective[name]), trained=sizes.grid))
+    return tuple(f"{name} positions" for name in names)
+
+
+def match(config: Any, found: videomae.Assigned, /, *, state: State, moved: tuple[str, ...], notes: tuple[str, ...],
+          allow: Mapping[str, Sequence[str]]) -> tuple[Params, Report]:
+    """The whole parameter tree of the config's model, and the account; raises UserError where that is not allowed.
+
+    A leaf that lacks only some of its arrays is refused in any case: a block of fresh values amid trained ones is no model.
+    """
+    torn = [n for absent, count in found.missing.values() if len(absent) < count for n in absent]
+    if torn:
+        raise UserError(f"{len(torn)} arrays of stacks that are otherwise there are missing: {', '.join(torn[:8])}; the file is incomplete")
+    objective, source = configs.build(config.objective), configs.build(config.data)
+    example = dummy(source.fields)
+    abstract = parallel.unbox(jax.eval_shape(lambda: objective.init(jax.random.key(0), example)))
+    wanted = {k: v.shape for k, v in traverse_util.flatten_dict(abstract, sep="/").items()}
+    leaves = {k: regrid(v, shape=wanted[k], path=k) if k in moved and k in wanted else v for k, v in found.leaves.items()}
+    names = [n for ours, all_ in found.names.items() if ours in found.leaves for n in all_]
+    same = {n for ours, all_ in found.names.items() if ours in leaves and len(all_) == 1 and state[all_[0]].shape == leaves[ours].shape
+            and np.array_equal(state[all_[0]], leaves[ours]) for n in all_}
+    layers = {n for ours, all_ in found.names.items() if ours in leaves and "/stack/" in ours and len(all_) == len(leaves[ours])
+              and state[all_[0]].shape == leaves[ours].shape[1:] for n in all_}
+    kept = same | layers
+    report = Report(loaded=tuple(n for n in names if n in kept), reshaped=tuple(n for n in names if n not in kept),
+                    missing=tuple(k for k in wanted if k not in leaves), unexpected=found.unused, interpolated=moved,
+                    zero=tuple(n for n in names if not np.any(state[n])), inert=found.inert, notes=notes)
+    report.check(allow)
+    target = traverse_util.unflatten_dict({k: np.empty(v, np.float32) for k, v in wanted.items()}, sep="/")
+    if report.missing:
+        target = jax.tree.map(np.asarray, parallel.unbox(jax.jit(lambda: objective.init(jax.random.key(config.seed), example))()))
+    fresh = tuple(re.escape(k) for k in report.missing)
+    return transfer(target, traverse_util.unflatten_dict(leaves, sep="/"), fresh=fresh), report
+
+
+def regrid(table: np.ndarray, /, *, shape: tuple[int, ...], path: str) -> np.ndarray:
+    """A learned table [n D] of another grid: cubic over the square of places, linear in time."""
+    x = table.astype(np.float64)
+    if path.endswith("/time"):
+        return interpolation.resize(x, axis=0, size=shape[0], kind="linear").astype(np.float32)
+    old, new = math.isqrt(len(x)), math.isqrt(shape[0])
+    x = x.reshape(old, old, -1)
+    for axis in (0, 1):
+        x = interpolation.resize(x, axis=axis, size=new, kind="cubic")
+    return x.reshape(new * new, -1).astype(np.float32)
+
+
+def notes(weights: files.Weights, /, *, family: str) -> tuple[str, ...]:
+    """What a reader must know beside the lists."""
+    found = []
+    narrow = {k: n for k, n in weights.dtypes.items() if k != "float32"}
+    if narrow:
+        loss = "float64 values are rounded" if "float64" in narrow else "without loss"
+        found.append(f"stored as {', '.join(f'{k} ({n} arrays)' for k, n in narrow.items())}; float32 from here on, {loss}")
+    eps = weights.settings.get("layer_norm_eps")
+    if family == "hf" and eps not in (None, 1e-6):
+        found.append(f"their config has LayerNorm eps {eps:g}; here it is 1e-6, as in the code that trained the published weights")
+    return tuple(found)
+
+
+def class_names(settings: Mapping[str, Any], /, *, count: int) -> tuple[str, ...]:
+    """Names of the classes from Hugging Face's id2label; () where they are absent or mere numbers."""
+    labels = settings.get("id2label") or {}
+    names = tuple(str(labels.get(str(i), labels.get(i, ""))) for i in range(count))
+    return () if not all(names) or all(re.fullmatch(r"LABEL_\d+", n) for n in names) else names
