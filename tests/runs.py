@@ -6,6 +6,8 @@ POINT is what the command is doing when it gets SIGNAL for the NUMBER-th time: s
 """
 
 import atexit
+import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import json
@@ -81,21 +83,35 @@ def command(*words: str, devices: int = 1, point: tuple[str, int] | None = None,
     """Starts `python -m videomae_jax WORDS` on forced CPU devices, the driver that ends it at a point, or a line for the shell."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_collective_call_terminate_timeout_seconds=600"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": cache(),
-                        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+                        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1", "PYTHONFAULTHANDLER": "1"}
     env |= {TRACE: str(trace)} if trace else {}
     point = ("", 0) if trace and not point else point
     start = [str(ROOT / "tests" / "runs.py"), point[0], str(point[1])] if point else ["-m", "videomae_jax"]
     words = ["bash", "-c", shell] if shell else [sys.executable, *start, *words]
-    return subprocess.Popen(words, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kw)
+    return subprocess.Popen(words, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **({"start_new_session": True} | kw))
 
 
-def finish(process: "subprocess.Popen[str]", /, *, code: int, seconds: float = 300) -> tuple[str, str]:
+def end(process: "subprocess.Popen[str]", /) -> tuple[str, str]:
+    """Kills a process and what it started, and returns what it wrote, with the stacks of its threads where it was still running."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGABRT)  # faulthandler writes the stacks
+        time.sleep(2)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        # Children hold the pipes open: without them gone, reading to the end may never return.
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    try:
+        return process.communicate(timeout=30)
+    except subprocess.TimeoutExpired as error:
+        return tuple((x or b"").decode(errors="replace") for x in (error.stdout, error.stderr))
+
+
+def finish(process: "subprocess.Popen[str]", /, *, code: int, seconds: float = 600) -> tuple[str, str]:
     """What the process wrote, once it ends with this exit code."""
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
+        out, err = end(process)
         raise AssertionError(f"still running after {seconds} s:\n{out}\n{err}") from None
     assert process.returncode == code, f"exit code {process.returncode}, not {code}:\n{out}\n{err}"
     return out, err
@@ -207,11 +223,16 @@ def pair(words: list[str], /, *, codes: tuple[int, int], point: tuple[str, int] 
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     both = [command(*words, f"--coordinator={address}", "--processes=2", f"--process={i}", point=point if i else ("", 0), trace=trace) for i in range(2)]
-    try:
-        return [finish(process, code=code)[1] for process, code in zip(both, codes, strict=True)]
-    finally:
-        for process in both:
-            process.kill()  # one that waits for the other, which failed
+    with concurrent.futures.ThreadPoolExecutor(len(both)) as readers:  # both pipes are read at a time: a full one would stop its process
+        waits = [readers.submit(finish, process, code=code) for process, code in zip(both, codes, strict=True)]
+        try:
+            for wait in concurrent.futures.as_completed(waits):
+                wait.result()
+        except AssertionError:
+            for process in both:
+                process.kill()  # one that waits for the other, which failed
+            raise
+    return [wait.result()[1] for wait in waits]
 
 
 def in_assemble(arrive: Callable[[], None], /) -> None:
