@@ -191,6 +191,11 @@ def test_two_arms_two_seeds(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     assert result["verdict"] == "shown" and row == printed["row"] and row.startswith("| mini | dual is like V1: ")
     assert (tmp_path / "evidence.png").read_bytes()[:4] == b"\x89PNG"
     assert evidence.run(config_of(), workdir=tmp_path, say=lambda _: None) == 0 and len(trained) == 5
+    cells = saved["summary"]["v1"]
+    assert cells["1"]["loss_last"] == losses["v1"][1] and cells["1"]["loss_first"] != losses["v1"][1]
+    assert saved["summary_arm"] == "v1" and list(saved["summary"]) == ["v1", "dual"]
+    for key in ("loss_first", "loss_last", "loss_predict_zero", "loss_trivial", "seconds", "clips_per_second"):
+        assert saved[key] == printed[key] == pytest.approx((cells["0"][key] + cells["1"][key]) / 2)
     stored = json.loads((tmp_path / "runs" / "dual" / "seed1" / "config.json").read_text())
     assert stored["seed"] == 1 and "evidence" not in stored and list(stored["evaluators"]) == ["reconstruction"]
     assert stored["objective"]["decoder_mask"]["__symbol__"].endswith("RunningCell")
@@ -258,7 +263,7 @@ def test_arms_that_follow_others(tmp_path: pathlib.Path, monkeypatch: pytest.Mon
     @dataclasses.dataclass(frozen=True)
     class Constant:
         def run(self, context: Any, /) -> dict[str, float]:
-            return {"loss": 1.0}
+            return {"loss": 1.0, "loss_zero": 1.0, "loss_trivial": 1.0}
 
     monkeypatch.setattr(evidence, "train", train)
     monkeypatch.setattr(reconstruction.Reconstruction, "run", Constant.run)

@@ -20,13 +20,13 @@ from videomae_jax import config as configs
 from videomae_jax import evidence_report, metrics, run_directory, verdicts
 from videomae_jax.assembly import assemble
 from videomae_jax.errors import UserError
-from videomae_jax.evals.base import Context
+from videomae_jax.evals.base import Context, Headlined
 from videomae_jax.stopping import STOPPED, InterruptedEvaluation, Stop
 from videomae_jax.train import train
 from videomae_jax.verdicts import Claim, Table
 
 CALIBRATION = 40  # steps that measure the speed of an arm with a time budget
-PROTOCOL, CELL = "protocol.json", "measurements.json"
+PROTOCOL, CELL, UNTRAINED = "protocol.json", "measurements.json", "untrained.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Bench:
         """Trains and measures a cell; False when it was stopped, and the same call goes on."""
         directory = self.directory(arm.name, seed)
         if (directory / CELL).exists():
-            return True
+            return self.untrained(directory)
         for other in (*arm.as_long_as, *((arm.after,) if arm.after else ())):
             if not (self.directory(other, seed) / CELL).exists():
                 raise UserError(f"arm {arm.name!r} builds on {other!r}, whose seed {seed} is not finished; name {other!r} among --arms too")
@@ -200,16 +200,49 @@ class Bench:
         result = train(run, directory, stop=self.stop, say=self.say, trust=self.trust)
         if not result.finished:
             return False
-        context = Context(run, result.state.ema or result.state.params, run.seen(result.state.extra), result.step, directory, self.trust, self.stop.requested)
-        try:
-            values = {f"{name}/{k}": float(v) for name, node in nodes.items()
-                      for k, v in configs.build(node, trust=self.trust).run(context).items()}
-        except InterruptedEvaluation:
+        values = self.measure(run, result.state, nodes, directory, step=result.step)
+        if values is None:
             return False
         config.evaluators = nodes  # so that the evaluate command finds them
         run_directory.write(directory / "config.json", configs.to_json(config))
         run_directory.write(directory / CELL, json.dumps({"step": result.step, "seed": seed, "values": values}, indent=2))
+        return self.untrained(directory)
+
+    def measure(self, run: Any, state: Any, nodes: dict[str, Any], directory: pathlib.Path, /, *, step: int) -> dict[str, float] | None:
+        """{"evaluator/name": value} of a state; None when it was stopped."""
+        context = Context(run, state.ema or state.params, run.seen(state.extra), step, directory, self.trust, self.stop.requested)
+        try:
+            return {f"{name}/{k}": float(v) for name, node in nodes.items() for k, v in configs.build(node, trust=self.trust).run(context).items()}
+        except InterruptedEvaluation:
+            return None
+
+    def headlined(self, config: Any, /) -> dict[str, Any]:
+        """Nodes of the evaluators that make headlines."""
+        return {name: node for name, node in config.evaluators.items() if isinstance(configs.build(node, trust=self.trust), Headlined)}
+
+    def untrained(self, directory: pathlib.Path, /) -> bool:
+        """Measures the initial state of a finished cell by the evaluators that make headlines, once; False when it was stopped."""
+        config = run_directory.open_run(directory)
+        nodes, path = self.headlined(config), directory / UNTRAINED
+        if nodes and not path.exists():
+            run = assemble(config, trust=self.trust)
+            values = self.measure(run, run.create(), nodes, directory, step=0)
+            if values is None:
+                return False
+            run_directory.write(path, json.dumps(values, indent=2))
         return True
+
+    def headlines(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """{arm: {seed: the headlines of summary.json}} of all finished cells that have some; `seconds` are those of the steps alone."""
+        found: dict[str, dict[int, dict[str, Any]]] = {}
+        for path in (p for arm in self.suite.arms for p in sorted((self.workdir / "runs" / arm.name).glob(f"*/{UNTRAINED}"))):
+            directory = path.parent
+            first, cell = json.loads(path.read_text()), json.loads((directory / CELL).read_text())
+            lines = run_directory.headlines(self.headlined(run_directory.open_run(directory)), first, cell["values"], trust=self.trust)
+            each = seconds_per_step(directory)
+            clips = json.loads((directory / "recipe_card.json").read_text())["global_batch_clips"]
+            found.setdefault(directory.parent.name, {})[cell["seed"]] = lines | {"seconds": each * cell["step"], "clips_per_second": clips / each}
+        return found
 
     def budget(self, arm: Arm, seed: int, config: Any, /) -> bool:
         """Sets the total of an arm with a time budget, once for ever; False when measuring its speed was stopped."""
@@ -272,7 +305,7 @@ def run(config: Any, /, *, workdir: pathlib.Path, seeds: int = 0, budget: float 
         finished = all(bench.cell(arm, seed) for seed in numbers for arm in suite.arms if not arms or arm.name in arms)
     table = bench.table()
     judged = [verdicts.judge(claim, table, seeds=numbers, stated=suite.seeds, confidence=suite.confidence) for claim in suite.claims]
-    evidence_report.write(workdir, config.name, suite.claims, judged, table, confidence=suite.confidence, protocol=digest)
+    evidence_report.write(workdir, config.name, suite.claims, judged, table, bench.headlines(), confidence=suite.confidence, protocol=digest)
     if not finished:
         say("stopped; the same command goes on")
     return 0 if finished else stop.code

@@ -11,17 +11,33 @@ from videomae_jax import run_directory
 from videomae_jax.verdicts import SHOWN, Claim, Table, Verdict
 
 
-def write(workdir: pathlib.Path, name: str, claims: tuple[Claim, ...], verdicts: list[Verdict], table: Table, /, *, confidence: float, protocol: str) -> None:
-    """Writes and prints; `protocol` is the SHA-256 of the protocol that the verdicts follow."""
+def write(workdir: pathlib.Path, name: str, claims: tuple[Claim, ...], verdicts: list[Verdict], table: Table, headlines: dict[str, dict[int, Any]], /, *,
+          confidence: float, protocol: str) -> None:
+    """Writes and prints; `protocol` is the SHA-256 of the protocol that the verdicts follow.
+
+    `headlines` are the keys of summary.json by arm and seed; evidence.json holds them all and, at its top level, the mean
+    over the seeds of the first arm.
+    """
     results = {v.name: {"verdict": v.verdict, "reason": v.reason, "differences": v.differences,
                         **{k: getattr(v, k) if math.isfinite(getattr(v, k)) else None for k in ("mean", "low", "high")}} for v in verdicts}
     line = row(name, claims, verdicts)
     values = {arm: {str(seed): {k: x if math.isfinite(x) else None for k, x in cell.items()} for seed, cell in seeds.items()} for arm, seeds in table.items()}
+    arms = list(headlines)
     result = {"name": name, "protocol_sha256": protocol, "confidence": confidence, "claims": results, "row": line}
-    run_directory.write(workdir / "evidence.json", json.dumps(result | {"measurements": values}, indent=2, allow_nan=False))
+    result = (mean(list(headlines[arms[0]].values())) | {"summary_arm": arms[0]} if arms else {}) | result
+    summaries = {arm: {str(seed): x for seed, x in seeds.items()} for arm, seeds in headlines.items()}
+    run_directory.write(workdir / "evidence.json", json.dumps(result | {"summary": summaries, "measurements": values}, indent=2, allow_nan=False))
     draw(workdir / "evidence.png", claims, verdicts, confidence=confidence)
     print(json.dumps(result, allow_nan=False))
     print(line)
+
+
+def mean(cells: list[Any], /) -> Any:
+    """Numbers averaged leaf by leaf over like nested dicts; of other values the first."""
+    first = cells[0]
+    if isinstance(first, dict):
+        return {k: mean([c[k] for c in cells]) for k in first}
+    return sum(cells) / len(cells) if isinstance(first, float) else first
 
 
 def row(name: str, claims: tuple[Claim, ...], verdicts: list[Verdict], /) -> str:

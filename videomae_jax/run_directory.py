@@ -123,11 +123,18 @@ def summarise(directory: pathlib.Path, run: Assembly, /, *, seconds: float, trus
     rates = [line["clips_per_second"] for line in lines if "clips_per_second" in line]
     if rates:
         summary["clips_per_second"] = float(np.median(rates))
-    for name, node in run.config.evaluators.items():
+    summary |= headlines(run.config.evaluators, first, last, trust=trust)
+    write(directory / "summary.json", json.dumps(summary | {"results": {k: v for k, v in last.items() if k != "step"}}, indent=2))
+
+
+def headlines(nodes: Any, first: dict[str, float], last: dict[str, float], /, *, trust: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What the evaluators among `nodes` with results in `last` say of the first and last {"evaluator/name": value}."""
+    said: dict[str, Any] = {}
+    for name, node in nodes.items():
         evaluator = configs.build(node, trust=trust)
         if isinstance(evaluator, Headlined) and any(key.startswith(f"{name}/") for key in last):
-            summary |= evaluator.headline(_of(name, first), _of(name, last))
-    write(directory / "summary.json", json.dumps(summary | {"results": {k: v for k, v in last.items() if k != "step"}}, indent=2))
+            said |= evaluator.headline(_of(name, first), _of(name, last))
+    return said
 
 
 def _of(name: str, values: dict[str, float], /) -> dict[str, float]:
