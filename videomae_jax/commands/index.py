@@ -1,43 +1,47 @@
 """The `index` command."""
 
+import argparse
 import collections
 import os
 import pathlib
+from fractions import Fraction
 from typing import Any
 
 from videomae_jax.commands import arguments
 
-HELP = "List the videos of a folder for training; labels come from a csv or from class folders."
+HELP = "List the videos of a folder, an address (gs://...) or an official list for training; labels come from a csv, class folders or the list."
 SHOWN = 20  # classes and damaged files printed before the rest is only counted
 
 
 def main(argv: list[str]) -> int:
-    """Scans a folder, writes the index, prints what it holds; with --merge see `merge`."""
+    """Scans a folder or lists, writes the index, prints what it holds; with --merge see `merge`."""
     if any(word.partition("=")[0] == "--merge" for word in argv):
         return merge(argv)
-    parser = arguments.Parser("index", description=HELP)
-    parser.add_argument("directory", metavar="DIR", help="folder with videos, searched recursively")
-    parser.add_argument("--out", required=True, metavar="FILE.parquet", help="index to write; a cached .arrow file appears beside it")
-    parser.add_argument("--labels", default=None, metavar="FILE.csv", help="csv with the header path,label[,split][,more columns]; only these files are listed")
-    parser.add_argument("--val-fraction", type=float, default=0.1, metavar="X", help="share of videos held out where no split is given (default 0.1)")
-    parser.add_argument("--verify", action="store_true", help="decode every frame once")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-                        metavar="N", help="processes (default: one a core)")
-    options = parser.parse_args(argv)
-    from videomae_jax.data import index
+    options = _options(argv)
+    from videomae_jax.data import index, lists
     from videomae_jax.errors import UserError
 
-    out = pathlib.Path(options.out)
+    out, fps = pathlib.Path(options.out), Fraction(options.fps).limit_denominator(1001)
     if out.suffix != ".parquet":
         raise UserError(f"--out={options.out}; allowed is a file name that ends in .parquet")
+    if not fps > 0:
+        raise UserError(f"--fps={options.fps}; allowed are numbers above 0")
+    if bool(options.list) == bool(options.directory):
+        raise UserError("needed is a folder, or --list=FILE with --root=DIR, and not both")
     index.claim(out)
-    table = index.build(pathlib.Path(options.directory), labels=pathlib.Path(options.labels) if options.labels else None,
-                        val_fraction=options.val_fraction, verify=options.verify, workers=options.workers, say=arguments.say)
+    if options.list:
+        table = lists.build([pathlib.Path(p) for p in options.list], root=options.root, form=options.format, template=options.template or lists.TEMPLATE, fps=fps,
+                            verify=options.verify, workers=options.workers, say=arguments.say)
+    else:
+        table = index.build(options.directory, labels=pathlib.Path(options.labels) if options.labels else None, val_fraction=options.val_fraction,
+                            verify=options.verify, workers=options.workers, template="" if options.pictures else options.template, fps=fps, say=arguments.say)
     index.write(table, out)
     print("\n".join(summary(table)))
     print(f"index written to {out}")
+    if table.column("template").null_count < table.num_rows or table.column("stride").null_count < table.num_rows:
+        print("read it with --config.data.__symbol__=videomae_jax.data.frame_folders.FrameClips")
     if "ok" not in table.column("status").to_pylist():
-        raise UserError(f"none of the {table.num_rows} videos in {options.directory} can be read")
+        raise UserError(f"none of the {table.num_rows} videos in {options.directory or options.root} can be read")
     return 0
 
 
@@ -53,6 +57,24 @@ def merge(argv: list[str], /) -> int:
 
     print("\n".join(merged(options.merge, out=pathlib.Path(options.out), aliases=options.aliases, verify=options.verify)))
     return 0
+
+
+def _options(argv: list[str], /) -> argparse.Namespace:
+    parser = arguments.Parser("index", description=HELP)
+    parser.add_argument("directory", nargs="?", default="", metavar="DIR", help="folder or address with videos, searched recursively")
+    parser.add_argument("--out", required=True, metavar="FILE.parquet", help="index to write; a cached .arrow file appears beside it")
+    parser.add_argument("--labels", default=None, metavar="FILE.csv", help="csv with the header path,label[,split][,more columns]; only these files are listed")
+    parser.add_argument("--val-fraction", type=float, default=0.1, metavar="X", help="share of videos held out where no split is given (default 0.1)")
+    parser.add_argument("--list", action="append", default=[], metavar="FILE", help="official list instead of DIR; several are joined, val.csv and test.csv as those splits")
+    parser.add_argument("--format", default="v1", choices=("v1", "v2", "frames"), help="of lists: 'path label', 'path start total' or 'folder total label' (default v1)")
+    parser.add_argument("--root", default=".", metavar="DIR", help="folder or address that the paths of lists are relative to (default .)")
+    parser.add_argument("--template", default=None, metavar="NAME", help="folders of pictures called so, e.g. img_{:05}.jpg, are the videos")
+    parser.add_argument("--pictures", action="store_true", help="pictures are the videos, of one frame each")
+    parser.add_argument("--fps", type=float, default=25.0, metavar="X", help="frames a second of folders of pictures, for sampling by rate (default 25)")
+    parser.add_argument("--verify", action="store_true", help="decode every frame once")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+                        metavar="N", help="processes (default: one a core)")
+    return parser.parse_args(argv)
 
 
 def summary(table: Any, /) -> list[str]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 import re
 
 from videomae_jax.commands import arguments
@@ -21,7 +20,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--verify", action="store_true", help="read finished shards again and repeat damaged ones")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
                         metavar="N", help="processes (default: one a core)")
-    from videomae_jax.data import packing
+    from videomae_jax.data import packing, remote
     from videomae_jax.errors import UserError
 
     said = {"frames": "frames of a window", "stride": "source frames from one to the next", "rate": "frames a second instead of a stride (0 = by stride)",
@@ -35,7 +34,8 @@ def main(argv: list[str]) -> int:
         if getattr(options, field) < least:
             raise UserError(f"--{field}={getattr(options, field)}; allowed are {least} and more")
     settings = packing.Settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(packing.Settings)})
-    plan = packing.planned(options.index, pathlib.Path(options.out), settings=settings, shards=options.shards, versions=options.versions)
+    folder = remote.local(options.out, what="packed folder")
+    plan = packing.planned(options.index, folder, settings=settings, shards=options.shards, versions=options.versions)
     manifests = packing.pack(plan, part=part, parts=parts, workers=options.workers, verify=options.verify, say=arguments.say)
     if len(manifests) == plan.shards * plan.versions:
         print(f"train on it: --config.data.__symbol__=videomae_jax.data.packed.PackedClips --config.data.index={plan.folder / 'index.parquet'}")

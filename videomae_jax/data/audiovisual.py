@@ -71,7 +71,7 @@ class AudioVideoClips(sources.VideoClips):
         first, last = (int(info.pts[i]) * info.time_base for i in (ids.min(), ids.max()))
         last += 1 / info.fps
         start = self._start(first, last, begin=int(info.pts[0]) * info.time_base, end=int(info.pts[-1]) * info.time_base + 1 / info.fps)
-        heard = audio.decode_audio(self._opened.home / record["path"], start=start, rate=self.mel.rate,
+        heard = audio.decode_audio(self.locate(record), start=start, rate=self.mel.rate,
                                    duration=Fraction(self.mel.samples(self.spectrogram), self.mel.rate))
         valid = self.mel.covered(heard.valid)[: self.spectrogram]
         if self.span == "clip":

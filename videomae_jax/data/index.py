@@ -1,8 +1,11 @@
 """An index lists the videos of a folder: Parquet for people, a cached Arrow IPC file that loaders map into memory."""
 
 import concurrent.futures
+import contextlib
 import csv
+import dataclasses
 import hashlib
+import math
 import multiprocessing
 import os
 import pathlib
@@ -18,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from videomae_jax.data import decode
+from videomae_jax.data import deadline, decode, pictures, remote
 from videomae_jax.errors import UserError
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv")
@@ -39,7 +42,7 @@ OPTIONAL = ("size", "mtime", "template", "stride")
 LISTED = ("path", "name", "label", "split")  # columns that do not come from the file
 
 
-def find(directory: pathlib.Path, /) -> list[str]:
+def find(directory: pathlib.Path, /, *, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
     """Videos below a folder as paths relative to it, sorted; links are followed, hidden files and folders passed over.
 
     Raises UserError for a missing folder, one without videos, or a name that is no text.
@@ -54,10 +57,10 @@ def find(directory: pathlib.Path, /) -> list[str]:
             continue
         seen.add(place)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found = [pathlib.Path(folder, name) for name in files if not name.startswith(".") and pathlib.Path(name).suffix.lower() in SUFFIXES]
+        found = [pathlib.Path(folder, name) for name in files if not name.startswith(".") and pathlib.Path(name).suffix.lower() in suffixes]
         names += [path.relative_to(directory).as_posix() for path in found if path.is_file()]
     if not names:
-        raise UserError(f"no videos in {directory}; looked for {', '.join(SUFFIXES)}")
+        raise UserError(f"no videos in {directory}; looked for {', '.join(suffixes)}")
     for name in names:
         if not name.isprintable() and any("\ud800" <= c <= "\udfff" for c in name):
             raise UserError(f"the file name {name!r} in {directory} is not UTF-8; rename it")
@@ -94,9 +97,39 @@ def columns_of(info: decode.VideoInfo, /) -> dict[str, Any]:
             "pts_step": int(steps[0]) if regular and len(steps) else 0, "pts": None if regular else info.pts.tolist(), "keys": info.keys.tolist()}
 
 
-def describe_verified(path: str, /) -> dict[str, Any]:
-    """`describe` with every frame decoded."""
-    return describe(path, verify=True)
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A video to describe: a file, an address, or with a `template` a folder of pictures (`pictures.Pictures`), `frames` of them
+    from number `start` (-1 = those there are) at `fps`.
+    """
+
+    path: str
+    verify: bool = False
+    template: str | None = None
+    start: int = 0
+    frames: int = -1
+    fps: Fraction = Fraction(25)
+
+
+def describe_job(job: Job, /) -> dict[str, Any]:
+    """`describe` for whatever a job is; a read without an answer ends after twice the time that a file may take."""
+    try:
+        return deadline.call(lambda: _describe(job), seconds=math.inf if job.verify else 2 * decode.TIMEOUT, name=job.path)
+    except decode.DecodeError as error:
+        return {"status": f"{error.stage}: {error.cause}"}
+
+
+def _describe(job: Job, /) -> dict[str, Any]:
+    if job.template is None and not remote.is_remote(job.path):
+        return describe(job.path, verify=job.verify)
+    if job.template is None:
+        data = remote.read(job.path)
+        return describe(data, verify=job.verify) | {"size": len(data)}
+    video = pictures.Pictures(job.path, job.template)
+    info = pictures.probe(video, fps=job.fps, start=job.start, frames=job.frames)
+    for number in range(info.frames) if job.verify else ():
+        pictures.decode(video, [number], info=info)
+    return columns_of(info) | {"template": job.template}
 
 
 def info_of(row: dict[str, Any], /) -> decode.VideoInfo:
@@ -153,19 +186,20 @@ def _check_header(path: pathlib.Path, header: list[str], /) -> None:
         raise UserError(f"{path}: column {wrong[0]!r} occurs {header.count(wrong[0])} times; allowed are names that occur once and are not empty")
 
 
-def build(directory: pathlib.Path, /, *, labels: pathlib.Path | None = None, val_fraction: float = 0.1, verify: bool = False,
-          workers: int = 1, say: Callable[[str], None] = lambda line: None) -> pa.Table:
-    """The index of a folder: a row per video, damaged ones included, with absolute paths (`write` shortens them).
+def build(directory: str | pathlib.Path, /, *, labels: pathlib.Path | None = None, val_fraction: float = 0.1, verify: bool = False, workers: int = 1,
+          template: str | None = None, fps: Fraction = Fraction(25), say: Callable[[str], None] = lambda line: None) -> pa.Table:
+    """The index of a folder or an address: a row per video, damaged ones included, with absolute paths (`write` shortens them).
 
     With a csv, exactly the files it names are listed; its further columns are carried along as strings. Without one the
     label is the first sub-folder a video lies in (a leading train, val or test folder gives the split), or null. Where
     neither says, the split is drawn by a hash of the path relative to `directory`, so that it stays when files are added;
     with at least two readable videos neither side is left empty. `verify` decodes every frame; `say` hears of the progress.
-    Raises UserError.
+    A `template` lists folders of pictures called so, taken `fps` a second, instead of video files; "" lists the pictures
+    themselves. Raises UserError.
     """
     if not 0 <= val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}; allowed is 0 <= val_fraction < 1")
-    names = find(directory)
+    names = found_in(directory, template=template)
     given = read_labels(labels, directory=directory) if labels else {}
     if given:
         present = set(names)
@@ -174,18 +208,28 @@ def build(directory: pathlib.Path, /, *, labels: pathlib.Path | None = None, val
             raise UserError(f"{labels} names {len(absent)} files that are not videos in {directory}, first {absent[0]!r}")
         names = sorted(given)
     extra = [column for column in next(iter(given.values()), {}) if column not in ("label", "split")]
-    paths = [str(directory.resolve() / name) for name in names]
+    root = str(directory).rstrip("/") if remote.is_remote(directory) else str(pathlib.Path(directory).resolve())
+    jobs = [Job(f"{root}/{name}", verify=verify, template=template, fps=fps) for name in names]
     rows: list[dict[str, Any]] = []
-    told = time.monotonic()
-    for name, path, facts in zip(names, paths, scan(paths, verify=verify, workers=workers), strict=True):
-        if time.monotonic() - told > PATIENCE:
-            told = time.monotonic()
-            say(f"{len(rows)} of {len(names)} videos read")
+    for name, job, facts in zip(names, jobs, scan(jobs, workers=workers, say=say), strict=True):
         split, label = from_folder(name)
         row = given.get(name, {"label": label, **({"split": split} if split else {})})
-        rows.append({"path": path, "name": name, "label": row["label"] or None, "split": row.get("split"), **facts, **{c: row[c] for c in extra}})
+        rows.append({"path": job.path, "name": name, "label": row["label"] or None, "split": row.get("split"), **facts, **{c: row[c] for c in extra}})
     draw_splits(rows, val_fraction=val_fraction)
     return pa.Table.from_pylist(rows, schema=pa.schema([*SCHEMA, *(pa.field(column, pa.string()) for column in extra)]))
+
+
+def found_in(directory: str | pathlib.Path, /, *, template: str | None) -> list[str]:
+    """Videos below a folder or an address, or folders of pictures, or pictures, as `build` lists them."""
+    suffixes = pictures.SUFFIXES if template == "" else SUFFIXES
+    if not remote.is_remote(directory):
+        return pictures.find(pathlib.Path(directory), pictures.check(template)) if template else find(pathlib.Path(directory), suffixes=suffixes)
+    if template:
+        raise UserError(f"folders of pictures in {directory} cannot be listed; allowed are an official list (--list) with --root={directory}, or a local folder")
+    names = remote.find(str(directory), suffixes=suffixes)
+    if not names:
+        raise UserError(f"no videos in {directory}; looked for {', '.join(suffixes)}")
+    return names
 
 
 def from_folder(name: str, /) -> tuple[str, str]:
@@ -211,14 +255,19 @@ def draw_splits(rows: list[dict[str, Any]], /, *, val_fraction: float) -> None:
         readable[0]["split"], readable[-1]["split"] = "val", "train"
 
 
-def scan(paths: Sequence[str], /, *, verify: bool, workers: int) -> Iterator[dict[str, Any]]:
-    """`describe` of every path, in order, over `workers` spawned processes where there are many."""
-    task = describe_verified if verify else describe
-    if workers <= 1 or len(paths) <= PARALLEL:
-        yield from map(task, paths)
-        return
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(task, paths, chunksize=8)
+def scan(jobs: Sequence[Job], /, *, workers: int, say: Callable[[str], None] = lambda line: None) -> Iterator[dict[str, Any]]:
+    """`describe_job` of every job, in order, over `workers` spawned processes where there are many; `say` hears of the progress."""
+    told = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        found: Iterator[dict[str, Any]] = map(describe_job, jobs)
+        if workers > 1 and len(jobs) > PARALLEL:
+            pool = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")))
+            found = pool.map(describe_job, jobs, chunksize=8)
+        for number, facts in enumerate(found):
+            if time.monotonic() - told > PATIENCE:
+                told = time.monotonic()
+                say(f"{number} of {len(jobs)} videos read")
+            yield facts
 
 
 def claim(out: pathlib.Path, /) -> None:
@@ -241,8 +290,8 @@ def write(table: pa.Table, out: pathlib.Path, /) -> None:
     """
     claim(out)
     home = out.parent.resolve()
-    paths = [pathlib.Path(path) for path in table.column("path").to_pylist()]
-    short = [path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path) for path in paths]
+    paths = table.column("path").to_pylist()
+    short = [os.path.relpath(p, home) if not remote.is_remote(p) and pathlib.PurePath(p).is_relative_to(home) else p for p in paths]
     table = table.set_column(table.schema.get_field_index("path"), "path", pa.array(short, pa.string()))
     temporary = _beside(out)
     pq.write_table(table, temporary)
@@ -256,7 +305,7 @@ def load(path: str | pathlib.Path, /) -> pa.Table:
     Where the cache cannot be written (a read-only folder) the table is held in memory. Raises UserError when the file
     is missing or is no index.
     """
-    path = pathlib.Path(path)
+    path = remote.local(path, what="index")
     if not path.is_file():
         raise UserError(f"no index {path}; make one with: python -m videomae_jax index DIR --out={path}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest().encode()
@@ -293,10 +342,11 @@ def _beside(path: pathlib.Path, /) -> pathlib.Path:
 
 
 def _mapped(path: pathlib.Path, digest: bytes, /) -> pa.Table | None:
-    """The mapped table of a cache; None where it is missing, half-written or stems from another Parquet file."""
+    """The mapped table of a cache; None where it is missing, half-written, of fewer columns or stems from another Parquet file."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        return reader.read_all() if (reader.schema.metadata or {}).get(DIGEST) == digest else None
+        known = (reader.schema.metadata or {}).get(DIGEST) == digest and set(SCHEMA.names) <= set(reader.schema.names)
+        return reader.read_all() if known else None
     except (OSError, pa.ArrowException):
         return None
 

@@ -31,7 +31,7 @@ import pyarrow as pa
 from array_record.python import array_record_module as array_record
 from PIL import Image
 
-from videomae_jax.data import clips, decode, index, sources
+from videomae_jax.data import clips, decode, frame_folders, index, sources
 from videomae_jax.errors import UserError
 
 MAGIC = b"VMJ1"
@@ -68,6 +68,10 @@ class Settings:
                 raise UserError(f"{field} is {getattr(self, field)}; allowed are {least} and more")
         if self.crf > 51:
             raise UserError(f"crf is {self.crf}; allowed are 0 (lossless) to 51")
+
+    def of(self, record: dict[str, Any], /) -> "Settings":
+        """With the stride that an index row has of its own."""
+        return self if record["stride"] is None else dataclasses.replace(self, stride=record["stride"])
 
     def step(self, fps: Fraction, /) -> Fraction:
         """Source frames from one packed frame to the next."""
@@ -139,6 +143,7 @@ def shrink(video: np.ndarray, /, *, width: int, height: int) -> np.ndarray:
 def pack_row(source: sources.VideoClips, row: int, /, *, version: int, settings: Settings) -> Packed:
     """The record of a row of a source; every window is decoded again and compared with what went in."""
     record = source.record(row)
+    settings = settings.of(record)
     info, facts = index.info_of(record), settings.facts(record)
     fps, digest = Fraction(facts["fps_num"], facts["fps_den"]), hashlib.sha256(f"{settings.seed}/{version}/{record['name']}".encode()).digest()
     chosen = settings.ids(info, rng=np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little"))))
@@ -233,7 +238,7 @@ class Plan:
 
 def planned(path: str, folder: pathlib.Path, /, *, settings: Settings, shards: int = 0, versions: int = 1) -> Plan:
     """The plan for an index; `shards` 0 is one for every VIDEOS_PER_SHARD. Raises UserError for an index that cannot be packed."""
-    source = sources.VideoClips(index=path, split="all")
+    source = frame_folders.FrameClips(index=path, split="all")
     if shards > len(source):
         raise UserError(f"{shards} shards of {len(source)} readable videos; allowed are 1 to {len(source)}, and 0 for one every {VIDEOS_PER_SHARD}")
     return Plan(folder, source, settings, shards or -(-len(source) // VIDEOS_PER_SHARD), versions)
@@ -346,10 +351,10 @@ def finish(plan: Plan, manifests: list[dict[str, Any]], /) -> None:
     table = plan.source.table
     kept = [name for name in table.schema.names if name in index.LISTED or name not in index.SCHEMA.names]
     rows = table.select(kept).to_pylist()
-    records = table.select(["width", "height", "fps_num", "fps_den"]).to_pylist()
+    records = table.select(["width", "height", "fps_num", "fps_den", "stride"]).to_pylist()
     places = [(shard, place) for shard in range(plan.shards) for place in range(len(plan.range(shard)))]
     for row, (values, record, (shard, place)) in enumerate(zip(rows, records, places, strict=True)):
-        facts = plan.settings.facts(record) if row not in errors else {"status": errors[row]}
+        facts = plan.settings.of(record).facts(record) if row not in errors else {"status": errors[row]}
         values.update(facts, path=str(plan.path(0, shard).resolve()), packed=str(place))
     extra = [pa.field(name, pa.string()) for name in kept if name not in index.SCHEMA.names]
     index.write(pa.Table.from_pylist(rows, schema=pa.schema([*index.SCHEMA, *extra, pa.field("packed", pa.string())])), plan.folder / "index.parquet")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
-from videomae_jax.data import clips, decode, index, transforms
+from videomae_jax.data import clips, decode, index, remote, transforms
 from videomae_jax.errors import UserError
 
 KINDS = ("image", "labels", "flow", "boxes", "sequence", "static")
@@ -84,9 +84,14 @@ def fresh(path: pathlib.Path, record: dict[str, Any], /) -> None:
     except OSError:
         return
     if record["size"] is not None and found.st_size != record["size"]:
-        raise decode.DecodeError(os.fspath(path), "open", f"exchanged since it was indexed: {found.st_size} bytes, {record['size']} then; run index again")
+        raise exchanged(os.fspath(path), found.st_size, record)
     if record["mtime"] is not None and abs(int(found.st_mtime) - record["mtime"]) > SLACK:
         _warn(os.fspath(path.parent))
+
+
+def exchanged(path: str, size: int, record: dict[str, Any], /) -> decode.DecodeError:
+    """The error for a file of another size than was indexed."""
+    return decode.DecodeError(path, "open", f"exchanged since it was indexed: {size} bytes, {record['size']} then; run index again")
 
 
 @functools.cache
@@ -170,6 +175,8 @@ class VideoClips:
 
     def _check(self, table: Any, /) -> None:
         """Raises UserError for an index of something else than video files."""
+        if table.column("template").null_count < table.num_rows or table.column("stride").null_count < table.num_rows:
+            raise UserError(f"index {self.index} lists folders of pictures; read it with --config.data.__symbol__=videomae_jax.data.frame_folders.FrameClips")
         if "packed" in table.schema.names:
             raise UserError(f"index {self.index} is of packed clips; read it with --config.data.__symbol__=videomae_jax.data.packed.PackedClips")
 
@@ -199,15 +206,24 @@ class VideoClips:
     def clip(self, row: int, /, *, rng: np.random.Generator) -> Clip:
         """What a read of `row` decodes; takes the draws that come before those of the crops."""
         record, info = (record := self.record(row)), index.info_of(record)
-        ids = clips.at(self.sampling, fps=info.fps).ids(info.frames, clip=self.frames, rng=rng)
+        ids = clips.at(self.sampling_of(record), fps=info.fps).ids(info.frames, clip=self.frames, rng=rng)
         return Clip(self.locate(record), ids, info, self.label_of(record))
+
+    def sampling_of(self, record: dict[str, Any], /) -> Any:
+        """The sampling of an index row."""
+        return self.sampling
 
     def label_of(self, record: dict[str, Any], /) -> int:
         """The class number of an index row."""
         return self._opened.numbers.get(record[self._opened.column], -1)
 
     def locate(self, record: dict[str, Any], /) -> decode.Video:
-        """The file of an index row. Raises DecodeError where it is another one than was indexed."""
+        """The file of an index row, or the bytes of an address. Raises DecodeError where it is another one than was indexed."""
+        if remote.is_remote(record["path"]):
+            data = remote.read(record["path"])
+            if record["size"] not in (None, len(data)):
+                raise exchanged(record["path"], len(data), record)
+            return data
         path = self._opened.home / record["path"]
         fresh(path, record)
         return path

@@ -1,0 +1,276 @@
+"""Official lists, folders of pictures, single pictures and files at addresses, from the command to the frames that are read."""
+
+import json
+import pathlib
+from fractions import Fraction
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+from test_decode import bars, encode, spelt
+
+from videomae_jax import __main__ as entry
+from videomae_jax.data import clips, decode, frame_folders, index, lists, packed, pictures, pipeline, remote, sources, transforms
+from videomae_jax.errors import UserError
+
+
+def draw(folder: pathlib.Path, numbers: Any, template: str = "img_{:05}.jpg", /, **options: Any) -> None:
+    """Pictures that spell their numbers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        Image.fromarray(bars(number % 256)).save(folder / template.format(number), **({"quality": 95} | options if ".jpg" in template else options))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A hybrid data set: SSv2 and AVA frames, other frames, video files, one with spaces in its path."""
+    folder = tmp_path_factory.mktemp("hybrid")
+    draw(folder / "SomethingV2/frames/7", range(1, 41))
+    draw(folder / "AVA2.2/frames/x", range(100, 141), "image_{:06}.jpg")
+    draw(folder / "own/frames/y", range(1, 31), "f{:03}.png")
+    for name in ("K400/air drumming/a b.mp4", "K400/c.mp4", "K400/d.webm.mp4"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encode(frames=80, bf="0"))
+    return folder
+
+
+def command(*words: object) -> int:
+    """The exit code of the `index` command."""
+    return entry.main(["index", *map(str, words)])
+
+
+def source(path: pathlib.Path, /, **kw: Any) -> frame_folders.FrameClips:
+    """Whole frames, 4 of them at stride 4."""
+    return frame_folders.FrameClips(**({"index": str(path), "split": "train", "frames": 4, "size": 128, "crop": transforms.WholeFrame(),
+                                        "sampling": clips.DenseRandom(stride=4)} | kw))
+
+
+def numbers(made: sources.VideoClips, row: int, seed: int = 0, /) -> list[int]:
+    """The frame numbers that a read spells."""
+    return [spelt(p) for p in made.read(row, rng=np.random.default_rng(seed))["video"][0]]
+
+
+# -- lists -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_v2_pretraining_list(root: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    """Total below 0 is a video; frames are numbered from start; SSv2 has stride 2 and five digits, AVA six; windows of one folder are two clips."""
+    (tmp_path / "hybrid.csv").write_text("\n".join([
+        "K400/air drumming/a b.mp4 0 -1", "SomethingV2/frames/7 1 40 ignored columns", "AVA2.2/frames/x 100 20", "AVA2.2/frames/x 121 20", "own/frames/y 3 25", ""]))
+    assert command("--list", tmp_path / "hybrid.csv", "--format=v2", "--root", root, "--out", tmp_path / "i.parquet", "--template=f{:03}.png") == 0
+    assert "videomae_jax.data.frame_folders.FrameClips" in capsys.readouterr().out
+    made = source(tmp_path / "i.parquet")
+    assert [made.name(r) for r in range(5)] == ["K400/air drumming/a b.mp4", "SomethingV2/frames/7", "AVA2.2/frames/x#100", "AVA2.2/frames/x#121", "own/frames/y"]
+    assert [made.record(r)["frames"] for r in range(5)] == [80, 40, 20, 20, 25] and made.classes == ()
+    for row, first, last, stride in ((0, 0, 79, 4), (1, 1, 40, 2), (2, 100, 119, 4), (3, 121, 140, 4), (4, 3, 27, 4)):
+        drawn = [numbers(made, row, seed) for seed in range(40)]
+        assert all(np.diff(ids).tolist() == [stride] * 3 for ids in drawn)
+        starts = {ids[0] for ids in drawn}
+        room = last - first + 1 - 4 * stride + 1  # V2's number of starts
+        assert starts <= set(range(first, first + room)) and {min(starts), max(starts)} <= set(range(first, first + room)) and len(starts) > min(room, 10) // 2
+    with pytest.raises(UserError, match="lists folders of pictures; read it with .*FrameClips"):
+        len(sources.VideoClips(index=str(tmp_path / "i.parquet")))
+
+
+def test_a_v1_list(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """`path label`; .mp4 is added to a name without a dot; absolute paths; train.csv and val.csv are splits; missing files are kept as damaged."""
+    (tmp_path / "train.csv").write_text(f"K400/c 10\nK400/air drumming/a b.mp4 9\n{root}/K400/d.webm.mp4 9\nK400/gone.mp4 100\n")
+    (tmp_path / "val.csv").write_text("K400/c.mp4 100\n")
+    assert command("--list", tmp_path / "train.csv", "--list", tmp_path / "val.csv", "--root", root, "--out", tmp_path / "i.parquet") == 0
+    made = sources.VideoClips(index=str(tmp_path / "i.parquet"), frames=4, size=32)
+    assert made.classes == ("9", "10", "100") and [made.record(r)["label"] for r in range(len(made))] == ["10", "9", "9"]
+    assert made.read(0, rng=np.random.default_rng(0))["label"].tolist() == [1]
+    val = sources.VideoClips(index=str(tmp_path / "i.parquet"), split="val", frames=4, size=32)
+    assert len(val) == 1 and val.read(0, rng=np.random.default_rng(0))["label"].tolist() == [2]
+    rows = index.load(tmp_path / "i.parquet").to_pylist()
+    assert [r["status"] for r in rows if r["name"] == "K400/gone.mp4"] == ["open: No such file or directory"]
+
+
+def test_a_fine_tuning_list_of_frames(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """`folder total label`, numbered from 1 as V2's SSv2; a folder that is shorter than its line is damaged, not cut."""
+    (tmp_path / "train.csv").write_text("SomethingV2/frames/7 40 173\nSomethingV2/frames/7 41 2\n")
+    assert command("--list", tmp_path / "train.csv", "--format=frames", f"--root={root}", "--out", tmp_path / "i.parquet", "--fps=12") == 0
+    made = source(tmp_path / "i.parquet", sampling=clips.SparseFinetune(position="centre"))
+    assert len(made) == 1 and made.classes == ("2", "173") and numbers(made, 0) == [6, 16, 26, 36]
+    info = index.info_of(made.record(0))
+    assert info.fps == 12 and info.duration == pytest.approx(40 / 12)
+    status = index.load(tmp_path / "i.parquet").column("status").to_pylist()
+    assert status == ["ok", "open: No such file or directory"]
+    (tmp_path / "rate.csv").write_text("own/frames/y 30 0\n")
+    index.write(lists.build([tmp_path / "rate.csv"], root=str(root), form="frames", template="f{:03}.png", fps=Fraction(30)), tmp_path / "rate.parquet")
+    by_rate = source(tmp_path / "rate.parquet", sampling=clips.PerSecond(rate=5.0, position="centre"))
+    assert np.diff(numbers(by_rate, 0)).tolist() == [6, 6, 6]
+
+
+@pytest.mark.parametrize(("form", "text", "said"), [
+    ("v1", "a.mp4\n", ":1: 'a.mp4' is no line of format v1: v1 path label"), ("v2", "a.mp4 0 -1\nb.mp4 3\n", ":2: 'b.mp4 3' is no line of format v2: v2 path start total"),
+    ("frames", "a 3 4\nb x 4\n", ":2: 'b x 4' is no line of format frames: frames folder total label"), ("v1", "\n", "lists no video"), ("v3", "", "format 'v3'; allowed are v1, v2, frames")])
+def test_lines_of_another_form(form: str, text: str, said: str, tmp_path: pathlib.Path) -> None:
+    """The line is named, and what is expected."""
+    (tmp_path / "l.csv").write_text(text)
+    with pytest.raises(UserError) as caught:
+        lists.read(tmp_path / "l.csv", form=form)
+    assert said in str(caught.value)
+
+
+def test_a_list_of_nothing_readable(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    """The usual mistake is the root; it is named. A list and a folder exclude each other."""
+    (tmp_path / "l.csv").write_text("a.mp4 0\n")
+    assert command("--list", tmp_path / "l.csv", "--root=/nowhere", "--out", tmp_path / "i.parquet") == 2
+    assert "none of the 1 videos in /nowhere can be read" in capsys.readouterr().err
+    assert command(tmp_path, "--list", tmp_path / "l.csv", "--out", tmp_path / "i.parquet") == 2 and "not both" in capsys.readouterr().err
+    assert command("--out", tmp_path / "i.parquet") == 2 and "needed is a folder, or --list" in capsys.readouterr().err
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def test_folders_of_pictures_of_ones_own(tmp_path: pathlib.Path) -> None:
+    """Found by their template, numbered from anywhere with gaps; class folders are labels; other files do not matter; videos mix in."""
+    for name, ids in (("train/run/a", [5, 6, 8, 9, 12]), ("train/walk/b", range(30)), ("val/run/c", range(9))):
+        draw(tmp_path / "v" / name, ids, "p{:d}.png")
+    (tmp_path / "v/train/run/a/notes.txt").write_text("x")
+    (tmp_path / "v/train/run/a/p07.png").write_text("not called so")
+    assert command(tmp_path / "v", "--template=p{:d}.png", "--verify", "--out", tmp_path / "i.parquet") == 0
+    made = source(tmp_path / "i.parquet", split="all", frames=3, sampling=clips.DenseCentre(stride=1))
+    assert [made.name(r) for r in range(3)] == ["train/run/a", "train/walk/b", "val/run/c"] and made.classes == ("run", "walk")
+    assert numbers(made, 0) == [6, 8, 9] and made.record(0)["pts"] == [5, 6, 8, 9, 12] and made.record(2)["split"] == "val"
+    with pipeline.stream(made, batch_size=3, seed=0, workers=1) as stream:
+        assert not next(stream)["fault"].any()
+    assert pictures.numbers(["img_00001.jpg", "img_1.jpg", "img_100000.jpg", "img_00003.jpg.part"], "img_{:05}.jpg") == [1, 100000]
+
+
+def test_pictures_as_clips(tmp_path: pathlib.Path) -> None:
+    """A picture is a video of one frame, in every mode of colour, turned as its EXIF says."""
+    (tmp_path / "v/cat").mkdir(parents=True)
+    Image.fromarray(bars(7)).convert("L").save(tmp_path / "v/cat/grey.png")
+    Image.fromarray(bars(9)).convert("RGBA").save(tmp_path / "v/cat/alpha.webp", lossless=True)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down: stored turned by 180 degrees
+    Image.fromarray(bars(11)[::-1, ::-1]).save(tmp_path / "v/cat/turned.jpg", quality=95, exif=exif)
+    assert command(tmp_path / "v", "--pictures", "--verify", "--out", tmp_path / "i.parquet", "--val-fraction=0") == 0
+    made = source(tmp_path / "i.parquet")
+    assert {made.name(r): numbers(made, r) for r in range(3)} == {"cat/alpha.webp": [9] * 4, "cat/grey.png": [7] * 4, "cat/turned.jpg": [11] * 4}
+    assert made.classes == ("cat",)
+
+
+def test_damaged_pictures(tmp_path: pathlib.Path) -> None:
+    """Missing, cut, emptied, another size, text: typed errors with the picture's own path; --verify keeps them out."""
+    for name in "abcdef":
+        draw(tmp_path / "v" / name, range(1, 9))
+    index.write(index.build(tmp_path / "v", template="img_{:05}.jpg", val_fraction=0), tmp_path / "i.parquet")
+    third = {name: tmp_path / "v" / name / "img_00003.jpg" for name in "abcdef"}
+    third["a"].unlink()
+    third["b"].write_bytes(third["b"].read_bytes()[:500])
+    third["c"].write_bytes(b"")
+    Image.fromarray(bars(3, width=64)).save(third["d"])
+    third["e"].write_text("text")
+    made = source(tmp_path / "i.parquet", frames=8, sampling=clips.DenseRandom(stride=1))
+    for row, said in enumerate(("open: No such file", "decode: .*[Tt]runcated", "decode: cannot identify", "decode: 64 x 64 pixels, 128 x 64 when",
+                                "decode: cannot identify")):
+        with pytest.raises(decode.DecodeError, match=f"v/{'abcde'[row]}/img_00003.jpg: ({said})"):
+            made.read(row, rng=np.random.default_rng(0))
+    assert made.read(5, rng=np.random.default_rng(0))["video"].shape == (1, 8, 128, 128, 3)
+    table = index.build(tmp_path / "v", template="img_{:05}.jpg", val_fraction=0, verify=True)
+    assert [status == "ok" for status in table.column("status").to_pylist()] == [True, False, False, False, False, True], "a gap is no damage"
+
+
+@pytest.mark.parametrize(("template", "said"), [("img.jpg", "names no file by its number"), ("{}/{}", "is not understood|names no file"), ("a/{:03}.jpg", "names no file"), ("{:q}.jpg", "is not understood")])
+def test_templates_are_checked(template: str, said: str, tmp_path: pathlib.Path) -> None:
+    """Before anything is scanned; so is a folder that holds none."""
+    with pytest.raises(UserError, match=said):
+        index.build(tmp_path, template=template)
+    with pytest.raises(UserError, match=r"no folder in .* holds pictures called img_\{:05\}\.jpg"):
+        index.build(tmp_path, template="img_{:05}.jpg")
+
+
+def test_videos_read_alike(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """FrameClips of an index of files is VideoClips, bit for bit."""
+    index.write(index.build(root / "K400", val_fraction=0), tmp_path / "i.parquet")
+    one, other = sources.VideoClips(index=str(tmp_path / "i.parquet"), frames=4, size=32, repeats=2), frame_folders.FrameClips(
+        index=str(tmp_path / "i.parquet"), frames=4, size=32, repeats=2)
+    for row in range(3):
+        np.testing.assert_array_equal(*(s.read(row, rng=np.random.default_rng(5))["video"] for s in (one, other)))
+
+
+def test_pictures_are_packed(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """With the stride of their own rows."""
+    (tmp_path / "l.csv").write_text("SomethingV2/frames/7 1 40\nAVA2.2/frames/x 100 20\n")
+    index.write(lists.build([tmp_path / "l.csv"], root=str(root), form="v2"), tmp_path / "i.parquet")
+    assert entry.main(["pack", str(tmp_path / "i.parquet"), f"--out={tmp_path}/p", "--frames=4", "--stride=4", "--workers=1", "--preset=ultrafast"]) == 0
+    made = packed.PackedClips(index=f"{tmp_path}/p/index.parquet", frames=4, size=128, crop=transforms.WholeFrame())
+    assert [np.diff(numbers(made, row)).tolist() for row in range(2)] == [[2, 2, 2], [4, 4, 4]]
+    assert [numbers(made, row)[0] in allowed for row, allowed in ((0, range(1, 34)), (1, range(100, 105)))] == [True, True]
+
+
+# -- addresses ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def memory(root: pathlib.Path) -> str:
+    """The data set at an address of fsspec's memory, which only this process sees."""
+    system = fsspec.filesystem("memory")
+    for path in root.rglob("*"):
+        if path.is_file():
+            system.pipe_file(f"/bucket/{path.relative_to(root)}", path.read_bytes())
+    system.pipe_file("/bucket/.hidden/x.mp4", b"x")
+    yield "memory://bucket"
+    system.rm("/bucket", recursive=True)
+
+
+def test_videos_at_an_address(memory: str, root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Listed, probed and read there, bit for bit as from a disk; what is gone or exchanged is a typed error."""
+    assert command(f"{memory}/K400", "--out", tmp_path / "i.parquet", "--val-fraction=0") == 0
+    index.write(index.build(root / "K400", val_fraction=0), tmp_path / "disk.parquet")
+    made, disk = (sources.VideoClips(index=str(tmp_path / f"{n}.parquet"), frames=4, size=32) for n in ("i", "disk"))
+    assert [made.name(r) for r in range(3)] == [disk.name(r) for r in range(3)] and made.record(0)["path"].startswith("memory://bucket/K400/")
+    for row in range(3):
+        np.testing.assert_array_equal(*(s.read(row, rng=np.random.default_rng(5))["video"] for s in (made, disk)))
+    fsspec.filesystem("memory").pipe_file("/bucket/K400/c.mp4", encode(frames=90, bf="0"))
+    fsspec.filesystem("memory").rm("/bucket/K400/d.webm.mp4")
+    for row, said in ((1, "open: exchanged since it was indexed"), (2, "open: FileNotFoundError")):
+        with pytest.raises(decode.DecodeError, match=said):
+            made.read(row, rng=np.random.default_rng(0))
+
+
+def test_a_list_at_an_address(memory: str, tmp_path: pathlib.Path) -> None:
+    """Videos and pictures below an address as --root; folders of pictures there cannot be listed without one."""
+    (tmp_path / "l.csv").write_text("K400/c.mp4 0 -1\nSomethingV2/frames/7 1 40\nSomethingV2/frames/8 1 40\n")
+    assert command("--list", tmp_path / "l.csv", "--format=v2", f"--root={memory}", "--out", tmp_path / "i.parquet") == 0
+    made = source(tmp_path / "i.parquet")
+    assert len(made) == 2 and np.diff(numbers(made, 0)).tolist() == [4] * 3 and np.diff(numbers(made, 1)).tolist() == [2] * 3
+    with pytest.raises(UserError, match="folders of pictures in memory://bucket cannot be listed; allowed are an official list"):
+        index.build(memory, template="img_{:05}.jpg")
+
+
+def test_workers_read_addresses(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The protocol of local files through fsspec, from other processes."""
+    index.write(index.build(f"file://{root}/K400", val_fraction=0), tmp_path / "i.parquet")
+    made = sources.VideoClips(index=str(tmp_path / "i.parquet"), frames=4, size=32)
+    assert made.record(0)["path"].startswith("file://")
+    with pipeline.stream(made, batch_size=3, seed=0, workers=1) as stream:
+        assert not next(stream)["fault"].any()
+
+
+def test_what_must_be_local(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    """An index and packed shards are mapped; unknown protocols and missing clients are the user's to mend; all are one line."""
+    for made in (sources.VideoClips(index="gs://bucket/i.parquet"), packed.PackedClips(index="gs://bucket/p/index.parquet")):
+        with pytest.raises(UserError, match="index gs://bucket/.* is an address; allowed are paths, because it is mapped into memory: copy it, or mount the bucket"):
+            len(made)
+    with pytest.raises(UserError, match="nope://x/y.mp4 cannot be reached: .*nope"):
+        remote.read("nope://x/y.mp4")
+    assert command("nope://x", "--out", tmp_path / "i.parquet") == 2
+    assert command("memory://empty", "--out", tmp_path / "i.parquet") == 2
+    assert "no videos in memory://empty" in capsys.readouterr().err
+    assert entry.main(["pack", "gs://b/i.parquet", f"--out={tmp_path}/p"]) == 2 and entry.main(["pack", str(tmp_path), "--out=gs://b/p"]) == 2
+    assert "packed folder gs://b/p is an address" in capsys.readouterr().err
+
+
+def test_rows_of_an_index_say_how_they_are_stored(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The index survives its two files and the columns that other programs may drop."""
+    (tmp_path / "l.csv").write_text("SomethingV2/frames/7 1 40\nK400/c.mp4 0 -1\n")
+    index.write(lists.build([tmp_path / "l.csv"], root=str(root), form="v2"), tmp_path / "i.parquet")
+    rows = index.load(tmp_path / "i.parquet").to_pylist()
+    assert json.dumps([(r["template"], r["stride"], r["size"] is None) for r in rows]) == '[["img_{:05}.jpg", 2, true], [null, null, false]]'

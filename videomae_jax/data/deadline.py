@@ -1,0 +1,32 @@
+"""A time limit for reads that nothing in this process can interrupt: a dead mount, a pipe, a stuck decoder."""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from videomae_jax.data.decode import DecodeError
+
+
+def call(task: Callable[[], Any], /, *, seconds: float, name: str) -> Any:
+    """What `task` returns or raises, from a thread of its own (60 microseconds).
+
+    After `seconds` it raises DecodeError of the stage "timeout" and leaves the thread behind, with what it holds: a system
+    call that does not return cannot be ended, but it need not hold up the run or the end of the process.
+    """
+    answer: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answer.put((True, task()))
+        except BaseException as error:  # raised again where it is waited for
+            answer.put((False, error))
+
+    threading.Thread(target=run, daemon=True, name="read").start()
+    try:
+        good, result = answer.get(timeout=min(seconds, threading.TIMEOUT_MAX))
+    except queue.Empty:
+        raise DecodeError(name, "timeout", f"no answer within {seconds:g} s") from None
+    if good:
+        return result
+    raise result
