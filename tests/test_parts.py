@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from videomae_jax.data import clips, decode, faces, index, parts, pipeline, sources, synthetic, three_crop, transforms, windows
+from videomae_jax.data import clips, decode, faces, framing, index, parts, pipeline, sources, synthetic, three_crop, transforms
 from videomae_jax.errors import UserError
 
 COLOURS = np.array([(20, 20, 20), (230, 40, 40), (40, 220, 40), (50, 60, 240), (230, 230, 50)], np.uint8)
@@ -82,11 +82,11 @@ def test_coarser_maps(folder: pathlib.Path) -> None:
 def test_nearest_takes_the_value_under_the_centre() -> None:
     """A window of whole pixels at its own size is a plain cut; doubled, every value repeats; mirrored, columns turn round."""
     maps = np.arange(48, dtype=np.uint8).reshape(1, 6, 8)
-    window = windows.Window(2, 1, 4, 4)
+    window = framing.Window(2, 1, 4, 4)
     np.testing.assert_array_equal(window.nearest(maps, frame=(6, 8), size=4), maps[:, 1:5, 2:6])
     np.testing.assert_array_equal(window.nearest(maps, frame=(6, 8), size=8), maps[:, 1:5, 2:6].repeat(2, 1).repeat(2, 2))
-    np.testing.assert_array_equal(windows.Window(2, 1, 4, 4, mirrored=True).nearest(maps, frame=(6, 8), size=4), maps[:, 1:5, 2:6][:, :, ::-1])
-    np.testing.assert_array_equal(windows.Window(4, 2, 8, 8).nearest(maps, frame=(12, 16), size=4), maps[:, 1:5, 2:6])
+    np.testing.assert_array_equal(framing.Window(2, 1, 4, 4, mirrored=True).nearest(maps, frame=(6, 8), size=4), maps[:, 1:5, 2:6][:, :, ::-1])
+    np.testing.assert_array_equal(framing.Window(4, 2, 8, 8).nearest(maps, frame=(12, 16), size=4), maps[:, 1:5, 2:6])
 
 
 def test_video_is_that_of_the_plain_source(folder: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from videomae_jax import config as configs
-from videomae_jax import externals, optim, parallel
+from videomae_jax import externals, ingest, optim, parallel
 from videomae_jax.errors import UserError
 from videomae_jax.objectives import base
 from videomae_jax.step import TrainState, Updates, init_keys, init_state, make_train_step, staged, state_of
@@ -21,13 +22,15 @@ class Assembly:
     """Everything that a command needs of a run; `abstract` holds shapes with shardings for every leaf of the state.
 
     `clips` counts device clips of a batch (decoded clips x copies), `draws` the batches of one step. `stages` holds
-    (first step after it, objective) of a static curriculum.
+    (first step after it, objective) of a static curriculum. `source` gives the batches that cross to the devices, `fields`
+    are what the objective sees of them: the ones behind the `ingest` of the step.
     """
 
     config: ml_collections.ConfigDict
     objective: base.Objective
     stages: tuple[tuple[int, base.Objective], ...]
     source: Any
+    fields: Mapping[str, Any]
     mesh: Any
     updates: dict[str, Updates]
     boxed: TrainState
@@ -57,7 +60,7 @@ class Assembly:
         return jax.jit(rest, out_shardings=self.shardings)(self.rng(), loaded)
 
     def _example(self) -> dict[str, Any]:
-        return base.dummy(self.source.fields)
+        return base.dummy(self.fields)
 
     @functools.cached_property
     def frozen(self) -> Params:
@@ -94,14 +97,16 @@ class Assembly:
 
         def traced(state: TrainState, frozen: Params, *batches: Any) -> Any:
             with parallel.use(self.mesh):
-                return fn(state, frozen, *batches)
+                return fn(state, frozen, *(ingest.ingest(b, fields=self.fields) for b in batches))
 
         return jax.jit(traced, donate_argnums=0, out_shardings=(self.shardings, parallel.replicated(self.mesh)))
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and shardings of a global batch."""
-        sharding = parallel.batch_sharding(self.mesh)
-        return {k: jax.ShapeDtypeStruct((self.clips, *x.shape[1:]), x.dtype, sharding=sharding) for k, x in self._example().items()}
+        sharding, decodes = parallel.batch_sharding(self.mesh), self.config.batch_size
+        shared = {k for k, f in self.source.fields.items() if f.shared}
+        return {k: jax.ShapeDtypeStruct((decodes if k in shared else self.clips, *x.shape[1:]), x.dtype, sharding=sharding)
+                for k, x in base.dummy(self.source.fields).items()}
 
     def compile(self) -> Any:
         """The compiled step for the shapes of this run, without data, parameters or external files."""
@@ -139,6 +144,7 @@ def assemble(config: ml_collections.ConfigDict, /, *, trust: tuple[str, ...] = (
     base.check_phases(objective.phases())
     drawn = base.draws(objective.phases())
     parallel.check_batch(config.batch_size * source.repeats, mesh=mesh, microbatches=config.microbatches)
+    fields, source = source.fields, ingest.placed(source, platform=mesh.devices.flat[0].platform, batch_size=config.batch_size, ways=parallel.batch_ways(mesh))
     steps_per_epoch = len(source) / (config.batch_size * drawn)
     total = configs.duration(config.total, total=None, steps_per_epoch=steps_per_epoch)
     if total < 1:
@@ -146,7 +152,7 @@ def assemble(config: ml_collections.ConfigDict, /, *, trust: tuple[str, ...] = (
     updates = make_updates(objective, config, total=total, steps_per_epoch=steps_per_epoch, trust=trust)
 
     def state(rng: Any, objective: base.Objective = objective) -> tuple[TrainState, Params]:
-        example = base.dummy(source.fields)
+        example = base.dummy(fields)
         return init_state(objective, updates, rng, example, ema=config.ema), objective.init_frozen(init_keys(rng)[2], example)
 
     boxed = jax.eval_shape(state, jax.random.key(0))
@@ -154,7 +160,7 @@ def assemble(config: ml_collections.ConfigDict, /, *, trust: tuple[str, ...] = (
     shardings = parallel.state_shardings(boxed, mesh=mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), parallel.unbox(boxed), shardings)
     return Assembly(config=config, objective=objective, stages=make_stages(objective, state, total=total, steps_per_epoch=steps_per_epoch),
-                    source=source, mesh=mesh, updates=updates, boxed=boxed[0], abstract=abstract[0], shardings=shardings[0],
+                    source=source, fields=fields, mesh=mesh, updates=updates, boxed=boxed[0], abstract=abstract[0], shardings=shardings[0],
                     abstract_frozen=abstract[1], total=total, steps_per_epoch=steps_per_epoch, clips=config.batch_size * source.repeats, draws=drawn)
 
 

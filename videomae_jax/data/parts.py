@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from videomae_jax.data import clips, decode, index, sources, windows
+from videomae_jax.data import clips, decode, framing, index, sources
 from videomae_jax.errors import UserError
 
 
@@ -34,7 +34,7 @@ class PartClips(sources.VideoClips):
         info = index.info_of(record)
         ids = clips.at(self.sampling, fps=info.fps).ids(info.frames, clip=self.frames, rng=rng)
         maps = self.maps(record, frames=info.frames)[ids]
-        shown = [windows.window(self.crop, width=info.width, height=info.height, size=self.size, rng=rng) for _ in range(self.repeats)]
+        shown = [framing.window(self.crop, width=info.width, height=info.height, size=self.size, rng=rng) for _ in range(self.repeats)]
         if repr(rng.bit_generator.state) != repr(after):
             raise RuntimeError(f"{type(self.crop).__name__} draws otherwise for the video than for its window")
         parts = np.stack([w.nearest(maps, frame=(info.height, info.width), size=self.size) for w in shown])

@@ -1,0 +1,205 @@
+"""Crops on the device against crops on the host: pixels, draws, canvases, what is refused."""
+
+import dataclasses
+import pathlib
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_planes import encode, scene
+
+from videomae_jax import assembly, ingest, parallel
+from videomae_jax import config as configs
+from videomae_jax.data import clips, index, pipeline, planes, sources, three_crop, transforms
+from videomae_jax.data.parts import PartClips
+from videomae_jax.errors import UserError
+
+SIZE, FRAMES = 48, 3
+CROPS = {"multi_scale": transforms.MultiScaleCrop(), "resized": transforms.RandomResizedCrop(area=(0.3, 1.0)),
+         "mirrored": transforms.RandomResizedCrop(flip=1.0), "whole": transforms.WholeFrame(), "centre": transforms.CentreCrop(),
+         "three": three_crop.ThreeCrop(view=2)}
+COLOURS = {"601_limited": {"matrix": "bt601"}, "709_limited": {"matrix": "bt709"}, "601_full": {"matrix": "bt601", "full": True},
+           "709_full": {"matrix": "bt709", "full": True}}
+cut = jax.jit(ingest.cut, static_argnames="size")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compiler() -> Iterator[None]:
+    """These programs run once or twice each: compiling them well would take far longer than running them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A video of every matrix and range, 128 x 96; a larger and an upright one, both in split val."""
+    directory = tmp_path_factory.mktemp("scenes")
+    made = {name: encode(scene(width=128, height=96), **how) for name, how in COLOURS.items()}
+    made |= {"large": encode(scene(width=320, height=240, cell=40)), "upright": encode(scene(width=96, height=128))}
+    for name, data in made.items():
+        (directory / f"{name}.mkv").write_bytes(data)
+    lines = ["path,label,split", *(f"{name}.mkv,x,{'train' if name in COLOURS else 'val'}" for name in made)]
+    (directory / "labels.csv").write_text("\n".join(lines))
+    index.write(index.build(directory, labels=directory / "labels.csv"), directory / "index.parquet")
+    return directory
+
+
+def source(folder: pathlib.Path, /, **kw: Any) -> sources.VideoClips:
+    """Clips of the scenes."""
+    options = {"frames": FRAMES, "size": SIZE, "repeats": 2, "sampling": clips.DenseRandom(stride=1), "canvas": (96, 128)} | kw
+    return sources.VideoClips(index=str(folder / "index.parquet"), **options)
+
+
+def both(made: sources.VideoClips, row: int, /, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """`video` [K T size size 3] of a row from the host and from the device; checks that both leave the generator in the same state."""
+    rngs = [np.random.default_rng(seed) for _ in range(2)]
+    host = made.read(row, rng=rngs[0])
+    shipped = planes.PlaneClips(made).read(row, rng=rngs[1])
+    assert repr(rngs[0].bit_generator.state) == repr(rngs[1].bit_generator.state)
+    np.testing.assert_array_equal(host["label"], shipped["label"])
+    return host["video"], np.asarray(cut(shipped, size=made.size))
+
+
+def difference(pair: tuple[np.ndarray, np.ndarray], /) -> np.ndarray:
+    """Device minus host."""
+    return pair[1].astype(float) - pair[0]
+
+
+@pytest.mark.parametrize("crop", CROPS.values(), ids=CROPS)
+def test_crops_are_those_of_the_host(crop: object, folder: pathlib.Path) -> None:
+    """For every crop, matrix and range: within one grey level on average, without a shift of colour, from the same draws."""
+    made = source(folder, crop=crop)
+    for row in range(len(COLOURS)):
+        for seed in range(3):
+            found = difference(both(made, row, seed=seed))
+            assert np.abs(found).mean() < 0.5 and np.abs(found).max() <= 4, made.name(row)
+            assert np.abs(found.mean((0, 1, 2, 3))).max() < 0.2, made.name(row)
+
+
+def test_weights_are_those_of_pillow() -> None:
+    """Enlarging, reducing and mirroring: rows of a resized identity, where the filter sees the crop alone and where it sees the whole."""
+    for start, length, size in ((3, 20, 9), (0, 32, 32), (5, 7, 16), (11, 21, 20)):
+        eye = Image.fromarray(np.eye(32, dtype=np.float32)[start: start + length, start: start + length])
+        expected = np.asarray(eye.resize((length, size), Image.Resampling.BILINEAR))
+        values = [np.full(1, x, np.float32) for x in (start, length, start, start + length)]
+        for mirrored in (False, True):
+            found = np.asarray(ingest.weights(*values, np.full(1, mirrored), size=size, pixels=32))[0]
+            np.testing.assert_allclose(found[:: -1 if mirrored else 1, start: start + length], expected, atol=1e-5)  # places of pixels in float32
+            assert not found[:, :start].any() and not found[:, start + length:].any()
+    whole = np.asarray(Image.fromarray(np.eye(32, dtype=np.float32)).resize((32, 20), Image.Resampling.BILINEAR))[5:15]
+    values = [np.full(1, x, np.float32) for x in (5 * 1.6, 10 * 1.6, 0, 32)]
+    np.testing.assert_allclose(np.asarray(ingest.weights(*values, np.zeros(1, bool), size=10, pixels=32))[0], whole, atol=1e-5)
+
+
+def test_larger_and_upright_videos(folder: pathlib.Path) -> None:
+    """What exceeds the canvas is resized twice, at the price of fine detail; what is smaller is padded, at none."""
+    small = source(folder, split="val", canvas=(96, 128), crop=CROPS["centre"], repeats=1)
+    names = [small.name(row) for row in range(2)]
+    for row, name in enumerate(names):
+        assert np.abs(difference(both(small, row))).mean() < (1.5 if name == "large.mkv" else 1.2)
+        assert np.abs(difference(both(dataclasses.replace(small, canvas=(240, 320)), row))).mean() < 0.5
+    shipped = planes.PlaneClips(dataclasses.replace(small, canvas=(240, 320))).read(names.index("upright.mkv"), rng=np.random.default_rng(0))
+    assert shipped["luma"].shape == (1, FRAMES, 240, 320) and not shipped["luma"][..., 128:, :].any() and not shipped["luma"][..., 96:].any()
+
+
+def test_only_the_union_of_the_crops_is_kept(folder: pathlib.Path) -> None:
+    """A crop that fits a canvas smaller than its video is not resized on the way."""
+    made = source(folder, crop=transforms.MultiScaleCrop(scales=(0.5,)), repeats=1, canvas=(48, 48))
+    assert np.abs(difference(both(made, 0))).mean() < 0.5
+    assert planes.PlaneClips(made).read(0, rng=np.random.default_rng(0))["box"][0, 2:].tolist() == [48, 48]
+
+
+def test_derived_canvas(folder: pathlib.Path) -> None:
+    """The largest frame, but no more than crops of this size need, lying like most videos; padding and reduced shares by hand."""
+    assert planes.canvas(source(folder, canvas=(0, 0), size=224)) == (96, 128, 0, 0)
+    assert planes.canvas(source(folder, canvas=(0, 0), split="all", size=56)) == (64, 86, pytest.approx(1 / 6 * (1 - 86 * 64 / 64 / 86)), 1)
+    assert planes.canvas(source(folder, canvas=(0, 0), split="val", size=224)) == (240, 320, pytest.approx((1 - 96 * 128 / 240 / 320) / 2), 0)
+    assert planes.canvas(source(folder, split="all")) == (96, 128, pytest.approx((1 - 96 / 128) / 6), pytest.approx(2 / 6))
+
+
+def test_a_batch_goes_through_the_stream(folder: pathlib.Path) -> None:
+    """Planes are shared by the copies of a decode; `video` and everything else equal the batch of the host, also for padded rows."""
+    made = source(folder, crop=CROPS["multi_scale"])
+    shipped = pickle.loads(pickle.dumps(planes.PlaneClips(made)))
+    with pipeline.sweep(made, batch_size=3, seed=5) as host, pipeline.sweep(shipped, batch_size=3, seed=5) as device:
+        for expected, batch in zip(host, device, strict=True):
+            assert batch["luma"].shape == (3, FRAMES, 96, 128) and batch["box"].shape == (6, 4)
+            found = {k: np.asarray(v) for k, v in jax.jit(lambda b: ingest.ingest(b, fields=made.fields))(batch).items()}
+            assert found.keys() == expected.keys()
+            for key in expected.keys() - {"video"}:
+                np.testing.assert_array_equal(found[key], expected[key])
+            assert found["video"].dtype == np.uint8 and np.abs(found["video"].astype(float) - expected["video"]).mean() < 0.5
+
+
+def test_other_batches_pass(folder: pathlib.Path) -> None:
+    """A batch that holds `video` already is not touched."""
+    batch = {"video": np.zeros((1, 2, 4, 4, 3), np.uint8)}
+    assert ingest.ingest(batch, fields={}) is batch
+
+
+def test_where_crops_are_cut(folder: pathlib.Path) -> None:
+    """"auto" takes the device where there is one and it can; "host" never; "device" always."""
+    made, options = source(folder), {"batch_size": 4, "ways": 2}
+    assert ingest.placed(made, platform="cpu", **options) is made
+    assert ingest.placed(made, platform="gpu", **options) == planes.PlaneClips(made)
+    assert ingest.placed(made, platform="tpu", batch_size=3, ways=2) is made
+    host, device = (dataclasses.replace(made, crops=where) for where in ("host", "device"))
+    assert ingest.placed(host, platform="gpu", **options) is host
+    assert ingest.placed(device, platform="cpu", **options) == planes.PlaneClips(device)
+    noise = sources.NoiseClips()
+    assert ingest.placed(noise, platform="gpu", **options) is noise
+
+
+def test_what_cannot_be_cut_on_the_device(folder: pathlib.Path) -> None:
+    """Part maps would not follow, unknown crops have no window, rows must divide: one line each; "auto" stays on the host."""
+    options = {"index": str(folder / "index.parquet"), "frames": FRAMES, "size": SIZE}
+    parts = PartClips(**options, crops="device")
+    with pytest.raises(UserError, match="crops='device': PartClips reads more than video and label.*allowed is data.crops='host'"):
+        ingest.placed(parts, platform="gpu", batch_size=4, ways=2)
+    automatic = dataclasses.replace(parts, crops="auto")
+    assert ingest.placed(automatic, platform="gpu", batch_size=4, ways=2) is automatic
+    with pytest.raises(UserError, match="no window is known of the crop str; allowed are CentreCrop"):
+        ingest.placed(source(folder, crop="none", crops="device"), platform="gpu", batch_size=4, ways=2)
+    with pytest.raises(UserError, match="3 decoded clips are no multiple of 2 batch devices"):
+        ingest.placed(source(folder, crops="device"), platform="gpu", batch_size=3, ways=2)
+    with pytest.raises(UserError, match="crops 'gpu'; allowed are auto, device, host"):
+        source(folder, crops="gpu")
+    for canvas in ((0, 64), (63, 64), (-2, 2)):
+        with pytest.raises(UserError, match="allowed are two even numbers"):
+            planes.PlaneClips(source(folder, canvas=canvas))
+
+
+def test_real_videos(real_videos: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Footage at 224 from a canvas of 256 x 342: within one level of the host, within 2.5 where the video is larger than the canvas."""
+    for name in ("arm_wrestling.mp4", "nasa_13013.mp4", "flipping_pancake.mkv", "bottle_drumming.mp4", "skeleton_1080p.mp4", "rotated_90.mov"):
+        (tmp_path / name).symlink_to(real_videos / name)
+    index.write(index.build(tmp_path), tmp_path / "index.parquet")
+    made = source(tmp_path, split="all", frames=2, size=224, canvas=(0, 0), repeats=2)
+    high, wide, *_ = planes.canvas(made)
+    assert (high, wide) == (256, 342)
+    for row in range(len(made)):
+        larger = made.record(row)["height"] > high or made.record(row)["width"] > wide
+        assert np.abs(difference(both(made, row, seed=1))).mean() < (2.5 if larger else 1), made.name(row)
+
+
+def test_a_training_step_takes_planes(folder: pathlib.Path) -> None:
+    """On two devices, by a config's own enum: the same masks and draws, a loss that differs by the rounding of pixels alone."""
+    losses = {}
+    for where in ("host", "device"):
+        config = configs.load("configs/tiny.py")
+        assignments = {"objective.encoder.width": "32", "objective.encoder.hidden": "64", "objective.encoder.depth": "1", "objective.decoder.width": "32",
+                       "objective.decoder.hidden": "64", "objective.encoder.size": "32", "data.size": "32", "data.index": str(folder / "index.parquet"),
+                       "data.sampling.stride": "1", "data.crops": where, "batch_size": "2"}
+        configs.override(config, assignments)
+        run = assembly.assemble(config, devices=jax.devices()[:2])
+        assert isinstance(run.source, planes.PlaneClips) == (where == "device") and run.clips == 4
+        with pipeline.stream(run.source, batch_size=2, seed=0) as stream:
+            batch = parallel.to_device(next(stream), mesh=run.mesh)
+        assert {k: (x.shape, x.dtype, x.sharding) for k, x in run.abstract_batch().items()} == {k: (x.shape, x.dtype, x.sharding) for k, x in batch.items()}
+        losses[where] = float(run.step()(run.create(), batch)[1]["loss"])
+    assert losses["device"] != losses["host"] and losses["device"] == pytest.approx(losses["host"], rel=1e-2)

@@ -1,0 +1,143 @@
+"""Clips as planes and windows: what crosses to a device that cuts the crops itself (`ingest`)."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from videomae_jax.data import decode, framing, sources
+from videomae_jax.errors import UserError
+
+ROOM = (8 / 7, 32 / 21)  # sides of a derived canvas over the size of the crops: 256 x 342 for 224, what Kinetics is stored at
+
+
+class Canvas(NamedTuple):
+    """The size of all planes of a run, and what it costs over the videos of a source.
+
+    `padding` is the mean share of its pixels that a frame leaves empty; of videos larger than the canvas, the share
+    `reduced`, what the crops need is resized on the host first, unless it happens to fit.
+    """
+
+    height: int
+    width: int
+    padding: float
+    reduced: float
+
+
+def refusal(source: sources.Source, /) -> str:
+    """Why the crops of a source cannot be cut on a device; "" where they can."""
+    kind = type(source)
+    if not isinstance(source, sources.VideoClips):
+        return f"{kind.__name__} does not read videos"
+    if kind.read is not sources.VideoClips.read:
+        return f"{kind.__name__} reads more than video and label, which would not move with the crops"
+    if type(source.crop).__name__ not in framing.known():
+        return f"no window is known of the crop {type(source.crop).__name__}; allowed are {', '.join(framing.known())}"
+    return ""
+
+
+def canvas(source: sources.VideoClips, /) -> Canvas:
+    """The canvas of a source: its own, else the largest frame of the index, at most ROOM and lying like most videos. Sides are even.
+
+    A pure function of config and index, so that all hosts of a run agree.
+    """
+    width, height = (source.table.column(side).to_numpy() for side in ("width", "height"))
+    if all(source.canvas):
+        high, wide = source.canvas
+    else:
+        short, long = (source.size * r for r in ROOM)
+        upright = (height > width).mean() > 0.5
+        high, wide = (min(limit, side.max()) for limit, side in zip((long, short) if upright else (short, long), (height, width), strict=True))
+    high, wide = (-(-int(np.ceil(side)) // 2) * 2 for side in (high, wide))
+    covered = np.minimum(width, wide) * np.minimum(height, high) / (wide * high)
+    return Canvas(high, wide, float(1 - covered.mean()), float(((width > wide) | (height > high)).mean()))
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaneClips:
+    """The clips of `source` before their crops are cut, with the windows that its `read` would draw for them.
+
+    One for all copies of a decode: `luma` u8 [T H W] and `chroma` u8 [T 2 H/2 W/2], on a canvas of H x W, and `colour` f32
+    [T 3 4] (decode.Planes). One each: `box` f32 [4] = left, top, width and height of its window on the canvas, `reach` f32 [4] =
+    left, top, right and bottom of what the filter may see there, `mirrored`, `label`. Only the union of the windows of a
+    decode is kept; where that is larger than the canvas, it is resized to it (PIL, antialiased bilinear).
+    """
+
+    source: sources.VideoClips
+
+    def __post_init__(self) -> None:
+        if reason := refusal(self.source):
+            raise UserError(f"crops on the device: {reason}")
+        if any(side < 0 or side % 2 for side in self.source.canvas) or any(self.source.canvas) != all(self.source.canvas):
+            raise UserError(f"canvas {self.source.canvas}; allowed are two even numbers, or (0, 0) for a derived one")
+
+    @functools.cached_property
+    def canvas(self) -> Canvas:
+        """Size and cost of the canvas."""
+        return canvas(self.source)
+
+    def __getstate__(self) -> dict[str, sources.VideoClips]:
+        return {"source": self.source}
+
+    @property
+    def repeats(self) -> int:
+        """Copies of a decode."""
+        return self.source.repeats
+
+    @property
+    def fields(self) -> dict[str, sources.Field]:
+        """Keys of an example."""
+        (high, wide, *_), frames = self.canvas, self.source.frames
+        others = {k: f for k, f in self.source.fields.items() if k != "video"}
+        return {"luma": sources.Field((frames, high, wide), "uint8", "image", shared=True),
+                "chroma": sources.Field((frames, 2, high // 2, wide // 2), "uint8", "image", shared=True),
+                "colour": sources.Field((frames, 3, 4), "float32", "sequence", shared=True), "box": sources.Field((4,), "float32", "boxes"),
+                "reach": sources.Field((4,), "float32", "boxes"), "mirrored": sources.Field((), "bool", "static"), **others}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names of the source."""
+        return self.source.classes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, row: int, /) -> str:
+        """The example's name."""
+        return self.source.name(row)
+
+    def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Every key with a leading axis of copies, or of 1 where they share it; the draws are those of the source. Raises DecodeError."""
+        made, size = self.source, self.source.size
+        clip = made.clip(row, rng=rng)
+        frame = {"width": clip.info.width, "height": clip.info.height}
+        shown = [framing.window(made.crop, **frame, size=size, rng=rng) for _ in range(made.repeats)]
+        reach = np.asarray([w.reach(**frame, size=size) for w in shown])
+        left, top = (reach[:, :2].min(0) // 2 * 2).tolist()
+        right, bottom = np.minimum(-(-reach[:, 2:].max(0) // 2) * 2, [frame["width"], frame["height"]]).tolist()
+        planes = decode.planes(clip.video, clip.ids, info=clip.info, cut=(left, top, right, bottom), timeout=made.timeout)
+        luma, chroma = fit(planes, height=self.canvas.height, width=self.canvas.width)
+        scale = np.minimum([self.canvas.width / (right - left), self.canvas.height / (bottom - top)], 1)
+        box = np.asarray([(w.left - left, w.top - top, w.width, w.height) for w in shown]) * np.tile(scale, 2)
+        return {"luma": luma[None], "chroma": chroma[None], "colour": planes.colour[None], "box": box.astype(np.float32),
+                "reach": np.round((reach - [left, top, left, top]) * np.tile(scale, 2)).astype(np.float32),
+                "mirrored": np.asarray([w.mirrored for w in shown]), "label": np.full(made.repeats, clip.label, np.int32)}
+
+
+def fit(planes: decode.Planes, /, *, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Luma u8 [n height width] and chroma u8 [n 2 height/2 width/2]: planes in the top left corner, sides that are too long resized."""
+    count, high, wide = planes.luma.shape
+    luma, chroma = np.zeros((count, height, width), np.uint8), np.zeros((count, 2, height // 2, width // 2), np.uint8)
+    size, half = (min(wide, width), min(high, height)), (-(-min(wide, width) // 2), -(-min(high, height) // 2))
+    if (wide, high) == size:
+        luma[:, :high, :wide], chroma[:, :, : half[1], : half[0]] = planes.luma, planes.chroma
+        return luma, chroma
+    # The last chroma of an odd side reaches half a value beyond the picture.
+    extent = tuple(side / 2 if cut < side else -(-side // 2) for side, cut in zip((wide, high), size, strict=True))
+    for out, frame in zip(luma, planes.luma, strict=True):
+        out[: size[1], : size[0]] = Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)
+    for out, plane in zip(chroma.reshape(-1, *chroma.shape[2:]), planes.chroma.reshape(-1, *planes.chroma.shape[2:]), strict=True):
+        out[: half[1], : half[0]] = Image.fromarray(plane).resize(half, Image.Resampling.BILINEAR, box=(0, 0, *extent))
+    return luma, chroma

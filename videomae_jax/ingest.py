@@ -1,0 +1,91 @@
+"""The first stage of a jitted step: planes and windows (`data.planes`) become `video`, for every objective alike.
+
+A crop and its resize are one matrix along each axis, PIL's antialiased bilinear filter that sees no pixel outside `reach`.
+Chroma needs no enlarging of its own: its matrix is that of luma with the columns of every two pixels added.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from videomae_jax import parallel
+from videomae_jax.data import planes
+from videomae_jax.errors import UserError
+from videomae_jax.types import Array, Batch
+
+FRAMES = 4  # cut at a time: in float32 a whole batch would be larger than what the step needs
+# Of the products TensorFloat-32 (GPU) and three bfloat16 passes (TPU) are closer to float32 than the rounding to u8 is.
+PRECISION = jax.lax.Precision.HIGH
+CONSUMED = ("luma", "chroma", "colour", "box", "reach", "mirrored")
+
+
+def placed(source: Any, /, *, platform: str, batch_size: int, ways: int) -> Any:
+    """A source, or the PlaneClips of it where its `crops` asks for the device.
+
+    "auto" means the device on GPU and TPU, where the source allows it and `ways` devices divide the `batch_size` decoded
+    clips. Raises UserError where "device" is asked for and impossible.
+    """
+    chosen = getattr(source, "crops", "host")
+    reason = planes.refusal(source)
+    if not reason and batch_size % ways:
+        reason = f"{batch_size} decoded clips are no multiple of {ways} batch devices"
+    if chosen == "device" and reason:
+        raise UserError(f"data.crops='device': {reason}; allowed is data.crops='host'")
+    return planes.PlaneClips(source) if chosen == "device" or (chosen == "auto" and platform != "cpu" and not reason) else source
+
+
+def ingest(batch: Batch, /, *, fields: Mapping[str, Any]) -> Batch:
+    """The batch with the `video` u8 [B T size size 3] of `fields` in place of planes and windows; any other batch as it is."""
+    if "luma" not in batch:
+        return batch
+    video = cut(batch, size=fields["video"].shape[1])  # what works on whole clips on the device belongs behind this line
+    return {k: v for k, v in batch.items() if k not in CONSUMED} | {"video": parallel.shard(video, "batch", None, None, None, None)}
+
+
+def cut(batch: Batch, /, *, size: int) -> Array:
+    """Video u8 [B T size size 3] of `luma` u8 [n T H W], `chroma` u8 [n T 2 H/2 W/2], `colour` f32 [n T 3 4], `box` and `reach` f32 [B 4], `mirrored` bool [B].
+
+    The B / n copies of a decode are neighbours. Equal to PIL on the RGB frames within a grey level on average: products are
+    not rounded in between, and colour is converted behind the filter.
+    """
+    luma, chroma, colour = batch["luma"], batch["chroma"], batch["colour"]
+    n, frames, height, width = luma.shape
+    (left, top, wide, high), (low_x, low_y, high_x, high_y) = batch["box"].T, batch["reach"].T
+    x = weights(left, wide, low_x, high_x, batch["mirrored"], size=size, pixels=width).reshape(n, -1, size, width)
+    y = weights(top, high, low_y, high_y, jnp.zeros_like(batch["mirrored"]), size=size, pixels=height).reshape(n, -1, size, height)
+    halves = [w.reshape(*w.shape[:-1], -1, 2).sum(-1) for w in (x, y)]
+
+    def frame(parts: tuple[Array, Array, Array]) -> Array:
+        bright, tints, mix = _resize(parts[0].astype(jnp.float32)[:, None], x, y), _resize(parts[1].astype(jnp.float32), *halves), parts[2]
+        yuv = jnp.concatenate([bright, tints], -1)
+        rgb = jnp.einsum("nkabc,nrc->nkabr", yuv, mix[..., :3], precision=jax.lax.Precision.HIGHEST) + mix[:, None, None, None, :, 3]
+        return jnp.round(jnp.clip(rgb, 0, 255)).astype(jnp.uint8)
+
+    by_time = tuple(part.swapaxes(0, 1) for part in (luma, chroma, colour))
+    video = jax.lax.map(frame, by_time, batch_size=min(FRAMES, frames))
+    return jnp.moveaxis(video, 0, 2).reshape(-1, frames, size, size, 3)
+
+
+def _resize(planes: Array, x: Array, y: Array, /) -> Array:
+    """[n K size size c] of planes f32 [n c H W] with the matrices [n K size W] and [n K size H]."""
+    rows = jnp.einsum("nkah,nchw->nkacw", y, planes, precision=PRECISION)
+    return jnp.einsum("nkacw,nkbw->nkabc", rows, x, precision=PRECISION)
+
+
+def weights(start: Array, length: Array, low: Array, high: Array, mirrored: Array, /, *, size: int, pixels: int) -> Array:
+    """f32 [R size pixels]: rows of PIL's antialiased bilinear resize of the pixels `start` to `start + length` to `size`, each argument [R].
+
+    A row is a triangle around its centre, two output pixels wide or two input pixels where that is more, cut off below
+    `low` and from `high` on and then normalised.
+    """
+    scale = length / size
+    places = jnp.arange(size) + 0.5
+    places = jnp.where(mirrored[:, None], size - places, places)
+    centres = start[:, None] + places * scale[:, None]
+    points = jnp.arange(pixels) + 0.5
+    triangle = jnp.maximum(1 - jnp.abs(points - centres[..., None]) / jnp.maximum(scale, 1)[:, None, None], 0)
+    seen = (points > low[:, None]) & (points < high[:, None])
+    triangle = jnp.where(seen[:, None], triangle, 0)
+    return triangle / triangle.sum(-1, keepdims=True)
