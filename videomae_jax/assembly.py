@@ -83,15 +83,15 @@ class Assembly:
         """The run's key, replicated over the mesh."""
         return parallel.put(jax.random.key(self.config.seed), mesh=self.mesh)
 
-    def step(self) -> "Step":
+    def step(self, *, norms: bool = False) -> "Step":
         """The jitted training step (state, *batches); the state is donated, the frozen weights are not."""
-        return Step(self.jitted_step(), self.frozen)
+        return Step(self.jitted_step(norms=norms), self.frozen)
 
-    def jitted_step(self) -> Any:
-        """The jitted pure step (state, frozen, *batches)."""
+    def jitted_step(self, *, norms: bool = False) -> Any:
+        """The jitted pure step (state, frozen, *batches); with `norms` its metrics hold the norm of every gradient."""
         def made(objective: base.Objective) -> Any:
             return make_train_step(objective, self.updates, microbatches=self.config.microbatches, ema=self.config.ema,
-                                   params_sharding=self.shardings.params)
+                                   params_sharding=self.shardings.params, norms=norms)
 
         fn = staged([(end, made(objective)) for end, objective in self.stages], made(self.objective))
 

@@ -5,7 +5,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 import flax.struct
@@ -58,11 +58,14 @@ class Writer:
         self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float], /) -> None:
-        """One line of metrics.jsonl and one TensorBoard scalar per value."""
+        """One line of metrics.jsonl and one TensorBoard scalar per value. A full disk costs the line, not the run."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            sys.stderr.write(f"the metrics of step {step} cannot be written ({error.strerror})\n")
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
@@ -124,10 +127,15 @@ def clock(seconds: float, /) -> str:
 
 
 class Clock:
-    """Holds metrics for one interval before it reads them, so that Python never waits for the device inside a step."""
+    """Holds metrics for one interval before it reads them, so that Python never waits for the device inside a step.
 
-    def __init__(self, progress: Progress, writer: Writer, /, *, clips: int) -> None:
-        self._progress, self._writer, self._clips = progress, writer, clips
+    `more(step)` gives further values of a line; what is put into `next` goes out with the next line, once. A metric
+    [L] becomes L values "<name>/<i>".
+    """
+
+    def __init__(self, progress: Progress, writer: Writer, /, *, clips: int, more: Callable[[int], Mapping[str, float]] = lambda step: {}) -> None:
+        self._progress, self._writer, self._clips, self._more = progress, writer, clips, more
+        self.next: dict[str, float] = {}
         self._pending: tuple[int, Any] | None = None
         self.wait, self.last = 0.0, {}
         self._mark: tuple[float, int] | None = None
@@ -146,7 +154,11 @@ class Clock:
         if self._pending is None:
             return
         step, metrics = self._pending
-        values = {k: float(np.asarray(v)) for k, v in jax.device_get(metrics).items()}
+        values: dict[str, float] = {}
+        for name, value in ((k, np.asarray(v)) for k, v in jax.device_get(metrics).items()):
+            values |= {f"{name}/{i}": float(x) for i, x in enumerate(value)} if value.ndim else {name: float(value)}
+        values |= {**self._more(step), **self.next}
+        self.next = {}
         moment, self._pending = time.monotonic(), None
         if self._mark is not None and now > self._mark[1]:
             seconds = max(moment - self._mark[0], 1e-9)

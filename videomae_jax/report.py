@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from videomae_jax import metrics, run_directory
+from videomae_jax import events, ledger, metrics, run_directory
 from videomae_jax import config as configs
 from videomae_jax.charts import Line, chart
 from videomae_jax.errors import UserError
@@ -135,7 +135,7 @@ def page(record: Record, /) -> str:
     of = f" of {record.total:,}" if record.total else ""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     took = f", {metrics.clock(record.summary['seconds'])} of wall time in the last call" if record.finished else ""
-    sections = (tiles, losses, pictures, probes, results, optimisation, throughput, faults, card, settings)
+    sections = (tiles, losses, pictures, probes, results, optimisation, throughput, time_spent, faults, card, settings)
     body = "\n".join(section(record) for section in sections)
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f"<title>{name}</title><style>{STYLE}</style></head><body><main>\n<h1>{name}</h1>\n"
@@ -304,6 +304,21 @@ def throughput(record: Record, /) -> str:
     if flops:
         rows.append(["model FLOP/s at the median, all devices", f"{ordered[len(ordered) // 2] * flops / 1e9:,.1f} GFLOP/s"])
     return f'<h2>Throughput</h2><div class="two">{"".join(parts)}</div>{table([], rows)}'
+
+
+def time_spent(record: Record, /) -> str:
+    """Where the time of all starts went, and what went wrong meanwhile."""
+    found, happened = ledger.goodput(record.directory), events.read(record.directory)
+    parts = []
+    if found is not None:
+        rows = [[name.replace("_", " "), f"{found.seconds[name]:,.1f}", f"{100 * found.seconds[name] / max(found.wall, 1e-9):.1f} %"] for name in ledger.CLASSES]
+        parts.append(f"<h2>Goodput</h2><p>{100 * found.share:.1f} % of the time that the run was up went into steps that count; {found.starts} starts, "
+                     f"{found.wall:,.1f} s from first to last.</p>" + table(["class", "seconds", "share of wall time"], rows))
+    if happened:
+        rows = [[str(e.get("event", "?")), number(e.get("step", "?")), ", ".join(f"{k} {v}" for k, v in e.items() if k not in ("event", "step", "time"))]
+                for e in happened[-SHOWN:]]
+        parts.append(f"<h2>Events</h2><p>{len(happened)} in all, the last ones:</p>" + table(["event", "step", "what"], rows))
+    return "".join(parts)
 
 
 def faults(record: Record, /) -> str:

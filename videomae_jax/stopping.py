@@ -11,6 +11,7 @@ import jax
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = 75  # exit code after SIGTERM: EX_TEMPFAIL of sysexits.h, "the same command goes on", for whoever supervises a run
+STORAGE = 74  # exit code where a checkpoint of several processes cannot be written: EX_IOERR, the same command goes on from the one before
 NOTICE = b"\nstopping: this step ends, then a checkpoint is saved; a second signal ends at once and loses what came after the last one\n"
 
 

@@ -1,0 +1,143 @@
+"""Where the time of a run went, over all its restarts: every second in one class, in ledger.jsonl of the run directory."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import threading
+import time
+from collections.abc import Mapping
+
+CLASSES = ("init", "compile", "step", "data_wait", "checkpoint", "evaluation", "restore", "lost", "idle")
+REPEATED = ("step", "data_wait", "checkpoint", "evaluation")  # lost when a later start has to do them again
+INTERVAL = 10.0  # seconds between lines where nothing else asks for one
+
+
+class Ledger:
+    """Charges time to the class that was entered last; appends a line where a checkpoint may begin anew, and now and then.
+
+    What a killed process did after its last line is known from the time of the file, which `alive` renews. Processes
+    other than the lead keep no books. `began` is the wall time at which the process or call began.
+    """
+
+    def __init__(self, directory: pathlib.Path, /, *, lead: bool, began: float | None = None) -> None:
+        now = time.time()
+        began = now if began is None else began
+        self._path, self._lead, self._lock = directory / "ledger.jsonl", lead, threading.Lock()
+        self._spent: dict[str, float] = {}
+        self._class, self._since = "init", time.monotonic() - (now - began)
+        self._written = time.monotonic()
+        alive = self._path.stat().st_mtime if self._path.exists() else None
+        self._append({"begin": began, "alive": alive})
+
+    def enter(self, name: str, /) -> None:
+        """From now on time belongs to `name`, one of CLASSES."""
+        with self._lock:
+            self._charge()
+            self._class = name
+
+    def line(self, step: int, /, *, force: bool = True) -> None:
+        """Appends what was spent since the line before, up to the state of `step`; without `force` only once in INTERVAL."""
+        if not force and time.monotonic() - self._written < INTERVAL:
+            return
+        with self._lock:
+            self._charge()
+            spent, self._spent, self._written = self._spent, {}, time.monotonic()
+        self._append({"to": time.time(), "step": step, "seconds": spent})
+
+    def resumed(self, step: int, /) -> None:
+        """The run goes on from the state of `step`: whatever came after it is lost."""
+        self._append({"resume": step})
+
+    def alive(self) -> None:
+        """Renews the time of the file."""
+        if self._lead:
+            with contextlib.suppress(OSError):  # a full or absent disk costs accuracy, not the run
+                os.utime(self._path)
+
+    def _charge(self) -> None:
+        now = time.monotonic()
+        self._spent[self._class] = self._spent.get(self._class, 0.0) + now - self._since
+        self._since = now
+
+    def _append(self, line: Mapping[str, object], /) -> None:
+        if self._lead:
+            with contextlib.suppress(OSError), self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def process_start() -> float:
+    """Wall time at which this process began, from /proc; now, where there is none."""
+    try:
+        ticks = int(pathlib.Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+        return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, AttributeError, ValueError):
+        return time.time()
+
+
+@dataclasses.dataclass(frozen=True)
+class Goodput:
+    """Seconds of every class, the wall time from first to last sign of life, and how often the run was started."""
+
+    seconds: Mapping[str, float]
+    wall: float
+    starts: int
+
+    @property
+    def share(self) -> float:
+        """Steps that count, as a share of the wall time that the run was up: without waiting to be started."""
+        up = self.wall - self.seconds["idle"]
+        return self.seconds["step"] / up if up > 0 else 0.0
+
+
+def goodput(directory: pathlib.Path, /) -> Goodput | None:
+    """The books of a run directory; None where there are none.
+
+    Time of a killed process after its last line is lost; time between two processes is idle.
+    """
+    path = pathlib.Path(directory) / "ledger.jsonl"
+    lines = _lines(path)
+    if not lines:
+        return None
+    total, open_lines, last, first = dict.fromkeys(CLASSES, 0.0), [], 0.0, 0.0
+    for line in lines:
+        if "begin" in line:
+            if last:
+                dead = max(float(line["alive"] or last), last)
+                total["lost"] += dead - last
+                total["idle"] += max(float(line["begin"]) - dead, 0.0)
+            first, last = first or float(line["begin"]), float(line["begin"])
+        elif "resume" in line:
+            kept = [(step, spent) for step, spent in open_lines if step <= line["resume"]]
+            for step, spent in open_lines:
+                if step > line["resume"]:
+                    for name, seconds in spent.items():
+                        total["lost" if name in REPEATED else name] += seconds
+            open_lines = kept
+        else:
+            open_lines.append((line["step"], line["seconds"]))
+            last = float(line["to"])
+    for _, spent in open_lines:
+        for name, seconds in spent.items():
+            total[name] += seconds
+    end = max(path.stat().st_mtime, last)
+    total["lost"] += end - last
+    return Goodput(total, end - first, sum("begin" in line for line in lines))
+
+
+def _lines(path: pathlib.Path, /) -> list[dict]:
+    """Whole lines of the file; a killed process may leave half of one."""
+    found = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(text))
+    return found
+
+
+def text(found: Goodput, /) -> str:
+    """A table for people: seconds and share of every class, and their sum beside the wall time."""
+    rows = [f"  {name:<12} {found.seconds[name]:>12,.1f} s {100 * found.seconds[name] / max(found.wall, 1e-9):>6.1f} %" for name in CLASSES]
+    total = sum(found.seconds.values())
+    return "\n".join([f"goodput {100 * found.share:.1f} % of the time that the run was up, over {found.starts} starts", *rows,
+                      f"  {'sum':<12} {total:>12,.1f} s; wall {found.wall:,.1f} s"])

@@ -1,0 +1,103 @@
+"""What surrounds the training loop: where it begins, what it saves and evaluates, its books and its watchdog."""
+
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+
+from videomae_jax import config as configs
+from videomae_jax import metrics, parallel
+from videomae_jax.assembly import Assembly
+from videomae_jax.checkpoint import Checkpointer
+from videomae_jax.evals.base import Context
+from videomae_jax.events import Events
+from videomae_jax.ledger import Ledger
+from videomae_jax.rollback import Cursor, Policy, RollBack
+from videomae_jax.step import TrainState
+from videomae_jax.stopping import InterruptedEvaluation, Stop
+from videomae_jax.watchdog import Limits, Watchdog
+
+
+@dataclasses.dataclass(frozen=True)
+class Safety:
+    """What a run does about trouble: when it goes back, when it counts as stuck, whether it logs norms by layer, and when its process `began`."""
+
+    policy: Policy = Policy()
+    limits: Limits = Limits()
+    norms: bool = False
+    began: float | None = None
+
+
+class Upkeep:
+    """Of one call of `train`; what has to be closed is entered on `stack`."""
+
+    def __init__(self, run: Assembly, directory: pathlib.Path, /, *, stop: Stop, say: Callable[[str], None], trust: tuple[str, ...], safety: Safety,
+                 stack: contextlib.ExitStack) -> None:
+        lead = parallel.is_lead()
+        directory.mkdir(parents=True, exist_ok=True)
+        self.run, self.directory, self.stop, self.safety = run, directory, stop, safety
+        self._say, self._trust = say, trust
+        self.events, self.ledger = Events(directory, lead=lead, say=say), Ledger(directory, lead=lead, began=safety.began)
+        self.watchdog = stack.enter_context(Watchdog(directory, safety.limits, rank=jax.process_index(), ranks=jax.process_count(),
+                                                     tick=self.ledger.alive, alarm=self.events.add))
+        self.saver = Checkpointer(directory / "checkpoints", keep_last=run.config.checkpoint.keep_last,
+                                  keep_every=steps_of(run, run.config.checkpoint.keep_every), warn=say)
+        stack.callback(self.saver.close)
+        self.evaluators = {name: configs.build(node, trust=trust) for name, node in run.config.evaluators.items()}
+
+    def at(self, phase: str, step: int, /) -> None:
+        """From now on time belongs to a phase, for the books and for the watchdog."""
+        self.ledger.enter(phase)
+        self.watchdog.enter(phase, step)
+
+    def begin(self, back: RollBack | None, /) -> tuple[TrainState, int, Cursor, int]:
+        """A fresh or restored state, its step, the cursor and the step saved last (-1 = none)."""
+        run, state, step, cursor, saved = self.run, None, 0, Cursor(), -1
+        if self.saver.steps():
+            self.at("restore", 0)
+            restored = self.saver.latest_good(run.abstract, rng=run.rng())
+            state, step, cursor, saved = restored.state, restored.step, Cursor.of(restored.meta), restored.step
+            self._say(f"resuming from step {step} in {self.saver.directory}")
+        else:
+            state = run.create()
+        if back:
+            since, cursor = back.cursor.since, back.after(cursor)
+            self.events.add("rolled back", since, to=step, samples=list(cursor.skipped[-1]), number=len(cursor.skipped))
+        self.ledger.resumed(saved)
+        self.ledger.line(step)
+        return state, step, cursor, saved
+
+    def save(self, state: TrainState, step: int, cursor: Cursor, /, *, last: bool) -> dict[str, float]:
+        """Starts a save; the seconds that it held up training, and how many have failed."""
+        begin = time.monotonic()
+        self.saver.save(step, state, meta={"config": configs.to_json(self.run.config), "step": step, **cursor.meta()}, last=last)
+        self.ledger.line(step)
+        return {"save_blocked_s": time.monotonic() - begin} | ({"save_failures": float(self.saver.failures)} if self.saver.failures else {})
+
+    def evaluate(self, state: TrainState, step: int, names: list[str], writer: metrics.Writer, /) -> bool:
+        """Writes the results of evaluators as {"name/metric": value}; False when a stop was asked for meanwhile."""
+        def stopping() -> bool:
+            self.watchdog.beat()
+            return self.stop.requested()
+
+        context = Context(self.run, state.ema or state.params, self.run.seen(state.extra), step, self.directory, self._trust, stopping)
+        values: dict[str, float] = {}
+        try:
+            for name in names:
+                values |= {f"{name}/{k}": float(v) for k, v in self.evaluators[name].run(context).items()}
+        except InterruptedEvaluation:
+            return False
+        finally:
+            if values:
+                writer.write(step, values)
+        return True
+
+
+def steps_of(run: Assembly, text: str, /) -> int:
+    """A duration in whole steps; "" and "0" mean never, anything else at least 1."""
+    if text in ("", "0"):
+        return 0
+    return max(1, configs.duration(text, total=run.total, steps_per_epoch=run.steps_per_epoch))

@@ -1,0 +1,166 @@
+"""A thread that ends a process which makes no progress, after it has written where every thread stands and who is to blame.
+
+An alive but stuck process keeps its heartbeat: no timeout of jax sees it, and all others wait for it for ever.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import faulthandler
+import json
+import multiprocessing
+import os
+import pathlib
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from videomae_jax.errors import UserError
+
+STUCK = 42  # exit code; what schedulers of TPU jobs restart on by default
+WHAT = {"init": "the start, up to the first batch", "restore": "the restore", "compile": "the first step, which compiles", "step": "the step",
+        "data_wait": "the loader", "checkpoint": "the save", "evaluation": "the evaluation"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Seconds without progress that each phase may take.
+
+    Steps and waits for data have max(`step`, `factor` times the median step). Nothing is watched where `step` is 0.
+    """
+
+    step: float = 60.0
+    factor: float = 10.0
+    init: float = 1800.0
+    restore: float = 1800.0
+    compile: float = 3600.0
+    checkpoint: float = 1800.0
+    evaluation: float = 1800.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not getattr(self, field.name) >= 0:
+                raise UserError(f"limit of {field.name} is {getattr(self, field.name)}; allowed are seconds from 0 on")
+
+    def of(self, phase: str, /, *, median: float) -> float:
+        """Seconds for a phase when the median step takes `median`."""
+        return max(self.step, self.factor * median) if phase in ("step", "data_wait") else float(getattr(self, phase))
+
+
+class Watchdog:
+    """Watches the phases that the loop enters and the steps that devices finish; a context manager.
+
+    Time counts only as the thread itself gets to run, so that a stopped process or a starved machine is no false alarm.
+    With several processes each leaves its place in `stacks/<number>.json`: whoever writes stacks names the process that
+    is behind. `tick` runs at every look; `end` ends the process.
+    """
+
+    def __init__(self, directory: pathlib.Path, limits: Limits, /, *, rank: int = 0, ranks: int = 1, tick: Callable[[], None] = lambda: None,
+                 alarm: Callable[..., None] = lambda *a, **k: None, end: Callable[[int], Any] = os._exit) -> None:
+        self._folder, self._limits, self._rank, self._ranks = directory / "stacks", limits, rank, ranks
+        self._tick, self._alarm, self._end = tick, alarm, end
+        self._place, self._count = ("init", 0), 0  # phase and step; how often progress was made
+        self._pending: collections.deque[Any] = collections.deque()
+        self._steps: collections.deque[float] = collections.deque(maxlen=64)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="watchdog")
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def enter(self, phase: str, step: int, /) -> None:
+        """The loop goes on to a phase, with the state of `step`."""
+        self._place, self._count = (phase, step), self._count + 1
+
+    def beat(self) -> None:
+        """Progress within a phase."""
+        self._count += 1
+
+    def dispatched(self, values: Any, /) -> None:
+        """A step is under way; `values` are ready when it is done."""
+        leaf = next((v for v in values.values() if hasattr(v, "is_ready")), None)
+        if leaf is not None:
+            self._pending.append(leaf)
+
+    @property
+    def median(self) -> float:
+        """Median seconds of a step, 0 before the first."""
+        return statistics.median(self._steps) if self._steps else 0.0
+
+    def _run(self) -> None:
+        every = min(1.0, self._limits.step / 10) if self._limits.step else 1.0
+        before, known, stalled, since = time.monotonic(), -1, 0.0, 0.0
+        while not self._done.wait(every):
+            self._tick()
+            now = time.monotonic()
+            spent, before = min(now - before, 2 * every), now
+            finished = self._finished()
+            since += spent
+            if finished:
+                self._steps.append(since / finished)
+                since = 0.0
+            place, count = self._place, self._count
+            progress = finished or count != known
+            known, stalled = count, 0.0 if progress else stalled + spent
+            if self._ranks > 1 and progress:
+                self._leave(place)
+            limit = self._limits.of(place[0], median=self.median)
+            if self._limits.step and stalled > limit:
+                self._give_up(place, stalled, limit)
+                return
+
+    def _finished(self) -> int:
+        """Steps that the devices finished since the last look."""
+        number = 0
+        while self._pending and self._pending[0].is_ready():
+            self._pending.popleft()
+            number += 1
+        return number
+
+    def _leave(self, place: tuple[str, int], /) -> None:
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(exist_ok=True)
+            path = self._folder / f"{self._rank}.json"
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"rank": self._rank, "phase": place[0], "step": place[1], "time": time.time()}))
+            os.replace(temporary, path)
+
+    def _give_up(self, place: tuple[str, int], seconds: float, limit: float, /) -> None:
+        phase, step = place
+        path = self._folder / f"{self._rank}.txt"
+        line = (f"watchdog: process {self._rank} made no progress for {seconds:.0f} s (limit {limit:.0f}) in {phase} at step {step}: {WHAT[phase]} is stuck"
+                f"{self._culprit(place)}; its stacks are in {path}; exit code {STUCK}")
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(exist_ok=True)
+            with path.open("w") as file:
+                file.write(f"{line}\n\n")
+                file.flush()
+                faulthandler.dump_traceback(file=file, all_threads=True)
+        with contextlib.suppress(OSError, ValueError):  # a closed standard error must not keep the process alive
+            sys.stderr.write(f"\n{line}\n")
+            sys.stderr.flush()
+        self._alarm("watchdog", step, phase=phase, process=self._rank, seconds=round(seconds, 1), limit=round(limit, 1))
+        for child in multiprocessing.active_children():
+            child.kill()
+        self._end(STUCK)
+
+    def _culprit(self, own: tuple[str, int], /) -> str:
+        """Which process is behind the others, where there are several."""
+        places = {self._rank: own}
+        for rank in range(self._ranks):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                found = json.loads((self._folder / f"{rank}.json").read_text())
+                places.setdefault(rank, (str(found["phase"]), int(found["step"])))
+        if len(places) < 2:
+            return ""
+        # A process that waits for the others sits in the step; one that is elsewhere at the same step keeps them waiting.
+        rank = min(places, key=lambda r: (places[r][1], places[r][0] == "step", r))
+        return f"; process {rank} is behind: {places[rank][0]} at step {places[rank][1]}"
