@@ -20,6 +20,7 @@ from typing import Any
 
 from videomae_jax.errors import UserError
 
+GRACE = 3.0  # seconds for the other processes to write their stacks too, before the end of one takes them along
 STUCK = 42  # exit code; what schedulers of TPU jobs restart on by default
 WHAT = {"init": "the start, up to the first batch", "restore": "the restore", "compile": "the first step, which compiles", "step": "the step",
         "data_wait": "the loader", "checkpoint": "the save", "evaluation": "the evaluation"}
@@ -108,7 +109,8 @@ class Watchdog:
                 self._steps.append(since / finished)
                 since = 0.0
             place, count = self._place, self._count
-            progress = finished or count != known
+            # Python runs ahead of the devices: while a step is under way only the devices tell of progress.
+            progress = finished or (count != known and not (self._pending and place[0] in ("step", "data_wait")))
             known, stalled = count, 0.0 if progress else stalled + spent
             if self._ranks > 1 and progress:
                 self._leave(place)
@@ -148,6 +150,8 @@ class Watchdog:
             sys.stderr.write(f"\n{line}\n")
             sys.stderr.flush()
         self._alarm("watchdog", step, phase=phase, process=self._rank, seconds=round(seconds, 1), limit=round(limit, 1))
+        if self._ranks > 1:
+            time.sleep(min(GRACE, limit))
         for child in multiprocessing.active_children():
             child.kill()
         self._end(STUCK)

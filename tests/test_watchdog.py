@@ -1,0 +1,182 @@
+"""A process that makes no progress ends itself, and says where it stood; one that is slow, stopped or starved does not."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from videomae_jax import watchdog
+from videomae_jax.errors import UserError
+from videomae_jax.watchdog import STUCK, Limits, Watchdog
+
+QUICK = Limits(step=0.3, init=30, restore=30, compile=30, checkpoint=30, evaluation=30)
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+class Device:
+    """A value that is ready when told."""
+
+    def __init__(self) -> None:
+        self.ready = False
+
+    def is_ready(self) -> bool:
+        """Whether it is."""
+        return self.ready
+
+
+def watched(directory: pathlib.Path, limits: Limits = QUICK, **kw: Any) -> tuple[Watchdog, list[int]]:
+    """A watchdog that notes exit codes instead of ending this process."""
+    ended: list[int] = []
+    return Watchdog(directory, limits, end=ended.append, **kw), ended
+
+
+def until(condition: Callable[[], Any], /, *, seconds: float = 60) -> None:
+    """Waits."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def a_loader_that_never_returns(ended: list[int]) -> None:
+    """A name to find in the stacks."""
+    until(lambda: ended)
+
+
+def test_stuck_loader_is_named_with_all_stacks(tmp_path: pathlib.Path, capsys: Any) -> None:
+    """Exit code, phase, step, limit, stacks of all threads, an alarm for the log."""
+    alarms: list[Any] = []
+    dog, ended = watched(tmp_path, alarm=lambda event, step, **values: alarms.append((event, step, values)))
+    with dog:
+        for step in range(5):
+            dog.enter("step", step)
+        dog.enter("data_wait", 5)
+        a_loader_that_never_returns(ended)
+    assert ended == [STUCK] and STUCK == 42
+    text = (tmp_path / "stacks" / "0.txt").read_text()
+    assert "a_loader_that_never_returns" in text and text.count("hread 0x") >= 2
+    assert "in data_wait at step 5: the loader is stuck" in text and "(limit 0)" in text
+    assert text.splitlines()[0] in capsys.readouterr().err
+    assert [(event, step, values["phase"]) for event, step, values in alarms] == [("watchdog", 5, "data_wait")]
+
+
+def test_each_phase_has_a_limit_of_its_own(tmp_path: pathlib.Path) -> None:
+    """Compilation, saves, evaluations, restores and the start may take longer than a step; a beat is progress."""
+    dog, ended = watched(tmp_path)
+    with dog:
+        for phase in ("init", "restore", "compile", "checkpoint", "evaluation"):
+            dog.enter(phase, 0)
+            time.sleep(0.7)
+        assert not ended
+    dog, ended = watched(tmp_path, Limits(step=0.3, evaluation=0.6))
+    with dog:
+        dog.enter("evaluation", 0)
+        for _ in range(8):
+            time.sleep(0.2)
+            dog.beat()
+        assert not ended
+        until(lambda: ended)
+
+
+def test_slow_steps_raise_the_limit(tmp_path: pathlib.Path) -> None:
+    """The limit is ten median steps where that is more; devices that finish steps are progress although Python waits."""
+    dog, ended = watched(tmp_path, Limits(step=0.3, factor=10))
+    with dog:
+        for step in range(4):
+            device = Device()
+            dog.enter("step", step)
+            dog.dispatched({"loss": device})
+            time.sleep(0.2)
+            device.ready = True
+        until(lambda: dog.median > 0.1)
+        dog.enter("data_wait", 4)
+        begin = time.monotonic()
+        until(lambda: ended)
+    assert time.monotonic() - begin > 0.9  # not 0.3; on a busy machine later
+
+
+def test_dispatching_is_no_progress_while_the_devices_hang(tmp_path: pathlib.Path) -> None:
+    """Python runs ahead of a step that never ends."""
+    dog, ended = watched(tmp_path)
+    with dog:
+        dog.dispatched({"loss": Device()})
+        for step in range(3000):
+            dog.enter("step", step)
+            dog.enter("data_wait", step)
+            time.sleep(0.01)
+            if ended:
+                break
+        assert ended
+
+
+def test_time_in_which_the_process_was_stopped_does_not_count(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGSTOP for an hour, or a machine that lets nothing run, looks like a jump of the clock."""
+    class Jumping:
+        sleep, time = staticmethod(time.sleep), staticmethod(time.time)
+        extra = 0.0
+
+        def monotonic(self) -> float:
+            return time.monotonic() + self.extra
+
+    clock = Jumping()
+    monkeypatch.setattr(watchdog, "time", clock)
+    dog, ended = watched(tmp_path, Limits(step=30))
+    with dog:
+        dog.enter("step", 1)
+        time.sleep(1.2)
+        clock.extra += 3600
+        time.sleep(2.2)
+        assert not ended
+
+
+def test_without_a_limit_nothing_is_watched_but_the_tick_goes_on(tmp_path: pathlib.Path) -> None:
+    """--step-limit=0; negative limits are refused."""
+    ticks: list[int] = []
+    dog, ended = watched(tmp_path, Limits(step=0), tick=lambda: ticks.append(1))
+    with dog:
+        dog.enter("step", 1)
+        until(lambda: len(ticks) > 1)
+        assert not ended
+    with pytest.raises(UserError, match="limit of compile is -1"):
+        Limits(compile=-1)
+
+
+def test_the_process_that_is_behind_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes: the one that waits in the step names the one that is in the loader at the same step."""
+    monkeypatch.setattr(watchdog, "GRACE", 0.1)
+    stuck, ended_stuck = watched(tmp_path, rank=1, ranks=2)
+    waiting, ended_waiting = watched(tmp_path, rank=0, ranks=2)
+    with stuck, waiting:
+        stuck.enter("data_wait", 7)
+        waiting.enter("step", 7)
+        until(lambda: ended_stuck and ended_waiting)
+    for rank in range(2):
+        assert "process 1 is behind: data_wait at step 7" in (tmp_path / "stacks" / f"{rank}.txt").read_text()
+    assert json.loads((tmp_path / "stacks" / "1.json").read_text())["phase"] == "data_wait"
+
+
+def test_a_stuck_process_takes_its_workers_along(tmp_path: pathlib.Path) -> None:
+    """Exit code 42, and a child that ignores every polite signal is gone."""
+    code = f"""
+import multiprocessing, pathlib, signal, sys, time
+from videomae_jax.watchdog import Limits, Watchdog
+def deaf():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+child = multiprocessing.get_context("fork").Process(target=deaf)
+child.start()
+print(child.pid, flush=True)
+with Watchdog(pathlib.Path({str(tmp_path)!r}), Limits(step=0.3)) as dog:
+    dog.enter("data_wait", 3)
+    time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    assert process.wait(timeout=120) == STUCK
+    until(lambda: not pathlib.Path(f"/proc/{child}").exists() or "(zombie)" in pathlib.Path(f"/proc/{child}/status").read_text())
+    process.stderr.close()
