@@ -14,7 +14,9 @@ choose_python() {
     echo "$candidate"
     return 0
   done
-  echo "error: no Python 3.11 or 3.12 found (tried PYTHON, python3.12, python3.11, python3); set PYTHON=/path/to/python3.11" >&2
+  # Images of TPU machines have 3.8 to 3.10.
+  if candidate=$(bash launch/bootstrap_python.sh); then echo "$candidate"; return 0; fi
+  echo "error: no Python 3.11 or 3.12 found (tried PYTHON, python3.12, python3.11, python3, uv); set PYTHON=/path/to/python3.11" >&2
   return 1
 }
 

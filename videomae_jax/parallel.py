@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from videomae_jax.errors import UserError
 
@@ -80,19 +80,34 @@ def _on_torus(sizes: tuple[int, ...], devices: list[Any], /) -> np.ndarray:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
-def initialize(*, coordinator: str, processes: int, process: int) -> None:
+def abstract_mesh(*, data: int, fsdp: int, tensor: int) -> AbstractMesh:
+    """A mesh without devices, for partitions and shapes alone."""
+    return AbstractMesh((data, fsdp, tensor), AXES)
+
+
+def initialize(*, coordinator: str, processes: int, process: int, timeout: int = 300) -> None:
     """Joins a multi-process run; must come before any other use of jax. CPU collectives go through gloo.
 
-    With an empty `coordinator` and `processes` 0 nothing happens; a coordinator "auto" lets jax detect the cluster.
+    With an empty `coordinator` and `processes` 0 nothing happens; a coordinator "auto" lets jax detect the cluster (SLURM,
+    Cloud TPU, Kubernetes, Open MPI). Raises UserError where it detects none. JAX ends the process where the others are not there within `timeout` s.
     """
     if not coordinator:
         return
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if coordinator == "auto":
-        jax.distributed.initialize()
-    else:
-        jax.distributed.initialize(coordinator_address=coordinator, num_processes=processes, process_id=process)
+    given = {} if coordinator == "auto" else {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
+    try:
+        jax.distributed.initialize(**given, initialization_timeout=timeout)
+    except ValueError as error:  # no cluster
+        raise UserError(f"--coordinator={coordinator}: {error}; give --coordinator=HOST:PORT --processes=N --process=I") from error
+
+
+def place_of_process() -> str:
+    """One line: which process of how many this is, its devices, and the coordinator."""
+    from jax._src import distributed  # the address has no public name
+
+    return (f"process {jax.process_index()}/{jax.process_count()}, {jax.local_device_count()} of {jax.device_count()} devices "
+            f"({jax.devices()[0].device_kind}), coordinator {distributed.global_state.coordinator_address}")
 
 
 _ACTIVE: list[tuple[Mesh, Mapping[str, Any]]] = []

@@ -62,6 +62,7 @@ def add_processes(parser: argparse.ArgumentParser, /) -> None:
     parser.add_argument("--coordinator", default="", metavar="HOST:PORT", help="address of process 0, or 'auto' where jax detects the cluster")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="number of processes")
     parser.add_argument("--process", type=int, default=0, metavar="I", help="number of this process, from 0")
+    parser.add_argument("--init-timeout", type=int, default=300, metavar="SECONDS", help="wait this long for the other processes to start (default 300)")
 
 
 def start(options: argparse.Namespace, /) -> None:
@@ -72,7 +73,9 @@ def start(options: argparse.Namespace, /) -> None:
         raise UserError(f"--processes={options.processes} needs --coordinator=HOST:PORT, the address of process 0")
     from videomae_jax import parallel
 
-    parallel.initialize(coordinator=options.coordinator, processes=options.processes, process=options.process)
+    parallel.initialize(coordinator=options.coordinator, processes=options.processes, process=options.process, timeout=options.init_timeout)
+    if options.coordinator:
+        say(parallel.place_of_process())
 
 
 def say(line: str, /) -> None:

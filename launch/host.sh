@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Runs on every host of a job: environment, flags of the chip, one process, one log.
+#   bash launch/host.sh train --config=FILE --workdir=DIR ...
+# COORDINATOR (default: auto, JAX detects the cluster) and INIT_TIMEOUT (seconds) go to the command; CHIP chooses the flags;
+# LOGS (default: logs) is the folder of the log; VIDEOMAE_PYTHON is an interpreter that has everything, and nothing is installed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+source launch/xla_flags.sh
+if [ -n "${VIDEOMAE_PYTHON:-}" ]; then python=$VIDEOMAE_PYTHON; else install requirements.txt || exit 1; python=$VENV/bin/python; fi
+export_flags "${CHIP:-$(chip_here)}" || exit 2
+# A proxy makes JAX's own start-up hang.
+unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY all_proxy ALL_PROXY grpc_proxy
+ulimit -n 100000 2>/dev/null || true
+# Huge pages halve the start of v5e and newer; a lock that a killed process left stops the next one.
+echo always 2>/dev/null >/sys/kernel/mm/transparent_hugepage/enabled || true
+[ -w /tmp/libtpu_lockfile ] && ! pgrep -f "videomae_jax train" >/dev/null 2>&1 && rm -f /tmp/libtpu_lockfile
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/videomae_jax}"
+arguments=("$@")
+if [ "${1:-}" = train ]; then arguments+=(--coordinator="${COORDINATOR:-auto}" --init-timeout="${INIT_TIMEOUT:-300}"); fi
+number=${SLURM_PROCID:-${TPU_WORKER_ID:-${JOB_COMPLETION_INDEX:-$(hostname)}}}
+slice=${MEGASCALE_SLICE_ID:-}
+log="${LOGS:-logs}/host_${slice:+${slice}_}$number.log"
+mkdir -p "$(dirname "$log")"
+"$python" -m videomae_jax "${arguments[@]}" > >(tee -a "$log") 2> >(tee -a "$log" >&2) &
+child=$!
+# The scheduler's warning reaches the trainer, which saves and exits with 75; the log is written to its end.
+trap 'kill -TERM $child 2>/dev/null' TERM
+trap 'kill -INT $child 2>/dev/null' INT
+# A trap ends `wait` before the child has ended; a second `wait` of an ended child that was already asked says 127.
+while :; do
+  wait $child
+  code=$?
+  kill -0 $child 2>/dev/null || break
+done
+if [ $code -gt 128 ]; then
+  wait $child
+  again=$?
+  [ $again -eq 127 ] || code=$again
+fi
+wait
+exit $code

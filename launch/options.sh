@@ -1,0 +1,90 @@
+# Sourced by the launchers for other machines: options, --dry-run, grids.
+#
+#   bash launch/LAUNCHER.sh [--option=value ...] [--dry-run] -- train --config=FILE --workdir=DIR ...
+#   bash launch/LAUNCHER.sh [--option=value ...] [--dry-run] --grid=configs/scaling/v2.py --root=gs://BUCKET/runs
+#
+# What stands behind -- is the command line of `python -m videomae_jax`. With --grid every cell that is not finished is
+# submitted; the cells with their chip-hours are printed first. --dry-run prints exactly what would run and runs nothing.
+
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+DRY_RUN=
+COMMAND=()
+declare -A OPTION
+
+usage_of() { sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$1" >&2; }
+
+# parse_options FILE "required names" "name=default ..." ARGUMENTS...: fills OPTION and COMMAND.
+parse_options() {
+  local file=$1 required=$2 defaults=$3 word name
+  shift 3
+  for word in $required grid root topology $defaults; do OPTION[${word%%=*}]=$([[ $word == *=* ]] && echo "${word#*=}" || true); done
+  while [ $# -gt 0 ]; do
+    word=$1
+    shift
+    case "$word" in
+      --) COMMAND=("$@"); break ;;
+      --dry-run) DRY_RUN=1 ;;
+      -h | --help) usage_of "$file"; exit 0 ;;
+      --*=*)
+        name=${word#--}
+        name=${name%%=*}
+        [ -n "${OPTION[$name]+known}" ] || fail "unknown option --$name; allowed are $(printf -- '--%s ' $(printf '%s\n' "${!OPTION[@]}" | sort))--dry-run"
+        OPTION[$name]=${word#*=} ;;
+      *) fail "$word is no option; options are --name=value, and the command of the run follows --" ;;
+    esac
+  done
+  for name in $required; do [ -n "${OPTION[$name]}" ] || fail "--$name=VALUE is missing (see --help)"; done
+  if [ -n "${OPTION[grid]}" ]; then
+    [ ${#COMMAND[@]} -eq 0 ] || fail "--grid brings its own commands; nothing may follow --"
+    [ -n "${OPTION[root]}" ] || fail "--grid needs --root=DIR, below which every cell has its run directory"
+  elif [ ${#COMMAND[@]} -eq 0 ]; then
+    fail "no command; write it behind --, e.g. -- train --config=configs/pretrain/vit_b.py --workdir=runs/vit_b"
+  fi
+}
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# do_or_show COMMAND...: runs it, or prints it so that a shell reads back the same words.
+do_or_show() {
+  if [ -n "$DRY_RUN" ]; then quoted "$@"; else "$@"; fi
+}
+
+# quoted WORDS...: one line that a shell reads back as the same words.
+quoted() {
+  local word line=
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_@%+=:,./~-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+    line+="${line:+ }$word"
+  done
+  printf '%s\n' "$line"
+}
+
+# optional NAME...: "--name=value" of the options that have a value.
+optional() {
+  local name
+  for name in "$@"; do [ -z "${OPTION[$name]}" ] || echo "--$name=${OPTION[$name]}"; done
+}
+
+# for_each_run FUNCTION: calls it as FUNCTION NAME COMMAND...: once, or for every unfinished cell of the grid.
+for_each_run() {
+  local function=$1 base=${OPTION[name]:-run} line
+  if [ -z "${OPTION[grid]}" ]; then
+    "$function" "$base" "${COMMAND[@]}"
+    return
+  fi
+  local python=${VIDEOMAE_PYTHON:-$here/.venv/bin/python} table
+  [ -x "$(command -v "$python")" ] || python=python3
+  table=$(cd "$here" && "$python" -m videomae_jax plan --grid="${OPTION[grid]}" --root="${OPTION[root]}" ${OPTION[topology]:+--topology="${OPTION[topology]}"}) || exit $?
+  grep '^#' <<<"$table" >&2
+  while IFS=$'\t' read -r cell command; do
+    local words=()
+    eval "words=($command)"
+    "$function" "$base-$cell" "${words[@]}"
+  done < <(grep -v '^#' <<<"$table")
+}
+
+# pack_source FILE: the committed files, so that what runs is a commit.
+pack_source() { do_or_show git -C "$here" archive --format=tar.gz --output="$1" HEAD; }

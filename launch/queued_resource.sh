@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# A run on TPUs that do not exist yet: a queued resource whose start-up script fetches the source and trains. A slice that was
+# taken away and is granted again starts the same script, and so resumes.
+#   bash launch/queued_resource.sh --name=NAME --zone=ZONE --accelerator-type=v5p-512 --bucket=gs://BUCKET [--slices=N] [--spot=1]
+#       [--project=P] [--runtime-version=v2-alpha-tpuv5] [--chip=v5p] [--init-timeout=1800] [--dry-run] -- train --workdir=gs://...
+set -euo pipefail
+source "$(dirname "$0")/options.sh"
+parse_options "$0" "name zone accelerator-type bucket" "project runtime-version=tpu-ubuntu2204-base slices=1 spot chip init-timeout=1800" "$@"
+scripts=$(mktemp -d)
+trap 'rm -rf "$scripts"' EXIT
+
+startup() { # the start-up script of a run
+  cat <<SCRIPT
+#!/bin/bash
+# Slice, worker and accelerator are in the metadata; the run is left alone while the machine lives.
+ulimit -n 100000
+export HOME=/root
+environment=\$(curl -s -H "Metadata-Flavor: Google" "http://metadata.google.internal/computeMetadata/v1/instance/attributes/tpu-env")
+export ACCELERATOR_TYPE=\$(sed -n "s/^ACCELERATOR_TYPE: '\(.*\)'/\1/p" <<<"\$environment")
+export TPU_WORKER_ID=\$(sed -n "s/^WORKER_ID: '\(.*\)'/\1/p" <<<"\$environment")
+export MEGASCALE_SLICE_ID=\$(sed -n "s/^MEGASCALE_SLICE_ID: '\(.*\)'/\1/p" <<<"\$environment")
+mkdir -p /opt/videomae_jax && cd /opt/videomae_jax
+gcloud storage cp $(quoted "${OPTION[bucket]}/$1/source.tar.gz") - | tar -xz
+INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }bash launch/host.sh $(shift && quoted "$@")
+code=\$?
+gcloud storage cp logs/*.log $(quoted "${OPTION[bucket]}/$1/logs/")
+exit \$code
+SCRIPT
+}
+
+submit() { # submit NAME COMMAND...
+  local name=$1 nodes=(--node-id="$1")
+  [ "${OPTION[slices]}" = 1 ] || nodes=(--node-prefix="$name" --node-count="${OPTION[slices]}")
+  startup "$@" >"$scripts/$name.sh"
+  if [ -n "$DRY_RUN" ]; then echo "# $name.sh"; cat "$scripts/$name.sh"; fi
+  do_or_show gcloud storage cp "$source_file" "${OPTION[bucket]}/$name/source.tar.gz"
+  do_or_show gcloud compute tpus queued-resources create "$name" --zone="${OPTION[zone]}" $(optional project) \
+    --accelerator-type="${OPTION[accelerator-type]}" --runtime-version="${OPTION[runtime-version]}" "${nodes[@]}" \
+    ${OPTION[spot]:+--spot} --metadata-from-file=startup-script="$([ -n "$DRY_RUN" ] && echo "$name.sh" || echo "$scripts/$name.sh")"
+}
+
+source_file="${TMPDIR:-/tmp}/videomae_jax.tar.gz"
+pack_source "$source_file"
+for_each_run submit

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# N processes on this machine through the same train command: what a cluster does, at the size of a laptop.
+#   bash launch/simulate.sh [--processes=2] [--devices=1] [--port=PORT] [--logs=logs] [--init-timeout=120] [--dry-run] -- train ...
+# Every process has --devices CPU devices. When one fails, the others are ended.
+set -euo pipefail
+source "$(dirname "$0")/options.sh"
+parse_options "$0" "" "name processes=2 devices=1 port logs=logs init-timeout=120" "$@"
+[[ ${OPTION[processes]} =~ ^[1-9][0-9]*$ ]] || fail "--processes=${OPTION[processes]}; allowed are 1 and more"
+[[ ${OPTION[devices]} =~ ^[1-9][0-9]*$ ]] || fail "--devices=${OPTION[devices]}; allowed are 1 and more"
+python=${VIDEOMAE_PYTHON:-$here/.venv/bin/python}
+
+free_port() { "$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])'; }
+
+start() { # start NAME COMMAND...
+  local i pids=() code=0 port=${OPTION[port]} one
+  shift
+  [ -n "$port" ] || port=$([ -n "$DRY_RUN" ] && echo PORT || free_port)
+  do_or_show mkdir -p "${OPTION[logs]}"
+  for ((i = 0; i < OPTION[processes]; i++)); do
+    one=(env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="${OPTION[devices]}" "$python" -m videomae_jax "$@" --coordinator="localhost:$port"
+      --processes="${OPTION[processes]}" --process="$i" --init-timeout="${OPTION[init-timeout]}")
+    if [ -n "$DRY_RUN" ]; then quoted "${one[@]}"; continue; fi
+    "${one[@]}" > >(tee "${OPTION[logs]}/host_$i.log") 2> >(tee -a "${OPTION[logs]}/host_$i.log" >&2) &
+    pids+=($!)
+  done
+  [ -z "$DRY_RUN" ] || return 0
+  trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
+  for ((i = 0; i < OPTION[processes]; i++)); do
+    wait -n "${pids[@]}" || { code=$?; kill -TERM "${pids[@]}" 2>/dev/null || true; break; }
+  done
+  wait "${pids[@]}" 2>/dev/null || code=$?
+  return $code
+}
+
+for_each_run start
