@@ -14,7 +14,7 @@ from test_planes import encode, scene
 
 from videomae_jax import assembly, ingest, parallel
 from videomae_jax import config as configs
-from videomae_jax.data import clips, index, pipeline, planes, sources, three_crop, transforms
+from videomae_jax.data import clips, index, mixture, pipeline, planes, sources, three_crop, transforms
 from videomae_jax.data.parts import PartClips
 from videomae_jax.errors import UserError
 
@@ -115,11 +115,32 @@ def test_only_the_union_of_the_crops_is_kept(folder: pathlib.Path) -> None:
 
 
 def test_derived_canvas(folder: pathlib.Path) -> None:
-    """The largest frame, but no more than crops of this size need, lying like most videos; padding and reduced shares by hand."""
-    assert planes.canvas(source(folder, canvas=(0, 0), size=224)) == (96, 128, 0, 0)
-    assert planes.canvas(source(folder, canvas=(0, 0), split="all", size=56)) == (64, 86, pytest.approx(1 / 6 * (1 - 86 * 64 / 64 / 86)), 1)
-    assert planes.canvas(source(folder, canvas=(0, 0), split="val", size=224)) == (240, 320, pytest.approx((1 - 96 * 128 / 240 / 320) / 2), 0)
-    assert planes.canvas(source(folder, split="all")) == (96, 128, pytest.approx((1 - 96 / 128) / 6), pytest.approx(2 / 6))
+    """The largest frame, but no more than crops of this size need, lying like most videos; padding and larger shares by hand."""
+    def facts(**kw: Any) -> tuple[Any, ...]:
+        return tuple(planes.report(planes.PlaneClips(source(folder, **kw))).values())
+
+    assert facts(canvas=(0, 0), size=224) == ("96 x 128", 0, 0)
+    assert facts(canvas=(0, 0), split="all", size=56) == ("64 x 86", 0, 1)
+    assert facts(canvas=(0, 0), split="val", size=224) == ("240 x 320", pytest.approx((1 - 96 * 128 / 240 / 320) / 2), 0)
+    assert facts(split="all") == ("96 x 128", pytest.approx((1 - 96 / 128) / 6), pytest.approx(2 / 6))
+    assert planes.report(source(folder)) == {}
+
+
+def test_a_mixture_has_one_canvas(folder: pathlib.Path) -> None:
+    """The largest of its parts, from the split it reads; rows, draws and labels are those of the mixture on the host."""
+    own = {"large": source(folder, split="all", size=32, limit=2), "small": source(folder, canvas=(0, 0), size=32)}
+    mixed = mixture.Concat(parts={name: mixture.Part(made) for name, made in own.items()} | {"none": mixture.Part(source(folder))}, missing=("none",), split="train")
+    shipped = ingest.placed(mixed, platform="gpu", batch_size=4, ways=2)
+    assert type(shipped) is mixture.Concat and shipped.fields["luma"].shape == (FRAMES, 96, 128) and len(shipped) == len(mixed)
+    assert [shipped.name(r) for r in range(len(mixed))] == [mixed.name(r) for r in range(len(mixed))] and shipped.classes == mixed.classes
+    assert planes.report(shipped).keys() == own.keys() and planes.report(shipped)["small"]["larger"] == 0
+    host, device = (s.read(len(mixed) - 1, rng=np.random.default_rng(2)) for s in (mixed, shipped))
+    assert np.abs(np.asarray(cut({k: device[k] for k in ingest.CONSUMED}, size=32)).astype(float) - host["video"]).mean() < 0.5
+    other = dataclasses.replace(mixed, parts=dict(mixed.parts) | {"large": mixture.Part(dataclasses.replace(own["large"], crops="host"))})
+    assert ingest.placed(other, platform="gpu", batch_size=4, ways=2) is other
+    wrong = dataclasses.replace(mixed, parts=dict(mixed.parts) | {"large": mixture.Part(dataclasses.replace(own["large"], crops="device", crop="none"))})
+    with pytest.raises(UserError, match="crops='device': source 'large': no window is known of the crop str"):
+        ingest.placed(wrong, platform="gpu", batch_size=4, ways=2)
 
 
 def test_a_batch_goes_through_the_stream(folder: pathlib.Path) -> None:
@@ -180,7 +201,7 @@ def test_real_videos(real_videos: pathlib.Path, tmp_path: pathlib.Path) -> None:
         (tmp_path / name).symlink_to(real_videos / name)
     index.write(index.build(tmp_path), tmp_path / "index.parquet")
     made = source(tmp_path, split="all", frames=2, size=224, canvas=(0, 0), repeats=2)
-    high, wide, *_ = planes.canvas(made)
+    high, wide = planes.sides(made)
     assert (high, wide) == (256, 342)
     for row in range(len(made)):
         larger = made.record(row)["height"] > high or made.record(row)["width"] > wide

@@ -7,6 +7,7 @@ import jax
 
 from videomae_jax import config as configs
 from videomae_jax.assembly import Assembly, state_bytes
+from videomae_jax.data import planes
 
 
 def card(run: Assembly, /) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def card(run: Assembly, /) -> dict[str, Any]:
         "forward_macs_per_clip": cost.macs, "train_flops_per_clip": 6 * cost.macs, "train_flops_total": 6 * cost.macs * clips,
         "mesh": dict(run.mesh.shape), "checkpoint_bytes": state_bytes(run.abstract),
         "checkpoints_kept": checkpoints_kept(run), "checkpoints_disk_bytes": checkpoints_kept(run) * state_bytes(run.abstract),
+        **({"crops_on_device": found} if (found := planes.report(run.source)) else {}),
         **({"sources": run.source.card(run.total * batch * run.draws)} if hasattr(run.source, "card") else {}),
     }
 

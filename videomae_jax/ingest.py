@@ -22,18 +22,17 @@ CONSUMED = ("luma", "chroma", "colour", "box", "reach", "mirrored")
 
 
 def placed(source: Any, /, *, platform: str, batch_size: int, ways: int) -> Any:
-    """A source, or the PlaneClips of it where its `crops` asks for the device.
+    """A source, or the planes of it where its `crops` asks for the device.
 
     "auto" means the device on GPU and TPU, where the source allows it and `ways` devices divide the `batch_size` decoded
     clips. Raises UserError where "device" is asked for and impossible.
     """
-    chosen = getattr(source, "crops", "host")
-    reason = planes.refusal(source)
+    where, reason = planes.chosen(source), planes.refusal(source)
     if not reason and batch_size % ways:
         reason = f"{batch_size} decoded clips are no multiple of {ways} batch devices"
-    if chosen == "device" and reason:
+    if where == "device" and reason:
         raise UserError(f"data.crops='device': {reason}; allowed is data.crops='host'")
-    return planes.PlaneClips(source) if chosen == "device" or (chosen == "auto" and platform != "cpu" and not reason) else source
+    return planes.shipped(source) if where == "device" or (where == "auto" and platform != "cpu" and not reason) else source
 
 
 def ingest(batch: Batch, /, *, fields: Mapping[str, Any]) -> Batch:

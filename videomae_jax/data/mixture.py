@@ -62,6 +62,11 @@ class Concat:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # what is opened stays behind
 
     @property
+    def present(self) -> dict[str, Part]:
+        """The parts that are not declared missing, in the order of their names."""
+        return {name: self.parts[name] for name in self._present}
+
+    @property
     def _present(self) -> list[str]:
         return sorted(set(self.parts) - set(self.missing))
 

@@ -2,57 +2,81 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+import math
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from videomae_jax.data import decode, framing, sources
+from videomae_jax.data import decode, framing, mixture, sources
 from videomae_jax.errors import UserError
 
 ROOM = (8 / 7, 32 / 21)  # sides of a derived canvas over the size of the crops: 256 x 342 for 224, what Kinetics is stored at
 
 
-class Canvas(NamedTuple):
-    """The size of all planes of a run, and what it costs over the videos of a source.
-
-    `padding` is the mean share of its pixels that a frame leaves empty; of videos larger than the canvas, the share
-    `reduced`, what the crops need is resized on the host first, unless it happens to fit.
-    """
-
-    height: int
-    width: int
-    padding: float
-    reduced: float
-
-
 def refusal(source: sources.Source, /) -> str:
     """Why the crops of a source cannot be cut on a device; "" where they can."""
+    if isinstance(source, mixture.Concat):
+        return next((f"source {name!r}: {why}" for name, part in source.present.items() if (why := refusal(part.source))), "")
     kind = type(source)
     if not isinstance(source, sources.VideoClips):
         return f"{kind.__name__} does not read videos"
-    if kind.read is not sources.VideoClips.read:
-        return f"{kind.__name__} reads more than video and label, which would not move with the crops"
+    if kind.read is not sources.VideoClips.read or kind.decode is not sources.VideoClips.decode:
+        return f"{kind.__name__} reads more than video and label, which would not move with the crops, or no video files"
     if type(source.crop).__name__ not in framing.known():
         return f"no window is known of the crop {type(source.crop).__name__}; allowed are {', '.join(framing.known())}"
+    if any(side < 0 or side % 2 for side in source.canvas) or any(source.canvas) != all(source.canvas):
+        return f"canvas {source.canvas}; allowed are two even numbers, or (0, 0) for a derived one"
     return ""
 
 
-def canvas(source: sources.VideoClips, /) -> Canvas:
-    """The canvas of a source: its own, else the largest frame of the index, at most ROOM and lying like most videos. Sides are even.
+def chosen(source: sources.Source, /) -> str:
+    """Where the crops of a source are wanted, one of sources.CROPS: of a mixture "auto" only where all parts say so."""
+    if isinstance(source, mixture.Concat):
+        wanted = {chosen(part.source) for part in source.present.values()}
+        return next((where for where in ("device", "host") if where in wanted), "auto")
+    return getattr(source, "crops", "host")
+
+
+def shipped(source: sources.Source, /) -> "PlaneClips | mixture.Concat":
+    """The PlaneClips of a source; of a mixture, the mixture of them on the largest canvas of its parts."""
+    if not isinstance(source, mixture.Concat):
+        return PlaneClips(source)
+    split = {"split": source.split} if source.split else {}
+    own = {name: dataclasses.replace(part.source, **split) for name, part in source.present.items()}
+    high, wide = (max(lengths) for lengths in zip(*(sides(s) for s in own.values()), strict=True))
+    parts = {name: dataclasses.replace(source.parts[name], source=PlaneClips(dataclasses.replace(s, canvas=(high, wide)))) for name, s in own.items()}
+    return dataclasses.replace(source, parts={**source.parts, **parts}, split="")
+
+
+def sides(source: sources.VideoClips, /) -> tuple[int, int]:
+    """Height and width of the canvas of a source: its own, else the largest frame of the index, at most ROOM and lying like most videos.
 
     A pure function of config and index, so that all hosts of a run agree.
     """
-    width, height = (source.table.column(side).to_numpy() for side in ("width", "height"))
     if all(source.canvas):
-        high, wide = source.canvas
-    else:
-        short, long = (source.size * r for r in ROOM)
-        upright = (height > width).mean() > 0.5
-        high, wide = (min(limit, side.max()) for limit, side in zip((long, short) if upright else (short, long), (height, width), strict=True))
-    high, wide = (-(-int(np.ceil(side)) // 2) * 2 for side in (high, wide))
+        return source.canvas
+    width, height = (source.table.column(side).to_numpy() for side in ("width", "height"))
+    short, long = (source.size * r for r in ROOM)
+    limits = (long, short) if (height > width).mean() > 0.5 else (short, long)
+    high, wide = (-(-math.ceil(min(limit, side.max())) // 2) * 2 for limit, side in zip(limits, (height, width), strict=True))
+    return high, wide
+
+
+def report(source: sources.Source, /) -> dict[str, Any]:
+    """What the canvas costs over the videos of a source, {} where crops are cut on the host.
+
+    `padding` is the mean share of its pixels that a frame leaves empty; of the share `larger` of videos, which do not fit,
+    the union of the crops is resized on the host first, unless that happens to fit.
+    """
+    if isinstance(source, mixture.Concat):
+        return {name: found for name, part in source.present.items() if (found := report(part.source))}
+    if not isinstance(source, PlaneClips):
+        return {}
+    high, wide = source.sides
+    width, height = (source.source.table.column(side).to_numpy() for side in ("width", "height"))
     covered = np.minimum(width, wide) * np.minimum(height, high) / (wide * high)
-    return Canvas(high, wide, float(1 - covered.mean()), float(((width > wide) | (height > high)).mean()))
+    return {"canvas": f"{high} x {wide}", "padding": float(1 - covered.mean()), "larger": float(((width > wide) | (height > high)).mean())}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +94,11 @@ class PlaneClips:
     def __post_init__(self) -> None:
         if reason := refusal(self.source):
             raise UserError(f"crops on the device: {reason}")
-        if any(side < 0 or side % 2 for side in self.source.canvas) or any(self.source.canvas) != all(self.source.canvas):
-            raise UserError(f"canvas {self.source.canvas}; allowed are two even numbers, or (0, 0) for a derived one")
 
     @functools.cached_property
-    def canvas(self) -> Canvas:
-        """Size and cost of the canvas."""
-        return canvas(self.source)
-
-    def __getstate__(self) -> dict[str, sources.VideoClips]:
-        return {"source": self.source}
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the canvas."""
+        return sides(self.source)
 
     @property
     def repeats(self) -> int:
@@ -89,12 +108,22 @@ class PlaneClips:
     @property
     def fields(self) -> dict[str, sources.Field]:
         """Keys of an example."""
-        (high, wide, *_), frames = self.canvas, self.source.frames
+        (high, wide), frames = self.sides, self.source.frames
         others = {k: f for k, f in self.source.fields.items() if k != "video"}
         return {"luma": sources.Field((frames, high, wide), "uint8", "image", shared=True),
                 "chroma": sources.Field((frames, 2, high // 2, wide // 2), "uint8", "image", shared=True),
                 "colour": sources.Field((frames, 3, 4), "float32", "sequence", shared=True), "box": sources.Field((4,), "float32", "boxes"),
                 "reach": sources.Field((4,), "float32", "boxes"), "mirrored": sources.Field((), "bool", "static"), **others}
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that the source allows for a read."""
+        return self.source.timeout
+
+    @property
+    def max_bad_fraction(self) -> float:
+        """Share of unreadable clips that the source allows."""
+        return self.source.max_bad_fraction
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -118,8 +147,9 @@ class PlaneClips:
         left, top = (reach[:, :2].min(0) // 2 * 2).tolist()
         right, bottom = np.minimum(-(-reach[:, 2:].max(0) // 2) * 2, [frame["width"], frame["height"]]).tolist()
         planes = decode.planes(clip.video, clip.ids, info=clip.info, cut=(left, top, right, bottom), timeout=made.timeout)
-        luma, chroma = fit(planes, height=self.canvas.height, width=self.canvas.width)
-        scale = np.minimum([self.canvas.width / (right - left), self.canvas.height / (bottom - top)], 1)
+        high, wide = self.sides
+        luma, chroma = fit(planes, height=high, width=wide)
+        scale = np.minimum([wide / (right - left), high / (bottom - top)], 1)
         box = np.asarray([(w.left - left, w.top - top, w.width, w.height) for w in shown]) * np.tile(scale, 2)
         return {"luma": luma[None], "chroma": chroma[None], "colour": planes.colour[None], "box": box.astype(np.float32),
                 "reach": np.round((reach - [left, top, left, top]) * np.tile(scale, 2)).astype(np.float32),
