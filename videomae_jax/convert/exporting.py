@@ -10,6 +10,7 @@ import numpy as np
 
 from videomae_jax import config as configs
 from videomae_jax import externals, run_directory
+from videomae_jax.api import CLASSES
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.convert import videomae
 from videomae_jax.convert.importing import Imported
@@ -18,7 +19,6 @@ from videomae_jax.models import resized, vit
 from videomae_jax.objectives.base import External
 from videomae_jax.step import TrainState
 
-CLASSES = "classes.json"  # names of the classes in the order of the head, in a run directory
 TARGETS = ("hf", "videomae")
 
 

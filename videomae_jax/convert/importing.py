@@ -217,11 +217,16 @@ def settle(config: Any, sizes: Sizes, /, *, fixed: bool) -> tuple[str, ...]:
         return ()
     if not fixed:
         return tuple(f"{part}/sequence/{name}" for part in ("encoder", "decoder") for name in ("space", "time"))
-    names = [name for name in ("encoder", "decoder") if name in config.objective]
+    return tuple(f"{name} positions" for name in retable(config, trained=sizes.grid))
+
+
+def retable(config: Any, /, *, trained: Grid) -> tuple[str, ...]:
+    """Gives the encoder and decoder of a config the fixed tables of the grid they were `trained` on, in place; returns their names."""
+    names = tuple(name for name in ("encoder", "decoder") if name in config.objective)
     for name in names:
         with config.objective.ignore_type(), config.objective.unlocked():
-            config.objective[name] = configs.plain(resized.at(configs.build(config.objective[name]), trained=sizes.grid))
-    return tuple(f"{name} positions" for name in names)
+            config.objective[name] = configs.plain(resized.at(configs.build(config.objective[name]), trained=trained))
+    return names
 
 
 def match(config: Any, found: videomae.Assigned, /, *, state: State, moved: tuple[str, ...], notes: tuple[str, ...],

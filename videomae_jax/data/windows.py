@@ -1,94 +1,99 @@
-"""Crops as geometry: which part of a frame each of them shows, without touching a pixel."""
+"""Windows of a long video in order, every frame decoded once: what sliding features are taken of."""
 
 import dataclasses
-import functools
-from typing import Any
+import os
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from videomae_jax.data import three_crop, transforms
+from videomae_jax import interpolation
+from videomae_jax.data import decode
 from videomae_jax.errors import UserError
+
+BYTES = 256_000_000  # of decoded frames held at a time
+MOST = 256  # frames decoded at a time
+TAILS = ("mask", "drop")
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
-    """The part of a frame that a crop shows, in pixels of the frame, and whether it is mirrored.
+class Plan:
+    """Windows of `clip` frames, `rate` frames apart, beginning every `step` frames.
 
-    `seen` says what the filter of the resize sees: the "crop" alone, because it is cut out first, or the "frame" around it,
-    because the frame is resized first.
+    `tail` "mask" goes on until a window reaches the last frame, which then repeats; "drop" takes whole windows alone.
     """
 
-    left: float
-    top: float
-    width: float
-    height: float
-    mirrored: bool = False
-    seen: str = "crop"
+    clip: int
+    rate: int = 1
+    step: int = 16
+    tail: str = "mask"
 
-    def nearest(self, maps: np.ndarray, /, *, frame: tuple[int, int], size: int) -> np.ndarray:
-        """[T size size] of maps [T h w] over frames of (height, width) pixels: the value under the centre of every output pixel.
+    def __post_init__(self) -> None:
+        if self.tail not in TAILS or min(self.clip, self.rate, self.step) < 1:
+            raise UserError(f"windows of {self.clip} frames, {self.rate} apart, every {self.step}, tail {self.tail!r}; "
+                            f"allowed are numbers of 1 and more, and the tails {', '.join(TAILS)}")
 
-        The maps may be coarser or finer than the frames; both span the same picture.
-        """
-        steps = (np.arange(size) + 0.5) / size
-        rows = (self.top + steps * self.height) * maps.shape[1] / frame[0]
-        columns = (self.left + (steps[::-1] if self.mirrored else steps) * self.width) * maps.shape[2] / frame[1]
-        rows, columns = (np.clip(np.floor(x).astype(np.int64), 0, n - 1) for x, n in zip((rows, columns), maps.shape[1:], strict=True))
-        return maps[:, rows[:, None], columns]
+    @property
+    def span(self) -> int:
+        """Frames from the first to the last of a window."""
+        return (self.clip - 1) * self.rate + 1
 
-    def reach(self, *, width: int, height: int, size: int) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom): the pixels that a resize to `size` squared reads of frames of `width` x `height`."""
-        if self.seen == "crop":
-            return int(self.left), int(self.top), int(self.left + self.width), int(self.top + self.height)
-        # The bilinear filter is two output pixels wide, two input pixels where it enlarges.
-        x, y = (max(side / size, 1) for side in (self.width, self.height))
-        low, high = (np.floor([self.left - x, self.top - y]), np.ceil([self.left + self.width + x, self.top + self.height + y]))
-        left, top = np.maximum(low, 0).astype(int).tolist()
-        right, bottom = np.minimum(high, [width, height]).astype(int).tolist()
-        return left, top, right, bottom
+    def starts(self, frames: int, /) -> np.ndarray:
+        """First frame i64 [n] of every window of a video; none where "drop" finds it too short."""
+        if self.tail == "drop":
+            return np.arange(0, frames - self.span + 1, self.step)
+        return np.arange(0, max(frames - self.span + self.step, 1), self.step)[: -(-frames // self.step)]
 
+    def ids(self, start: int, /, *, frames: int) -> np.ndarray:
+        """Frames i64 [clip] of a window."""
+        return np.minimum(start + self.rate * np.arange(self.clip), frames - 1)
 
-@functools.singledispatch
-def window(crop: Any, /, *, width: int, height: int, size: int, rng: np.random.Generator) -> Window:
-    """The window of a crop object on frames of `width` x `height`; draws from `rng` what the crop draws. Raises UserError for other crops."""
-    raise UserError(f"no window is known of the crop {type(crop).__name__}; allowed are {', '.join(known())}")
+    def length(self, start: int, /, *, frames: int) -> int:
+        """How many frames of a window are real."""
+        return int(min(self.clip, -(-(frames - start) // self.rate)))
 
 
-def known() -> list[str]:
-    """Names of the crops that have a window."""
-    return sorted(kind.__name__ for kind in window.registry if kind is not object)
+@dataclasses.dataclass(frozen=True)
+class Bilinear:
+    """The whole frame resized to a square as V2's feature script does: bilinear without antialiasing, f32 in [0, 1]."""
+
+    def __call__(self, video: np.ndarray, /, *, size: int, rng: np.random.Generator) -> np.ndarray:
+        """u8 [T H W 3] -> f32 [T size size 3]; `rng` is not used."""
+        x = interpolation.resize(video.astype(np.float32) / np.float32(255), axis=1, size=size, kind="linear")
+        return interpolation.resize(x, axis=2, size=size, kind="linear")
 
 
-@window.register
-def _(crop: transforms.MultiScaleCrop, /, *, width: int, height: int, size: int, rng: np.random.Generator) -> Window:
-    return Window(**vars(crop.box(width=width, height=height, size=size, rng=rng)))
+Cut = Callable[[np.ndarray], np.ndarray]
 
 
-@window.register
-def _(crop: transforms.RandomResizedCrop, /, *, width: int, height: int, size: int, rng: np.random.Generator) -> Window:
-    box = crop.box(width=width, height=height, rng=rng)
-    return Window(**vars(box), mirrored=bool(rng.random() < crop.flip))
+def stream(path: str | os.PathLike[str], /, *, plan: Plan, info: decode.VideoInfo, cut: Cut) -> Iterator[np.ndarray]:
+    """Every window [clip S S 3] in order; `cut` makes [T S S 3] of decoded frames u8 [T H W 3]. Raises DecodeError."""
+    starts = plan.starts(info.frames)
+    if not len(starts):
+        return
+    needed = np.unique(np.concatenate([plan.ids(s, frames=info.frames) for s in starts]))
+    blocks, held = frames(path, needed, info=info, cut=cut), {}
+    for start in starts:
+        ids = plan.ids(start, frames=info.frames)
+        while int(ids[-1]) not in held:
+            held |= next(blocks)
+        yield np.stack([held[int(i)] for i in ids])
+        held = {i: frame for i, frame in held.items() if i >= start + plan.step}
 
 
-@window.register
-def _(crop: transforms.WholeFrame, /, *, width: int, height: int, size: int, rng: np.random.Generator) -> Window:
-    return Window(0, 0, width, height)
+def frames(path: str | os.PathLike[str], ids: np.ndarray, /, *, info: decode.VideoInfo, cut: Cut) -> Iterator[dict[int, np.ndarray]]:
+    """Frames `ids` (ascending) in blocks {id: frame}, which end before a key frame where one is near."""
+    most = max(1, min(MOST, BYTES // (info.width * info.height * 3)))
+    keys, first = np.searchsorted(info.pts, info.keys), 0
+    while first < len(ids):
+        end = min(first + most, len(ids))
+        near = keys[(keys > ids[first]) & (keys <= ids[end])] if end < len(ids) else keys[:0]
+        end = int(np.searchsorted(ids, near[-1])) if len(near) else end
+        block = ids[first:end]
+        yield dict(zip(block.tolist(), cut(decode.decode(path, block, info=info)), strict=True))
+        first = end
 
 
-@window.register
-def _(crop: transforms.CentreCrop, /, *, width: int, height: int, size: int, rng: np.random.Generator) -> Window:
-    wide, high = (int(size * side / min(width, height)) for side in (width, height))
-    return _resized((round((wide - size) / 2), round((high - size) / 2)), (wide, high), width=width, height=height, size=size)
-
-
-@window.register
-def _(crop: three_crop.ThreeCrop, /, *, width: int, height: int, size: int, rng: np.random.Generator) -> Window:
-    wide, high = (int(size * side / min(width, height)) for side in (width, height))
-    left, top = (int(crop.view * (side - size) / max(crop.views - 1, 1)) for side in (wide, high))
-    return _resized((left, top), (wide, high), width=width, height=height, size=size)
-
-
-def _resized(corner: tuple[int, int], sides: tuple[int, int], /, *, width: int, height: int, size: int) -> Window:
-    """A square at whole pixels of the frame that was resized to `sides`."""
-    x, y = width / sides[0], height / sides[1]
-    return Window(corner[0] * x, corner[1] * y, size * x, size * y, seen="frame")
+def times(start: int, /, *, plan: Plan, info: decode.VideoInfo, tubelet: int) -> np.ndarray:
+    """f64 [t 2]: seconds from the video's first frame to the first and to the last frame of every tubelet of a window."""
+    ids = plan.ids(start, frames=info.frames).reshape(-1, tubelet)[:, [0, -1]]
+    return (info.pts[ids] - info.pts[0]) * float(info.time_base)

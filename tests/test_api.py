@@ -1,0 +1,146 @@
+"""Models in Python: clips in, features, pictures and classes out, from run directories and from weights of others."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import written
+
+import videomae_jax
+from videomae_jax import api
+from videomae_jax.convert import videomae
+from videomae_jax.errors import UserError
+from videomae_jax.models import patches, resized
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run of pretraining, 4 frames of 32 pixels."""
+    return written.write(tmp_path_factory.mktemp("api") / "pretrained", written.pretraining())
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run of fine-tuning, 4 frames of 16 pixels."""
+    return written.write(tmp_path_factory.mktemp("api") / "finetuned", written.classifier(), classes=written.CLASSES)
+
+
+def clips(model: api.Model, rows: int = 3) -> np.ndarray:
+    """Random ones."""
+    return RNG.integers(0, 256, (rows, model.frames, model.size, model.size, 3), np.uint8)
+
+
+def test_features_are_those_of_the_objective(pretrained: pathlib.Path) -> None:
+    """Tokens in the grid's axes, their mean, another layer; one clip or several, bytes or floats, on one device or on several."""
+    model = videomae_jax.load(pretrained)
+    assert (model.frames, model.size, model.step, model.classes) == (4, 32, 0, ())
+    video = clips(model)
+    found = model.encode(video)
+    assert found.tokens.shape == (3, 2, 4, 4, 16) and found.pooled.shape == (3, 16) and found.valid.all()
+    params = written.tree(model.objective)
+    want = jax.jit(lambda p, v: model.objective.represent(p, {}, {"video": v})["video"])(params, jnp.asarray(video))
+    np.testing.assert_allclose(found.tokens.reshape(3, 32, 16), want.tokens, atol=1e-5)
+    np.testing.assert_allclose(found.pooled, found.tokens.mean((1, 2, 3)), atol=1e-5)
+    alone = model.encode((video[1] / np.float32(255)).astype(np.float32))
+    np.testing.assert_allclose(alone.tokens[0], found.tokens[1], atol=1e-5)
+    assert np.abs(model.encode(video, layer=0).tokens - found.tokens).max() > 0.1
+    spread = videomae_jax.load(pretrained, devices=jax.devices()[:2]).encode(video)  # three clips on two devices
+    np.testing.assert_allclose(spread.tokens, found.tokens, atol=1e-5)
+
+
+def test_reconstruction(pretrained: pathlib.Path) -> None:
+    """Panels of the clip's shape, the same for the same seed; visible cells are the input's own."""
+    model = videomae_jax.load(pretrained)
+    video = clips(model, 2)
+    found = model.reconstruct(video, seed=3)
+    assert set(found.panels) == {"input", "visible", "prediction", "pasted"} and found.error.shape == (2,) and np.isfinite(found.error).all()
+    np.testing.assert_allclose(found.panels["input"], video / 255, atol=1e-6)
+    seen = np.isclose(found.panels["visible"], found.panels["input"], atol=1e-6).all(-1).mean()
+    assert 0.05 < seen < 0.2  # a tenth of the places
+    np.testing.assert_array_equal(model.reconstruct(video, seed=3).panels["pasted"], found.panels["pasted"])
+    assert (model.reconstruct(video, seed=4).panels["visible"] != found.panels["visible"]).any()
+
+
+def test_classes(finetuned: pathlib.Path) -> None:
+    """Probabilities that sum to one, named; the pooled feature is what they are linear in."""
+    model = videomae_jax.load(finetuned)
+    video = clips(model)
+    found = model.classify(video)
+    np.testing.assert_allclose(found.probabilities.sum(1), 1, atol=1e-6)
+    best = found.top(2)
+    assert len(best) == 3 and all(len(row) == 2 and row[0][1] >= row[1][1] for row in best)
+    assert best[0][0][0] == written.CLASSES[int(found.probabilities[0].argmax())]
+    head = written.tree(model.objective)["head"]["linear"]
+    logits = model.encode(video).pooled @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(found.probabilities, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), atol=1e-5)
+
+
+def test_padding_is_left_out(finetuned: pathlib.Path) -> None:
+    """The pooled feature of a clip that is real up to frame 2 does not depend on the rest."""
+    model = videomae_jax.load(finetuned)
+    video = clips(model, 2)
+    other = video.copy()
+    other[:, 2:] = 0
+    found = [model.encode(v, length=2) for v in (video, other)]
+    np.testing.assert_allclose(found[0].pooled, found[1].pooled, atol=1e-6)
+    assert found[0].valid[:, 0].all() and not found[0].valid[:, 1].any()
+    assert np.abs(model.encode(video).pooled - found[0].pooled).max() > 1e-3
+
+
+def test_weights_of_others_open_without_a_run(tmp_path: pathlib.Path) -> None:
+    """The same features as from the run they were written from; a bad keyword for either kind is named."""
+    numpy_files = pytest.importorskip("safetensors.numpy")
+    objective = written.pretraining()
+    numpy_files.save_file(videomae.to_official(written.tree(objective), patch=(2, 8, 8)), tmp_path / "a.safetensors")
+    size = {"objective.encoder.frames": "4", "objective.encoder.size": "32"}
+    found = api.of_weights(tmp_path / "a.safetensors", {"heads": 2, "decoder_heads": 2, "assignments": size, "allow": {"interpolated": [".*"]}})
+    assert found.config.data.frames == 4 and found.classes == ()
+    jax.tree.map(np.testing.assert_array_equal, found.params, written.tree(objective))
+    with pytest.raises(UserError, match="step is for run directories"):
+        videomae_jax.load(tmp_path / "a.safetensors", step=3)
+    with pytest.raises(UserError, match="there is no such file or folder"):
+        videomae_jax.load(tmp_path / "nothing")
+
+
+def test_other_clips_than_trained(pretrained: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Longer and larger ones take the table of the training grid, resized; a mean patch keeps its meaning."""
+    model = videomae_jax.load(pretrained, frames=8, size=48)
+    encoder = model.objective.encoder
+    assert isinstance(encoder, resized.Encoder) and encoder.trained == (2, 4, 4) and model.encode(clips(model, 1)).tokens.shape == (1, 4, 6, 6, 16)
+    assert isinstance(model.objective.decoder, resized.Decoder) and model.fields["video"].shape == (8, 48, 48, 3)
+    with pytest.raises(UserError, match="clip 5x32x32 is not a multiple of the patch 2x8x8"):
+        videomae_jax.load(pretrained, frames=5)
+    learned = written.write(tmp_path / "learned", written.with_learned_positions())
+    with pytest.raises(UserError, match="mae_st.Encoder has positions of its own"):
+        videomae_jax.load(learned, frames=8)
+    assert videomae_jax.load(learned).objective.encoder.frames == 4
+
+
+def test_mistakes(pretrained: pathlib.Path, finetuned: pathlib.Path) -> None:
+    """Each names the offending value and what is allowed."""
+    model, classifier = videomae_jax.load(pretrained), videomae_jax.load(finetuned)
+    for call, message in ((lambda: model.encode(np.zeros((3, 32, 32, 3), np.uint8)), r"this model takes \(\[B,\] 4, 32, 32, 3\)"),
+                          (lambda: model.encode(np.zeros((4, 32, 32, 3), np.int64)), "clips of int64; allowed are uint8"),
+                          (lambda: model.encode(clips(model), layer=2), "layer 2; allowed are -1 and 0 to 1"),
+                          (lambda: model.classify(clips(model)), "MAE has no classes; allowed are fine-tuned runs"),
+                          (lambda: classifier.reconstruct(clips(classifier)), "Classify does not reconstruct pixels"),
+                          (lambda: videomae_jax.load(pretrained, step=7), r"no checkpoint 7 in .*; its steps are \[0\]"),
+                          (lambda: videomae_jax.load(pretrained, heads=2), "heads is for weights of others")):
+        with pytest.raises(UserError, match=message):
+            call()
+    with pytest.raises(AttributeError, match="has no attribute 'lod'"):
+        getattr(videomae_jax, "lod")  # noqa: B009
+
+
+def test_clips_of_files(pretrained: pathlib.Path, real_videos: pathlib.Path) -> None:
+    """Cut as the run's evaluation does, and ready to be encoded."""
+    model = videomae_jax.load(pretrained)
+    clip = model.clip(real_videos / "arm_wrestling.mp4")
+    assert clip.shape == (4, 32, 32, 3) and clip.dtype == np.uint8
+    unit: Any = patches.to_unit(jnp.asarray(clip))
+    np.testing.assert_allclose(model.encode(clip).tokens, model.encode(np.asarray(unit)).tokens, atol=1e-5)

@@ -1,0 +1,243 @@
+"""Sliding features: every frame once, windows as if encoded one by one, masked tails, files that a second call leaves alone."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+import written
+from test_decode import encode, flipped
+
+import videomae_jax
+from videomae_jax.__main__ import main
+from videomae_jax.data import decode, windows
+from videomae_jax.data.transforms import CentreCrop
+from videomae_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A fine-tuned run: 4 frames of 16 pixels, 2 apart."""
+    return written.write(tmp_path_factory.mktemp("extraction") / "run", written.classifier(), classes=written.CLASSES)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Three videos of 21, 41 and 3 frames."""
+    out = tmp_path_factory.mktemp("videos")
+    for name, frames, variable in (("a.mp4", 21, False), ("deep/b.mp4", 41, True), ("c.mp4", 3, False)):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(encode(frames=frames, variable=variable, g="10", bf="0"))
+    return out
+
+
+def extracted(run: pathlib.Path, *words: object, code: int = 0) -> None:
+    """Runs the command."""
+    assert main(["extract", str(run), *map(str, words)]) == code
+
+
+def features(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+# -- windows -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("frames", "plan", "starts", "lengths"), [
+    (20, windows.Plan(16, 1, 4, "drop"), [0, 4], [16, 16]), (15, windows.Plan(16, 1, 4, "drop"), [], []), (16, windows.Plan(16, 1, 4, "drop"), [0], [16]),
+    (15, windows.Plan(16, 1, 4), [0], [15]), (17, windows.Plan(16, 1, 4), [0, 4], [16, 13]), (32, windows.Plan(16, 1, 16), [0, 16], [16, 16]),
+    (11, windows.Plan(4, 2, 3), [0, 3, 6], [4, 4, 3]), (1, windows.Plan(4, 2, 3), [0], [1]), (12, windows.Plan(4, 1, 10), [0, 10], [4, 2]),
+    (5, windows.Plan(4, 1, 10), [0], [4])])
+def test_windows(frames: int, plan: windows.Plan, starts: list[int], lengths: list[int]) -> None:
+    """V2's windows are those of "drop"; "mask" goes on until the last frame is reached, and no window begins behind it."""
+    assert plan.starts(frames).tolist() == starts
+    assert [plan.length(s, frames=frames) for s in starts] == lengths
+    for start, length in zip(starts, lengths, strict=True):
+        ids = plan.ids(start, frames=frames)
+        assert ids[:length].tolist() == [start + plan.rate * i for i in range(length)] and (ids[length:] == frames - 1).all()
+
+
+@pytest.mark.parametrize("plan", [windows.Plan(4, 1, 2), windows.Plan(4, 3, 5), windows.Plan(2, 1, 9)])
+def test_streams_decode_every_frame_once(plan: windows.Plan, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks that begin at key frames, and the windows are those of random access."""
+    path, seen = folder / "deep/b.mp4", []
+    info, before = decode.probe(path), decode.decode
+    monkeypatch.setattr(windows, "MOST", 13)
+    monkeypatch.setattr(decode, "decode", lambda source, ids, info: seen.append(ids.tolist()) or before(source, ids, info=info))
+    found = list(windows.stream(path, plan=plan, info=info, cut=lambda video: video))
+    ids = [plan.ids(s, frames=info.frames) for s in plan.starts(info.frames)]
+    assert sorted(i for block in seen for i in block) == np.unique(np.concatenate(ids)).tolist()
+    assert len(seen) > 1 or plan.step > plan.clip
+    if plan.rate == 1 and plan.step < plan.clip:
+        assert [block[0] for block in seen] == [0, 10, 20, 30]  # key frames lie ten apart
+    assert len(found) == len(ids)
+    for clip, wanted in zip(found, ids, strict=True):
+        np.testing.assert_array_equal(clip, before(path, wanted, info=info))
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_features_equal_window_by_window_encoding(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pooled and all tokens of a block, in time's order, with tails masked, whatever shares the batch; times are presentation times."""
+    model = videomae_jax.load(run)
+    extracted(run, folder, f"--out={tmp_path}/pooled", "--stride=4", "--batch=1")
+    assert "windows of 3 videos written" in capsys.readouterr().out
+    extracted(run, folder, f"--out={tmp_path}/tokens", "--stride=4", "--batch=1", "--keep=tokens", "--layer=0")
+    for name in ("a.mp4", "deep/b.mp4", "c.mp4"):
+        info = decode.probe(folder / name)
+        plan = windows.Plan(clip=4, rate=2, step=4)
+        pooled, tokens = (features(tmp_path / kind / f"{name}.npz") for kind in ("pooled", "tokens"))
+        assert pooled["start"].tolist() == plan.starts(info.frames).tolist() and int(pooled["frames"]) == info.frames
+        for k, start in enumerate(pooled["start"]):
+            ids, length = plan.ids(start, frames=info.frames), plan.length(start, frames=info.frames)
+            clip = CentreCrop()(decode.decode(folder / name, ids, info=info), size=16, rng=np.random.default_rng(0))
+            more = {} if length == 4 else {"length": length}
+            found = model.encode(clip, **more)
+            np.testing.assert_allclose(pooled["features"][k], found.pooled[0], atol=1e-5)
+            np.testing.assert_allclose(tokens["features"][k], model.encode(clip, layer=0, **more).tokens[0], atol=1e-5)
+            np.testing.assert_array_equal(pooled["valid"][k], found.valid[0, :, 0, 0])
+            pts = (info.pts[ids] - info.pts[0]) * float(info.time_base)
+            np.testing.assert_allclose(pooled["time"][k], pts.reshape(2, 2), atol=1e-9)
+    assert not pooled["valid"].all() and not np.isclose(pooled["features"][0], features(tmp_path / "pooled/a.mp4.npz")["features"][0]).all()
+
+
+def test_a_second_call_goes_on(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is there stays, bit for bit what is written again; other settings are refused; shards take turns."""
+    words = (folder, f"--out={tmp_path}/out", "--stride=8")
+    extracted(run, *words, "--shard=0/2")
+    extracted(run, *words, "--shard=1/2")
+    paths = sorted((tmp_path / "out").rglob("*.npz"))
+    assert [p.relative_to(tmp_path / "out").as_posix() for p in paths] == ["a.mp4.npz", "c.mp4.npz", "deep/b.mp4.npz"]
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in paths}
+    paths[0].unlink()
+    capsys.readouterr()
+    extracted(run, *words)
+    assert "of 1 videos written" in (said := capsys.readouterr().out) and "2 were there" in said
+    assert paths[0].read_bytes() == before[paths[0]][0]
+    assert all(p.stat().st_mtime_ns == before[p][1] for p in paths[1:])
+    assert main(["extract", str(run), *map(str, words[:2]), "--stride=4"]) == 2
+    assert "holds features that were taken otherwise: plan: " in capsys.readouterr().err
+    assert main(["extract", str(run), *map(str, words), "--unnormalised"]) == 2
+    assert not [p for p in (tmp_path / "out").rglob(".*")]
+
+
+def test_detector_format(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """V2's windows, resize and file names; with and without the normalisation that its script leaves out."""
+    import dataclasses
+
+    for flag, kind in (((), "right"), (("--unnormalised",), "published")):
+        extracted(run, folder / "a.mp4", folder / "deep/b.mp4", f"--out={tmp_path / kind}", "--format=tad", *flag)
+    model, info = videomae_jax.load(run), decode.probe(folder / "a.mp4")
+    found = {kind: np.load(tmp_path / kind / "a.npy") for kind in ("right", "published")}
+    starts = range(0, info.frames - 3, 4)
+    assert found["right"].shape == found["published"].shape == (len(starts), 16)
+    plain = dataclasses.replace(model, objective=dataclasses.replace(model.objective, encoder=model.objective.encoder.clone(mean=(0.0,) * 3, std=(1.0,) * 3)))
+    for k, start in enumerate(starts):
+        clip = windows.Bilinear()(decode.decode(folder / "a.mp4", np.arange(start, start + 4), info=info), size=16, rng=np.random.default_rng(0))
+        np.testing.assert_allclose(found["right"][k], model.encode(clip).pooled[0], atol=1e-5)
+        np.testing.assert_allclose(found["published"][k], plain.encode(clip).pooled[0], atol=1e-5)
+    assert np.abs(found["right"] - found["published"]).max() > 1e-2
+    about = json.loads((tmp_path / "right/b.json").read_text())
+    assert {k: about[k] for k in ("name", "frames", "window", "stride", "rate", "shape")} == {
+        "name": "b.mp4", "frames": 41, "window": 4, "stride": 4, "rate": 1, "shape": [10, 16]}
+
+
+def test_damaged_and_short_videos_are_named(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others are written all the same; the exit code tells; nothing half is left."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/good.mp4").write_bytes((folder / "a.mp4").read_bytes())
+    (tmp_path / "in/bad.mp4").write_bytes(flipped(encode(frames=40, crf="5", g="500", bf="0"), at=0.7, length=100))
+    (tmp_path / "in/short.mp4").write_bytes((folder / "c.mp4").read_bytes())
+    capsys.readouterr()
+    extracted(run, tmp_path / "in", f"--out={tmp_path}/out", "--tail=drop", code=1)
+    out, err = capsys.readouterr()
+    assert "left out: bad.mp4: decode: " in err and "left out: short.mp4: short: 3 frames are fewer than the 7 of a window" in err
+    assert "of 1 videos written" in out and "2 failed" in out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["extraction.json", "good.mp4.npz"]
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--format=tad", "--keep=tokens"], "format 'tad' holds one vector a window"), (["--shard=2/2"], "allowed is I/N with I from 0 to N - 1"),
+    (["--stride=-1"], "allowed are numbers of 1 and more"), (["--layer=5"], "layer 5; allowed are -1 and 0 to 1"), (["--batch=0"], "--batch=0")])
+def test_mistakes(words: list[str], message: str, run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line each."""
+    assert main(["extract", str(run), str(folder), f"--out={tmp_path}/out", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_names_that_would_collide(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """V2's names end before the first dot; two videos of one name from two folders; no video at all."""
+    for name in ("x.1.mp4", "x.2.mp4", "sub/a.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((folder / "a.mp4").read_bytes())
+    for words, message in (([tmp_path / "x.1.mp4", tmp_path / "x.2.mp4", "--format=tad"], "would be written to the same file"),
+                           ([folder / "a.mp4", tmp_path / "sub/a.mp4"], "have the same name 'a.mp4'"), ([tmp_path / "no.mp4"], "no video in ")):
+        assert main(["extract", str(run), *map(str, words), f"--out={tmp_path}/out"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_recipes_that_attend_padding_are_refused(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a recipe overlooks `length`, its tails are no features of the video."""
+    from videomae_jax.models import patches
+
+    monkeypatch.setattr(patches, "present", lambda batch, grid, patch: None)
+    with pytest.raises(UserError, match="does not leave out padding"):
+        videomae_jax.load(run).encode(np.zeros((4, 16, 16, 3), np.uint8), length=1)
+    assert main(["extract", str(run), str(folder / "c.mp4"), f"--out={tmp_path}/out"]) == 2
+
+
+def check_windows(run: pathlib.Path, path: pathlib.Path, out: pathlib.Path, /, *, plan: windows.Plan, every: int) -> None:
+    """Compares every so many windows of a video, and the last, with clips that are read one by one."""
+    info = decode.probe(path)
+    extracted(run, path, f"--out={out}", f"--rate={plan.rate}", f"--stride={plan.step}", "--batch=8")
+    found: Any = features(out / f"{path.name}.npz")
+    assert found["start"].tolist() == plan.starts(info.frames).tolist()
+    model, crop, rng = videomae_jax.load(run), CentreCrop(), np.random.default_rng(0)
+    for k in sorted({*range(0, len(found["start"]), every), len(found["start"]) - 1}):
+        start = int(found["start"][k])
+        clip = crop(decode.decode(path, plan.ids(start, frames=info.frames), info=info), size=16, rng=rng)
+        length = plan.length(start, frames=info.frames)
+        np.testing.assert_allclose(found["features"][k], model.encode(clip, **({} if length == 4 else {"length": length})).pooled[0], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def longest(real_videos: pathlib.Path) -> pathlib.Path:
+    """The longest real clip that is whole."""
+    found = {}
+    for path in sorted(real_videos.iterdir()):
+        try:
+            found[decode.probe(path).duration] = path
+        except decode.DecodeError:
+            continue
+    return found[max(found)]
+
+
+def test_a_real_video(run: pathlib.Path, longest: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Features of the longest whole one equal window-by-window encoding."""
+    assert decode.probe(longest).duration > 10
+    check_windows(run, longest, tmp_path, plan=windows.Plan(clip=4, rate=4, step=8), every=4)
+
+
+@pytest.mark.slow
+def test_seven_minutes(run: pathlib.Path, longest: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The same for seven minutes: its packets over and over, copied and not encoded again."""
+    import av
+
+    path, length = tmp_path / "long.mp4", decode.probe(longest).frames
+    with av.open(str(path), "w") as out:
+        stream, tick = None, 0
+        for turn in range(34):
+            with av.open(str(longest)) as source:
+                video = source.streams.video[0]
+                stream = stream or out.add_stream_from_template(video)
+                tick = tick or int(1 / (video.average_rate * video.time_base))
+                for packet in source.demux(video):
+                    if packet.pts is not None:
+                        packet.pts, packet.dts, packet.stream = packet.pts + turn * length * tick, packet.dts + turn * length * tick, stream
+                        out.mux(packet)
+    assert decode.probe(path).duration > 420
+    check_windows(run, path, tmp_path / "out", plan=windows.Plan(clip=4, rate=8, step=32), every=8)

@@ -1,0 +1,122 @@
+"""Classes of own videos as a table and a picture; programs for serving that need nothing of this package."""
+
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import written
+from PIL import Image
+from test_decode import encode
+
+import videomae_jax
+from videomae_jax.__main__ import main
+from videomae_jax.data import clips, decode, three_crop
+from videomae_jax.runner import Program
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A fine-tuned run whose test has 2 x 3 views."""
+    return written.write(tmp_path_factory.mktemp("serving") / "run", written.classifier(), classes=written.CLASSES)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Two videos and a file that is none."""
+    out = tmp_path_factory.mktemp("videos")
+    for name, frames in (("a.mp4", 21), ("b.mp4", 41)):
+        (out / name).write_bytes(encode(frames=frames))
+    (out / "broken.mp4").write_bytes(b"nothing")
+    return out
+
+
+def test_predictions_average_the_views_of_the_test(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Softmax of each of the 2 x 3 views, then their mean; the unreadable file has a row and a cell; exit code 1 tells of it."""
+    assert main(["predict", str(run), str(folder), f"--out={tmp_path}/p.csv", "--top=9"]) == 1
+    out, err = capsys.readouterr()
+    assert "2 videos of 3 classified" in out and "broken.mp4" in err
+    rows = {row["video"]: row for row in csv.DictReader((tmp_path / "p.csv").open())}
+    model = videomae_jax.load(run)
+    for name in ("a.mp4", "b.mp4"):
+        info, total = decode.probe(folder / name), np.zeros(3)
+        for t in range(2):
+            video = decode.decode(folder / name, clips.DenseView(stride=2, views=2, view=t).ids(info.frames, clip=4, rng=np.random.default_rng(0)), info=info)
+            for s in range(3):
+                total += model.classify(three_crop.ThreeCrop(views=3, view=s)(video, size=16, rng=np.random.default_rng(0))).probabilities[0] / 6
+        order = np.argsort(-total)
+        assert [rows[name][f"class{i + 1}"] for i in range(3)] == [written.CLASSES[i] for i in order] and rows[name]["error"] == ""
+        np.testing.assert_allclose([float(rows[name][f"probability{i + 1}"]) for i in range(3)], total[order], atol=2e-6)
+    assert rows["broken.mp4"]["class1"] == "" and rows["broken.mp4"]["error"].startswith("open: ")
+    picture = np.asarray(Image.open(tmp_path / "p.png"))
+    assert picture.shape == (190, 800, 3) and all(picture[20:140, left: left + 150].std() > 5 for left in (5, 165)) and picture[5:150, 330:470].std() < 1
+
+
+def test_names_of_classes(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Given ones win; a wrong number of them, a file that cannot be read, and a run without classes are refused."""
+    words = ["predict", str(run), str(folder / "a.mp4"), f"--out={tmp_path}/p.csv", "--top=1"]
+    (tmp_path / "names.txt").write_text("one\ntwo\nthree\n")
+    assert main([*words, f"--classes={tmp_path}/names.txt"]) == 0
+    assert next(csv.DictReader((tmp_path / "p.csv").open()))["class1"] in ("one", "two", "three")
+    (tmp_path / "names.json").write_text(json.dumps(["one", "two"]))
+    pretrained = written.write(tmp_path / "pretrained", written.pretraining())
+    for more, message in (([f"--classes={tmp_path}/names.json"], "2 names of classes for a head of 3"), (["--classes=absent"], "--classes=absent cannot be read"),
+                          (["--out=p.txt"], "allowed are a name that ends in .csv")):
+        assert main([*words, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["predict", str(pretrained), str(folder / "a.mp4"), f"--out={tmp_path}/q.csv"]) == 2
+    assert "MAE has no classes" in capsys.readouterr().err
+    bare = written.write(tmp_path / "bare", written.classifier())  # neither names nor the index it was trained on
+    assert main(["predict", str(bare), str(folder / "a.mp4"), f"--out={tmp_path}/r.csv", "--top=1"]) == 0
+    assert next(csv.DictReader((tmp_path / "r.csv").open()))["class1"] in ("0", "1", "2")
+
+
+@pytest.mark.parametrize("what", ["features", "classes"])
+def test_programs_equal_the_model_for_any_batch(what: str, run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Exported once, run with 1 and 3 clips: what the model gives; other clips are refused."""
+    assert main(["export", str(run), f"--out={tmp_path}/out", f"--what={what}", "--platforms=cpu,cuda,tpu"]) == 0
+    program, model = Program(tmp_path / "out"), videomae_jax.load(run)
+    video = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16, 3), np.uint8)
+    for rows in (1, 3):
+        found = program(video[:rows])
+        if what == "classes":
+            np.testing.assert_allclose(found["probabilities"], model.classify(video[:rows]).probabilities, atol=1e-5)
+        else:
+            want = model.encode(video[:rows])
+            np.testing.assert_allclose(found["tokens"].reshape(want.tokens.shape), want.tokens, atol=1e-5)
+            np.testing.assert_allclose(found["pooled"], want.pooled, atol=1e-5)
+    assert program.about["classes"] == (list(written.CLASSES) if what == "classes" else [])
+    assert {k: tuple(v) for k, v in program.about["output"].items()} == {k: ("b", *v.shape[1:]) for k, v in found.items()}
+    with pytest.raises(ValueError, match="allowed is uint8 of shape"):
+        program(video[:, :2])
+
+
+def test_the_folder_runs_without_this_package(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """In a process that cannot import it, by the runner that was copied beside the program."""
+    assert main(["export", str(run), f"--out={tmp_path}/out", "--layer=0"]) == 0
+    video = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
+    np.save(tmp_path / "clip.npy", video)
+    code = ("import sys; sys.modules.update(dict.fromkeys(('videomae_jax', 'flax', 'ml_collections'))); sys.argv = sys.argv[1:]; "
+            "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')")
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"XLA_FLAGS": ""}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out/run.py"), str(tmp_path / "clip.npy"), f"--out={tmp_path}/result.npz"],
+                          cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0 and "pooled float32 (2, 16)" in done.stdout, done.stderr
+    with np.load(tmp_path / "result.npz") as found:
+        np.testing.assert_allclose(found["pooled"], videomae_jax.load(run).encode(video, layer=0).pooled, atol=1e-5)
+
+
+def test_export_mistakes(run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line each, and nothing is written."""
+    pretrained = written.write(tmp_path / "pretrained", written.pretraining())
+    for path, words, message in ((run, ["--platforms=abacus"], "for abacus; allowed are features, classes for cpu, cuda, rocm, tpu"),
+                                 (pretrained, ["--what=classes"], "MAE has no classes; allowed is 'features'"), (run, ["--layer=9"], "layer 9; allowed are")):
+        assert main(["export", str(path), f"--out={tmp_path}/out", *words]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["export", str(run), f"--out={tmp_path}/pretrained"]) == 2
+    assert "is there already and not an empty folder" in capsys.readouterr().err

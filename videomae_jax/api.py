@@ -1,0 +1,312 @@
+"""Models for notebooks and scripts: features, reconstructions and classes of clips.
+
+    import videomae_jax
+
+    model = videomae_jax.load("runs/vit_b")             # a run directory, also one that `convert` wrote
+    model = videomae_jax.load("VideoMAE-base/")         # or weights of others: Hugging Face, official .pth, MAE-ST
+    clip = model.clip("video.mp4")                      # u8 [T H W C], as the run's evaluation cuts it
+    features = model.encode(clip)                       # .tokens f32 [B t h w D], .pooled f32 [B D]
+    pictures = model.reconstruct(clip)                  # .panels {"input", "visible", "prediction", "pasted"} f32 [B T H W C]
+    answer = model.classify(clip)                       # .probabilities f32 [B classes], .top(5)
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videomae_jax import config as configs
+from videomae_jax import externals, parallel, run_directory
+from videomae_jax.checkpoint import Checkpointer, load_params, transfer
+from videomae_jax.data import decode
+from videomae_jax.errors import UserError
+from videomae_jax.evals import pictures
+from videomae_jax.evals.base import evaluation_source
+from videomae_jax.objectives import base
+from videomae_jax.types import Extra, Params
+
+CLASSES = "classes.json"  # names of the classes in the order of the head, where a run directory has them
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """`tokens` f32 [B t h w D] in the order time, rows, columns; `pooled` f32 [B D]; `valid` bool [B t h w], False for padding."""
+
+    tokens: np.ndarray
+    pooled: np.ndarray
+    valid: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """`panels` {"input", "visible", "prediction", "pasted"}, each f32 [B T H W C] in [0, 1]; `error` f64 [B], the mean squared error of
+    hidden patches that were predicted. Cells that were not decoded are hatched. Where the model predicts normalised patches, they
+    are shown with the true mean and deviation of each patch.
+    """
+
+    panels: Mapping[str, np.ndarray]
+    error: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """`probabilities` f32 [B classes] and the `names` of the classes."""
+
+    probabilities: np.ndarray
+    names: tuple[str, ...]
+
+    def top(self, count: int = 5, /) -> list[list[tuple[str, float]]]:
+        """The `count` likeliest classes of every clip with their probabilities, the likeliest first."""
+        order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :count]
+        return [[(self.names[i], float(row[i])) for i in best] for row, best in zip(self.probabilities, order, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A trained objective with its weights (the averaged ones where the run keeps them), on the devices of `mesh`.
+
+    Clips are u8 in 0..255 or floats in [0, 1], [B T H W C] or one clip [T H W C], of the length and size that the model takes
+    (`frames`, `size`). Batches of one length are compiled once.
+    """
+
+    objective: base.Objective
+    params: Params
+    extra: Extra
+    config: Any
+    classes: tuple[str, ...]
+    step: int
+    mesh: Any
+    trust: tuple[str, ...] = ()
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip."""
+        return self.objective.encoder.frames
+
+    @property
+    def size(self) -> int:
+        """Rows and columns of a clip."""
+        return self.objective.encoder.size
+
+    def encode(self, video: Any, /, *, layer: int = -1, length: Any = None) -> Encoding:
+        """Features of whole clips; `layer` -1 = as the recipe represents a clip, else the raw output of that block (0 = the first).
+
+        `length` i [B] says how many frames of a clip are real: the rest is attended by no token. Deterministic.
+        """
+        clips = self._clips(video)
+        lengths = {} if length is None else {"length": np.broadcast_to(np.asarray(length, np.int32), len(clips))}
+        found = self._run(self.represent(layer), clips, **lengths)
+        grid = found.grid
+        shape = (len(clips), grid.t, grid.h, grid.w)
+        if length is not None and found.valid.all() and (np.asarray(length) <= self.frames - self.objective.encoder.patch[0]).any():
+            raise UserError(f"{type(self.objective).__name__} does not leave out padding; encode whole clips alone")
+        return Encoding(found.tokens.reshape(*shape, -1), found.pooled, found.valid.reshape(shape))
+
+    def reconstruct(self, video: Any, /, *, seed: int = 0) -> Reconstruction:
+        """Hides parts of clips as in training, with masks drawn from `seed` and the place in the batch, and predicts them."""
+        clips = self._clips(video)
+        if not hasattr(self.objective, "decoder") or not hasattr(self.objective.target, "invert"):
+            raise UserError(f"{type(self.objective).__name__} does not reconstruct pixels; allowed are runs of pretraining")
+        masks, predicted, pixels = self._run(self._predict, clips, rng=np.uint32(seed))
+        drawn = [pictures.compose(self.objective, pixels[i], predicted[i], jax.tree.map(lambda x, i=i: x[i], masks)) for i in range(len(clips))]
+        panels = {name: np.stack([panel[name] for panel, _ in drawn]) for name in pictures.PANELS}
+        return Reconstruction(panels, np.asarray([error for _, error in drawn]))
+
+    def classify(self, video: Any, /) -> Classification:
+        """Probabilities of the classes, one clip at a time; average those of several clips of a video yourself, or use `predict`."""
+        if not hasattr(self.objective, "head"):
+            raise UserError(f"{type(self.objective).__name__} has no classes; allowed are fine-tuned runs")
+        probabilities = self._run(self._classify, self._clips(video))
+        return Classification(probabilities, self.classes or tuple(map(str, range(probabilities.shape[1]))))
+
+    def clip(self, path: str | pathlib.Path, /) -> np.ndarray:
+        """u8 [T H W C] of a video file: the frames and the crop that the run's evaluation takes. Raises DecodeError."""
+        source = evaluation_source(self.config, split="all", trust=self.trust)
+        if not hasattr(source, "sampling"):
+            raise UserError(f"the data of this run ({type(source).__name__}) do not say how a clip is cut from a file")
+        info, rng = decode.probe(path), np.random.default_rng(0)
+        ids = source.sampling.ids(info.frames, clip=self.frames, rng=rng)
+        return source.crop(decode.decode(path, ids, info=info), size=self.size, rng=rng)
+
+    def _clips(self, video: Any, /) -> np.ndarray:
+        clips = np.asarray(video)
+        clips = clips[None] if clips.ndim == 4 else clips
+        e = self.objective.encoder
+        if clips.shape[1:] != (e.frames, e.size, e.size, e.channels) or not len(clips):
+            raise UserError(f"clips of shape {np.shape(video)}; this model takes ([B,] {e.frames}, {e.size}, {e.size}, {e.channels}) = (frames, rows, columns, "
+                            "channels); load(..., frames=, size=) opens it for others")
+        if clips.dtype != np.uint8 and not np.issubdtype(clips.dtype, np.floating):
+            raise UserError(f"clips of {clips.dtype}; allowed are uint8 in 0..255 and floats in [0, 1]")
+        return clips if clips.dtype == np.uint8 else clips.astype(np.float32)
+
+    def submit(self, program: Any, clips: np.ndarray, /, *, rows: int = 0, rng: Any = None, **more: np.ndarray) -> Any:
+        """Starts a program on clips, padded to `rows` and to whole devices, and returns its device arrays without waiting."""
+        ways = parallel.batch_ways(self.mesh)
+        rows = -(-max(rows, len(clips)) // ways) * ways
+
+        def padded(x: np.ndarray) -> np.ndarray:
+            return np.concatenate([x, np.repeat(x[:1], rows - len(x), 0)])
+
+        batch = {k: np.zeros((rows, *v.shape[1:]), v.dtype) for k, v in self._example.items()}
+        batch |= {"video": padded(clips), "valid": np.arange(rows) < len(clips)} | {k: padded(v) for k, v in more.items()}
+        batch["key"] = np.stack([np.arange(rows, dtype=np.uint32), np.zeros(rows, np.uint32)], 1)
+        if "label" in batch:
+            batch["label"] = np.full_like(batch["label"], -1)
+        extra = () if rng is None else (rng,)
+        return program(self.params, self.extra, parallel.to_device(batch, mesh=self.mesh), *extra)
+
+    def _run(self, program: Any, clips: np.ndarray, /, **more: Any) -> Any:
+        return jax.tree.map(lambda x: x[: len(clips)], jax.device_get(self.submit(program, clips, **more)))
+
+    def _program(self, fn: Any, /) -> Any:
+        def traced(*args: Any) -> Any:
+            with parallel.use(self.mesh):
+                return fn(*args)
+        return jax.jit(traced, out_shardings=parallel.replicated(self.mesh))
+
+    @functools.cached_property
+    def fields(self) -> Mapping[str, Any]:
+        """What a batch of this recipe holds beside the bookkeeping, by the data it was trained on."""
+        return configs.build(self.config.data, trust=self.trust).fields
+
+    @functools.cached_property
+    def _example(self) -> dict[str, Any]:
+        return base.dummy(self.fields)
+
+    @functools.cached_property
+    def _layers(self) -> dict[int, Any]:
+        return {}
+
+    def check_layer(self, layer: int, /) -> None:
+        """Raises UserError for a block that the encoder does not have."""
+        if not -1 <= layer < self.objective.encoder.depth:
+            raise UserError(f"layer {layer}; allowed are -1 and 0 to {self.objective.encoder.depth - 1}")
+
+    def represent(self, layer: int, /) -> Any:
+        """The program for `submit` that gives `Features` of a block, compiled once a layer and batch."""
+        self.check_layer(layer)
+        if layer not in self._layers:
+            self._layers[layer] = self._program(
+                lambda params, extra, batch: self.objective.represent(params, extra, batch, inputs=("video",), layer=layer)["video"])
+        return self._layers[layer]
+
+    @functools.cached_property
+    def _predict(self) -> Any:
+        def fn(params: Params, extra: Extra, batch: Any, seed: Any) -> Any:
+            found = self.objective.predict(params, extra, batch, jax.random.key(seed))
+            return found.masks, found.patches, self.objective.patchify(batch)
+        return self._program(fn)
+
+    @functools.cached_property
+    def _classify(self) -> Any:
+        def fn(params: Params, extra: Extra, batch: Any) -> Any:
+            return jax.nn.softmax(self.objective.predict(params, extra, batch, jax.random.key(0)).logits.astype(jnp.float32), -1)
+        return self._program(fn)
+
+
+class Stored(NamedTuple):
+    """What a path holds: config, parameters as numpy arrays, class names (() = unknown), step."""
+
+    config: Any
+    params: Params
+    classes: tuple[str, ...]
+    step: int
+
+
+def load(path: str | pathlib.Path, /, *, step: int | None = None, frames: int = 0, size: int = 0, devices: Sequence[Any] | None = None,
+         trust: tuple[str, ...] = (), assignments: Mapping[str, str] | None = None, **conversion: Any) -> Model:
+    """The model of a run directory (`step`: of that checkpoint, else the newest), or of weights of others.
+
+    `frames` and `size` open a model with fixed position tables for other clips than it was trained on (0 = as trained).
+    `devices` are those that batches are split over (None = the first one). `assignments` override config fields. For weights of
+    others, `conversion` takes the keywords of `convert.importing.read`: family, key, heads, decoder_heads, allow, ...
+    """
+    path = pathlib.Path(path)
+    run = (path / "checkpoints").is_dir()
+    if run and conversion or not run and step is not None:
+        raise UserError(f"{next(iter(conversion), 'step')} is for {'weights of others' if run else 'run directories'}; {path} is {'a run directory' if run else 'none'}")
+    stored = of_run(path, step=step) if run else of_weights(path, conversion)
+    config = stored.config
+    with config.unlocked():
+        configs.override(config, dict(assignments or {}))
+        refit(config, frames=frames, size=size)
+    objective, mesh = configs.build(config.objective, trust=trust), parallel.Layout().mesh(list(devices or jax.local_devices()[:1]))
+    example = base.dummy(configs.build(config.data, trust=trust).fields)
+    shapes = parallel.unbox(jax.eval_shape(lambda: objective.init(jax.random.key(0), example)))
+    params = transfer(shapes, stored.params)
+    extra = extra_of(objective, path, step=stored.step, example=example, shapes=shapes)
+    shared = parallel.replicated(mesh)
+
+    def place(tree: Any) -> Any:
+        return jax.tree.map(lambda x: parallel.place(np.asarray(x), shared), tree)
+    return Model(objective, place(params), place(extra), config, stored.classes, stored.step, mesh, trust)
+
+
+def of_run(path: pathlib.Path, /, *, step: int | None) -> Stored:
+    """The contents of a run directory, with the averaged weights where it keeps them."""
+    config, names, found = run_directory.open_run(path), path / CLASSES, chosen(path, step=step)
+    params = load_params(path / "checkpoints", step=found, item="ema" if config.ema else "params")
+    return Stored(config, params, tuple(json.loads(names.read_text())) if names.is_file() else (), found)
+
+
+def of_weights(path: pathlib.Path, conversion: Mapping[str, Any], /) -> Stored:
+    """Converted weights, without writing them."""
+    from videomae_jax.convert import importing
+
+    found = importing.read(path, **conversion)
+    return Stored(found.config, found.params, found.classes, 0)
+
+
+def digest(path: pathlib.Path, /) -> str:
+    """SHA-256 of the newest checkpoint of a run directory, or of weights of others."""
+    if (path / "checkpoints").is_dir():
+        return externals.digest(path)
+    from videomae_jax.convert import files
+
+    if not path.is_dir():
+        return externals.digest(path)
+    return hashlib.sha256("".join(map(externals.digest, files.in_folder(path))).encode()).hexdigest()
+
+
+def chosen(path: pathlib.Path, /, *, step: int | None) -> int:
+    """`step`, or the newest of a run. Raises UserError when it is not there."""
+    saver = Checkpointer(path / "checkpoints", read_only=True)
+    try:
+        steps = saver.steps()
+    finally:
+        saver.close()
+    if not steps or step not in (None, *steps):
+        raise UserError(f"no checkpoint {'' if step is None else step} in {path}/checkpoints; its steps are {steps}")
+    return steps[-1] if step is None else step
+
+
+def extra_of(objective: base.Objective, path: pathlib.Path, /, *, step: int, example: Any, shapes: Params) -> Extra:
+    """The state beside the parameters that a recipe keeps, and its frozen weights; {} for most."""
+    extra = jax.eval_shape(lambda params: parallel.unbox(objective.init_extra(jax.random.key(0), params, example)), shapes)
+    if jax.tree.leaves(extra):
+        extra = transfer(extra, load_params(path / "checkpoints", step=step, item="extra"))
+    frozen = parallel.unbox(jax.jit(lambda: objective.init_frozen(jax.random.key(0), example))())
+    return base.with_frozen(extra, externals.load(frozen, objective.externals(), root="frozen") if jax.tree.leaves(frozen) else {})
+
+
+def refit(config: Any, /, *, frames: int = 0, size: int = 0) -> None:
+    """Opens a config for clips of other `frames` and `size`, in place: tables are those of the training grid, resized."""
+    encoder = configs.build(config.objective.encoder) if "encoder" in config.objective else None
+    if encoder is None or not hasattr(encoder, "grid"):
+        raise UserError(f"{config.objective[configs.SYMBOL]} has no single video encoder; allowed are recipes with one")
+    frames, size = frames or encoder.frames, size or encoder.size
+    if (frames, size) == (encoder.frames, encoder.size):
+        return
+    from videomae_jax.convert.importing import retable
+
+    retable(config, trained=encoder.grid)
+    config.objective.encoder.frames = config.data.frames = frames
+    config.objective.encoder.size = config.data.size = size
+    configs.build(config.objective.encoder).grid  # noqa: B018 (raises for a clip that is no multiple of the patch)

@@ -1,0 +1,53 @@
+"""The `predict` command: classes of videos of one's own from a fine-tuned run."""
+
+import json
+import pathlib
+
+from videomae_jax.commands import arguments
+from videomae_jax.commands.arguments import say
+
+
+def main(argv: list[str]) -> int:
+    """Writes the table and the sheet; 0, or 1 when some videos could not be read."""
+    parser = arguments.Parser("predict", description="The likeliest classes of videos, from the views that the run was tested with: softmax of every "
+                              "view, then their mean. A csv, and a picture with a frame of every video.")
+    parser.add_argument("workdir", metavar="RUN", help="fine-tuned run directory, or weights of others as for convert --from=auto")
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, folders (searched recursively) or an index (.parquet)")
+    parser.add_argument("--out", default="predictions.csv", metavar="FILE.csv", help="table to write (default: predictions.csv)")
+    parser.add_argument("--sheet", default="", metavar="FILE.png", help="contact sheet to write (default: the name of the table, ending in .png)")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes a video (default 5, or all where there are fewer)")
+    parser.add_argument("--classes", default="", metavar="FILE", help="names of the classes in the order of the head: a JSON list, or one a line")
+    parser.add_argument("--step", type=int, default=None, help="checkpoint to use (default: the newest)")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="also build symbols of this package")
+    options = parser.parse_args(argv)
+    from videomae_jax import api, extraction, prediction
+    from videomae_jax.errors import UserError
+
+    out = pathlib.Path(options.out)
+    if out.suffix != ".csv" or options.top < 1:
+        raise UserError(f"--out={options.out} --top={options.top}; allowed are a name that ends in .csv, and 1 and more")
+    videos = extraction.find(options.videos)
+    model = api.load(options.workdir, step=options.step, trust=tuple(options.trust))
+    classes = prediction.names(model, given=listed(pathlib.Path(options.classes)) if options.classes else ())
+    top = min(options.top, len(classes))
+    answers = prediction.predict(model, videos, classes=classes, top=top, say=say)
+    prediction.table(answers, out, top=top)
+    picture = pathlib.Path(options.sheet) if options.sheet else out.with_suffix(".png")
+    prediction.sheet(answers, picture)
+    failed = sum(bool(a.error) for a in answers)
+    print(f"{len(answers) - failed} videos of {len(answers)} classified: {out}, {picture}")
+    return 1 if failed else 0
+
+
+def listed(path: pathlib.Path, /) -> tuple[str, ...]:
+    """Names from a file."""
+    from videomae_jax.errors import UserError
+
+    try:
+        text = path.read_text()
+        found = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"--classes={path} cannot be read ({error})") from error
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise UserError(f"--classes={path}: allowed is a JSON list of names, or one name a line")
+    return tuple(found)
