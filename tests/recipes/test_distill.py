@@ -1,0 +1,201 @@
+"""Distillation: the KL by hand, no gradient into the teacher and none of it in a checkpoint, the same views, agreement, resume."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from videomae_jax import config as configs
+from videomae_jax import externals, losses, optim, parallel, supervision
+from videomae_jax.assembly import Assembly, assemble
+from videomae_jax.checkpoint import Checkpointer
+from videomae_jax.data import sources
+from videomae_jax.erasing import Erasing
+from videomae_jax.errors import UserError
+from videomae_jax.evals.agreement import Agreement
+from videomae_jax.evals.base import Context
+from videomae_jax.mixing import Mixing
+from videomae_jax.models import heads, vit
+from videomae_jax.objectives.distill import Distill
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CLIP = {"patch": (2, 8, 8), "frames": 4, "size": 16}
+STUDENT, TEACHER = vit.Encoder(width=16, depth=1, heads=2, hidden=16, **CLIP), vit.Encoder(width=32, depth=1, heads=2, hidden=32, **CLIP)
+HEAD = heads.Classifier(classes=3, init_scale=20.0)  # large enough that classes differ
+PLAIN = Distill(encoder=STUDENT, head=HEAD, teacher=TEACHER, teacher_head=HEAD, weights="", mixing=Mixing(probability=0.0))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compiler() -> Iterator[None]:
+    """These programs run a few times each: compiling them well would take far longer than running them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    running.cache_clear()
+
+
+def batch(labels: tuple[int, ...] = (0, 2, -1, 1)) -> dict[str, np.ndarray]:
+    """Random clips; one has no label."""
+    rows = len(labels)
+    video = np.random.default_rng(1).integers(0, 256, (rows, 4, 16, 16, 3), np.uint8)
+    return {"video": video, "label": np.asarray(labels, np.int32), "key": np.stack([np.arange(rows), np.zeros(rows)], -1).astype(np.uint32),
+            "valid": np.ones(rows, bool), "row": np.arange(rows, dtype=np.int32), "fault": np.zeros(rows, np.int32)}
+
+
+def run_of(objective: Distill = PLAIN) -> Assembly:
+    """A run on data=2, fsdp=2."""
+    config = configs.load(str(ROOT / "configs" / "tiny.py"))
+    config.unlock()
+    config.objective = configs.plain(objective)
+    config.data = configs.spec(sources.NoiseClips, frames=4, size=16, length=16)
+    config.batch_size, config.total, config.mesh = 4, "4", {"data": 2, "fsdp": 2, "tensor": 1, "replicated": 1.0}
+    config.optimizers.main = configs.spec(optim.AdamW, schedule=optim.Schedule(base=1e-2, warmup="0", unit=0, shape="constant"))
+    return assemble(config, devices=jax.devices()[:4])
+
+
+@functools.cache
+def running() -> tuple[Assembly, Any]:
+    """The run of PLAIN and its first state on the host."""
+    run = run_of()
+    return run, jax.device_get(run.create().params)
+
+
+def log_softmax(x: Any) -> np.ndarray:
+    """In float64."""
+    x = np.asarray(x, np.float64)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_divergence_by_hand(temperature: float) -> None:
+    """ln 2 between a certain and an even choice of two; in general tau^2 sum p (log p - log q), 0 between equals, its gradient tau (q - p)."""
+    sure, even = jnp.array([[40.0, -40.0]]), jnp.zeros((1, 2))
+    assert float(supervision.divergence(sure, even, temperature=1.0, weight=jnp.ones(1)).total[0]) == pytest.approx(math.log(2), rel=1e-6)
+    p, q = (np.random.default_rng(i).normal(size=(5, 4)).astype(np.float32) for i in (0, 1))
+    weight = np.float32([1, 0, 1, 1, 1])
+    lp, lq = log_softmax(p / temperature), log_softmax(q / temperature)
+    want = temperature**2 * (np.exp(lp) * (lp - lq)).sum(-1) * weight
+    term = supervision.divergence(jnp.asarray(p), jnp.asarray(q), temperature=temperature, weight=jnp.asarray(weight))
+    np.testing.assert_allclose(term.total, want, rtol=2e-5)
+    np.testing.assert_allclose(supervision.divergence(p, p, temperature=temperature, weight=jnp.asarray(weight)).total, 0, atol=1e-6)
+    slope = jax.grad(lambda q: supervision.divergence(p, q, temperature=temperature, weight=jnp.asarray(weight)).total.sum())(q)
+    np.testing.assert_allclose(slope, temperature * (np.exp(lq) - np.exp(lp)) * weight[:, None], atol=1e-5)
+
+
+def test_the_loss_is_that_of_both_networks_on_the_same_mixed_clips() -> None:
+    """Teacher and student get the erased and mixed pixels; a clip without a label counts for the KL alone."""
+    objective = dataclasses.replace(PLAIN, mixing=Mixing(cutmix=0.0), erasing=Erasing(probability=1.0), labels=0.5, temperature=2.0, smoothing=0.0)
+    run, params = running()
+    extra = run.seen({})
+
+    @jax.jit
+    def all_of(params: Any, extra: Any, rows: Any, rng: Any) -> Any:
+        ready = objective.prepare(rows, rng, step=jnp.int32(0), train=True)
+        out = objective.loss(params, extra, ready, rng, step=jnp.int32(0), train=True)
+        return ready, out, objective.predict(params, extra, ready, rng).logits, objective.teach(extra, ready)
+
+    rows = batch()
+    ready, out, student, teacher = jax.device_get(all_of(params, extra, rows, jax.random.key(3)))
+    assert ready["video"].dtype == np.float32 and np.abs(ready["video"] - rows["video"] / 255).max() > 0.1
+    lp, lq = log_softmax(teacher / 2), log_softmax(student / 2)
+    kl = 4 * (np.exp(lp) * (lp - lq)).sum(-1).mean()
+    ce = -(ready["target"] * log_softmax(student)).sum(-1)[[0, 3]].mean()  # rows 1 and 2 are mixed with each other, and 2 has no label
+    np.testing.assert_array_equal(ready["weight"], [1, 0, 0, 1])
+    assert float(losses.value(out.terms, denominators=losses.denominators(out.terms))) == pytest.approx(kl + 0.5 * ce, rel=1e-5)
+    assert kl > 0.01
+    same = 100 * np.mean(student.argmax(-1) == teacher.argmax(-1))
+    assert float(np.sum(out.metrics["agreement"].total) / np.sum(out.metrics["agreement"].weight)) == pytest.approx(same)
+
+
+def test_the_teacher_stays_as_it_is(tmp_path: pathlib.Path) -> None:
+    """Split over fsdp, in bfloat16, no leaf of the state or of a checkpoint, the same bits after steps; a restored run goes on bit for bit."""
+    run, params = running()
+    leaves = jax.tree.leaves(run.frozen["teacher"])
+    assert {x.dtype for x in leaves} == {jnp.dtype("bfloat16")}
+    assert any("fsdp" in str(x.sharding.spec) for x in leaves)
+    before = jax.device_get(run.frozen)
+    state, step = run.create(), run.step()
+    assert state.params.keys() == {"encoder", "head"} and state.params["encoder"]["embed"]["kernel"].shape[-1] == 16
+    rows = parallel.to_device(batch(), mesh=run.mesh)
+    saver, losses_seen = Checkpointer(tmp_path), []
+    for number in range(1, 4):
+        state, metrics = step(state, rows)
+        losses_seen.append(float(metrics["loss"]))
+        if number == 1:
+            saver.save(1, state, meta={"step": 1})
+            saver.wait()
+    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), params, jax.device_get(state.params))
+    assert all(jax.tree.leaves(changed)) and losses_seen[-1] < losses_seen[0]
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(jax.device_get(run.frozen)), strict=True):
+        np.testing.assert_array_equal(old, new)
+    saved = {path for item in ("params", "opt") for path in traverse_util.flatten_dict(saver.load(1, item=item), sep="/")}
+    assert not any("teacher" in path or "frozen" in path for path in saved)
+    other = saver.restore(1, run.abstract, rng=run.rng()).state
+    saver.close()
+    for _ in range(2):
+        other, _ = step(other, rows)
+    for got, want in zip(jax.tree.leaves(other.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_no_gradient_reaches_the_teacher() -> None:
+    """Not even when somebody asks for it."""
+    run, params = running()
+    rows = PLAIN.prepare(batch(), jax.random.key(0), step=jnp.int32(0), train=False)
+
+    def loss(extra: Any) -> Any:
+        out = PLAIN.loss(params, extra, rows, jax.random.key(0), step=jnp.int32(0), train=True)
+        return losses.value(out.terms, denominators=losses.denominators(out.terms))
+    frozen = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), jax.device_get(run.frozen))
+    assert all(not np.asarray(g).any() for g in jax.tree.leaves(jax.jit(jax.grad(loss))({"frozen": frozen})))
+
+
+def test_weights_of_both(tmp_path: pathlib.Path) -> None:
+    """A fine-tuned run becomes the teacher, head included; the student starts from its own."""
+    def written(name: str, encoder: vit.Encoder, value: float) -> str:
+        tree = parallel.unbox(supervision.Network(encoder, HEAD).init(jax.random.key(0)))
+        np.savez(tmp_path / name, **{k: np.full(v.shape, value, np.float32) for k, v in traverse_util.flatten_dict(tree, sep="/").items()})
+        return str(tmp_path / name)
+    objective = dataclasses.replace(PLAIN, weights=written("t.npz", TEACHER, 0.25), pretrained=written("s.npz", STUDENT, 0.5))
+    run, params = running()
+    frozen = externals.load(run.frozen, objective.externals(), root="frozen")
+    assert {float(x) for leaf in jax.tree.leaves(frozen) for x in np.unique(np.asarray(leaf, np.float32))} == {0.25}
+    assert jax.tree.leaves(frozen)[0].dtype == jnp.bfloat16
+    loaded = externals.load(jax.tree.map(jnp.asarray, params), objective.externals(), root="params")
+    assert {float(x) for leaf in jax.tree.leaves(loaded) for x in np.unique(leaf)} == {0.5}
+
+
+def test_agreement(tmp_path: pathlib.Path) -> None:
+    """A student that is the teacher agrees in all clips; another by counting."""
+    run, params = running()
+
+    class Noise(Context):
+        def source(self, split: str, /) -> Any:
+            return sources.NoiseClips(frames=4, size=16, length=6)
+
+    found = Agreement(batch_size=4).run(Noise(run, jax.device_put(params), run.seen({}), 1, tmp_path))
+    video = np.stack([sources.NoiseClips(frames=4, size=16).read(row, rng=np.random.default_rng(0))["video"][0] for row in range(6)])
+    rows = batch((0, 1, 0, 1, 0, 1)) | {"video": video}
+    student = jax.jit(PLAIN.predict)(params, {}, rows, jax.random.key(0)).logits
+    teacher = jax.jit(PLAIN.teach)(run.seen({}), rows)
+    lp, lq = log_softmax(teacher), log_softmax(student)
+    assert found["agreement"] == pytest.approx(100 * np.mean(np.argmax(student, -1) == np.argmax(teacher, -1)))
+    assert found["divergence"] == pytest.approx((np.exp(lp) * (lp - lq)).sum(-1).mean(), rel=1e-4)
+    assert found["student_top1"] == pytest.approx(100 * np.mean(np.argmax(student, -1) == np.arange(6) % 2))
+    assert found["teacher_top1"] == pytest.approx(100 * np.mean(np.argmax(teacher, -1) == np.arange(6) % 2))
+
+
+def test_mistakes() -> None:
+    """Other classes, other clips, a temperature of nothing."""
+    for change, message in (({"teacher_head": heads.Classifier(classes=4)}, "has 3 classes and the teacher's 4"), ({"temperature": 0.0}, "temperature 0.0"),
+                            ({"teacher": dataclasses.replace(TEACHER, frames=8)}, "both see the same clip"), ({"start": "body"}, "start 'body'")):
+        with pytest.raises(UserError, match=message):
+            dataclasses.replace(PLAIN, **change)
