@@ -389,3 +389,19 @@ def test_real_damage(real_videos: pathlib.Path) -> None:
     info = decode.probe(real_videos / "corrupted.mp4")
     assert stage_of(real_videos / "corrupted.mp4", ids=(0, info.frames - 1), info=info) == "decode"
     assert stage_of(real_videos / "instruction_7min.mp4") == "short"
+
+
+def test_a_title_that_is_no_text_loses_no_video() -> None:
+    """Bytes that are not UTF-8, which PyAV before 19 refuses unless told otherwise."""
+    good = encode(frames=5, codec="mpeg4", container="matroska")
+    with tempfile.NamedTemporaryFile(suffix=".mkv") as file:
+        with av.open(io.BytesIO(good)) as source, av.open(file.name, "w") as out:
+            out.metadata["title"] = "TITLETITLE"
+            stream = out.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    out.mux(packet)
+        data = pathlib.Path(file.name).read_bytes()
+    bad = data.replace(b"TITLETITLE", b"\xff\xfe\xc3(TITLE\x80")
+    assert bad != data and len(decode.probe(bad).pts) == 5

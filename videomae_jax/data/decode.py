@@ -213,6 +213,10 @@ def _runs(numbers: np.ndarray, info: VideoInfo, /) -> list[np.ndarray]:
     return np.split(numbers, np.flatnonzero(skipped >= SEEK_GAIN) + 1)
 
 
+# Undecodable titles are no reason to lose a video; PyAV 19 has no option for it any more and keeps them.
+TITLES = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
 class _Call:
     """One access to a source: its name for errors and its deadline."""
 
@@ -227,8 +231,7 @@ class _Call:
         """A container, to be closed by its `with`."""
         file = io.BytesIO(self.source) if isinstance(self.source, bytes) else os.fspath(self.source)
         try:
-            # Undecodable titles are no reason to lose a video.
-            return av.open(file, metadata_errors="replace", timeout=None if math.isinf(self.timeout) else self.timeout)
+            return av.open(file, timeout=None if math.isinf(self.timeout) else self.timeout, **TITLES)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise self.error("open", error) from error
 
