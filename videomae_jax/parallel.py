@@ -85,11 +85,12 @@ def abstract_mesh(*, data: int, fsdp: int, tensor: int) -> AbstractMesh:
     return AbstractMesh((data, fsdp, tensor), AXES)
 
 
-def initialize(*, coordinator: str, processes: int, process: int, timeout: int = 300) -> None:
+def initialize(*, coordinator: str, processes: int, process: int, timeout: int = 300, peer_limit: int = 15) -> None:
     """Joins a multi-process run; must come before any other use of jax. CPU collectives go through gloo.
 
     With an empty `coordinator` and `processes` 0 nothing happens; a coordinator "auto" lets jax detect the cluster (SLURM,
-    Cloud TPU, Kubernetes, Open MPI). Raises UserError where it detects none. JAX ends the process where the others are not there within `timeout` s.
+    Cloud TPU, Kubernetes, Open MPI). Raises UserError where it detects none. JAX ends the process where the others are not there within `timeout` s,
+    and where one gives no sign of life for `peer_limit` s: who waits for a dead one in a collective would never return.
     """
     if not coordinator:
         return
@@ -97,7 +98,7 @@ def initialize(*, coordinator: str, processes: int, process: int, timeout: int =
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     given = {} if coordinator == "auto" else {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
     try:
-        jax.distributed.initialize(**given, initialization_timeout=timeout)
+        jax.distributed.initialize(**given, initialization_timeout=timeout, heartbeat_timeout_seconds=peer_limit)
     except ValueError as error:  # no cluster
         raise UserError(f"--coordinator={coordinator}: {error}; give --coordinator=HOST:PORT --processes=N --process=I") from error
 

@@ -63,6 +63,7 @@ def add_processes(parser: argparse.ArgumentParser, /) -> None:
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="number of processes")
     parser.add_argument("--process", type=int, default=0, metavar="I", help="number of this process, from 0")
     parser.add_argument("--init-timeout", type=int, default=300, metavar="SECONDS", help="wait this long for the other processes to start (default 300)")
+    parser.add_argument("--peer-limit", type=int, default=15, metavar="SECONDS", help="end when another process gives no sign of life for so long (default 15)")
 
 
 def start(options: argparse.Namespace, /) -> None:
@@ -71,9 +72,12 @@ def start(options: argparse.Namespace, /) -> None:
         raise UserError(f"--process={options.process} with --processes={options.processes}; allowed are 0 to {options.processes - 1}")
     if options.processes > 1 and not options.coordinator:
         raise UserError(f"--processes={options.processes} needs --coordinator=HOST:PORT, the address of process 0")
+    if options.peer_limit < 1:
+        raise UserError(f"--peer-limit={options.peer_limit}; allowed are whole seconds from 1 on")
     from videomae_jax import parallel
 
-    parallel.initialize(coordinator=options.coordinator, processes=options.processes, process=options.process, timeout=options.init_timeout)
+    parallel.initialize(coordinator=options.coordinator, processes=options.processes, process=options.process, timeout=options.init_timeout,
+                        peer_limit=options.peer_limit)
     if options.coordinator:
         say(parallel.place_of_process())
 
