@@ -12,12 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
+from runs import shared_programs  # noqa: F401 (a fixture)
 
+import videomae_jax
 from videomae_jax import config as configs
 from videomae_jax import externals, parallel, run_directory
 from videomae_jax.__main__ import main
 from videomae_jax.convert import files, importing, report, videomae
 from videomae_jax.errors import UserError
+from videomae_jax.evals.base import evaluation_source
 from videomae_jax.models import mae_st, patches, resized, vit
 from videomae_jax.objectives.base import External
 
@@ -59,10 +63,10 @@ def official() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def finetuned(official: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A fine-tuned one of five classes."""
+    """A fine-tuned one of four classes."""
     rng = np.random.default_rng(1)
     state = {k.removeprefix("encoder."): v for k, v in official.items() if k.startswith("encoder.") and ".norm." not in k.replace("encoder.", ".", 1)[:6]}
-    shapes = {"fc_norm.weight": (32,), "fc_norm.bias": (32,), "head.weight": (5, 32), "head.bias": (5,)}
+    shapes = {"fc_norm.weight": (32,), "fc_norm.bias": (32,), "head.weight": (4, 32), "head.bias": (4,)}
     return state | {k: rng.standard_normal(s, np.float32) for k, s in shapes.items()}
 
 
@@ -222,6 +226,21 @@ def test_a_converted_run_starts_another(finetuned: dict[str, np.ndarray], tmp_pa
     loaded = externals.load(fresh, objective.externals(), root="params")
     np.testing.assert_array_equal(loaded["encoder"]["stack"]["block"]["attn"]["qkv"], params_of(tmp_path / "run")["encoder"]["stack"]["block"]["attn"]["qkv"])
     np.testing.assert_array_equal(loaded["head"]["linear"]["kernel"], fresh["head"]["linear"]["kernel"])
+
+
+def test_a_converted_run_is_evaluated(finetuned: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the `evaluate` command, on an index named when it is converted: the accuracy that its weights give clip by clip."""
+    index = runs.world(tmp_path / "world")
+    words = ["--from=videomae", str(save(tmp_path / "a.pth", finetuned, args=argparse.Namespace(num_frames=8, input_size=32))), f"--out={tmp_path}/run", *HEADS]
+    assert main(["convert", *words, f"--config.data.index={index}", "--config.data.label=appearance"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", f"{tmp_path}/run", "--only=val", "--config.evaluators.val.batch_size=8", "--config.workers=0"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    model = videomae_jax.load(tmp_path / "run")
+    source = evaluation_source(model.config, split="val")
+    examples = [source.read(row, rng=np.random.default_rng(0)) for row in range(8)]
+    best = model.classify(np.concatenate([e["video"] for e in examples])).probabilities.argmax(1)
+    assert found["val/videos"] == 8 and found["val/top1"] == pytest.approx(100 * np.mean(best == np.concatenate([e["label"] for e in examples])))
 
 
 def test_v2_features_of_hugging_face(finetuned: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
