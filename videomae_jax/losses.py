@@ -1,6 +1,6 @@
 """Loss terms: numerator and denominator apart, so that accumulation and meshes stay exact."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import flax.struct
 import jax
@@ -66,3 +66,24 @@ def ranks(scores: Array, labels: Array, /) -> Array:
     own = (scores * hot).sum(-1, keepdims=True)
     ahead = (scores > own) | ((scores == own) & (np.arange(scores.shape[-1]) < labels[:, None]))
     return ahead.sum(-1)
+
+
+def wasserstein(fake: Array, real: Array, /, *, weight: Array) -> Term:
+    """What a critic minimises: the mean score of `fake` minus that of `real`, f32 [B M] each (WGAN, arXiv 1701.07875)."""
+    return Term(total=(fake - real).astype(jnp.float32) * weight, weight=weight)
+
+
+def adversarial(score: Array, /, *, weight: Array, coefficient: float) -> Term:
+    """What the critic's opponent minimises: minus the mean score f32 [B M] of what it made."""
+    return Term(total=-score.astype(jnp.float32) * weight, weight=weight, coefficient=coefficient)
+
+
+def gradient_penalty(score: Callable[[Array], Array], real: Array, fake: Array, /, *, share: Array, weight: Array, coefficient: float) -> Term:
+    """Mean of (|gradient| - 1)^2 of `score` ([B M P] -> [B M], tokens apart) at real * share + fake * (1 - share) (arXiv 1704.00028).
+
+    `share` f32 [B M] is drawn from U(0, 1). The norm, over the P values of a token, is that of a gradient of at least 1e-6.
+    """
+    between = share[..., None] * real.astype(jnp.float32) + (1 - share[..., None]) * fake.astype(jnp.float32)
+    slope = jax.grad(lambda x: jnp.sum(score(x)))(between)
+    norm = jnp.sqrt(jnp.maximum(jnp.sum(slope * slope, axis=-1), 1e-12))
+    return Term(total=(norm - 1) ** 2 * weight, weight=weight, coefficient=coefficient)

@@ -1,0 +1,13 @@
+"""MARLIN ViT-B on YouTube Faces: decoder 4 x 384 with 6 heads, critic 1536-1536-1; batch 64, peak LR 3.75e-5, 2000 epochs [code]; 87.4M encoder parameters.
+
+    python -m videomae_jax train --config=configs/marlin/b.py --workdir=runs/marlin_b --config.data.index=index.parquet
+"""
+
+import ml_collections
+
+from configs.marlin import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """MARLIN ViT-B: the released config of this size."""
+    return base.marlin_of("B")

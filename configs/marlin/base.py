@@ -1,0 +1,50 @@
+"""What the MARLIN configs share; [code] marks numbers of its released code and configs (commit c9d5698)."""
+
+import ml_collections
+
+from videomae_jax import masking, optim, part_masks
+from videomae_jax.config import spec
+from videomae_jax.data import clips, parts, transforms
+from videomae_jax.evals import parts as part_evals
+from videomae_jax.models import critic, vit
+from videomae_jax.objectives import marlin
+from videomae_jax.objectives.base import External
+
+from configs import base
+
+NEUTRAL = masking.Random(ratio=0.9, layout="token", truncate="visible")  # for evaluation [this project's]
+
+
+def marlin_of(size: str, *, depth: int = 4) -> ml_collections.ConfigDict:
+    """MARLIN of one size on YouTube Faces, with a decoder of `depth` blocks.
+
+    16 frames of 224 x 224 at stride 2, pixels in [0, 1] that nothing normalises, ratio .9 over the whole clip (156 of 1568
+    tokens visible), decoders 192, 384 and 512 wide, critic P -> 4 x decoder width -> 1, coefficient .01, no penalty, one update of
+    each player a step, 4 GPUs x 16 clips, AdamW (.9, .95) without decay for both, 1.5e-4 per 256 clips falling to 1e-5 per 256,
+    40 epochs of warm-up, 2000 epochs, float32, initial weights of VideoMAE [code].
+
+    `index.parquet` lists videos of face crops; its column `parts` names an .npy u8 [frames h w] of LaPa classes for each, as
+    a face parser gives them. The weights are those of a run or a converted checkpoint of configs/videomae of this size:
+    --config.objective.initial.path=....
+
+    Deviations: the schedule steps once a step, there once an epoch; videos and stacked maps are read, there a jpg and an .npy for
+    every frame; which VideoMAE weights is not said, taken are Kinetics-400's with the decoder, and augmentation is taken to be none.
+    """
+    config = base.get_config()
+    config.name = f"marlin_{size}"
+    config.total = "2000ep"
+    config.batch_size = 64
+    encoder = vit.encoder(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    decoder = vit.decoder(size, depth=depth)
+    config.objective = spec(marlin.MARLIN, encoder=encoder, decoder=decoder, encoder_mask=part_masks.Guided(ratio=0.9),
+                            critic=critic.Critic(hidden=4 * decoder.width), coefficient=0.01, penalty=0.0, critic_steps=1,
+                            initial=External(into="params", path=f"runs/videomae_k400_{size.lower()}", fresh=("critic/.*",)))
+    config.data = spec(parts.PartClips, index="index.parquet", frames=16, size=224, repeats=1, sampling=clips.DenseRandom(stride=2),
+                       crop=transforms.WholeFrame(), parts="parts")
+    config.eval_data.update({"sampling": spec(clips.DenseCentre, stride=2)})
+    for name in ("main", "critic"):
+        config.optimizers[name] = spec(optim.AdamW, schedule=optim.Schedule(base=1.5e-4, minimum=1e-5, warmup="40ep"), b1=0.9, b2=0.95, weight_decay=0.0)
+    config.evaluators.parts = spec(part_evals.PartReconstruction, every="5%", batch_size=64, clips=256, mask=NEUTRAL)
+    config.evaluators.guided = spec(part_evals.PartReconstruction, every="5%", batch_size=64, clips=256, mask=part_masks.Guided(ratio=0.9))
+    config.workers = 10
+    return config
