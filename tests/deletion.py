@@ -1,0 +1,150 @@
+"""Shows that a recipe can be removed: without its modules, configs and test, the rest is whole. By command only.
+
+    python tests/deletion.py [RECIPE ...] [--every]
+
+For each recipe (all folders of configs/ with a test in tests/recipes of the same name) the last commit is copied to a temporary
+folder, the recipe is deleted there, and in what is left all modules are imported, all tests are collected, and the tests of the
+architecture and the contract's check of shapes pass: of one config a folder, with --every of all. A minute or two a recipe.
+
+A recipe is configs/NAME/, configs/toy/NAME.py and tests/recipes/test_NAME.py, their golden texts, their line in pyproject.toml,
+and the modules that nothing else imports. Prints a JSON line for each recipe with the lines it added, and ends with 1 if one failed.
+"""
+
+import argparse
+import ast
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGES = ("videomae_jax", "configs", "tests")
+IMPORT_ALL = """
+import importlib, pathlib, videomae_jax
+assert pathlib.Path(videomae_jax.__file__).parents[1] == pathlib.Path.cwd(), videomae_jax.__file__
+from videomae_jax import config
+for path in sorted(pathlib.Path("videomae_jax").rglob("*.py")):
+    if path.name != "__main__.py":
+        importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+for path in sorted(pathlib.Path("configs").rglob("*.py")):
+    config.load(str(path)) if path.name != "base.py" else None
+"""
+
+
+def recipes(root: pathlib.Path, /) -> list[str]:
+    """Names of all recipes of a tree."""
+    return sorted(p.name for p in (root / "configs").iterdir() if (root / "tests" / "recipes" / f"test_{p.name}.py").is_file())
+
+
+def imported(path: pathlib.Path, root: pathlib.Path, /) -> set[pathlib.Path]:
+    """Files of the tree that a file imports, anywhere in it; tests find each other by their bare names."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    found = {root.joinpath(*name.split(".")).with_suffix(".py") for name in names}
+    found |= {root / "tests" / f"{name}.py" for name in names if "." not in name}
+    return {p for p in found if p.is_file() and p != path}
+
+
+def owned(name: str, root: pathlib.Path, /) -> dict[str, list[pathlib.Path]]:
+    """{"config", "test", "module"}: files of a recipe. Its modules are imported by its own files and by nothing else."""
+    config = [*sorted((root / "configs" / name).rglob("*.py")), *(p for p in [root / "configs" / "toy" / f"{name}.py"] if p.exists())]
+    test = [root / "tests" / "recipes" / f"test_{name}.py"]
+    files = [p for package in PACKAGES for p in sorted((root / package).rglob("*.py"))]
+    users: dict[pathlib.Path, set[pathlib.Path]] = {}
+    for path in files:
+        for other in imported(path, root):
+            users.setdefault(other, set()).add(path)
+    mine, grown = set(config + test), True
+    while grown:
+        more = {p for p, by in users.items() if p not in mine and p.is_relative_to(root / "videomae_jax") and by <= mine}
+        mine, grown = mine | more, bool(more)
+    return {"config": config, "test": test, "module": sorted(mine - set(config + test))}
+
+
+def remove(name: str, root: pathlib.Path, /) -> None:
+    """Deletes a recipe from a tree."""
+    for paths in owned(name, root).values():
+        for path in paths:
+            path.unlink()
+    golden = root / "tests" / "golden" / "contract"
+    for folder in (root / "configs" / name, golden / name):
+        shutil.rmtree(folder, ignore_errors=True)
+    (golden / "toy" / f"{name}.txt").unlink(missing_ok=True)
+    project = root / "pyproject.toml"
+    project.write_text(re.sub(rf'\s*"videomae_jax\.configs\.{name}",', "", project.read_text()))
+
+
+def lines(paths: Iterable[pathlib.Path], /) -> int:
+    """Lines of files."""
+    return sum(p.read_text().count("\n") for p in paths)
+
+
+def run(words: list[str], root: pathlib.Path, /) -> str:
+    """Output of a command in a tree. Raises RuntimeError with the end of it where the command fails."""
+    environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, *words], cwd=root, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)[:80]} ends with {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}")
+    return done.stdout
+
+
+def chosen(root: pathlib.Path, /, *, every: bool) -> str:
+    """The pytest expression for the contract's check of shapes: all configs, or the first one of each folder."""
+    if every:
+        return "test_1"
+    folders: dict[str, str] = {}
+    for path in sorted((root / "configs").rglob("*.py")):
+        if path.name != "base.py":
+            folders.setdefault(path.parent.name, path.relative_to(root / "configs").with_suffix("").as_posix())
+    return f"test_golden or (test_1 and ({' or '.join(f'{name}]' for name in folders.values())}))"
+
+
+def check(name: str, root: pathlib.Path, /, *, every: bool) -> dict[str, object]:
+    """The result for one recipe in its own copy of the tree."""
+    files, start = owned(name, root), time.monotonic()
+    result: dict[str, object] = {"recipe": name, "modules": {p.relative_to(root).as_posix(): lines([p]) for p in files["module"]}}
+    result |= {f"{kind}_lines": lines(paths) for kind, paths in files.items()}
+    remove(name, root)
+    try:
+        run(["-c", IMPORT_ALL], root)
+        collected = run(["-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "tests"], root)
+        passed = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_architecture.py"], root)
+        contract = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_contract.py", "-k", chosen(root, every=every)], root)
+    except RuntimeError as error:
+        return result | {"ok": False, "error": str(error)}
+    ends = {k: text.strip().splitlines()[-1] for k, text in (("collected", collected), ("architecture", passed), ("contract", contract))}
+    return result | {"ok": True, **ends, "seconds": round(time.monotonic() - start)}
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="RECIPE", help=f"of {', '.join(recipes(ROOT))}; all without")
+    parser.add_argument("--every", action="store_true", help="check the shapes of every config that is left")
+    options = parser.parse_args()
+    unknown = sorted(set(options.names) - set(recipes(ROOT)))
+    if unknown:
+        parser.error(f"unknown {', '.join(unknown)}; recipes are {', '.join(recipes(ROOT))}")
+    good = True
+    for name in options.names or recipes(ROOT):
+        with tempfile.TemporaryDirectory() as folder:
+            archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
+            subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
+            result = check(name, pathlib.Path(folder).resolve(), every=options.every)
+        print(json.dumps(result), flush=True)
+        good &= bool(result["ok"])
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
