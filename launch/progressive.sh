@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Progressive training: pretraining, then an intermediate labelled task, then the target; each stage starts from the run before.
+#   bash launch/progressive.sh [--dry-run] [--direct] RUNS [-- WORDS OF EVERY STAGE...]
+# RUNS/pretrain, RUNS/intermediate and RUNS/target are the run directories. The same command goes on where it was stopped: a
+# finished stage is passed over, a stopped one resumes, and its exit code (75 after SIGTERM) is that of this script. --direct
+# also trains the target without the stage between, in RUNS/direct. --dry-run prints the commands and lets each compile a step.
+#
+# PRETRAIN, INTERMEDIATE, TARGET and DIRECT hold the words of `train` for each stage, split at blanks; LAUNCH what stands before
+# every command. By default they are those of the embedded world: shapes from all labels, then from a tenth of them. The V2 way:
+#   PRETRAIN="--config=configs/pretrain/vit_g.py --config.data.index=hybrid.parquet"
+#   INTERMEDIATE="--config=configs/finetune/k710_g.py --config.data.index=k710.parquet"
+#   TARGET="--config=configs/finetune/k400_g_after_k710.py --config.data.index=k400.parquet"
+#   DIRECT="--config=configs/finetune/k400_g.py --config.data.index=k400.parquet"
+# Out of the domain: INTERMEDIATE="--config=configs/finetune/shapes.py --config.data.label=motion --config.objective.head.classes=8
+# --config.data.limit=0", TARGET="--config=configs/finetune/shapes.py".
+set -euo pipefail
+source "$(dirname "$0")/options.sh"
+python=${VIDEOMAE_PYTHON:-$here/.venv/bin/python}
+shapes=--config=configs/finetune/shapes.py
+direct='' runs='' common=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --) shift; common=("$@"); break ;;
+    --dry-run) DRY_RUN=1 ;;
+    --direct) direct=1 ;;
+    -h | --help) usage_of "$0"; exit 0 ;;
+    --*) fail "unknown option $1; allowed are --dry-run --direct, and words of every stage behind --" ;;
+    *) [ -z "$runs" ] || fail "$1 comes after $runs; allowed is one folder of runs"; runs=$1 ;;
+  esac
+  shift
+done
+[ -n "$runs" ] || fail "the folder of runs is missing (see --help)"
+cd "$here"
+read -ra launch <<<"${LAUNCH:-}"
+
+stage() { # stage NAME FROM "WORDS"
+  local name=$1 from=$2 words command
+  read -ra words <<<"$3"
+  command=(${launch[@]+"${launch[@]}"} "$python" -m videomae_jax train "${words[@]}" --workdir="$runs/$name")
+  [ -z "$from" ] || command+=("--config.objective.pretrained=$runs/$from")
+  command+=(${common[@]+"${common[@]}"})
+  if [ -n "$DRY_RUN" ]; then
+    quoted "${command[@]}"
+    "${command[@]}" --dry-run
+  elif [ -f "$runs/$name/summary.json" ]; then
+    echo "$name: finished before, in $runs/$name" >&2
+  else
+    echo "$name: $(quoted "${command[@]}")" >&2
+    "${command[@]}" || { code=$?; echo "$name ended with $code; the same command of this script goes on" >&2; exit $code; }
+  fi
+}
+
+if [ -z "${PRETRAIN:-}" ] && [ ! -f data/shapes/index.parquet ]; then "$python" -m videomae_jax synthesize data/shapes; fi
+stage pretrain "" "${PRETRAIN:---config=configs/smoke.py}"
+stage intermediate pretrain "${INTERMEDIATE:-$shapes --config.data.limit=0}"
+stage target intermediate "${TARGET:-$shapes --config.objective.start=model}"
+[ -z "$direct" ] || stage direct pretrain "${DIRECT:-${TARGET:-$shapes}}"

@@ -1,0 +1,111 @@
+"""launch/progressive.sh: how stages are chained, passed over and resumed, with a stand-in for Python; and once with the real one."""
+
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+STAND_IN = """#!/bin/bash
+# Writes down its words; with --dry-run nothing else happens. CODE_<stage> is an exit code, without which the stage is finished.
+printf '%s\\n' "$(printf '%q ' "$@")" >>"$LOG"
+for word in "$@"; do [ "$word" = --dry-run ] && exit 0; done
+for word in "$@"; do case "$word" in --workdir=*) run=${word#--workdir=} ;; esac; done
+name=CODE_$(basename "$run")
+[ -z "${!name:-}" ] || exit "${!name}"
+mkdir -p "$run" && echo '{"steps": 1}' >"$run/summary.json"
+"""
+WORDS = {"PRETRAIN": "--config=p.py --config.total=1", "INTERMEDIATE": "--config=i.py", "TARGET": "--config=t.py --config.objective.start=model",
+         "DIRECT": "--config=d.py"}
+
+
+def script(*words: str, env: dict[str, str], timeout: int = 60) -> subprocess.CompletedProcess[str]:
+    """The script in a shell."""
+    return subprocess.run(["bash", "launch/progressive.sh", *words], cwd=ROOT, env=os.environ | env, text=True, capture_output=True, timeout=timeout, check=False)
+
+
+@pytest.fixture
+def stand_in(tmp_path: pathlib.Path) -> dict[str, str]:
+    """An environment in which the script calls the stand-in."""
+    python = tmp_path / "python"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    return WORDS | {"VIDEOMAE_PYTHON": str(python), "LOG": str(tmp_path / "log")}
+
+
+def called(env: dict[str, str]) -> list[list[str]]:
+    """The words of every call since the last time."""
+    log = pathlib.Path(env["LOG"])
+    lines = log.read_text().splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return [shlex.split(line) for line in lines]
+
+
+def expected(runs: pathlib.Path, stage: str, *extra: str) -> list[str]:
+    """The words of a stage."""
+    words, before = {"pretrain": ("PRETRAIN", ""), "intermediate": ("INTERMEDIATE", "pretrain"), "target": ("TARGET", "intermediate"),
+                     "direct": ("DIRECT", "pretrain")}[stage]
+    start = [f"--config.objective.pretrained={runs}/{before}"] if before else []
+    return ["-m", "videomae_jax", "train", *WORDS[words].split(), f"--workdir={runs}/{stage}", *start, *extra]
+
+
+def test_stages_are_chained_through_their_directories(stand_in: dict[str, str], tmp_path: pathlib.Path) -> None:
+    """Each starts from the run before; words behind -- go to all, blanks in them survive."""
+    runs = tmp_path / "a b"
+    done = script("--direct", str(runs), "--", "--config.name=it is", env=stand_in)
+    assert done.returncode == 0, done.stderr
+    assert called(stand_in) == [expected(runs, stage, "--config.name=it is") for stage in ("pretrain", "intermediate", "target", "direct")]
+
+
+@pytest.mark.parametrize("stopped", ["pretrain", "intermediate", "target"])
+def test_it_goes_on_at_every_boundary(stopped: str, stand_in: dict[str, str], tmp_path: pathlib.Path) -> None:
+    """A stage that ends with 75 ends the script with 75; the same command passes over what is finished and goes on with that stage."""
+    stages, runs = ["pretrain", "intermediate", "target"], tmp_path / "runs"
+    place = stages.index(stopped)
+    done = script(str(runs), env=stand_in | {f"CODE_{stopped}": "75"})
+    assert done.returncode == 75 and f"{stopped} ended with 75" in done.stderr
+    assert called(stand_in) == [expected(runs, stage) for stage in stages[:place + 1]]
+    done = script(str(runs), env=stand_in)
+    assert done.returncode == 0 and called(stand_in) == [expected(runs, stage) for stage in stages[place:]]
+    assert done.stderr.count("finished before") == place
+    assert script(str(runs), env=stand_in).returncode == 0 and called(stand_in) == []
+
+
+def test_dry_run(stand_in: dict[str, str], tmp_path: pathlib.Path) -> None:
+    """Prints what would run, lets every stage compile a step, writes nothing; LAUNCH stands before every command."""
+    runs = tmp_path / "runs"
+    done = script("--dry-run", str(runs), env=stand_in | {"LAUNCH": "env A=1"})
+    assert done.returncode == 0 and not runs.exists()
+    wanted = [expected(runs, stage) for stage in ("pretrain", "intermediate", "target")]
+    assert [shlex.split(line) for line in done.stdout.splitlines()] == [["env", "A=1", stand_in["VIDEOMAE_PYTHON"], *words] for words in wanted]
+    assert called(stand_in) == [[*words, "--dry-run"] for words in wanted]
+
+
+@pytest.mark.parametrize(("words", "message"), [((), "the folder of runs is missing"), (("a", "b"), "b comes after a"), (("--fast", "a"), "unknown option --fast")])
+def test_mistakes(words: tuple[str, ...], message: str, stand_in: dict[str, str]) -> None:
+    """Exit code 2 and one line; nothing is called."""
+    done = script(*words, env=stand_in)
+    assert done.returncode == 2 and message in done.stderr and called(stand_in) == []
+
+
+@pytest.mark.slow
+def test_the_toy_world_from_end_to_end(tmp_path: pathlib.Path) -> None:
+    """Three real stages and the direct way, a few steps each: heads and encoders come from the stage before, results are there."""
+    python = {"VIDEOMAE_PYTHON": sys.executable}
+    made = subprocess.run([sys.executable, "-m", "videomae_jax", "synthesize", str(tmp_path / "world"), "--train=64", "--val=16", "--test=0"], cwd=ROOT, check=False)
+    assert made.returncode == 0
+    index = f"--config.data.index={tmp_path / 'world' / 'index.parquet'}"
+    small = f"{index} --config.evaluators.appearance.train=32 --config.evaluators.appearance.test=16 --config.evaluators.motion.train=32 --config.evaluators.motion.test=16"
+    env = python | {"PRETRAIN": f"--config=configs/smoke.py {small}", "INTERMEDIATE": f"--config=configs/finetune/shapes.py --config.data.limit=0 {index}",
+                    "TARGET": f"--config=configs/finetune/shapes.py --config.data.limit=32 --config.objective.start=model {index}",
+                    "DIRECT": f"--config=configs/finetune/shapes.py --config.data.limit=32 {index}"}
+    done = script("--direct", str(tmp_path / "runs"), "--", "--config.total=4", env=env, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    results = {stage: json.loads((tmp_path / "runs" / stage / "summary.json").read_text())["results"] for stage in ("pretrain", "intermediate", "target", "direct")}
+    assert all(0 <= results[stage]["val/top1"] <= 100 for stage in ("intermediate", "target", "direct")) and results["pretrain"]["reconstruction/loss"] > 0
+    again = script("--direct", str(tmp_path / "runs"), "--", "--config.total=4", env=env)
+    assert again.returncode == 0 and again.stderr.count("finished before") == 4
