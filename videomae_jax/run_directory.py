@@ -17,6 +17,9 @@ from videomae_jax.data.decode import STAGES
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context, Headlined
 
+GROUPS = ("objective", "data", "eval_data", "optimizers", "evaluators", "checkpoint", "log", "mesh")
+NEEDED: dict[str, Any] = {**dict.fromkeys(GROUPS, dict), "total": (str, int), "batch_size": int}  # of a stored config
+
 
 def write(path: pathlib.Path, text: str, /) -> None:
     """Replaces `path` as a whole, so that a killed process leaves the old file or the new one."""
@@ -84,9 +87,26 @@ def open_run(directory: pathlib.Path, /) -> Any:
     if not stored.is_file():
         raise UserError(f"{directory} holds no config.json, so it is not a run directory")
     try:
-        return configs.from_json(stored.read_text())
-    except ValueError as error:
+        text = stored.read_text()
+        check_stored(json.loads(text), name=str(stored))
+        return configs.from_json(text)
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{stored} is not JSON ({error}); allowed is what the train command wrote") from error
+
+
+def check_stored(values: Any, /, *, name: str) -> None:
+    """Raises UserError unless `values` has the groups and symbols of a config; only symbols that `build` allows are ever imported."""
+    if not isinstance(values, dict) or not values.keys() >= NEEDED.keys():
+        missing = sorted(NEEDED.keys() - values.keys()) if isinstance(values, dict) else sorted(NEEDED)
+        raise UserError(f"{name} is no config: it lacks {', '.join(missing)}; allowed is what the train command wrote")
+    for key, kind in NEEDED.items():
+        if not isinstance(values[key], kind) or isinstance(values[key], bool):
+            raise UserError(f"{name} is damaged: {key} is {str(values[key])[:40]!r}; allowed is what the train command wrote")
+    for path, value in configs.flat(values).items():
+        if path.split(".")[-1] == configs.SYMBOL and not isinstance(value, str):
+            raise UserError(f"{name} is damaged: {path} is {str(value)[:40]!r}, no import path")
 
 
 def context(directory: pathlib.Path, /, *, step: int | None = None, trust: tuple[str, ...] = (), assignments: dict[str, str] | None = None) -> Context:
@@ -97,7 +117,10 @@ def context(directory: pathlib.Path, /, *, step: int | None = None, trust: tuple
     ways = jax.device_count()
     config.batch_size = -(-config.batch_size // ways) * ways
     config.microbatches = 1
-    run = assemble(config, trust=trust)
+    try:
+        run = assemble(config, trust=trust)
+    except (TypeError, AttributeError, KeyError) as error:  # values of a kind that no constructor expects
+        raise UserError(f"the config of {directory} cannot be built: {type(error).__name__}: {error}") from error
     saver = Checkpointer(directory / "checkpoints", read_only=True)
     try:
         steps = saver.steps()
