@@ -165,3 +165,64 @@ class SGD:
     def transform(self) -> optax.GradientTransformation:
         """The gradient itself."""
         return optax.identity()
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """AdamW or LARS for many heads side by side: the first axis of every leaf is a head, and each head has a rate and a decay of its own.
+
+    Head i * len(decays) + j has rates[i] and decays[j]. The schedule is a factor: base 1, unit 0. `method` "lars" is that of MAE's
+    linear probe (arXiv 1708.03888): momentum .9, trust coefficient .001 on kernels, no decay of biases.
+    """
+
+    schedule: Schedule
+    rates: tuple[float, ...]
+    decays: tuple[float, ...] = (0.0,)
+    method: str = "adamw"
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.method not in ("adamw", "lars"):
+            raise UserError(f"method {self.method!r}; allowed are adamw, lars")
+        if not self.rates or not self.decays:
+            raise UserError(f"rates {self.rates}, decays {self.decays}; allowed is at least one of each")
+
+    @property
+    def pairs(self) -> tuple[tuple[float, float], ...]:
+        """(rate, decay) of every head."""
+        return tuple((rate, decay) for rate in self.rates for decay in self.decays)
+
+    def transform(self) -> optax.GradientTransformation:
+        """Everything but the schedule."""
+        rate, decay = (jnp.asarray(x, jnp.float32) for x in zip(*self.pairs, strict=True))
+        if self.method == "lars":
+            return optax.chain(_each_head(decay, rate=None), optax.trace(self.b1), _each_head(None, rate=rate))
+        return optax.chain(optax.scale_by_adam(self.b1, self.b2, self.eps), _each_head(None, rate=rate, decay=decay))
+
+
+def _each_head(trusted: Array | None, /, *, rate: Array | None, decay: Array | None = None) -> optax.GradientTransformation:
+    """Updates of every head plus `decay` x parameters, times `rate`; with `trusted`, a decay, scaled by LARS's trust ratio first."""
+    count = next(len(x) for x in (trusted, rate, decay) if x is not None)
+
+    def init(params: Any) -> Any:
+        for path, leaf in zip(jax.tree.leaves(paths(params)), jax.tree.leaves(params), strict=True):
+            if leaf.shape[:1] != (count,):
+                raise UserError(f"{path} is {leaf.shape}; a grid of {count} heads (rates x decays) needs a first axis of {count}")
+        return optax.EmptyState()
+
+    def one(update: Array, param: Array, decayed: bool) -> Array:
+        wide = (count, *(1,) * (update.ndim - 1))
+        if trusted is not None and decayed:
+            update = update + trusted.reshape(wide) * param
+            own, size = (jnp.sqrt(jnp.sum(x * x, axis=tuple(range(1, x.ndim)))) for x in (param, update))
+            update = update * jnp.where((own > 0) & (size > 0), 0.001 * own / jnp.where(size > 0, size, 1), 1).reshape(wide)
+        if decay is not None and decayed:
+            update = update + decay.reshape(wide) * param
+        return update if rate is None else update * rate.reshape(wide)
+
+    def change(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        kernels = jax.tree.map(lambda path, leaf: leaf.ndim > 2 and re.fullmatch(NO_DECAY, path) is None, paths(params), params)
+        return jax.tree.map(one, updates, params, kernels), state
+    return optax.GradientTransformation(init, change)

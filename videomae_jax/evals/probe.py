@@ -38,12 +38,12 @@ def accuracy(train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(train))
-    held, rest = order[: len(order) // 5], order[len(order) // 5:]
+    held, rest = np.split(order, [max(len(order) // 5, int(len(order) > 1))])
 
     def right(penalty: float) -> float:
         return float(np.mean(ridge(train[rest], labels[rest], train[held], classes=classes, penalty=penalty).argmax(1) == labels[held]))
 
-    best = max(PENALTIES, key=right)
+    best = max(PENALTIES, key=right) if len(held) else PENALTIES[0]  # a single clip leaves nothing to choose by
     drawn = rng.choice(len(train), len(train))
     return 100 * float(np.mean(ridge(train[drawn], labels[drawn], test, classes=classes, penalty=best).argmax(1) == truth))
 
