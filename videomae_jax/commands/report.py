@@ -1,5 +1,6 @@
 """The `report` command: one self-contained page about a run."""
 
+import argparse
 import json
 import pathlib
 
@@ -10,16 +11,32 @@ from videomae_jax.errors import UserError
 def main(argv: list[str]) -> int:
     """Writes report.html into a run directory and prints its path."""
     parser = arguments.Parser("report", description="Write report.html of a run directory, finished or not; it needs no network to be read.")
-    parser.add_argument("workdir", metavar="DIR", help="run directory")
+    parser.add_argument("workdir", metavar="DIR", nargs="?", default="", help="run directory")
+    parser.add_argument("--compare", nargs=2, default=[], metavar="RUN", help="a page about two runs side by side instead")
+    parser.add_argument("--out", default="comparison.html", metavar="FILE.html", help="with --compare: page to write (default: comparison.html)")
     parser.add_argument("--goodput", action="store_true", help="print where the time of the run went instead, over all its restarts; one JSON line on "
                         "standard output")
     options = parser.parse_args(argv)
+    if options.compare:
+        return compare(options)
+    if not options.workdir:
+        raise UserError("report needs a run: name a run directory, or two with --compare RUN RUN")
     directory = pathlib.Path(options.workdir)
     if options.goodput:
         return goodput(directory)
     from videomae_jax import report
 
     print(report.write(directory))
+    return 0
+
+
+def compare(options: argparse.Namespace, /) -> int:
+    """Two runs on one page."""
+    if options.workdir or options.goodput:
+        raise UserError("with --compare needed are two runs and nothing else: --compare RUN RUN [--out=FILE.html]")
+    from videomae_jax import comparison
+
+    print(comparison.write([pathlib.Path(run) for run in options.compare], pathlib.Path(options.out)))
     return 0
 
 
