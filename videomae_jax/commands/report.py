@@ -9,7 +9,9 @@ from videomae_jax.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    """Writes report.html into a run directory and prints its path."""
+    """Writes report.html into a run directory and prints its path; with --against see `against`."""
+    if any(word.partition("=")[0] == "--against" for word in argv):
+        return against(argv)
     parser = arguments.Parser("report", description="Write report.html of a run directory, finished or not; it needs no network to be read.")
     parser.add_argument("workdir", metavar="DIR", nargs="?", default="", help="run directory")
     parser.add_argument("--compare", nargs=2, default=[], metavar="RUN", help="a page about two runs side by side instead")
@@ -27,6 +29,21 @@ def main(argv: list[str]) -> int:
     from videomae_jax import report
 
     print(report.write(directory))
+    return 0
+
+
+def against(argv: list[str], /) -> int:
+    """The published tables beside what runs have reached, as Markdown; one JSON line on standard error counts the verdicts."""
+    parser = arguments.Parser("report", description="Every published result of VideoMAE and V2: commands of all stages, match, miss or not run.")
+    parser.add_argument("--against", choices=["paper"], required=True, help="what to compare with")
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of run directories (default: runs)")
+    parser.add_argument("--tolerance", type=float, default=0.3, metavar="POINTS", help="how far below the published top-1 still is a match (default 0.3)")
+    options = parser.parse_args(argv)
+    from videomae_jax import reproduction
+
+    text, counts = reproduction.page(pathlib.Path(options.runs), tolerance=options.tolerance)
+    print(text, end="")
+    arguments.say(json.dumps(counts))
     return 0
 
 

@@ -1,0 +1,123 @@
+"""The reproduction kit: every row can be started as it stands, and a run is a match, a miss or nothing."""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from videomae_jax import __main__ as entry
+from videomae_jax import config as configs
+from videomae_jax import reproduction
+from videomae_jax.errors import UserError
+from videomae_jax.reproduction import COUNTS, ROWS, Row, Stage, judge
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CLASSES = {"k400": 400, "k600": 600, "k710": 710, "ssv2": 174, "ucf101": 101, "hmdb51": 51}
+
+
+def config_of(stage: Stage) -> Any:
+    """The config of a stage with its words."""
+    config = configs.load(str(ROOT / "configs" / f"{stage.config}.py"))
+    configs.override(config, dict(word.removeprefix("--config.").split("=", 1) for word in stage.words))
+    return config
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.stages], ids=lambda row: row.name)
+def test_stages_lead_to_each_other(row: Row) -> None:
+    """Configs exist, each starts from the directory of one before it, heads have the classes of the data, the test has the views."""
+    earlier: list[str] = []
+    for stage in row.stages:
+        config = config_of(stage)
+        for name in ("pretrained", "weights"):
+            if name in config.objective:
+                assert config.objective[name].removeprefix("runs/") in earlier, (stage.config, name, config.objective[name])
+        if "head" in config.objective:
+            assert config.objective.head.classes == CLASSES[stage.data]
+        earlier.append(stage.run)
+    views = config.evaluators.test.views
+    assert row.views == f"{views.sampling.views}x{views.crop.views}"
+    assert stage.data in COUNTS and stage.command.startswith(f"python -m videomae_jax train --config=configs/{stage.config}.py --workdir=runs/")
+
+
+def test_every_published_config_belongs_to_a_row() -> None:
+    """No fine-tuning or distillation is left out, and no name comes twice."""
+    used = {stage.config for row in ROWS for stage in row.stages}
+    files = {p.relative_to(ROOT / "configs").with_suffix("").as_posix() for folder in ("finetune", "distill", "pretrain")
+             for p in (ROOT / "configs" / folder).glob("*.py") if p.stem not in ("base", "shapes")}
+    assert files <= used, files - used
+    assert len({row.name for row in ROWS}) == len(ROWS) and sum(row.name.startswith("V1") for row in ROWS) >= 15
+
+
+def test_counts_are_those_of_the_lists() -> None:
+    """Sizes and classes of the official lists."""
+    assert COUNTS["k710"] == (658_340, 66_803) and COUNTS["ssv2"] == (168_913, 24_777) and COUNTS["k400"] == (240_436, 19_796)
+
+
+def run_of(folder: pathlib.Path, row: Row, /, *, top1: float, videos: float | None = None, finished: bool = True, **fields: Any) -> pathlib.Path:
+    """A run directory of the last stage of a row with a result."""
+    stage = row.stages[-1]
+    config = config_of(stage)
+    configs.override(config, {k.replace("__", "."): str(v) for k, v in fields.items()})
+    home = folder / stage.run
+    home.mkdir(parents=True)
+    (home / "config.json").write_text(configs.to_json(config))
+    (home / "recipe_card.json").write_text(json.dumps({"steps": 10}))
+    results = {"test/top1": top1, "test/videos": COUNTS[stage.data][1] if videos is None else videos}
+    (home / "summary.json").write_text(json.dumps({"steps": 10 if finished else 5, "results": results}))
+    return folder
+
+
+def row(name: str) -> Row:
+    """A row by its name."""
+    return next(r for r in ROWS if r.name == name)
+
+
+def test_verdicts(tmp_path: pathlib.Path) -> None:
+    """A match reaches the figure within the tolerance; what is unfinished, missing or without a figure says so."""
+    g = row("V2 g K400")
+    for i, (top1, verdict) in enumerate(((87.2, "match"), (90.0, "match"), (86.95, "match"), (86.85, "miss"))):
+        found = judge(g, run_of(tmp_path / str(i), g, top1=top1, data__index="else/where.parquet", objective__pretrained="elsewhere"))
+        assert (found.verdict, found.top1, found.notes) == (verdict, top1, ())
+    assert judge(g, tmp_path / "nothing").verdict == "not run"
+    assert judge(g, run_of(tmp_path / "half", g, top1=87.2, finished=False)).verdict == "not run"
+    assert judge(row("V2 H K600"), run_of(tmp_path / "h", row("V2 H K600"), top1=50.0)).verdict == "no figure"
+    assert judge(row("V1 L SSv2"), tmp_path).verdict == "no recipe"
+
+
+def test_what_differs_is_noted(tmp_path: pathlib.Path) -> None:
+    """Another rate and another list are no secret of a match."""
+    b = row("V1 B SSv2, 800 epochs")
+    runs = run_of(tmp_path, b, top1=69.6, videos=100, optimizers__main__schedule__base=1e-3, workers=3)
+    found = judge(b, runs)
+    assert found.verdict == "match" and found.notes == ("optimizers.main.schedule.base: 0.0005 -> 0.001", "tested on 100 videos; the official list has 24777")
+
+
+def test_the_page(tmp_path: pathlib.Path) -> None:
+    """A line a row, commands a shell can read, counts of verdicts."""
+    b = row("V1 B K400, 800 epochs")
+    text, counts = reproduction.page(run_of(tmp_path, b, top1=80.1))
+    table = [line for line in text.splitlines() if line.startswith("| V")]
+    assert len(table) == len(ROWS) == sum(counts.values()) and counts["match"] == 1
+    assert f"| {b.name} | 5x3 | 80 / 94.4 | code | 80.10 | match |" in table
+    assert "    python -m videomae_jax train --config=configs/videomae/k400_b.py --workdir=runs/videomae_k400_b800 " in text and "--config.total=800ep" in text
+    assert "Clips: k400 240,436 train, 19,796 val." in text and "Reported: pretraining 27 h on 64 V100 [secondary]." in text
+
+
+def test_the_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    """The page on standard output, the counts on standard error."""
+    assert entry.main(["report", "--against=paper", f"--runs={tmp_path}"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("| row | views |") and json.loads(shown.err)["not run"] == sum(bool(r.stages) for r in ROWS)
+    assert entry.main(["report", "--against=memory"]) == 2
+
+
+def test_mistakes(tmp_path: pathlib.Path) -> None:
+    """A row without stages or reason, an unknown tag, a damaged summary."""
+    for change, message in (({"missing": ""}, "says why not"), ({"missing": "x", "evidence": "rumour"}, "evidence 'rumour'")):
+        with pytest.raises(UserError, match=message):
+            Row(**({"name": "r", "stages": (), "top1": 1.0, "top5": 0, "evidence": "code"} | change))
+    run_of(tmp_path, row("V2 g K400"), top1=1.0)
+    (tmp_path / "finetune_k400_g" / "summary.json").write_text("{")
+    with pytest.raises(UserError, match="summary.json is damaged"):
+        judge(row("V2 g K400"), tmp_path)

@@ -1,0 +1,205 @@
+"""The result tables of VideoMAE and VideoMAE V2: the commands of all stages of every row, and how far runs are from what is published.
+
+Evidence of a figure: "code" (documents and scripts of the official repositories), "abstract" (of the paper), "secondary" (told by
+others, among them answers of the authors) or "unverified" (recalled: to be checked in the paper before it is quoted).
+"""
+
+import dataclasses
+import json
+import pathlib
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from videomae_jax import config as configs
+from videomae_jax.errors import UserError
+
+EVIDENCE = ("code", "abstract", "secondary", "unverified")
+# Training and validation clips of the official lists (V2 docs/DATASET.md); split 1 of UCF101 and HMDB51.
+COUNTS = {"k400": (240_436, 19_796), "k600": (366_006, 27_935), "k710": (658_340, 66_803), "ssv2": (168_913, 24_777), "ucf101": (9_537, 3_783),
+          "hmdb51": (3_570, 1_530), "hybrid": (1_348_000, 0)}
+TOLERANCE = 0.3  # points of top-1: twice the binomial deviation of 85 % on 20,000 videos, rounded
+PLACES = ("data.index", "objective.pretrained", "objective.classes", "objective.weights")  # what differs from machine to machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One `train` command: the config, the name of its run directory, the data set, further words."""
+
+    config: str
+    run: str
+    data: str
+    words: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The line for a shell, with run directories below runs/, where the configs look for the stage before."""
+        words = ("python", "-m", "videomae_jax", "train", f"--config=configs/{self.config}.py", f"--workdir=runs/{self.run}",
+                 f"--config.data.index={self.data}.parquet", *self.words)
+        return shlex.join(words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A published result: top-1 and top-5 in percent (0 = not published) with its evidence, over `views`, and the stages that lead to it.
+
+    `missing` says why there are no stages. `hours` tells what the authors report of the time of training.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    top1: float
+    top5: float
+    evidence: str
+    views: str = "5x3"
+    hours: str = ""
+    missing: str = ""
+
+    def __post_init__(self) -> None:
+        if self.evidence not in EVIDENCE:
+            raise UserError(f"evidence {self.evidence!r}; allowed are {', '.join(EVIDENCE)}")
+        if bool(self.stages) is bool(self.missing):
+            raise UserError(f"row {self.name!r} has stages, or says why not")
+
+
+def _v2(size: str) -> Stage:
+    return Stage(f"pretrain/vit_{size}", f"vit_{size}", "hybrid")
+
+
+def _v1(data: str, size: str, *, epochs: str = "") -> Stage:
+    run = f"videomae_{data}_{size}{epochs}"
+    return Stage(f"videomae/{data}_{size}", run, data, (f"--config.total={epochs}ep",) if epochs else ())
+
+
+def _tune(name: str, data: str, *words: str) -> Stage:
+    return Stage(f"finetune/{name}", f"finetune_{name}", data, words)
+
+
+K710_G = (_v2("g"), _tune("k710_g", "k710"))
+K710_S = Stage("finetune/k400_s", "finetune_k710_s", "k710", ("--config.objective.head.classes=710",))
+G_HOURS = "pretraining 241 h on 64 A100 [secondary]"
+NO_SCRIPT = "no script of the authors tells its hyper-parameters"
+ROWS: tuple[Row, ...] = (
+    Row("V2 g K710", K710_G, 83.8, 96.4, "code", hours=G_HOURS),
+    Row("V2 g K400", (_v2("g"), _tune("k400_g", "k400")), 87.2, 97.4, "code", hours=G_HOURS),
+    Row("V2 g K710 K400", (*K710_G, _tune("k400_g_after_k710", "k400")), 88.4, 98.0, "code", hours=G_HOURS),
+    Row("V2 g K710 K600", (*K710_G, _tune("k600_g_after_k710", "k600")), 88.8, 98.2, "code", hours=G_HOURS),
+    Row("V2 g SSv2", (_v2("g"), _tune("ssv2_g", "ssv2")), 77.0, 95.9, "code", views="2x3", hours=G_HOURS),
+    Row("V2 g K710 UCF101", (*K710_G, _tune("ucf101_g", "ucf101")), 99.6, 100.0, "code", hours=G_HOURS),
+    Row("V2 g K710 HMDB51", (*K710_G, _tune("hmdb51_g", "hmdb51")), 88.1, 98.5, "code", hours=G_HOURS),
+    Row("V2 g K710 K400, 64 frames of 266", (), 90.0, 98.4, "abstract", missing=NO_SCRIPT),
+    Row("V2 g K710 K600, 64 frames of 266", (), 89.9, 98.5, "abstract", missing=NO_SCRIPT),
+    Row("V2 g SSv1", (), 68.7, 91.9, "abstract", views="2x3", missing=NO_SCRIPT),
+    Row("V2 H K400", (_v2("h"), _tune("k400_h", "k400")), 86.9, 0, "secondary"),
+    Row("V2 H K600", (_v2("h"), _tune("k600_h", "k600")), 0, 0, "code"),
+    Row("V2 H K710", (_v2("h"), _tune("k710_h", "k710")), 0, 0, "code"),
+    Row("V2 H K710 K400", (), 88.6, 0, "secondary", missing=NO_SCRIPT),
+    Row("V2 H SSv2", (_v2("h"), _tune("ssv2_h", "ssv2")), 76.8, 0, "unverified", views="2x3"),
+    Row("V2 L K400", (_v2("l"), _tune("k400_l", "k400")), 85.4, 0, "unverified"),
+    Row("V2 L SSv2", (_v2("l"), _tune("ssv2_l", "ssv2")), 75.7, 0, "unverified", views="2x3"),
+    Row("V2 B K400", (_v2("b"), _tune("k400_b", "k400")), 81.5, 0, "unverified"),
+    Row("V2 B SSv2", (_v2("b"), _tune("ssv2_b", "ssv2")), 71.2, 0, "unverified", views="2x3"),
+    Row("V2 B SSv2, masks of the ablation", (), 70.15, 0, "secondary", views="2x3", missing=NO_SCRIPT, hours="15.9 h on 64 GPUs [secondary]"),
+    Row("V2 S distilled K710", (*K710_G, _v2("s"), K710_S, Stage("distill/k710_s", "distill_k710_s", "k710")), 77.6, 0, "code", hours=G_HOURS),
+    Row("V2 S distilled K400", (), 83.7, 0, "code", missing=NO_SCRIPT),
+    Row("V2 S distilled K600", (), 83.1, 0, "code", missing=NO_SCRIPT),
+    Row("V2 B distilled K710", (*K710_G, _v2("b"), _tune("k710_b", "k710"), Stage("distill/k710_b", "distill_k710_b", "k710")), 81.5, 0, "code", hours=G_HOURS),
+    Row("V2 B distilled K400", (), 86.6, 0, "code", missing=NO_SCRIPT),
+    Row("V2 B distilled K600", (), 85.9, 0, "code", missing=NO_SCRIPT),
+    Row("V1 S K400", (_v1("k400", "s"), _tune("k400_s", "k400", "--config.objective.pretrained=runs/videomae_k400_s")), 79.0, 93.8, "code"),
+    Row("V1 B K400, 800 epochs", (_v1("k400", "b", epochs="800"), _tune("v1_k400_b800", "k400")), 80.0, 94.4, "code",
+        hours="pretraining 27 h on 64 V100 [secondary]"),
+    Row("V1 B K400, 1600 epochs", (_v1("k400", "b"), _tune("v1_k400_b1600", "k400")), 81.5, 95.1, "code"),
+    Row("V1 L K400", (_v1("k400", "l"), _tune("v1_k400_l", "k400")), 85.2, 96.8, "code"),
+    Row("V1 H K400", (_v1("k400", "h"), _tune("v1_k400_h", "k400")), 86.6, 97.1, "code"),
+    Row("V1 L K400, 32 frames of 320", (), 86.1, 0, "code", views="4x3", missing=NO_SCRIPT),
+    Row("V1 H K400, 32 frames of 320", (), 87.4, 0, "code", views="4x3", missing=NO_SCRIPT),
+    Row("V1 S SSv2", (_v1("ssv2", "s"), _tune("v1_ssv2_s", "ssv2")), 66.8, 90.3, "code", views="2x3"),
+    Row("V1 B SSv2, 800 epochs", (_v1("ssv2", "b", epochs="800"), _tune("v1_ssv2_b800", "ssv2")), 69.6, 92.0, "code", views="2x3"),
+    Row("V1 B SSv2, 2400 epochs", (_v1("ssv2", "b"), _tune("v1_ssv2_b2400", "ssv2")), 70.8, 92.4, "code", views="2x3"),
+    Row("V1 L SSv2", (), 74.3, 94.6, "code", views="2x3", missing=NO_SCRIPT),
+    Row("V1 L SSv2, 32 frames", (), 75.4, 95.2, "code", views="1x3", missing=NO_SCRIPT),
+    Row("V1 B UCF101", (_v1("ucf101", "b"), _tune("ucf101_b", "ucf101", "--config.objective.pretrained=runs/videomae_ucf101_b")), 91.3, 0, "code",
+        hours="pretraining 30 h on 8 GPUs [secondary]"),
+    Row("V1 B HMDB51", (), 62.6, 0, "code", missing=NO_SCRIPT),
+    Row("V1 B K400 UCF101", (), 96.1, 0, "code", missing=NO_SCRIPT),
+    Row("V1 B K400 HMDB51", (), 73.3, 0, "code", missing=NO_SCRIPT),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the runs say of a row: "match", "miss", "not run", "no recipe" or "no figure", the measured top-1, and what is to be known of it."""
+
+    row: Row
+    verdict: str
+    top1: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def judge(row: Row, runs: pathlib.Path, /, *, tolerance: float = TOLERANCE) -> Verdict:
+    """Compares the test of the last stage with the published top-1: a match is not more than `tolerance` points below it.
+
+    A run in progress counts as not run. Fields that differ from the shipped config, and another number of videos than that of the official
+    list, are noted.
+    """
+    if row.missing:
+        return Verdict(row, "no recipe", notes=(row.missing,))
+    stage = row.stages[-1]
+    folder = runs / stage.run
+    summary, card = (_read(folder / name) for name in ("summary.json", "recipe_card.json"))
+    top1 = summary.get("results", {}).get("test/top1")
+    if top1 is None or summary.get("steps") != card.get("steps"):
+        return Verdict(row, "not run")
+    notes = changes(stage, folder)
+    videos, wanted = summary["results"].get("test/videos"), COUNTS[stage.data][1]
+    if videos != wanted:
+        notes += (f"tested on {videos:.0f} videos; the official list has {wanted}",)
+    if not row.top1:
+        return Verdict(row, "no figure", top1, notes)
+    return Verdict(row, "match" if top1 >= row.top1 - tolerance else "miss", top1, notes)
+
+
+def changes(stage: Stage, folder: pathlib.Path, /) -> tuple[str, ...]:
+    """How the stored config of a run differs from the shipped one, paths and what any run may change aside."""
+    shipped = configs.load(f"configs/{stage.config}.py")
+    configs.override(shipped, dict(word.removeprefix("--config.").split("=", 1) for word in stage.words))
+    found = configs.compare(shipped, configs.from_json((folder / "config.json").read_text()))
+    lines = [line for kind in ("never", "fork", "extend") for line in found[kind]]
+    return tuple(line for line in lines if not line.startswith(tuple(f"{place}:" for place in PLACES)))
+
+
+def _read(path: pathlib.Path, /) -> dict[str, Any]:
+    """A JSON object, {} where there is no file. Raises UserError where it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def lines(verdicts: Iterable[Verdict], /) -> list[str]:
+    """A Markdown page: the table of all rows, then the commands and data counts of every row that has a recipe."""
+    shown = ["| row | views | published top-1 / top-5 | evidence | measured top-1 | verdict |", "|---|---|---|---|---|---|"]
+    kept = list(verdicts)
+    for v in kept:
+        published = f"{v.row.top1:g} / {f'{v.row.top5:g}' if v.row.top5 else '-'}" if v.row.top1 else "-"
+        measured = "-" if v.top1 is None else f"{v.top1:.2f}"
+        shown.append(f"| {v.row.name} | {v.row.views} | {published} | {v.row.evidence} | {measured} | {'; '.join((v.verdict, *v.notes))} |")
+    for v in (v for v in kept if v.row.stages):
+        shown += ["", f"## {v.row.name}", ""]
+        shown += [f"    {stage.command}" for stage in v.row.stages]
+        counts: Mapping[str, tuple[int, int]] = {stage.data: COUNTS[stage.data] for stage in v.row.stages}
+        shown += ["", "Clips: " + "; ".join(f"{name} {train:,} train" + (f", {val:,} val" if val else "") for name, (train, val) in counts.items()) + "."]
+        shown += [f"Reported: {v.row.hours}."] if v.row.hours else []
+    return shown
+
+
+def page(runs: pathlib.Path, /, *, tolerance: float = TOLERANCE) -> tuple[str, dict[str, int]]:
+    """The page as text and the number of rows of every verdict."""
+    verdicts = [judge(row, runs, tolerance=tolerance) for row in ROWS]
+    counts: dict[str, int] = {}
+    for v in verdicts:
+        counts[v.verdict] = counts.get(v.verdict, 0) + 1
+    return "\n".join(lines(verdicts)) + "\n", counts
