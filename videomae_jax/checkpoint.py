@@ -164,6 +164,8 @@ class Checkpointer:
             raise DamagedError(f"checkpoint {step} in {self.directory} cannot be read ({reason(error)})") from error
         if not isinstance(found, dict) or seal(found) != found:
             raise DamagedError(f"checkpoint {step} in {self.directory} is damaged: its metadata do not match their checksum", agreed=True)
+        if not manifest.described(found.get("leaves")):
+            raise DamagedError(f"checkpoint {step} in {self.directory} is damaged: its metadata do not describe arrays", agreed=True)
         return {k: v for k, v in found.items() if k != SEAL}
 
     def check_files(self, step: int, meta: dict[str, Any], /) -> None:

@@ -64,5 +64,12 @@ def problem(directory: pathlib.Path, /, *, step: int, part: int = 0, parts: int 
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             wrong = [k for k, got in zip(names, pool.map(lambda k: checksum(files[k]), names), strict=True) if got != sums[k]]
         return f"{len(wrong)} of {len(sums)} files do not match their checksum, first {wrong[0]}" if wrong else ""
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{NAME} or what it lists cannot be read ({type(error).__name__}: {str(error)[:100]})"
+
+
+def described(items: Any, /) -> bool:
+    """Whether metadata list items of leaves with shape, dtype and checksum."""
+    nested = isinstance(items, dict) and all(isinstance(leaves, dict) for leaves in items.values())
+    return nested and all(isinstance(leaf, dict) and {"shape", "dtype", "checksum"} <= leaf.keys() and isinstance(leaf["shape"], list)
+                          for leaves in items.values() for leaf in leaves.values())

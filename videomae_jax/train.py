@@ -45,6 +45,7 @@ def train(run: Assembly, directory: pathlib.Path, /, *, stop: Stop, say: Callabl
                 return _loop(upkeep, step_fn, back)
             except RollBack as found:
                 back = found
+                upkeep.ledger.line(found.cursor.since + found.cursor.row)  # closes what the way back makes worthless
                 upkeep.saver.retreat(found.cursor.since)
 
 
