@@ -1,7 +1,11 @@
-"""The `bench` command: `bench step` times the training step of a model or a config."""
+"""The `bench` command: `bench step` times the training step of a model or a config, `bench input` what feeds it."""
 
 import argparse
+import dataclasses
 import json
+import os
+import pathlib
+import tempfile
 from typing import Any
 
 from videomae_jax.commands import arguments
@@ -65,7 +69,45 @@ def step(argv: list[str], /) -> int:
     return 0
 
 
-KINDS = {"step": step}
+def input_(argv: list[str], /) -> int:
+    """Times reading clips by stage, from files and packed, beside the usual loader; the JSON line has exactly the keys of `result`."""
+    parser = arguments.Parser("bench input", description="CPU time of reading clips: open, seek, decode, convert, crop, batch, transfer; one JSON line. A clip "
+                              "counts as read when it is on the device; crops that are cut there are part of the step and given apart.")
+    parser.add_argument("--index", default="", metavar="FILE", help="index.parquet of video files (default: videos written for this, like those of Kinetics)")
+    parser.add_argument("--packed", default="", metavar="FILE", help="index.parquet that `pack` wrote of them (default with --index: none)")
+    from videomae_jax.data import footage
+
+    said = {"frames": "of a clip", "stride": "frames of the video from one to the next", "size": "pixels of a crop", "copies": "crops of one decode",
+            "crops": "where they are cut, device or host", "decodes": "clips of a repeat", "repeats": "of which median and spread are given",
+            "opens": "reads over which the resident set is followed"}
+    fields = dataclasses.fields(footage.Settings)
+    for field in fields:
+        parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default, help=f"{said[field.name]} (default {field.default})")
+    parser.add_argument("--videos", type=int, default=3, metavar="N", help="videos to write without --index (default 3)")
+    parser.add_argument("--step-ms", type=float, default=0.0, metavar="X", help="duration of a training step, for the verdict")
+    parser.add_argument("--batch", type=int, default=256, metavar="N", help="clips of that step (default 256)")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, metavar="N", help="cores that read for it (default: those of this machine)")
+    options = parser.parse_args(argv)
+    from videomae_jax import input_benchmark
+    from videomae_jax.errors import UserError
+
+    for name, least in (("videos", 1), ("step_ms", 0), ("batch", 1), ("cores", 1)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name.replace('_', '-')}={getattr(options, name)}; allowed are {least} and more")
+    settings = footage.Settings(**{field.name: getattr(options, field.name) for field in fields})
+    with tempfile.TemporaryDirectory() as folder:
+        paths = (options.index, options.packed) if options.index else input_benchmark.prepare(pathlib.Path(folder), videos=options.videos, settings=settings, say=say)
+        found = input_benchmark.measure(*input_benchmark.sources_of(*paths, settings), settings, say=say)
+    result = input_benchmark.result(found, settings)
+    for line in input_benchmark.lines(found, settings):
+        say(line)
+    if options.step_ms:
+        say(input_benchmark.verdict(result["raw_clips_per_s_core"], step_ms=options.step_ms, clips=options.batch, cores=options.cores))
+    print(json.dumps(result))
+    return 0
+
+
+KINDS = {"step": step, "input": input_}
 
 
 def nodes(objective: Any, *fields: str) -> dict[str, Any]:

@@ -1,0 +1,112 @@
+"""`bench input`: the arithmetic of its figures by hand, the loader it compares with, its videos, and the command end to end."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from test_planes import encode, scene
+
+from videomae_jax import __main__ as command_line
+from videomae_jax import input_benchmark
+from videomae_jax.benchmarks import Lap
+from videomae_jax.data import clips, decode, footage, index, sources
+from videomae_jax.errors import UserError
+
+KEYS = ["raw_clips_per_s_core", "packed_clips_per_s_core", "reference_clips_per_s_core", "ratio_raw", "ratio_packed", "rss_growth_mb"]
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An index of one short video."""
+    folder = tmp_path_factory.mktemp("one")
+    (folder / "a.mkv").write_bytes(encode(scene(frames=12)))
+    index.write(index.build(folder), folder / "index.parquet")
+    return str(folder / "index.parquet")
+
+
+def laps(*cpu: float) -> list[Lap]:
+    """Laps of these CPU milliseconds; the wall clock ran ten times as long."""
+    return [Lap(1e-2 * x, 1e-3 * x) for x in cpu]
+
+
+def test_stages_are_differences_of_paired_repeats() -> None:
+    """Each run goes one stage further than the one before."""
+    found = {"raw open": laps(1, 2, 3), "raw seek": laps(2, 4, 4), "raw decode": laps(12, 14, 24), "raw convert": laps(13, 15, 25), "raw read": laps(15, 16, 30),
+             "raw batch": laps(1, 1, 2), "raw transfer": laps(3, 3, 3)}
+    stages = input_benchmark.stages(found, name="raw")
+    assert {k: v["median"] for k, v in stages.items()} == pytest.approx({"open": 2, "seek": 1, "decode": 10, "convert": 1, "crop": 2, "batch": 1, "transfer": 3})
+    assert stages["decode"] == pytest.approx({"median": 10, "min": 10, "max": 20})
+
+
+def test_result_by_hand() -> None:
+    """Training clips: copies over the CPU time of read, batch and transfer; ratios of paired repeats; null for what was not read."""
+    found = {"raw read": laps(30, 40, 50), "raw batch": laps(6, 6, 6), "raw transfer": laps(4, 4, 4), "reference read": laps(80, 100, 120)}
+    result = input_benchmark.result({"laps": found, "rss_growth_mb": 1.26}, footage.Settings(copies=4))
+    assert list(result) == KEYS
+    assert result == {"raw_clips_per_s_core": 80, "packed_clips_per_s_core": None, "reference_clips_per_s_core": 10, "ratio_raw": 8, "ratio_packed": None,
+                      "rss_growth_mb": 1.3}
+
+
+def test_verdict() -> None:
+    """Supply against demand, both ways."""
+    assert input_benchmark.verdict(100, step_ms=500, clips=256, cores=4).startswith("input-bound: a step of 256 clips in 500 ms needs 512 clips/s, 4 cores give 400; 5.1")
+    assert input_benchmark.verdict(100, step_ms=500, clips=256, cores=6).startswith("compute-bound")
+
+
+def test_the_usual_loader_reads_the_same_clips(listed: str) -> None:
+    """The same draws lead to the same pixels, in float32, normalised, channels first: nothing is compared that does less."""
+    source = sources.VideoClips(index=listed, split="all", frames=4, size=32, repeats=2, sampling=clips.DenseRandom(2))
+    ours = source.read(0, rng=np.random.default_rng(3))["video"]
+    theirs = footage.UsualLoader(source, copies=2).read(0, rng=np.random.default_rng(3))
+    assert theirs.shape == (2, 3, 4, 32, 32) and theirs.dtype == np.float32
+    expected = (ours / 255 - footage.MEAN) / footage.DEVIATION
+    np.testing.assert_allclose(theirs.transpose(0, 2, 3, 4, 1), expected, atol=1e-5)  # float32 against float64
+
+
+def test_written_videos_are_hard_enough(tmp_path: pathlib.Path) -> None:
+    """Of the size and rate of Kinetics: between 250 and 900 kbit/s, one key frame in two seconds of one scene; pixels are those of the seed."""
+    footage.write(tmp_path / "a.mp4", seconds=2, seed=1)
+    info = decode.probe(tmp_path / "a.mp4")
+    assert (info.width, info.height, info.frames, info.fps, len(info.keys)) == (340, 256, 60, 30, 1)
+    assert 250e3 < (tmp_path / "a.mp4").stat().st_size * 8 / 2 < 900e3
+    first, same, other = (footage.scene(frames=2, seed=seed) for seed in (1, 1, 2))
+    assert (first == same).all() and (first != other).mean() > 0.9
+
+
+def test_growth_sees_what_stays(listed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that keeps four megabytes of every read grows by as much; one that keeps nothing hardly."""
+    source, kept = sources.VideoClips(index=listed, split="all", frames=2, size=32), []
+    assert input_benchmark.growth(source, opens=30) < 10
+    plain = sources.VideoClips.read
+    monkeypatch.setattr(sources.VideoClips, "read", lambda self, row, *, rng: kept.append(np.ones(4 * 10**6, np.uint8)) or plain(self, row, rng=rng))
+    assert 100 < input_benchmark.growth(source, opens=30) < 140
+
+
+@pytest.mark.parametrize("crops", ["device", "host"])
+def test_command(crops: str, listed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One JSON line with exactly its keys; stages and verdict for people on standard error."""
+    assert command_line.main(["bench", "input", f"--index={listed}", f"--crops={crops}", "--frames=4", "--stride=2", "--size=32", "--decodes=2", "--repeats=2",
+                              "--opens=2", "--step-ms=0.001", "--batch=64", "--cores=1"]) == 0
+    output = capsys.readouterr()
+    found = json.loads(output.out)
+    assert output.out.count("\n") == 1 and list(found) == KEYS
+    assert found["raw_clips_per_s_core"] > 0 < found["ratio_raw"] and found["packed_clips_per_s_core"] is found["ratio_packed"] is None
+    assert all(f"  {stage} " in output.err for stage in ("open", "seek", "decode", "convert", "crop", "batch", "transfer"))
+    assert "input-bound: a step of 64 clips" in output.err and ("within the step" in output.err) == (crops == "device")
+
+
+@pytest.mark.parametrize(("argument", "message"), [("--repeats=0", "repeats is 0; allowed are 1 and more"), ("--crops=gpu", "crops 'gpu'; allowed are device, host"),
+                                                   ("--cores=0", "--cores=0; allowed are 1 and more")])
+def test_mistakes_are_one_line(argument: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2 and what is allowed."""
+    assert command_line.main(["bench", "input", argument]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_other_systems(listed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the resident set cannot be read, one line."""
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(UserError, match="allowed is linux"):
+        input_benchmark.sources_of(listed, "", footage.Settings())
