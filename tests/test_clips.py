@@ -1,5 +1,8 @@
 """Temporal sampling against the ids of the official code, worked out by hand from its rules."""
 
+import dataclasses
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -92,8 +95,49 @@ def test_sparse_views() -> None:
     assert ids(clips.SparseView(views=2, view=1), 50) == [1, 4, 7, 10, 14, 17, 20, 23, 26, 29, 32, 35, 39, 42, 45, 48]
 
 
+def test_rate() -> None:
+    """The same seconds whatever the frame rate: every 4th frame of 30 a second, every 10/3rd of 25; low rates repeat frames."""
+    rate = clips.PerSecond(rate=7.5)
+    assert ids(clips.at(rate, fps=Fraction(30)), 100, draw=36) == [*range(36, 97, 4)]
+    assert ids(clips.at(rate, fps=Fraction(25)), 100, draw=2, clip=7) == [2, 5, 8, 12, 15, 18, 22]
+    assert ids(clips.at(rate, fps=Fraction(5)), 100, clip=6) == [0, 0, 1, 2, 2, 3]
+    assert ids(clips.at(rate, fps=Fraction(30000, 1001)), 100, draw=0, clip=4) == [0, 3, 7, 11]
+    assert ids(clips.at(clips.PerSecond(rate=7.5, position="centre"), fps=Fraction(30)), 100) == [*range(19, 80, 4)]
+    assert ids(clips.at(rate, fps=Fraction(30)), 10, clip=4) == [0, 4, 8, 9]
+    rng = Fixed(0)
+    clips.at(rate, fps=Fraction(30)).ids(100, clip=16, rng=rng)
+    assert rng.ranges == [(0, 40)]
+    assert clips.at(clips.DenseRandom(stride=3), fps=Fraction(7)) == clips.DenseRandom(stride=3)
+
+
+def test_frame_pairs() -> None:
+    """Gaps of the given range, each drawn before its first frame; all of the range and every first frame occur; short videos give what they have."""
+    rng = Fixed(5)
+    assert clips.FramePairs().ids(100, clip=4, rng=rng).tolist() == [5, 10, 5, 10] and rng.ranges == [(4, 49), (0, 95)] * 2
+    pairs = clips.FramePairs(low=2, high=6).ids(12, clip=4000, rng=np.random.default_rng(0)).reshape(-1, 2)
+    assert set(np.diff(pairs)[:, 0]) == {2, 3, 4, 5, 6} and set(pairs[:, 0]) == set(range(10)) and pairs.max() == 11
+    assert clips.FramePairs().ids(3, clip=2, rng=np.random.default_rng(0)).tolist() == [0, 2]
+    assert clips.FramePairs().ids(1, clip=2, rng=np.random.default_rng(0)).tolist() == [0, 0]
+    with pytest.raises(UserError, match="3 frames; allowed are even numbers"):
+        clips.FramePairs().ids(9, clip=3, rng=np.random.default_rng(0))
+
+
+def test_long_videos() -> None:
+    """A window first, then a clip within it; the last window has the remainder; the rate of the inner sampling is followed."""
+    long = clips.LongVideo(window=100, sampling=clips.DenseCentre(stride=1))
+    assert ids(long, 350, draw=1, clip=10) == [*range(145, 155)]
+    assert ids(long, 350, draw=2, clip=10) == [*range(270, 280)]
+    assert ids(long, 50, clip=10) == [*range(20, 30)]
+    assert ids(dataclasses.replace(long, position="centre"), 350, draw=9, clip=10) == [*range(145, 155)]
+    rng = Fixed(0)
+    clips.LongVideo(window=100).ids(350, clip=16, rng=rng)
+    assert rng.ranges == [(0, 3), (0, 37)]
+    assert ids(clips.at(clips.LongVideo(window=100, sampling=clips.PerSecond(10)), fps=Fraction(20)), 250, draw=1, clip=4) == [101, 103, 105, 107]
+
+
 SAMPLINGS = [clips.DenseRandom(), clips.DenseRandom(stride=1), clips.DenseCentre(), clips.DenseFinetune(), clips.DenseFinetune(position="centre"),
-             clips.DenseView(view=4), clips.SparseFinetune(), clips.SparseFinetune(stored="file"), clips.SparseView(view=1)]
+             clips.DenseView(view=4), clips.SparseFinetune(), clips.SparseFinetune(stored="file"), clips.SparseView(view=1),
+             clips.at(clips.PerSecond(7), fps=Fraction(30000, 1001)), clips.LongVideo(window=50, sampling=clips.SparseFinetune())]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
@@ -108,7 +152,9 @@ def test_ids_exist_and_ascend(sampling: object) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: clips.DenseFinetune(position="middle"), lambda: clips.SparseFinetune(stored="zip"),
-                                  lambda: clips.DenseRandom(stride=0), lambda: clips.DenseView(views=2, view=2)])
+                                  lambda: clips.DenseRandom(stride=0), lambda: clips.DenseView(views=2, view=2),
+                                  lambda: clips.PerSecond(rate=0), lambda: clips.Spaced(step=Fraction(-1)), lambda: clips.FramePairs(low=5, high=4),
+                                  lambda: clips.LongVideo(window=0), lambda: clips.PerSecond(position="end")])
 def test_fields_are_checked(make: object) -> None:
     """A wrong field fails when the object is made and names what is allowed."""
     with pytest.raises(UserError, match="allowed are"):

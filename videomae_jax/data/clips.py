@@ -24,6 +24,19 @@ def strided(frames: int, /, *, start: int, clip: int, stride: int) -> np.ndarray
     return np.asarray(ids, np.int64)
 
 
+def _check(sampling: Any, /) -> None:
+    """Raises UserError for a field of a sampling that is out of range."""
+    fields = vars(sampling)
+    for field, allowed in (("position", ("random", "centre")), ("stored", ("frames", "file"))):
+        if field in fields and fields[field] not in allowed:
+            raise UserError(f"{type(sampling).__name__}: {field} {fields[field]!r}; allowed are {', '.join(allowed)}")
+    for field in ("stride", "views"):
+        if fields.get(field, 1) < 1:
+            raise UserError(f"{type(sampling).__name__}: {field} is {fields[field]}; allowed are 1 and more")
+    if "view" in fields and not 0 <= fields["view"] < fields["views"]:
+        raise UserError(f"{type(sampling).__name__}: view {fields['view']}; allowed are 0 to {fields['views'] - 1}")
+
+
 @dataclasses.dataclass(frozen=True)
 class DenseRandom:
     """V2 pretraining: a random window of clip x stride frames with exact stride; short videos start at 0."""
@@ -176,6 +189,59 @@ class PerSecond:
             raise UserError(f"PerSecond: rate is {self.rate}; allowed are numbers above 0")
 
 
+@dataclasses.dataclass(frozen=True)
+class FramePairs:
+    """Pairs of a frame and a later one, `low` to `high` frames apart: ids a0, b0, a1, b1, ... of independently drawn pairs.
+
+    The clip has an even number of frames. In a video of `low` frames or fewer, a pair is its first and last frame (SiamMAE,
+    arXiv 2305.14344: one frame at random, the other 4 to 48 later).
+    """
+
+    low: int = 4
+    high: int = 48
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high:
+            raise UserError(f"FramePairs: gaps from {self.low} to {self.high}; allowed are 0 <= low <= high")
+
+    def ids(self, frames: int, /, *, clip: int, rng: np.random.Generator) -> np.ndarray:
+        """i64 [clip] for a video of `frames` frames."""
+        if clip % 2:
+            raise UserError(f"FramePairs: {clip} frames; allowed are even numbers")
+        low, high = min(self.low, frames - 1), min(self.high, frames - 1)
+        pairs = []
+        for _ in range(clip // 2):
+            gap = int(rng.integers(low, high + 1))
+            first = int(rng.integers(frames - gap))
+            pairs += [first, first + gap]
+        return np.asarray(pairs, np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class LongVideo:
+    """One window of `window` frames of a long video, the last of them with what remains; within it, `sampling` chooses.
+
+    `position` is "random" for training or "centre", the middle window. A video shorter than a window is one window. So a
+    quarter of an hour does not become one clip of distant frames, and its dense clips stay within a scene's length.
+    """
+
+    window: int = 300
+    sampling: Any = DenseRandom()
+    position: str = "random"
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.window < 1:
+            raise UserError(f"LongVideo: windows of {self.window} frames; allowed are 1 and more")
+
+    def ids(self, frames: int, /, *, clip: int, rng: np.random.Generator) -> np.ndarray:
+        """i64 [clip] for a video of `frames` frames."""
+        count = max(frames // self.window, 1)
+        number = int(rng.integers(count)) if self.position == "random" else count // 2
+        start = number * self.window
+        return start + self.sampling.ids(frames - start if number == count - 1 else self.window, clip=clip, rng=rng)
+
+
 @functools.singledispatch
 def at(sampling: Any, /, *, fps: Fraction) -> Any:
     """The sampling for a video of `fps` frames a second; those that count frames do not depend on it."""
@@ -187,14 +253,6 @@ def _(sampling: PerSecond, /, *, fps: Fraction) -> Spaced:
     return Spaced(step=fps / Fraction(sampling.rate).limit_denominator(1001), position=sampling.position)
 
 
-def _check(sampling: Any, /) -> None:
-    """Raises UserError for a field of a sampling that is out of range."""
-    fields = vars(sampling)
-    for field, allowed in (("position", ("random", "centre")), ("stored", ("frames", "file"))):
-        if field in fields and fields[field] not in allowed:
-            raise UserError(f"{type(sampling).__name__}: {field} {fields[field]!r}; allowed are {', '.join(allowed)}")
-    for field in ("stride", "views"):
-        if fields.get(field, 1) < 1:
-            raise UserError(f"{type(sampling).__name__}: {field} is {fields[field]}; allowed are 1 and more")
-    if "view" in fields and not 0 <= fields["view"] < fields["views"]:
-        raise UserError(f"{type(sampling).__name__}: view {fields['view']}; allowed are 0 to {fields['views'] - 1}")
+@at.register
+def _(sampling: LongVideo, /, *, fps: Fraction) -> LongVideo:
+    return dataclasses.replace(sampling, sampling=at(sampling.sampling, fps=fps))
