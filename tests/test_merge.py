@@ -41,7 +41,7 @@ def parts(tmp_path: pathlib.Path) -> list[pathlib.Path]:
                 (k("val4"), "abseiling", "val"), (k("both"), "zumba", "val"), (k("copied"), "zumba", "train", {"bytes": "same bytes"})]),
             written(tmp_path, "k600", [
                 (f"sub/{k('shared')}", "Playing Cards", "train"), (k("leak4").replace("leak4", "val4_"), "abseiling", "train"),
-                (k("leak6"), "abseiling", "val"), (k("both"), "zumba", "val"), (k("own6"), "tossing coin", "train"), (k("broken"), "tossing coin", "train", {"status": "open: x"}),
+                (k("leak6"), "abseiling", "val"), (k("both"), "zumba", "val"), (k("test7"), "zumba", "train"), (k("own6"), "tossing coin", "train"), (k("broken"), "tossing coin", "train", {"status": "open: x"}),
                 (k("other6"), "knitting", "val", {"bytes": "same bytes"})], extra="source"),
             written(tmp_path, "k700", [
                 (k("broken"), "flipping a coin", "train"), (k("val4").replace("_000001_000011", "_000007_000017"), "knitting", "train"),
@@ -70,7 +70,7 @@ def test_planted_leaks_and_repeats(parts: list[pathlib.Path], tmp_path: pathlib.
     assert all((out.parent / path).is_file() for path in table.column("path").to_pylist())
     assert set(table.column("part").to_pylist()) == {"k400", "k600", "k700"} and set(table.column("source").to_pylist()) == {None, "x"}
     text = capsys.readouterr().out
-    for line in ("1 clips of k400 left out: held out elsewhere", "1 clips of k600 left out: held out elsewhere", "1 clips of k700 left out: held out elsewhere",
+    for line in ("1 clips of k400 left out: held out elsewhere", "2 clips of k600 left out: held out elsewhere", "1 clips of k700 left out: held out elsewhere",
                  "1 clips of k700 left out: repeated under another class", "3 clips of k600 left out: repeated", "playing cards and Playing Cards are one class",
                  "train: 6 clips (k400 3, k600 1, k700 2)", "val: 4 clips", "6 classes"):
         assert line in text, line
