@@ -24,29 +24,29 @@ COMPONENTS_FIRST: tuple[Groups, ...] = (COMPONENTS, ((1,),), ((0,),))
 class Guided:
     """MARLIN's facial-region guided mask ("fasking"), for any label map (released dataset code, arXiv 2211.06627).
 
-    `queue` holds tiers of groups of classes. Tiers are taken in order, the groups of a tier in an order that every clip draws,
+    `tiers` are groups of classes that are taken one tier after the other, the groups of a tier in an order that every clip draws,
     the same for all its times. A group makes each token a candidate that one of its pixels lies in; a time step stops as soon
     as its candidates reach the share 1 - ratio. So the rest, the face, is hidden first. At last int(N * (1 - ratio)) of all
     candidates of the clip are drawn at random. A map without face is all background, and the draw uniform.
 
     Where background touches a tenth of the tokens, as in usual face crops, BACKGROUND_FIRST, the released order, shows nothing
     else. SURROUNDINGS_FIRST [this project's] takes background and skin alike; COMPONENTS_FIRST is the released opposite, whose
-    order of skin and background is assumed. Where classes outside the queue leave too few candidates, any tokens fill up.
+    order of skin and background is assumed. Where classes outside the tiers leave too few candidates, any tokens fill up.
     """
 
     ratio: float = 0.9
-    queue: tuple[Groups, ...] = BACKGROUND_FIRST
+    tiers: tuple[Groups, ...] = BACKGROUND_FIRST
 
     def __post_init__(self) -> None:
         masking.Random(ratio=self.ratio)  # the same limits
         classes = [c for group in self.groups for c in group]
         if not classes or len(set(classes)) != len(classes) or not all(self.groups):
-            raise UserError(f"queue {self.queue}; allowed are tiers of groups of classes, each class once and no group empty")
+            raise UserError(f"tiers {self.tiers}; allowed are tuples of groups of classes, each class once and no group empty")
 
     @property
     def groups(self) -> Groups:
         """All groups, tier by tier."""
-        return tuple(group for tier in self.queue for group in tier)
+        return tuple(group for tier in self.tiers for group in tier)
 
     def count(self, grid: Grid, /) -> int:
         """Visible tokens of a clip."""
@@ -54,7 +54,7 @@ class Guided:
 
     def order(self, rng: Key, /) -> Array:
         """f32 [B G] for keys [B]: the smaller, the earlier a group is taken."""
-        tiers = jnp.asarray(np.repeat(np.arange(len(self.queue)), [len(tier) for tier in self.queue]), jnp.float32)
+        tiers = jnp.asarray(np.repeat(np.arange(len(self.tiers)), [len(tier) for tier in self.tiers]), jnp.float32)
         return tiers + jax.vmap(lambda key: jax.random.uniform(key, tiers.shape))(rng)
 
     def candidates(self, parts: Array, order: Array, /, *, grid: Grid) -> Array:

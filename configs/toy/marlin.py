@@ -65,7 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.log.every = "50"
     config.evidence = spec(
         Suite, protocol=PROTOCOL, seeds=3, report=("neutral", "guided", "tube", "expression", "glasses"),
-        arms=(Arm("guided"), Arm("surroundings", (("objective.encoder_mask.queue", part_masks.SURROUNDINGS_FIRST),)),
+        arms=(Arm("guided"), Arm("surroundings", (("objective.encoder_mask.tiers", part_masks.SURROUNDINGS_FIRST),)),
               Arm("tube", (("objective.encoder_mask", TUBE),)), Arm("plain", (("objective.coefficient", 0.0),)),
               Arm("released", (("objective.penalty", 0.0),))),
         claims=(Claim("features", "hiding the face first lowers the error in eyes, nose and mouth under masks of neither (squared error)",

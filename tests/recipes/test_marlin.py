@@ -110,7 +110,7 @@ def published(parts: np.ndarray, order: np.ndarray, guided: Guided, grid: Grid) 
 @pytest.mark.parametrize("ratio", [0.75, 0.25])
 def test_candidates_by_the_published_loop(queue: Any, ratio: float) -> None:
     """Token by token, for clips where the first tier is enough and for clips where it is not; the drawn tokens are candidates."""
-    guided, parts = Guided(ratio=ratio, queue=queue), maps(40)
+    guided, parts = Guided(ratio=ratio, tiers=queue), maps(40)
     parts[:20][parts[:20] == 0] = 1  # no background: further tiers are needed
     keys = jax.random.split(KEY, 40)
     order = guided.order(keys)
@@ -144,7 +144,7 @@ def test_tiers_in_order_and_components_in_any() -> None:
     order = np.asarray(Guided().order(jax.random.split(KEY, 2000)))
     assert (order[:, 0] < order[:, 1]).all() and (order[:, 1, None] < order[:, 2:]).all()
     assert np.bincount(order[:, 2:].argmin(1), minlength=5).min() > 320  # 400 +- 18 each
-    assert len(Guided(queue=SURROUNDINGS_FIRST).groups) == 6 and Guided(queue=COMPONENTS_FIRST).groups[-1] == (0,)
+    assert len(Guided(tiers=SURROUNDINGS_FIRST).groups) == 6 and Guided(tiers=COMPONENTS_FIRST).groups[-1] == (0,)
 
 
 def test_released_order_shows_background_alone_in_a_usual_crop() -> None:
@@ -167,7 +167,7 @@ def test_maps_without_face_or_queue() -> None:
     assert np.asarray(guided.candidates(nothing, guided.order(keys), grid=GRID)).all()
     counts = np.bincount(np.asarray(guided.visible(keys, nothing, grid=GRID)).ravel(), minlength=32)
     assert counts.min() > 25 and counts.max() < 80  # 50 +- 6 each
-    strange = Guided(ratio=0.75, queue=(((9,),), ((10,),)))
+    strange = Guided(ratio=0.75, tiers=(((9,),), ((10,),)))
     assert not np.asarray(strange.candidates(nothing, strange.order(keys), grid=GRID)).any()
     assert len(np.unique(np.asarray(strange.visible(keys, nothing, grid=GRID)))) == 32
 
@@ -187,7 +187,7 @@ def test_mistakes_are_refused() -> None:
     """Queues, ratios, decoders and batches that mean nothing."""
     for queue in ((((0,), (0, 1)),), (((0,), ()),), ()):
         with pytest.raises(UserError, match="each class once"):
-            Guided(queue=queue)
+            Guided(tiers=queue)
     with pytest.raises(UserError, match="mask ratio 1.5"):
         Guided(ratio=1.5)
     with pytest.raises(UserError, match="RunningCell.*allowed is Hidden"):
@@ -452,7 +452,7 @@ class Toy(Context):
 
 def test_evaluator_by_a_slow_transcription(tmp_path: pathlib.Path) -> None:
     """Under its own mask, padding left out, over batches of unequal size."""
-    toy, mask = Toy(game(), initial(), {}, 7, tmp_path), Guided(ratio=0.5, queue=COMPONENTS_FIRST)
+    toy, mask = Toy(game(), initial(), {}, 7, tmp_path), Guided(ratio=0.5, tiers=COMPONENTS_FIRST)
     found = part_evals.PartReconstruction(batch_size=3, clips=5, mask=mask).run(toy)
     rows = next(iter(toy.sweep(toy.source("val"), batch_size=5)))
     masks = part_masks.draw(toy.rng, rows, encoder=mask, grid=GRID)
@@ -521,6 +521,6 @@ def test_arms_of_the_toy_config_differ_as_they_say() -> None:
     assert {o.counts()["visible"] for o in found.values()} == {32}
     assert {k: (o.coefficient, o.penalty) for k, o in found.items()} == {
         "guided": (0.01, 10.0), "surroundings": (0.01, 10.0), "tube": (0.01, 10.0), "plain": (0.0, 10.0), "released": (0.01, 0.0)}
-    assert found["surroundings"].encoder_mask.queue == SURROUNDINGS_FIRST and found["tube"].encoder_mask.layout == "tube"
+    assert found["surroundings"].encoder_mask.tiers == SURROUNDINGS_FIRST and found["tube"].encoder_mask.layout == "tube"
     for arm in suite.arms:
         suite.evaluators(arm, arm.resolve(config))
