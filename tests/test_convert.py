@@ -25,8 +25,6 @@ from videomae_jax.evals.base import evaluation_source
 from videomae_jax.models import mae_st, patches, resized, vit
 from videomae_jax.objectives.base import External
 
-torch = pytest.importorskip("torch")
-numpy_files = pytest.importorskip("safetensors.numpy")
 PATCH, HEADS = (2, 8, 8), ["--heads=4", "--decoder-heads=3"]
 SIZES = ["--config.objective.encoder.frames=8", "--config.objective.encoder.size=32", "--allow=interpolated"]
 
@@ -70,9 +68,19 @@ def finetuned(official: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return state | {k: rng.standard_normal(s, np.float32) for k, s in shapes.items()}
 
 
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    """PyTorch, for its own files and for what transformers computes."""
+    return pytest.importorskip("torch")
+
+
 def save(path: pathlib.Path, state: Mapping[str, np.ndarray], **more: Any) -> pathlib.Path:
-    """A PyTorch file as the official scripts write it."""
-    torch.save({"model": {k: torch.from_numpy(v.copy()) for k, v in state.items()}, **more}, path)
+    """An .npz, or a PyTorch file as the official scripts write it."""
+    if path.suffix == ".npz":
+        np.savez(path, **state)
+    else:
+        torch = pytest.importorskip("torch")
+        torch.save({"model": {k: torch.from_numpy(v.copy()) for k, v in state.items()}, **more}, path)
     return path
 
 
@@ -105,7 +113,9 @@ def test_official_files_round_trip_bit_for_bit(kind: str, request: pytest.Fixtur
     shown = capsys.readouterr().err
     assert "missing      0" in shown and "unexpected   0" in shown and "interpolated 0" in shown
     account = json.loads((tmp_path / "run/conversion.json").read_text())
-    assert sorted(account["loaded"] + account["reshaped"]) == sorted(state) and account["files"]["a.pth"] == externals.digest(source)
+    norms = {name for name in state if "norm" in name or name.endswith((".proj.bias", "fc1.bias", "fc2.bias", "head.bias"))}
+    assert set(account["loaded"]) == norms and set(account["reshaped"]) == state.keys() - norms
+    assert account["files"]["a.pth"] == externals.digest(source)
     assert main(["convert", "--to=videomae", f"{tmp_path}/run", f"--out={tmp_path}/b.pth"]) == 0
     assert_same(files.read(tmp_path / "b.pth").state, state)
     assert main(["convert", "--to=hf", f"{tmp_path}/run", f"--out={tmp_path}/hf", "--biases=query.bias"]) == 0
@@ -117,7 +127,7 @@ def test_official_files_round_trip_bit_for_bit(kind: str, request: pytest.Fixtur
 
 
 @pytest.fixture(scope="module")
-def live() -> Any:
+def live(torch: Any) -> Any:
     """transformers, where a sound one is installed."""
     transformers = pytest.importorskip("transformers", minversion="5.18")  # before, q and v biases are loaded as zero
     torch.set_num_threads(1)
@@ -133,6 +143,8 @@ def settings(live: Any, **more: Any) -> Any:
 
 def randomised(model: Any, *, seed: int) -> Any:
     """Every parameter drawn, eps 1e-6 in every LayerNorm."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -145,6 +157,8 @@ def randomised(model: Any, *, seed: int) -> Any:
 
 def clip(seed: int = 3) -> tuple[np.ndarray, Any]:
     """u8 [1 8 32 32 3] and what their processor makes of it."""
+    import torch
+
     video = np.random.default_rng(seed).integers(0, 256, (1, 8, 32, 32, 3), np.uint8)
     pixels = (video / np.float32(255) - np.asarray(patches.IMAGENET_MEAN, np.float32)) / np.asarray(patches.IMAGENET_STD, np.float32)
     return video, torch.from_numpy(pixels.transpose(0, 1, 4, 2, 3).astype(np.float32))
@@ -162,7 +176,7 @@ def batch_of(video: np.ndarray) -> dict[str, jax.Array]:
     return {"video": jnp.asarray(video), "key": jnp.zeros((rows, 2), jnp.uint32), "valid": jnp.ones(rows, bool), "label": jnp.full(rows, -1)}
 
 
-def test_pretraining_equals_transformers(live: Any, tmp_path: pathlib.Path) -> None:
+def test_pretraining_equals_transformers(live: Any, torch: Any, tmp_path: pathlib.Path) -> None:
     """Their saved folder -> run directory: predictions of the hidden patches and features; and back into `from_pretrained`."""
     model = randomised(live.VideoMAEForPreTraining(settings(live, use_mean_pooling=False)), seed=1)
     model.save_pretrained(tmp_path / "hf")
@@ -203,7 +217,7 @@ def test_classification_equals_transformers(live: Any, tmp_path: pathlib.Path) -
 
 
 @pytest.mark.slow
-def test_a_whole_vit_b_equals_transformers(live: Any, tmp_path: pathlib.Path) -> None:
+def test_a_whole_vit_b_equals_transformers(live: Any, torch: Any, tmp_path: pathlib.Path) -> None:
     """ViT-B with 400 classes, random weights: logits to 1e-5 of the largest."""
     model = randomised(live.VideoMAEForVideoClassification(live.VideoMAEConfig(layer_norm_eps=1e-6, use_mean_pooling=True, num_labels=400)), seed=3)
     model.save_pretrained(tmp_path / "hf")
@@ -217,7 +231,7 @@ def test_a_whole_vit_b_equals_transformers(live: Any, tmp_path: pathlib.Path) ->
 
 def test_a_converted_run_starts_another(finetuned: dict[str, np.ndarray], tmp_path: pathlib.Path) -> None:
     """As `pretrained` of fine-tuning: the encoder is the converted one, the head fresh."""
-    assert main(["convert", "--from=videomae", str(save(tmp_path / "a.pth", finetuned)), f"--out={tmp_path}/run", *HEADS, *SIZES]) == 0
+    assert main(["convert", "--from=videomae", str(save(tmp_path / "a.npz", finetuned)), f"--out={tmp_path}/run", *HEADS, *SIZES]) == 0
     config = run_directory.open_run(tmp_path / "run")
     config.objective.pretrained = str(tmp_path / "run")
     config.objective.encoder = configs.plain(vit.Encoder(width=32, depth=2, heads=4, hidden=64, patch=PATCH, frames=8, size=32))
@@ -231,7 +245,7 @@ def test_a_converted_run_starts_another(finetuned: dict[str, np.ndarray], tmp_pa
 def test_a_converted_run_is_evaluated(finetuned: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the `evaluate` command, on an index named when it is converted: the accuracy that its weights give clip by clip."""
     index = runs.world(tmp_path / "world")
-    words = ["--from=videomae", str(save(tmp_path / "a.pth", finetuned, args=argparse.Namespace(num_frames=8, input_size=32))), f"--out={tmp_path}/run", *HEADS]
+    words = ["--from=videomae", str(save(tmp_path / "a.npz", finetuned)), f"--out={tmp_path}/run", *HEADS, *SIZES]
     assert main(["convert", *words, f"--config.data.index={index}", "--config.data.label=appearance"]) == 0
     capsys.readouterr()
     assert main(["evaluate", f"{tmp_path}/run", "--only=val", "--config.evaluators.val.batch_size=8", "--config.workers=0"]) == 0
@@ -245,6 +259,7 @@ def test_a_converted_run_is_evaluated(finetuned: dict[str, np.ndarray], tmp_path
 
 def test_v2_features_of_hugging_face(finetuned: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its wrapper's prefix and config, no head: the missing head must be allowed by name, the norm is loaded."""
+    numpy_files = pytest.importorskip("safetensors.numpy")
     folder = tmp_path / "hf"
     folder.mkdir()
     state = {f"model.{k}": v for k, v in finetuned.items() if not k.startswith("head.")}
@@ -259,7 +274,7 @@ def test_v2_features_of_hugging_face(finetuned: dict[str, np.ndarray], tmp_path:
 
 def test_an_encoder_without_its_decoder(official: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The decoder is fresh once that is allowed, and the encoder is the file's."""
-    path = save(tmp_path / "a.pth", {k: v for k, v in official.items() if k.startswith("encoder.")})
+    path = save(tmp_path / "a.npz", {k: v for k, v in official.items() if k.startswith("encoder.")})
     words = ["--from=videomae", str(path), f"--out={tmp_path}/run", *HEADS, *SIZES, "--config.objective.decoder.width=24", "--config.objective.decoder.heads=3",
              "--config.objective.decoder.depth=1", "--config.objective.decoder.hidden=8"]
     assert "missing" in refused(capsys, *words)
@@ -305,7 +320,7 @@ def mae_st_state() -> tuple[dict[str, np.ndarray], Any]:
 def test_mae_st(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every array finds its leaf; grid, heads and predicted frames follow from the file; key biases are called inert."""
     state, tree = mae_st_state()
-    path = save(tmp_path / "a.pth", state)
+    path = save(tmp_path / "a.npz", state)
     assert main(["convert", "--from=mae_st", str(path), f"--out={tmp_path}/run", "--heads=2", "--decoder-heads=2"]) == 0
     jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path / "run"), tree)
     assert "inert        3: blocks.0.attn.k.bias, blocks.1.attn.k.bias, decoder_blocks.0.attn.k.bias" in capsys.readouterr().err
@@ -317,7 +332,7 @@ def test_mae_st(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_learned_positions_are_interpolated_when_allowed(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """16 frames instead of 8: the table in time is resized linearly, the one in space stays."""
     state, tree = mae_st_state()
-    words = ["--from=mae_st", str(save(tmp_path / "a.pth", state)), f"--out={tmp_path}/run", "--heads=2", "--decoder-heads=2", "--config.objective.encoder.frames=16"]
+    words = ["--from=mae_st", str(save(tmp_path / "a.npz", state)), f"--out={tmp_path}/run", "--heads=2", "--decoder-heads=2", "--config.objective.encoder.frames=16"]
     assert "4 interpolated (position tables resized to another grid): encoder/sequence/space" in refused(capsys, *words)
     assert main(["convert", *words, "--allow=interpolated"]) == 0
     found = params_of(tmp_path / "run")["encoder"]["sequence"]
@@ -332,7 +347,7 @@ def test_learned_positions_are_interpolated_when_allowed(tmp_path: pathlib.Path,
 
 def test_other_sizes_take_the_table_of_the_training_grid(official: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """224 pixels are assumed where the file does not tell; other ones are an interpolation that has to be allowed."""
-    words = ["--from=videomae", str(save(tmp_path / "a.pth", official)), f"--out={tmp_path}/run", *HEADS, *SIZES[:2]]
+    words = ["--from=videomae", str(save(tmp_path / "a.npz", official)), f"--out={tmp_path}/run", *HEADS, *SIZES[:2]]
     assert "2 interpolated (position tables resized to another grid): encoder positions, decoder positions" in refused(capsys, *words)
     assert main(["convert", *words, "--allow=interpolated"]) == 0
     objective = objective_of(tmp_path / "run")
@@ -375,7 +390,7 @@ FAULTS = {
 @pytest.mark.parametrize("case", FAULTS)
 def test_faults_are_itemised(case: str, official: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each names the array, and nothing is written; what may be allowed passes with its class allowed, and only then."""
-    words = ["--from=videomae", save(tmp_path / "a.pth", edited(official, case)), f"--out={tmp_path}/run", *HEADS, *SIZES]
+    words = ["--from=videomae", save(tmp_path / "a.npz", edited(official, case)), f"--out={tmp_path}/run", *HEADS, *SIZES]
     assert FAULTS[case] in refused(capsys, *words)
     assert FAULTS[case] in refused(capsys, *words, "--allow=missing:encoder/.*", "--allow=unexpected:decoder.*", "--allow=zero:head.*")
     assert not (tmp_path / "run").exists()
@@ -396,6 +411,8 @@ class Payload:
 def test_pickles_are_never_run(official: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Code in a file is refused and not executed, wherever it hides; options of the official scripts are read."""
     target = tmp_path / "owned"
+    assert "has no dict of tensors under 'ema'; it has model" in refused(
+        capsys, "--from=videomae", save(tmp_path / "a.pth", official), f"--out={tmp_path}/run", "--key=ema")
     bad = save(tmp_path / "bad.pth", official, args=Payload(target))
     assert "is refused: it holds more than weights" in refused(capsys, "--from=videomae", bad, f"--out={tmp_path}/run", *HEADS)
     (tmp_path / "plain.bin").write_bytes(pickle.dumps(Payload(target)))
@@ -419,6 +436,7 @@ def test_unreadable_files(name: str, content: bytes | None, message: str, tmp_pa
 
 def test_folders(official: dict[str, np.ndarray], tmp_path: pathlib.Path) -> None:
     """Parts listed by an index, which may not point elsewhere; bfloat16 parts are widened exactly."""
+    numpy_files = pytest.importorskip("safetensors.numpy")
     half = len(official) // 2
     parts = [dict(list(official.items())[:half]), dict(list(official.items())[half:])]
     for i, part in enumerate(parts):
@@ -430,24 +448,23 @@ def test_folders(official: dict[str, np.ndarray], tmp_path: pathlib.Path) -> Non
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="allowed are files of the same folder"):
         files.read(tmp_path)
+    (tmp_path / "absent").mkdir()
     with pytest.raises(UserError, match="holds none of model.safetensors"):
-        files.read(save(tmp_path / "a.pth", official).parent / "absent" if (tmp_path / "absent").mkdir() else tmp_path / "absent")
-    from safetensors import torch as torch_files
-
-    torch_files.save_file({"x": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}, tmp_path / "b.safetensors")
+        files.read(tmp_path / "absent")
+    numpy_files.save_file({"x": np.asarray(jnp.asarray([1.5, -2.0], jnp.bfloat16))}, tmp_path / "b.safetensors")
     found = files.read(tmp_path / "b.safetensors")
     assert found.state["x"].dtype == np.float32 and found.state["x"].tolist() == [1.5, -2.0] and found.dtypes == {"bfloat16": 1}
 
 
 def test_wrong_families_and_words(official: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The family is told from the names; options of one direction are refused in the other; nothing is overwritten."""
-    path = save(tmp_path / "a.pth", official)
+    path = save(tmp_path / "a.npz", official)
     run = f"--out={tmp_path}/run"
     assert "is not of the family 'hf'; its arrays are named like those of videomae or videomae_v2" in refused(capsys, "--from=hf", path, run)
-    assert "is of none of the families hf, videomae" in refused(capsys, "--from=auto", save(tmp_path / "b.pth", {"x.y": np.ones(2, np.float32)}), run)
+    assert "is of none of the families hf, videomae" in refused(capsys, "--from=auto", save(tmp_path / "b.npz", {"x.y": np.ones(2, np.float32)}), run)
     assert "the number of heads of the encoder of width 32 is neither" in refused(capsys, "--from=videomae", path, run)
     assert "5 heads for the encoder of width 32" in refused(capsys, "--from=videomae", path, run, "--heads=5", "--decoder-heads=3")
-    assert "has no dict of tensors under 'ema'; it has model" in refused(capsys, "--from=videomae", path, run, "--key=ema")
+    assert "names an entry of a PyTorch file; " in refused(capsys, "--from=videomae", path, run, "--key=ema")
     assert "'lost' is no class of differences; allowed are missing, unexpected" in refused(capsys, "--from=videomae", path, run, "--allow=lost")
     assert "--key belongs to --from" in refused(capsys, "--to=hf", tmp_path, f"--out={tmp_path}/x", "--key=model")
     assert "holds no config.json" in refused(capsys, "--to=hf", tmp_path / "nowhere", f"--out={tmp_path}/x")

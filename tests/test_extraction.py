@@ -241,3 +241,20 @@ def test_seven_minutes(run: pathlib.Path, longest: pathlib.Path, tmp_path: pathl
                         out.mux(packet)
     assert decode.probe(path).duration > 420
     check_windows(run, path, tmp_path / "out", plan=windows.Plan(clip=4, rate=8, step=32), every=8)
+
+
+def test_zarr_holds_the_same_arrays(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As an .npz, with what is no array as attributes; without the package the error names it."""
+    words = (folder / "a.mp4", "--stride=4", "--keep=tokens")
+    try:
+        import zarr
+    except ImportError:
+        assert main(["extract", str(run), *map(str, words), f"--out={tmp_path}/zarr", "--format=zarr"]) == 2
+        assert "needs the package zarr" in capsys.readouterr().err
+        return
+    extracted(run, *words, f"--out={tmp_path}/zarr", "--format=zarr")
+    extracted(run, *words, f"--out={tmp_path}/npz")
+    group, arrays = zarr.open_group(str(tmp_path / "zarr/a.mp4.zarr"), mode="r"), features(tmp_path / "npz/a.mp4.npz")
+    for name in ("features", "start", "time", "valid"):
+        np.testing.assert_array_equal(group[name][:], arrays[name])
+    assert dict(group.attrs) == {k: arrays[k].item() for k in ("name", "fps", "frames", "duration")}

@@ -243,21 +243,29 @@ def match(config: Any, found: videomae.Assigned, /, *, state: State, moved: tupl
     abstract = parallel.unbox(jax.eval_shape(lambda: objective.init(jax.random.key(0), example)))
     wanted = {k: v.shape for k, v in traverse_util.flatten_dict(abstract, sep="/").items()}
     leaves = {k: regrid(v, shape=wanted[k], path=k) if k in moved and k in wanted else v for k, v in found.leaves.items()}
-    names = [n for ours, all_ in found.names.items() if ours in found.leaves for n in all_]
-    same = {n for ours, all_ in found.names.items() if ours in leaves and len(all_) == 1 and state[all_[0]].shape == leaves[ours].shape
-            and np.array_equal(state[all_[0]], leaves[ours]) for n in all_}
-    layers = {n for ours, all_ in found.names.items() if ours in leaves and "/stack/" in ours and len(all_) == len(leaves[ours])
-              and state[all_[0]].shape == leaves[ours].shape[1:] for n in all_}
-    kept = same | layers
-    report = Report(loaded=tuple(n for n in names if n in kept), reshaped=tuple(n for n in names if n not in kept),
+    read = [n for ours, all_ in found.names.items() if ours in found.leaves for n in all_]
+    kept = {n for ours, all_ in found.names.items() if ours in leaves for n in untouched(leaves[ours], all_, state=state)}
+    report = Report(loaded=tuple(n for n in read if n in kept), reshaped=tuple(n for n in read if n not in kept),
                     missing=tuple(k for k in wanted if k not in leaves), unexpected=found.unused, interpolated=moved,
-                    zero=tuple(n for n in names if not np.any(state[n])), inert=found.inert, notes=notes)
+                    zero=tuple(n for n in read if not np.any(state[n])), inert=found.inert, notes=notes)
     report.check(allow)
-    target = traverse_util.unflatten_dict({k: np.empty(v, np.float32) for k, v in wanted.items()}, sep="/")
+    target = {k: np.empty(v, np.float32) for k, v in wanted.items()}
     if report.missing:
-        target = jax.tree.map(np.asarray, parallel.unbox(jax.jit(lambda: objective.init(jax.random.key(config.seed), example))()))
-    fresh = tuple(re.escape(k) for k in report.missing)
-    return transfer(target, traverse_util.unflatten_dict(leaves, sep="/"), fresh=fresh), report
+        target |= jax.tree.map(np.asarray, jax.jit(lambda: fresh(objective, example, seed=config.seed, paths=report.missing))())
+    names = tuple(re.escape(k) for k in report.missing)
+    return transfer(traverse_util.unflatten_dict(target, sep="/"), traverse_util.unflatten_dict(leaves, sep="/"), fresh=names), report
+
+
+def untouched(leaf: np.ndarray, names: Sequence[str], /, *, state: State) -> list[str]:
+    """The arrays of a leaf, or of the layers of a stacked one, that it holds as they were."""
+    layers = [leaf] if len(names) == 1 and state[names[0]].shape == leaf.shape else leaf
+    return [n for n, layer in zip(names, layers, strict=True) if np.array_equal(state[n], layer)] if len(layers) == len(names) else []
+
+
+def fresh(objective: Any, example: Any, /, *, seed: int, paths: Sequence[str]) -> dict[str, Any]:
+    """{path: initial value} of some leaves; the compiler drops the draws of all others."""
+    leaves = traverse_util.flatten_dict(parallel.unbox(objective.init(jax.random.key(seed), example)), sep="/")
+    return {path: leaves[path] for path in paths}
 
 
 def regrid(table: np.ndarray, /, *, shape: tuple[int, ...], path: str) -> np.ndarray:
