@@ -136,6 +136,20 @@ def test_seeks_to_the_key_frame(constant: bytes, monkeypatch: pytest.MonkeyPatch
         assert len(seen) <= most
 
 
+def test_nothing_is_decoded_behind_the_last_frame(constant: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first picture costs its own packet, though the decoder holds it back for B-frames; a second seek finds the decoder usable."""
+    sent: list[int] = []
+    plain = decode._Call.frames
+    monkeypatch.setattr(decode._Call, "frames", lambda self, packet, *a: sent.append(packet is not None and packet.pts) or plain(self, packet, *a))
+    info = decode.probe(constant)
+    sent.clear()
+    assert [spelt(p) for p in decode.decode(constant, [0], info=info)] == [0]
+    assert sent == [info.pts[0], False]
+    sent.clear()
+    assert [spelt(p) for p in decode.decode(constant, [0, 90, 30], info=info)] == [0, 90, 30]
+    assert sent == [info.pts[0], False, info.pts[30], False, info.pts[90], False]
+
+
 def test_unneeded_frames_are_not_converted(constant: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """One conversion for each distinct frame."""
     converted: list[int] = []
@@ -158,8 +172,13 @@ def test_one_thread_and_a_closed_container(constant: bytes, tmp_path: pathlib.Pa
 
     monkeypatch.setattr(av, "open", watched)
     frames = decode._Call.frames
-    monkeypatch.setattr(decode._Call, "frames", lambda self, p, *a: threads.append(
-        (p.stream.codec_context.thread_count, p.stream.codec_context.thread_type.name)) or frames(self, p, *a))
+
+    def counted(self: decode._Call, packet: object, *stream: object) -> object:
+        context = (packet.stream if packet else stream[0]).codec_context
+        threads.append((context.thread_count, context.thread_type.name))
+        return frames(self, packet, *stream)
+
+    monkeypatch.setattr(decode._Call, "frames", counted)
     info = decode.probe(path)
     decode.decode(path, [5], info=info)
     with pytest.raises(decode.DecodeError):

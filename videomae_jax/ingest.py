@@ -69,8 +69,7 @@ def cut(batch: Batch, /, *, size: int) -> Array:
 
 def _resize(planes: Array, x: Array, y: Array, /) -> Array:
     """[n K size size c] of planes f32 [n c H W] with the matrices [n K size W] and [n K size H]."""
-    rows = jnp.einsum("nkah,nchw->nkacw", y, planes, precision=PRECISION)
-    return jnp.einsum("nkacw,nkbw->nkabc", rows, x, precision=PRECISION)
+    return jnp.einsum("nkah,nchw,nkbw->nkabc", y, planes, x, precision=PRECISION, optimize="optimal")  # the longer side of the canvas first
 
 
 def weights(start: Array, length: Array, low: Array, high: Array, mirrored: Array, /, *, size: int, pixels: int) -> Array:

@@ -189,6 +189,8 @@ def _read(source: Video, ids: np.ndarray, /, *, info: VideoInfo, timeout: float,
         call.fail("short", f"frames {ids.tolist()} of a video with frames 0..{info.frames - 1}")
     with call.open() as container:
         stream = call.stream(container)
+        if stream.time_base != info.time_base:  # its frames would be found by the times of another file
+            call.fail("timestamps", f"another file than the one indexed: times in units of {stream.time_base} s, {info.time_base} s then")
         for run in _runs(np.unique(ids), info):
             pictures = call.pictures(container, stream, info, info.pts[run], convert)
             found |= {number: pictures[int(info.pts[number])] for number in run.tolist()}
@@ -274,12 +276,17 @@ class _Call:
             raise self.error("decode", error) from error
 
     def decoded(self, container: Any, stream: Any, /, *, wanted: frozenset[int] = frozenset()) -> Iterator[Any]:
-        """Frames from the present position on; with `wanted`, frames that nothing refers to are left out."""
-        skip = bool(wanted) and stream.codec_context.name in SKIPPING
+        """Frames from the present position on; with `wanted`, frames that nothing refers to are left out, and those behind the last wanted packet."""
+        skip, missing = bool(wanted) and stream.codec_context.name in SKIPPING, set(wanted)
         for packet in self.packets(container, stream, stage="decode"):
             needed = not skip or packet.pts is None or packet.pts in wanted
             stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
+            missing.discard(packet.pts)
             yield from self.frames(packet)
+            if skip and not missing:
+                # The decoder holds back as many frames as it may have to reorder; further packets would be decoded only to push them out.
+                yield from self.frames(None, stream)
+                return
 
     def seek(self, container: Any, stream: Any, pts: int, /, *, wanted: frozenset[int] = frozenset()) -> Iterator[Any]:
         """Frames from the key frame at or before `pts`; further back while the container lands behind it."""
