@@ -246,11 +246,11 @@ def test_unreadable_videos_are_replaced_and_listed(index: pathlib.Path, tmp_path
     folder = shutil.copytree(index.parent, tmp_path / "world")
     (folder / "videos" / "train_000003.mp4").write_bytes(b"")
     (folder / "videos" / "train_000007.mp4").write_bytes(b"garbage" * 100)
-    options = {"total": 4, "checkpoint__every": "", "evaluators__reconstruction__clips": 8}
+    options = {"total": 4, "checkpoint__every": "", "evaluators__reconstruction__clips": 8, "data__max_bad_fraction": 0.5}
     assert main(["train", *runs.arguments(folder / "index.parquet", **options), f"--workdir={tmp_path / 'run'}"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "faults.jsonl").read_text().splitlines()]
     assert sorted(line["name"] for line in lines) == ["videos/train_000003.mp4", "videos/train_000007.mp4"]
-    assert "clips of 2 unreadable videos were replaced by others; see" in capsys.readouterr().err
+    assert "clips of 2 unreadable videos were replaced by others (open " in capsys.readouterr().err
     kept = {p: p.read_bytes() for p in (folder / "videos").glob("train_*.mp4")}
     for path in kept:
         path.write_bytes(b"")

@@ -160,7 +160,7 @@ def config(folders: dict[str, str], /, **kw: Any) -> ml_collections.ConfigDict:
 def test_parts_keep_their_settings(folders: dict[str, str]) -> None:
     """Stride and shape of the source differ, the fields agree; classes are joined and labels renumbered."""
     source = configs.build(configs.from_json(configs.to_json(config(folders))).data)
-    assert source.classes == ("9", "10", "11") and source.repeats == 2 and source.timeout == 60
+    assert source.classes == ("9", "10", "11") and source.repeats == 2 and source.timeout == 30
     labels = {source.name(r): source.read(r, rng=np.random.default_rng(0))["label"].tolist() for r in range(len(source))}
     assert labels == {"square/0.mp4": [2, 2], "square/1.mp4": [1, 1], "wide/0.mp4": [0, 0], "wide/1.mp4": [1, 1], "wide/2.mp4": [0, 0]}
     whole = {n: mixture.Part(dataclasses.replace(p.source, size=64 if n == "square" else 128, crop=transforms.WholeFrame())) for n, p in source.parts.items()}

@@ -36,7 +36,7 @@ def test_real_videos(real_videos: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert run("index", real_videos, f"--out={tmp_path}/index.parquet", "--val-fraction=0.1") == 0
     source = sources.VideoClips(index=str(tmp_path / "index.parquet"), frames=8, size=64)
     steps = -(-len(source) // 4)
-    faults = trained(tmp_path / "index.parquet", tmp_path / "run", steps=steps)
+    faults = trained(tmp_path / "index.parquet", tmp_path / "run", steps=steps, **{"data.max_bad_fraction": 0.1})
     assert {f["name"] for f in faults} == {"corrupted.mp4"} and {f["stage"] for f in faults} == {"decode"}
 
 

@@ -20,7 +20,7 @@ def batches(run: Assembly, samples: int, faults: Any, /) -> Iterator[Any]:
         with shielded():
             stream = stack.enter_context(pipeline.stream(
                 run.source, batch_size=config.batch_size, seed=config.seed, start=samples, host=jax.process_index(), hosts=jax.process_count(),
-                workers=config.workers, threads=config.threads))
+                workers=config.workers, threads=config.threads, quarantine=faults.quarantine))
             batch = next(stream)
         while True:
             faults.note(batch)

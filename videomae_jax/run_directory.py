@@ -1,5 +1,6 @@
 """The files of a run directory: config, card, faults, summary."""
 
+import collections
 import json
 import os
 import pathlib
@@ -19,6 +20,8 @@ from videomae_jax.evals.base import Context, Headlined
 
 GROUPS = ("objective", "data", "eval_data", "optimizers", "evaluators", "checkpoint", "log", "mesh")
 NEEDED: dict[str, Any] = {**dict.fromkeys(GROUPS, dict), "total": (str, int), "batch_size": int}  # of a stored config
+
+WINDOW = 1000  # decoded clips over which the share of unreadable ones is taken
 
 
 def write(path: pathlib.Path, text: str, /) -> None:
@@ -166,37 +169,72 @@ def _of(name: str, values: dict[str, float], /) -> dict[str, float]:
 
 
 class Faults:
-    """Counts and lists clips that failed to decode and were replaced: one line per source row in faults.jsonl.
+    """Counts, lists and limits clips that could not be read and were replaced.
 
-    Processes other than the lead write faults.<number>.jsonl. A resumed run adds only rows that are not listed yet.
+    faults.jsonl has one line per source row; quarantine.jsonl those that took too long: a resumed run replaces them from
+    that position of the stream on instead of waiting once more, and so repeats what the run did. Processes other than the
+    lead write faults.<number>.jsonl and quarantine.<number>.jsonl. A resumed run adds only rows that are not listed yet.
+    Of the last WINDOW decoded clips of a process, or as many as the source has, the source's `max_bad_fraction` may be bad.
     """
 
     def __init__(self, directory: pathlib.Path, /, *, source: Any) -> None:
         number = jax.process_index()
-        self._source, self._count, self._path = source, 0, directory / (f"faults.{number}.jsonl" if number else "faults.jsonl")
-        text = self._path.read_text() if self._path.exists() else ""
-        if text and not text.endswith("\n"):  # a killed process may leave half a line
-            text = text[: text.rfind("\n") + 1]
-            write(self._path, text)
-        self._seen = {json.loads(line)["row"] for line in text.splitlines()}
+        self._source, self._count, self._stages = source, 0, collections.Counter[str]()
+        self._paths = {name: directory / (f"{name}.{number}.jsonl" if number else f"{name}.jsonl") for name in ("faults", "quarantine")}
+        self._limit, self._window = getattr(source, "max_bad_fraction", 0.01), min(WINDOW, len(source))
+        self._recent: collections.deque[tuple[int, int]] = collections.deque()  # (decoded, bad) of the last batches
+        for path in self._paths.values():
+            if path.exists() and not (text := path.read_text()).endswith("\n"):  # a killed process may leave half a line
+                write(path, text[: text.rfind("\n") + 1])
+        self._seen = {name: {line["row"] for line in _lines(path)} for name, path in self._paths.items()}
+        others = [line for path in sorted(directory.glob("quarantine*.jsonl")) for line in _lines(path)]
+        # The earliest position of a row over all processes: another one may have the row now.
+        self.quarantine = {line["row"]: line["position"] for line in sorted(others, key=lambda line: -line["position"])}
 
     def note(self, batch: dict[str, np.ndarray], /) -> None:
-        """Records the replaced examples of a host batch, each source row once."""
+        """Records the replaced examples of a host batch, each source row once. Raises UserError where there are too many."""
         for place in np.flatnonzero(batch["fault"]):
             row, stage = int(batch["row"][place]), STAGES[int(batch["fault"][place]) - 1]
             self._count += 1
-            if row not in self._seen:
-                self._seen.add(row)
-                line = {"row": row, "name": self._source.name(row), "stage": stage, "position": int(batch["key"][place, 0])}
-                with self._path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+            if batch["key"][place, 1] == 0:
+                self._stages[stage] += 1
+            line = {"row": row, "name": self._source.name(row), "stage": stage, "position": int(batch["key"][place, 0])}
+            for name in ("faults", "quarantine") if stage == "timeout" else ("faults",):
+                if row not in self._seen[name]:
+                    self._seen[name].add(row)
+                    with self._paths[name].open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+        decoded = batch["key"][:, 1] == 0
+        self._recent.append((int(decoded.sum()), int(np.count_nonzero(batch["fault"][decoded]))))
+        self._check()
+
+    def _check(self) -> None:
+        total, bad = (sum(values) for values in zip(*self._recent, strict=True))
+        while total - self._recent[0][0] >= self._window:
+            first = self._recent.popleft()
+            total, bad = total - first[0], bad - first[1]
+        if total >= self._window and bad > self._limit * total:
+            raise UserError(f"{bad} of the last {total} clips could not be read ({100 * bad / total:.1f} %), more than data.max_bad_fraction={self._limit:g}; they are "
+                            f"listed in {self._paths['faults']}. `index --verify` leaves damaged videos out; the same command with a larger "
+                            "--config.data.max_bad_fraction goes on")
 
     @property
     def count(self) -> int:
         """Replaced clips so far in this call and process, copies included."""
         return self._count
 
+    def counters(self) -> dict[str, float]:
+        """Decoded clips that were replaced so far in this call and process, in all and by stage; {} where there are none."""
+        return {"bad_clips": float(self._stages.total()), **{f"bad_clips/{k}": float(v) for k, v in sorted(self._stages.items())}} if self._stages else {}
+
     def close(self) -> None:
         """Says on standard error how many clips were replaced, if any."""
         if self._count:
-            sys.stderr.write(f"{self._count} clips of {len(self._seen)} unreadable videos were replaced by others; see {self._path}\n")
+            stages = ", ".join(f"{stage} {n}" for stage, n in self._stages.most_common())
+            sys.stderr.write(f"{self._count} clips of {len(self._seen['faults'])} unreadable videos were replaced by others ({stages}); see {self._paths['faults']}\n")
+
+
+def _lines(path: pathlib.Path, /) -> list[dict[str, Any]]:
+    """The whole lines of a jsonl file, [] where it is missing."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

@@ -8,11 +8,12 @@ from typing import Any
 from videomae_jax.data.decode import DecodeError
 
 
-def call(task: Callable[[], Any], /, *, seconds: float, name: str) -> Any:
+def call(task: Callable[[], Any], /, *, seconds: float, name: Callable[[], str]) -> Any:
     """What `task` returns or raises, from a thread of its own (60 microseconds).
 
     After `seconds` it raises DecodeError of the stage "timeout" and leaves the thread behind, with what it holds: a system
-    call that does not return cannot be ended, but it need not hold up the run or the end of the process.
+    call that does not return cannot be ended, but it need not hold up the run or the end of the process. A task that tries
+    to end the process (SystemExit) is a RuntimeError. `name` is asked for in errors alone.
     """
     answer: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 
@@ -26,7 +27,9 @@ def call(task: Callable[[], Any], /, *, seconds: float, name: str) -> Any:
     try:
         good, result = answer.get(timeout=min(seconds, threading.TIMEOUT_MAX))
     except queue.Empty:
-        raise DecodeError(name, "timeout", f"no answer within {seconds:g} s") from None
+        raise DecodeError(name(), "timeout", f"no answer within {seconds:g} s") from None
     if good:
         return result
+    if isinstance(result, SystemExit):
+        raise RuntimeError(f"{name()}: what reads it tried to end the process with code {result.code}") from result
     raise result

@@ -114,7 +114,7 @@ class Job:
 def describe_job(job: Job, /) -> dict[str, Any]:
     """`describe` for whatever a job is; a read without an answer ends after twice the time that a file may take."""
     try:
-        return deadline.call(lambda: _describe(job), seconds=math.inf if job.verify else 2 * decode.TIMEOUT, name=job.path)
+        return deadline.call(lambda: _describe(job), seconds=math.inf if job.verify else 2 * decode.TIMEOUT, name=lambda: job.path)
     except decode.DecodeError as error:
         return {"status": f"{error.stage}: {error.cause}"}
 

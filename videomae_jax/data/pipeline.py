@@ -17,8 +17,9 @@ import secrets
 import shutil
 import signal
 import threading
+import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing import shared_memory
 from typing import Any
 
@@ -26,8 +27,10 @@ import grain
 import numpy as np
 from absl import flags
 
+from videomae_jax.data import deadline, decode
 from videomae_jax.data.decode import DecodeError
 from videomae_jax.data.sources import Source
+from videomae_jax.data.workers import Workers
 from videomae_jax.errors import UserError
 
 Example = dict[str, np.ndarray]  # every key [K ...]
@@ -37,6 +40,7 @@ AHEAD = 2  # batches that a process holds: one ready, one being read
 WAITING = AHEAD + 4  # batches a worker may be ahead: those, one on either side of each of Grain's two queues
 ALIGNMENT = 64  # bytes; what vector loads and copy-free device buffers ask for
 ENDLESS = 2**62  # batches; Grain wants a length
+GRACE = 1.25  # of a source's own time limit: what a read that does not keep it may take
 SHARED = pathlib.Path("/dev/shm")  # where Linux keeps shared memory
 
 
@@ -60,7 +64,8 @@ class Batches:
     """A host's batches by number: batch i holds positions start + i * batch_size + host * b + 0..b-1, b = batch_size / hosts.
 
     `rows[position]` is the row to read; positions from `end` on are padding. Batches are assembled here, before Grain
-    deals the numbers out to its workers, so that their composition cannot depend on the number of workers. With
+    deals the numbers out to its workers, so that their composition cannot depend on the number of workers. Rows in
+    `quarantine` are not read from their position there on. With
     `segments` a batch is written to the shared memory `segments` + number and its name is returned instead.
     """
 
@@ -75,6 +80,7 @@ class Batches:
     length: int = ENDLESS
     end: int = ENDLESS
     segments: str = ""
+    quarantine: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.length
@@ -147,7 +153,7 @@ class Batches:
     def _fill(self, batch: Batch, place: int, position: int, /) -> None:
         """Writes the example of a position, and what is known of it, into its place."""
         row = self.rows[position]
-        example, fault = read(self.source, row, seed=self.seed, position=position)
+        example, fault = read(self.source, row, seed=self.seed, position=position, quarantine=self.quarantine)
         copies = np.arange(self.source.repeats)
         example["key"] = np.stack([np.full_like(copies, position % 2**32), copies], axis=-1)
         example["row"], example["fault"] = np.full_like(copies, row), np.full_like(copies, fault)
@@ -157,17 +163,20 @@ class Batches:
             batch[key][place] = value
 
 
-def read(source: Source, row: int, /, *, seed: int, position: int) -> tuple[Example, int]:
+def read(source: Source, row: int, /, *, seed: int, position: int, quarantine: dict[int, int] | None = None) -> tuple[Example, int]:
     """The example of `row`, or else of a substitute, and 0 or the stage code of the failure of `row`.
 
-    Substitutes and all draws are functions of (seed, position, attempt) alone; no row is tried twice. Raises UserError
-    that names every file tried, after ATTEMPTS substitutes or all rows.
+    Substitutes and all draws are functions of (seed, position, attempt) alone; no row is tried twice. A read that takes
+    longer than the source allows is left behind, and its row goes into `quarantine` {row: position}: a time limit is the one
+    failure that does not repeat exactly, and a costly one, so it is decided once. Raises UserError that names every file
+    tried, after ATTEMPTS substitutes or all rows.
     """
     failures: dict[int, DecodeError] = {}
+    quarantine = {} if quarantine is None else quarantine
     for attempt in range(min(ATTEMPTS + 1, len(source))):
         rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, position], counter=[0, 0, 0, attempt]))
         try:
-            return dict(source.read(row, rng=rng)), next(iter(failures.values())).code if failures else 0
+            return _timely(source, row, rng, position, quarantine), next(iter(failures.values())).code if failures else 0
         except DecodeError as error:
             failures[row] = error
         digest = hashlib.sha256(f"{seed}/{position}/{attempt}".encode()).digest()
@@ -175,6 +184,19 @@ def read(source: Source, row: int, /, *, seed: int, position: int) -> tuple[Exam
         while row in failures and len(failures) < len(source):
             row = (row + 1) % len(source)
     raise UserError(f"a video and all of its {len(failures) - 1} substitutes cannot be read: {'; '.join(str(f) for f in failures.values())}")
+
+
+def _timely(source: Source, row: int, rng: np.random.Generator, position: int, quarantine: dict[int, int], /) -> Example:
+    """The example of a row within GRACE times what its source allows. Raises DecodeError."""
+    if position >= quarantine.get(row, ENDLESS):
+        raise DecodeError(source.name(row), "timeout", f"not read since position {quarantine[row]}, where it took too long")
+    seconds = GRACE * getattr(source, "timeout", decode.TIMEOUT)
+    try:
+        return dict(deadline.call(lambda: source.read(row, rng=rng), seconds=seconds, name=lambda: source.name(row)))
+    except DecodeError as error:
+        if error.stage == "timeout":
+            quarantine[row] = min(position, quarantine.get(row, position))
+        raise
 
 
 class Stream:
@@ -215,10 +237,11 @@ class _Running:
                 flags.FLAGS.mark_as_parsed()  # Grain reads a flag of its own in this process, where absl need not run
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
             dataset = dataset.mp_prefetch(options, worker_init_fn=_begin_worker)
+        self.processes = Workers(workers)
         self.iterator: Any = iter(dataset)
 
     def take(self) -> Batch:
-        """The next batch. Raises ValueError after `close`."""
+        """The next batch. Raises ValueError after `close`, and RuntimeError when a process ended."""
         if self.iterator is None:
             raise ValueError("the stream is closed")
         batch = next(self.iterator)
@@ -228,6 +251,7 @@ class _Running:
     def close(self) -> None:
         """Ends the processes, then takes the names off what they wrote and nobody asked for."""
         iterator, self.iterator = self.iterator, None
+        self.processes.close()
         try:
             iterator.close()
             self.batches.close()
@@ -276,7 +300,7 @@ def _check_room(batches: Batches, /, *, workers: int) -> None:
 
 
 def stream(source: Source, /, *, batch_size: int, seed: int, start: int = 0, host: int = 0, hosts: int = 1, workers: int = 0,
-           threads: int = 2) -> Stream:
+           threads: int = 2, quarantine: Mapping[int, int] = types.MappingProxyType({})) -> Stream:
     """Endless host batches of the shuffled stream from position `start` (decoded clips drawn before) on.
 
     `batch_size` counts decoded clips of the global batch; arrays have (batch_size / hosts) * repeats rows in the order
@@ -285,11 +309,12 @@ def stream(source: Source, /, *, batch_size: int, seed: int, start: int = 0, hos
     decode.STAGES at which that row failed and a substitute was read). `workers` processes (0: this one) decode with
     `threads` threads each. Memory: AHEAD host batches without workers, WAITING a worker in shared memory with them, and
     the one handed out. A source with a method `order(seed=)` says itself which row a position reads, for ever.
+    Rows in `quarantine` are replaced from their position there on, as if they took too long to read.
     Raises UserError where the hosts do not divide the batch or shared memory is too small.
     """
     _check(batch_size=batch_size, host=host, hosts=hosts, workers=workers, threads=threads)
     rows = source.order(seed=seed) if hasattr(source, "order") else Shuffled(len(source), seed)
-    return Stream(Batches(source, rows, seed, start, batch_size, host, hosts, threads), workers=workers)
+    return Stream(Batches(source, rows, seed, start, batch_size, host, hosts, threads, quarantine=dict(quarantine)), workers=workers)
 
 
 def sweep(source: Source, /, *, batch_size: int, host: int = 0, hosts: int = 1, seed: int = 0, workers: int = 0, threads: int = 2) -> Stream:

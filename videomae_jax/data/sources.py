@@ -143,7 +143,7 @@ class VideoClips:
     crop: Any = transforms.MultiScaleCrop()
     crops: str = "auto"
     canvas: tuple[int, int] = (0, 0)
-    timeout: float = decode.TIMEOUT
+    timeout: float = 30.0  # what a watchdog of 60 s leaves room for
     max_bad_fraction: float = 0.01
 
     def __post_init__(self) -> None:

@@ -1,0 +1,290 @@
+"""Bad data: every kind of damage is a typed error with its path, replaced alike by every loader, listed, limited; nothing hangs."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from test_decode import encode, flipped, spelt
+
+from videomae_jax import run_directory
+from videomae_jax.data import clips, decode, index, pipeline, sources, transforms
+from videomae_jax.errors import UserError
+
+TIMEOUT = 2.0  # seconds; a read of these files takes milliseconds
+
+
+def sound() -> bytes:
+    """An mp4 of a second of silence."""
+    path = pathlib.Path(f"/tmp/{os.getpid()}.mp4")
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame.rate = 16000
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    data = path.read_bytes()
+    path.unlink()
+    return data
+
+
+def fifo(path: pathlib.Path, /) -> None:
+    """A pipe that nobody writes to: opening it does not return."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+@pytest.fixture(scope="module")
+def good() -> bytes:
+    """Sixty frames that spell their numbers, in one group of pictures."""
+    return encode(frames=60, bf="0", g="500", crf="5")
+
+
+DAMAGE = {
+    "truncated": lambda path, good: path.write_bytes(good[: len(good) * 2 // 3]), "bit_flipped": lambda path, good: path.write_bytes(flipped(good, at=0.7, length=100)),
+    "zero_byte": lambda path, good: path.write_bytes(b""), "audio_only": lambda path, good: path.write_bytes(sound()),
+    "one_frame": lambda path, good: path.write_bytes(encode(frames=1, bf="0")), "text": lambda path, good: path.write_text("no video\n" * 100),
+    "another_container": lambda path, good: path.write_bytes(encode(frames=60, bf="0", container="matroska")),
+    "missing": lambda path, good: path.unlink(), "hanging": lambda path, good: fifo(path)}
+# What indexing says of each, and the stages at which a read may fail that was promised a good file of any size.
+AT_INDEX = {"truncated": "short", "bit_flipped": "ok", "zero_byte": "open", "audio_only": "stream", "one_frame": "ok", "text": "open", "another_container": "ok",
+            "missing": "open", "hanging": "timeout"}
+AT_READ = {"truncated": ("decode", "short", "index", "open"), "bit_flipped": ("ok", "decode"), "zero_byte": ("open",), "audio_only": ("stream",),
+           "one_frame": ("ok", "short", "decode"), "text": ("open",), "another_container": ("timestamps",), "missing": ("open",),
+           "hanging": ("timeout",)}
+
+
+def source(folder: pathlib.Path, /, **kw: Any) -> sources.VideoClips:
+    """Whole frames of the folder's index."""
+    return sources.VideoClips(**({"index": str(folder / "index.parquet"), "frames": 8, "size": 128, "crop": transforms.WholeFrame(), "split": "all",
+                                  "sampling": clips.DenseRandom(stride=4), "timeout": TIMEOUT} | kw))
+
+
+@pytest.fixture()
+def folder(good: bytes, tmp_path: pathlib.Path) -> pathlib.Path:
+    """Good files named after damages and three more, indexed without their sizes, then damaged."""
+    for name in (*DAMAGE, "x", "y", "z"):
+        (tmp_path / f"{name}.mp4").write_bytes(good)
+    index.write(index.build(tmp_path), tmp_path / "index.parquet")
+    pq.write_table(pq.read_table(tmp_path / "index.parquet").drop_columns(["size", "mtime"]), tmp_path / "index.parquet")
+    for name, damage in DAMAGE.items():
+        damage(tmp_path / f"{name}.mp4", good)
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_at_indexing(kind: str, good: bytes, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The status begins with the stage; a file of one frame is a video; --verify finds what only decoding shows."""
+    monkeypatch.setattr(decode, "TIMEOUT", 0.3 if kind == "hanging" else 30.0)
+    path = tmp_path / f"{kind}.mp4"
+    path.write_bytes(good)
+    DAMAGE[kind](path, good)
+    found = index.describe_job(index.Job(str(path)))
+    assert found["status"].split(":")[0] == AT_INDEX[kind]
+    if kind == "bit_flipped":
+        assert index.describe_job(index.Job(str(path), verify=True))["status"].startswith("decode: ")
+
+
+@pytest.mark.parametrize("kind", [k for k in DAMAGE if k != "hanging"])
+def test_at_reading(kind: str, folder: pathlib.Path) -> None:
+    """Path and stage; what is read in spite of all is right."""
+    made = source(folder)
+    row = next(r for r in range(len(made)) if made.name(r) == f"{kind}.mp4")
+    try:
+        numbers = [spelt(p) for p in made.read(row, rng=np.random.default_rng(0))["video"][0]]
+    except decode.DecodeError as error:
+        assert error.path == str(folder / f"{kind}.mp4") and error.stage in AT_READ[kind] and error.cause
+    else:
+        assert "ok" in AT_READ[kind] and (kind == "one_frame" or np.diff(numbers).tolist() == [4] * 7)
+
+
+def test_every_loader_replaces_alike(folder: pathlib.Path) -> None:
+    """The same batches, faults and substitutes from threads and processes, at every position, the hanging file among them."""
+    made = source(folder)
+
+    def drawn(**options: Any) -> list[dict[str, np.ndarray]]:
+        with pipeline.stream(made, batch_size=6, seed=4, **options) as stream:
+            return [next(stream) for _ in range(4)]
+
+    begin, one = time.monotonic(), drawn(threads=3)
+    assert time.monotonic() - begin < 60
+    for first, second in zip(one, drawn(workers=1, threads=2), strict=True):
+        for key, value in first.items():
+            np.testing.assert_array_equal(value, second[key], err_msg=key)
+    rows, faults = (np.concatenate([b[k] for b in one]) for k in ("row", "fault"))
+    stages = {made.name(int(r)): "ok" if not f else decode.STAGES[f - 1] for r, f in zip(rows, faults, strict=True)}
+    assert len(stages) == len(DAMAGE) + 3 and stages["hanging.mp4"] == "timeout" and stages["x.mp4"] == stages["y.mp4"] == stages["z.mp4"] == "ok"
+    for kind, allowed in AT_READ.items():
+        assert stages[f"{kind}.mp4"] in allowed
+    left = [t for t in threading.enumerate() if t.name == "read"]
+    assert left and all(t.daemon for t in left), "a read that hangs does not keep the process from ending"
+
+
+# -- time limits ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Slow(sources.NoiseClips):
+    """Noise whose row 3 hangs while the file `hang` exists; every read is noted in `log`."""
+
+    hang: str = ""
+    log: str = ""
+    timeout: float = 0.5
+    max_bad_fraction: float = 0.2
+
+    def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        with open(self.log, "a") as file:
+            file.write(f"{row} ")
+        if row == 3 and pathlib.Path(self.hang).exists():
+            threading.Event().wait()
+        return super().read(row, rng=rng)
+
+
+@pytest.fixture()
+def slow(tmp_path: pathlib.Path) -> Slow:
+    """Eight rows, one of them hanging."""
+    (tmp_path / "hang").touch()
+    (tmp_path / "log").touch()
+    return Slow(frames=1, size=8, length=8, hang=str(tmp_path / "hang"), log=str(tmp_path / "log"))
+
+
+def reads(made: Slow, row: int, /) -> int:
+    """How often a row was read."""
+    return pathlib.Path(made.log).read_text().split().count(str(row))
+
+
+def test_what_took_too_long_is_not_waited_for_again(slow: Slow, tmp_path: pathlib.Path) -> None:
+    """One wait in four passes, though the file answers again; a resumed run repeats that from quarantine.jsonl, whatever its start."""
+    faults = run_directory.Faults(tmp_path, source=slow)
+    straight = []
+    with pipeline.stream(slow, batch_size=8, seed=1) as stream:
+        for number in range(4):
+            straight.append(next(stream))
+            faults.note(straight[-1]) if number else None
+            pathlib.Path(slow.hang).unlink(missing_ok=True)
+    positions = [int(b["key"][b["row"] == 3, 0][0]) for b in straight]
+    assert reads(slow, 3) == 1 and [int(b["fault"].max()) for b in straight] == [1 + decode.STAGES.index("timeout")] * 4
+    line = json.loads((tmp_path / "quarantine.jsonl").read_text())
+    assert (line["row"], line["stage"], line["name"], line["position"]) == (3, "timeout", "noise 3", positions[1])
+    again = run_directory.Faults(tmp_path, source=slow)
+    assert again.quarantine == {3: positions[1]}
+    for start in (0, 8, 16):
+        with pipeline.stream(slow, batch_size=8, seed=1, start=start, quarantine=again.quarantine) as stream:
+            for number in range(start // 8, 4):
+                batch = next(stream)
+                assert int(batch["fault"].max()) == (0 if number == 0 else 1 + decode.STAGES.index("timeout")), "before its position the row is read"
+                if number:
+                    np.testing.assert_array_equal(batch["video"], straight[number]["video"])
+    assert reads(slow, 3) == 2
+
+
+def test_the_earliest_quarantine_of_all_processes_holds(slow: Slow, tmp_path: pathlib.Path) -> None:
+    """Another process may have the row after a change of their number; half a line of one that lives is left alone."""
+    (tmp_path / "quarantine.jsonl").write_text('{"row": 3, "position": 70}\n{"row": 5, "position": 9}\n')
+    (tmp_path / "quarantine.1.jsonl").write_text('{"row": 3, "position": 40}\n{"row": 6, "po')
+    assert run_directory.Faults(tmp_path, source=slow).quarantine == {3: 40, 5: 9}
+    assert (tmp_path / "quarantine.1.jsonl").read_text().endswith('"po')
+
+
+# -- processes that end ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending(sources.NoiseClips):
+    """Noise whose row 5 ends the process: "exit" at once and with code 0, "system" by SystemExit."""
+
+    how: str = ""
+
+    def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if row == 5 and self.how == "exit":
+            os._exit(0)
+        if row == 5 and self.how == "system":
+            sys.exit(0)
+        return super().read(row, rng=rng)
+
+
+@pytest.mark.parametrize(("how", "workers", "said"), [("exit", 2, "exit code 70"), ("system", 1, "tried to end the process"), ("system", 0, "tried to end the process")])
+def test_a_read_that_ends_its_process_is_an_error(how: str, workers: int, said: str) -> None:
+    """Not a hang of the loader, nor a quiet end of the run; another stream beside it goes on."""
+    with pipeline.stream(Ending(frames=1, size=8, length=64), batch_size=4, seed=0, workers=1) as beside:
+        next(beside)
+        begin = time.monotonic()
+        with pipeline.stream(Ending(frames=1, size=8, length=64, how=how), batch_size=4, seed=0, workers=workers) as stream, pytest.raises(RuntimeError, match=said):
+            for _ in range(40):
+                next(stream)
+        assert time.monotonic() - begin < 60
+        for _ in range(10):
+            next(beside)
+
+
+def test_a_finished_sweep_is_no_failure() -> None:
+    """Workers that come to the end of the data, in turns with those of another stream, end nothing."""
+    made = Ending(frames=1, size=8, length=4)
+    with pipeline.stream(made, batch_size=4, seed=0, workers=1) as training:
+        next(training)
+        for _ in range(2):
+            with pipeline.sweep(made, batch_size=4, workers=1) as sweep:
+                assert len(list(sweep)) == 1
+            next(training)
+
+
+def test_a_hanging_read_does_not_keep_the_process(slow: Slow) -> None:
+    """The command ends with the thread left behind."""
+    code = ("import sys, pathlib; sys.path[:0] = ['tests', '.']\nfrom test_bad_data import Slow\nfrom videomae_jax.data import pipeline\n"
+            f"with pipeline.stream(Slow(frames=1, size=8, length=8, hang={slow.hang!r}, log={slow.log!r}), batch_size=8, seed=1) as s: print(next(s)['fault'].max())")
+    done = subprocess.run([sys.executable, "-c", code], cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == str(1 + decode.STAGES.index("timeout"))
+
+
+# -- the limit ---------------------------------------------------------------------------------------------------------------
+
+
+def batch(bad: int, /, *, size: int = 10, copies: int = 2, first: int = 0) -> dict[str, np.ndarray]:
+    """A batch of `size` decoded clips, the first `bad` of which failed in decoding."""
+    rows = np.repeat(np.arange(first, first + size), copies)
+    fault = np.where(rows - first < bad, 1 + decode.STAGES.index("decode"), 0)
+    return {"fault": fault.astype(np.int32), "row": rows.astype(np.int32), "key": np.stack([rows, np.tile(np.arange(copies), size)], -1).astype(np.uint32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limited(sources.NoiseClips):
+    """Noise with a limit."""
+
+    max_bad_fraction: float = 0.05
+
+
+def test_too_many_bad_clips_end_the_run(tmp_path: pathlib.Path) -> None:
+    """The share counts decoded clips, not copies, over the last 1,000; a burst is forgotten, exactly the limit is allowed."""
+    assert run_directory.WINDOW == 1000 and sources.VideoClips(index="x").max_bad_fraction == 0.01
+    faults = run_directory.Faults(tmp_path, source=Limited(length=10_000))
+    for number in range(200):
+        faults.note(batch(5 if number < 10 else 0, first=10 * number))
+    assert faults.count == 100 and faults.counters() == {"bad_clips": 50.0, "bad_clips/decode": 50.0}
+    faults.note(batch(10, first=5000))
+    for number in range(4):
+        faults.note(batch(10, first=6000 + 10 * number))  # 50 of 1,000
+    with pytest.raises(UserError, match=r"51 of the last 1000 clips could not be read \(5\.1 %\), more than data\.max_bad_fraction=0\.05.*faults\.jsonl.*--verify"):
+        faults.note(batch(1, first=9000))
+
+
+def test_small_sources_are_judged_after_one_pass(tmp_path: pathlib.Path) -> None:
+    """Of 40 videos 2 are 5 %: allowed; the first batches alone say nothing."""
+    for bad, fails in ((2, False), (3, True)):
+        faults = run_directory.Faults(tmp_path / str(bad), source=Limited(length=40))
+        (tmp_path / str(bad)).mkdir()
+        for number in range(3):
+            faults.note(batch(bad if number == 0 else 0, first=10 * number))
+        if fails:
+            with pytest.raises(UserError, match="3 of the last 40 clips"):
+                faults.note(batch(0, first=30))
+        else:
+            faults.note(batch(0, first=30))

@@ -1,0 +1,43 @@
+"""Decoding processes that end by themselves, which their consumer would otherwise wait for without end."""
+
+import multiprocessing
+import threading
+import weakref
+from typing import Any
+
+LOOK = 0.5  # seconds between two looks
+ENDED = 70  # the exit code that stands for an end nobody asked for; EX_SOFTWARE of sysexits.h
+_claimed: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()  # process: id of the Workers it belongs to
+
+
+class Workers:
+    """Watches the `count` processes that a stream starts; a process belongs to the stream that is the first to see it.
+
+    Grain's workers never end before they are told to, not even at the end of the data. Grain raises for one that ends with
+    an error code, and waits for ever for one that something ended with code 0: so that code becomes ENDED.
+    """
+
+    def __init__(self, count: int, /) -> None:
+        self._count, self._own, self._closed = count, [], threading.Event()
+        for process in multiprocessing.active_children():
+            _claimed.setdefault(process, 0)  # somebody else's
+        if count:
+            threading.Thread(target=self._watch, daemon=True, name="watch workers").start()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(LOOK):
+            self.look()
+
+    def look(self) -> None:
+        """Finds processes that were started since the last look, and marks those that ended."""
+        if len(self._own) < self._count:
+            for process in multiprocessing.active_children():
+                if _claimed.setdefault(process, id(self)) == id(self) and process not in self._own:
+                    self._own.append(process)
+        for process in self._own:
+            if process.exitcode == 0 and not self._closed.is_set():
+                process._popen.returncode = ENDED  # what its `exitcode` is read from
+
+    def close(self) -> None:
+        """Ends the watch, before the processes are told to end."""
+        self._closed.set()
