@@ -224,3 +224,19 @@ def test_a_training_step_takes_planes(folder: pathlib.Path) -> None:
         assert {k: (x.shape, x.dtype, x.sharding) for k, x in run.abstract_batch().items()} == {k: (x.shape, x.dtype, x.sharding) for k, x in batch.items()}
         losses[where] = float(run.step()(run.create(), batch)[1]["loss"])
     assert losses["device"] != losses["host"] and losses["device"] == pytest.approx(losses["host"], rel=1e-2)
+
+
+def test_devices_cut_their_own_crops(folder: pathlib.Path) -> None:
+    """Planes and windows of a clip lie on the same device: no pixel crosses to another."""
+    mesh = parallel.Layout().mesh(jax.devices()[:4])
+    shipped = planes.PlaneClips(source(folder))
+    with pipeline.stream(shipped, batch_size=4, seed=0) as stream:
+        batch = parallel.to_device(next(stream), mesh=mesh)
+
+    def traced(batch: Any) -> Any:
+        with parallel.use(mesh):
+            return ingest.ingest(batch, fields=shipped.source.fields)
+
+    compiled = jax.jit(traced).lower(batch).compile()
+    assert not [line for line in compiled.as_text().splitlines() if "all-" in line or "collective-" in line]
+    assert compiled(batch)["video"].sharding.is_equivalent_to(batch["box"].sharding, 5)
