@@ -342,6 +342,100 @@ def test_learned_positions_are_interpolated_when_allowed(tmp_path: pathlib.Path,
     assert objective_of(tmp_path / "run").encoder.grid.t == 8
 
 
+# -- VideoPrism --------------------------------------------------------------------------------------------------------
+
+
+PRISM = {"width": 12, "heads": 2, "hidden": 20, "spatial": 2, "temporal": 1, "patch": 6, "frames": 3, "rows": 2}
+
+
+def videoprism_state(seed: int = 0) -> dict[str, np.ndarray]:
+    """Arrays under VideoPrism's names, every value drawn."""
+    rng, p, width = np.random.default_rng(seed), PRISM, PRISM["width"]
+    size = width // p["heads"]
+    shapes: dict[str, tuple[int, ...]] = {"patch_projection/linear/kernel": (p["patch"] ** 2 * 3, width), "patch_projection/linear/bias": (width,),
+                                          "spatial_pos_emb/emb_var": (p["rows"] ** 2, width), "temporal_pos_emb/emb_var": (p["frames"], width)}
+    for name in ("spatial", "temporal"):
+        layers = f"{name}_encoder/transformers_stack/x_layers"
+        blocks: dict[str, tuple[int, ...]] = {f"self_attention/{n}/w": (width, p["heads"], size) for n in ("query", "key", "value", "post")}
+        blocks |= {f"self_attention/{n}/b": (p["heads"], size) for n in ("query", "key", "value")} | {"self_attention/post/b": (width,)}
+        blocks |= {f"{n}layer_norm/{k}": (width,) for n in ("", "ff_layer/") for k in ("scale", "bias")}
+        blocks |= {"ff_layer/ffn_layer1/linear/kernel": (width, p["hidden"]), "ff_layer/ffn_layer1/linear/bias": (p["hidden"],),
+                   "ff_layer/ffn_layer2/linear/kernel": (p["hidden"], width), "ff_layer/ffn_layer2/linear/bias": (width,)}
+        shapes |= {f"{layers}/{k}": (p[name], *v) for k, v in blocks.items()}
+        shapes |= {f"{name}_ln/{k}": (width,) for k in ("scale", "bias")}
+    return {f"params/{k}": rng.standard_normal(v, np.float32) for k, v in shapes.items()}
+
+
+def videoprism_reference(state: Mapping[str, np.ndarray], video: np.ndarray, /, *, cap: float = 50.0) -> np.ndarray:
+    """Tokens [B t*h*w D] of clips in [0, 1], in float64 numpy from the published description, without anything of ours."""
+    from scipy.special import erf
+
+    w = {k.removeprefix("params/"): v.astype(np.float64) for k, v in state.items()}
+    side, rows, width = PRISM["patch"], PRISM["rows"], PRISM["width"]
+
+    def norm(x: np.ndarray, name: str, at: Any = slice(None)) -> np.ndarray:
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * (1 + w[f"{name}/scale"][at]) + w[f"{name}/bias"][at]
+
+    def tower(x: np.ndarray, name: str, depth: int) -> np.ndarray:
+        for i in range(depth):
+            base = f"{name}/transformers_stack/x_layers"
+            y = norm(x, f"{base}/layer_norm", i)
+            q, k, v = (np.einsum("btd,dnh->btnh", y, w[f"{base}/self_attention/{n}/w"][i]) + w[f"{base}/self_attention/{n}/b"][i] for n in ("query", "key", "value"))
+            logits = np.einsum("btnh,bsnh->bnts", q * q.shape[-1] ** -0.5, k)
+            logits = np.exp(cap * np.tanh(logits / cap))
+            y = np.einsum("bnts,bsnh->btnh", logits / logits.sum(-1, keepdims=True), v)
+            x = x + np.einsum("btnh,dnh->btd", y, w[f"{base}/self_attention/post/w"][i]) + w[f"{base}/self_attention/post/b"][i]
+            y = norm(x, f"{base}/ff_layer/layer_norm", i) @ w[f"{base}/ff_layer/ffn_layer1/linear/kernel"][i] + w[f"{base}/ff_layer/ffn_layer1/linear/bias"][i]
+            x = x + y * (1 + erf(y / np.sqrt(2))) / 2 @ w[f"{base}/ff_layer/ffn_layer2/linear/kernel"][i] + w[f"{base}/ff_layer/ffn_layer2/linear/bias"][i]
+        return x
+
+    b, frames = video.shape[:2]
+    cells = [video[:, :, r * side:(r + 1) * side, c * side:(c + 1) * side].reshape(b * frames, -1) for r in range(rows) for c in range(rows)]
+    x = np.stack(cells, 1) @ w["patch_projection/linear/kernel"] + w["patch_projection/linear/bias"] + w["spatial_pos_emb/emb_var"]
+    x = norm(tower(x, "spatial_encoder", PRISM["spatial"]), "spatial_ln").reshape(b, frames, rows * rows, width)
+    x = x.transpose(0, 2, 1, 3).reshape(-1, frames, width) + w["temporal_pos_emb/emb_var"]
+    x = norm(tower(x, "temporal_encoder", PRISM["temporal"]), "temporal_ln")
+    return x.reshape(b, rows * rows, frames, width).transpose(0, 2, 1, 3).reshape(b, -1, width)
+
+
+def test_videoprism(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tokens equal the description in numpy; sizes follow from the file; the head, which it has not, must be allowed; text is unexpected."""
+    state = videoprism_state()
+    path, words = save(tmp_path / "a.npz", state), ["--from=videoprism", f"--out={tmp_path}/run"]
+    assert "4 missing (leaves of the model without arrays, which keep the values of a fresh model): head/linear/bias" in refused(capsys, path, *words)
+    assert main(["convert", str(path), *words, "--allow=missing:head/.*"]) == 0
+    model = videomae_jax.load(tmp_path / "run")
+    assert (model.frames, model.size, model.objective.encoder.spatial_depth, model.objective.encoder.heads) == (3, 12, 2, 2)
+    video = np.random.default_rng(1).integers(0, 256, (2, 3, 12, 12, 3), np.uint8)
+    want = videoprism_reference(state, video / 255)
+    found = model.encode(video).tokens.reshape(want.shape)
+    np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
+    assert np.abs(videoprism_reference(state, video / 255, cap=1e9) - want).max() > 1e-3  # the cap tells
+    changed = {k: v + (k.endswith("key/b") and "temporal" in k) for k, v in state.items()}
+    assert np.abs(videoprism_reference(changed, video / 255) - want).max() > 1e-4  # and so does a key bias
+    both = save(tmp_path / "b.npz", {k.replace("params/", "params/vision_encoder/"): v for k, v in state.items()} | {"params/text_encoder/cls_emb": np.ones((1, 1, 12))})
+    assert "1 unexpected (arrays that no leaf of the model takes): text_encoder/cls_emb" in refused(capsys, both, *words[:1], f"--out={tmp_path}/c", "--allow=missing")
+
+
+def test_videoprism_leaves_out_padded_frames(tmp_path: pathlib.Path) -> None:
+    """No real frame attends a padded one, in the tower along time either; its blocks are numbered through both towers; masks are refused."""
+    main(["convert", str(save(tmp_path / "a.npz", videoprism_state())), "--from=videoprism", f"--out={tmp_path}/run", "--allow=missing:head/.*"])
+    model = videomae_jax.load(tmp_path / "run")
+    video = np.random.default_rng(1).integers(0, 256, (1, 3, 12, 12, 3), np.uint8)
+    other = video.copy()
+    other[:, 2] = 0
+    found = [model.encode(v, length=2).tokens[:, :2] for v in (video, other)]
+    np.testing.assert_allclose(*found, atol=1e-6)
+    assert np.abs(model.encode(video).tokens[:, :2] - found[0]).max() > 1e-4
+    first, last = model.encode(video, layer=0).tokens, model.encode(video, layer=2).tokens
+    changed = model.encode(other, layer=0).tokens
+    np.testing.assert_allclose(first[:, :2], changed[:, :2], atol=1e-6)  # the first block stays within frames
+    assert np.abs(last - first).max() > 0.1
+    with pytest.raises(UserError, match="5 of 12 tokens reach VideoPrism's encoder"):
+        model.objective.encoder.apply({"params": {}}, jnp.zeros((1, 5, 108)), ids=jnp.zeros((1, 5), jnp.int32))
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 

@@ -18,12 +18,13 @@ from flax import traverse_util
 from videomae_jax import config as configs
 from videomae_jax import interpolation, parallel
 from videomae_jax.checkpoint import transfer
-from videomae_jax.convert import files, mae_st, videomae
+from videomae_jax.convert import files, mae_st, videomae, videoprism
 from videomae_jax.convert.report import Report
 from videomae_jax.convert.videomae import Layout, State
 from videomae_jax.errors import UserError
 from videomae_jax.masking import Grid
 from videomae_jax.models import resized
+from videomae_jax.models import videoprism as models
 from videomae_jax.objectives.base import dummy
 from videomae_jax.types import Params
 
@@ -33,7 +34,11 @@ FAMILIES: dict[str, dict[str, str]] = {
     "videomae": {"mark": r"(encoder\.)?blocks\.\d+\.attn\.qkv\.", "pretraining": "configs/videomae/k400_b.py", "classifier": "configs/finetune/k400_b.py"},
     "videomae_v2": {"mark": r"(encoder\.)?blocks\.\d+\.attn\.qkv\.", "pretraining": "configs/pretrain/vit_b.py", "classifier": "configs/finetune/k400_b.py"},
     "mae_st": {"mark": r"blocks\.\d+\.attn\.q\.", "pretraining": "configs/mae_st/vit_b.py"},
+    "videoprism": {"mark": r"(params/)?(vision_encoder/)?spatial_encoder/", "classifier": "configs/finetune/k400_b.py"},
 }
+# Leaves of learned positions, by family: those of space and of time.
+LEARNED = {"mae_st": tuple(f"{part}/sequence/{name}" for part in ("encoder", "decoder") for name in ("space", "time")),
+           "videoprism": ("encoder/space", "encoder/time")}
 # Heads of the published widths: encoders, and decoders (V1's H is 640 wide with 8). MAE-ST's decoder of width 512 has 16.
 HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
@@ -68,9 +73,9 @@ def read(path: pathlib.Path, /, *, family: str = "", key: str = "", heads: int =
     sizes = Sizes.of(state, layout=layout, family=family, settings=flat_settings(weights.settings), heads=heads, decoder_heads=decoder_heads)
     found = videomae.assign(state, source=column(family), layout=layout, heads=(sizes.encoder["heads"], sizes.decoder["heads"])[:len(layout.stacks)])
     node = configs.load(config or FAMILIES[family][kind])
-    fill(node, sizes, settings=flat_settings(weights.settings), kind=kind)
+    fill(node, sizes, settings=flat_settings(weights.settings), family=family, kind=kind)
     configs.override(node, dict(assignments or {}))
-    moved = settle(node, sizes, fixed=family != "mae_st")
+    moved = settle(node, sizes, learned=LEARNED.get(family, ()))
     params, report = match(node, found, state=state, moved=moved, notes=notes(weights, family=family), allow=allow or {})
     return Imported(node, params, report, class_names(weights.settings, count=sizes.classes), family, weights.files)
 
@@ -99,6 +104,8 @@ def renamed(state: State, /, *, family: str) -> dict[str, np.ndarray]:
         bare = not any(name.startswith("videomae.") for name in state)
         heads = ("decoder.", "encoder_to_decoder.", "mask_token", "fc_norm.", "classifier.")
         return videomae.hub_names({name if not bare or name.startswith(heads) else f"videomae.{name}": v for name, v in state.items()})
+    if family == "videoprism":
+        return videoprism.renamed(state)
     if all(name.startswith("model.") for name in state):  # Hugging Face's V2 repositories wrap the fine-tuned network
         state = {name.removeprefix("model."): v for name, v in state.items()}
     return videomae.unwrapped(state)
@@ -106,6 +113,8 @@ def renamed(state: State, /, *, family: str) -> dict[str, np.ndarray]:
 
 def kind_of(state: State, /, *, family: str) -> tuple[str, Layout]:
     """"pretraining" or "classifier"; an encoder alone is of the kind whose norm it has."""
+    if family == "videoprism":
+        return "classifier", videoprism.ENCODER
     if family == "mae_st":
         decoder = any(name.startswith(("decoder_", "pos_embed_spatial")) for name in state) and "head.weight" not in state
         return ("pretraining" if decoder else "classifier"), mae_st.PRETRAINED
@@ -141,6 +150,8 @@ class Sizes:
     @classmethod
     def of(cls, state: State, /, *, layout: Layout, family: str, settings: Mapping[str, Any], heads: int, decoder_heads: int) -> "Sizes":
         """Sizes by shapes; what they do not tell from `settings`, then from the published sizes."""
+        if family == "videoprism":
+            return cls(videoprism.sizes(state), {"heads": 1}, 0)
         place = column(family) == "hf"
         names = {rule.ours: getattr(rule, column(family)) for rule in layout.single}
         kernel = state.get(names["encoder/embed/kernel"][0])
@@ -186,8 +197,11 @@ def learned_grid(state: State, /, *, patch: tuple[int, int, int]) -> dict[str, i
     return {"frames": tables[0].shape[1] * patch[0], "size": side * patch[1]}
 
 
-def fill(config: Any, sizes: Sizes, /, *, settings: Mapping[str, Any], kind: str) -> None:
+def fill(config: Any, sizes: Sizes, /, *, settings: Mapping[str, Any], family: str, kind: str) -> None:
     """Puts the sizes into a config, in place; float32 throughout, and nothing to start from but these weights."""
+    if family == "videoprism":
+        with config.objective.ignore_type(), config.objective.unlocked():
+            config.objective.encoder = configs.spec(models.Encoder, **sizes.encoder)
     changes: dict[str, Any] = {f"objective.encoder.{k}": v for k, v in sizes.encoder.items()} | {"objective.encoder.dtype": "float32"}
     if kind == "pretraining":
         changes |= {f"objective.decoder.{k}": v for k, v in sizes.decoder.items() if len(sizes.decoder) > 1} | {"objective.decoder.dtype": "float32"}
@@ -206,17 +220,17 @@ def fill(config: Any, sizes: Sizes, /, *, settings: Mapping[str, Any], kind: str
             node[name] = value
 
 
-def settle(config: Any, sizes: Sizes, /, *, fixed: bool) -> tuple[str, ...]:
-    """Makes the data agree with the encoder, and names the tables of another grid than the weights' own.
+def settle(config: Any, sizes: Sizes, /, *, learned: tuple[str, ...]) -> tuple[str, ...]:
+    """Makes the data agree with the encoder, and names the tables of another grid than the weights' own: `learned` ones are leaves.
 
-    `fixed` tables are no parameters: the encoder and decoder then become those of models/resized.
+    Fixed tables are no parameters: the encoder and decoder then become those of models/resized.
     """
     encoder = configs.build(config.objective.encoder)
     config.data.frames, config.data.size = encoder.frames, encoder.size
     if encoder.grid == sizes.grid:
         return ()
-    if not fixed:
-        return tuple(f"{part}/sequence/{name}" for part in ("encoder", "decoder") for name in ("space", "time"))
+    if learned:
+        return learned
     return tuple(f"{name} positions" for name in retable(config, trained=sizes.grid))
 
 
