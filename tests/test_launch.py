@@ -91,6 +91,19 @@ def test_mistakes_are_one_line(argv: list[str], message: str) -> None:
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and re.search(message, done.stderr), done.stderr
 
 
+def test_a_grid_submits_its_unfinished_cells(tmp_path: pathlib.Path) -> None:
+    """One job for each cell that `plan --grid` lists; comments with the chip-hours come first, on standard error."""
+    fake = tmp_path / "python"
+    fake.write_text("#!/usr/bin/env bash\necho \"$*\" >&2\necho '# 2 of 3 cells to run: 5 chip-hours'\nprintf 'b-75ep\\ttrain --workdir=r/b --config.name=%s\\n' \"'a b'\" x\n")
+    fake.chmod(0o755)
+    done = run("slurm.sh", "--nodes=2", "--grid=configs/g.py", "--root=r", "--topology=h100x16", "--dry-run", env={"VIDEOMAE_PYTHON": str(fake)})
+    assert done.returncode == 0 and "2 of 3 cells" in done.stderr and "-m videomae_jax plan --grid=configs/g.py --root=r --topology=h100x16" in done.stderr
+    first, second = (shlex.split(line) for line in done.stdout.splitlines())
+    assert "--job-name=run-b-75ep" in first and first[-3:] == ["train", "--workdir=r/b", "--config.name=a b"] and second[-1] == "--config.name=x"
+    fake.write_text("#!/usr/bin/env bash\necho 'error: no such grid' >&2\nexit 2\n")
+    assert run("slurm.sh", "--nodes=2", "--grid=g.py", "--root=r", "--dry-run", env={"VIDEOMAE_PYTHON": str(fake)}).returncode == 2
+
+
 @pytest.mark.parametrize(("chip", "variable", "flag"), [
     ("v5e", "LIBTPU_INIT_ARGS", "latency_hiding"), ("v5p", "LIBTPU_INIT_ARGS", "async_collective_permute"), ("v6e", "LIBTPU_INIT_ARGS", "vmem_limit_kib=98304"),
     ("tpu7x", "LIBTPU_INIT_ARGS", "fuse_all_gather=false"), ("h100", "XLA_FLAGS", "all_gather_combine"), ("b200", "XLA_FLAGS", "all_gather_combine")])
@@ -279,15 +292,25 @@ def test_host_waits_for_a_run_that_saves_on_sigterm(tmp_path: pathlib.Path) -> N
     assert (tmp_path / "host_0.log").read_text() == "ready\nsaved\n"
 
 
+NOISE = """from videomae_jax.config import spec
+from videomae_jax.data import sources
+from configs import tiny
+
+def get_config():
+    config = tiny.get_config()
+    config.data = spec(sources.NoiseClips, frames=8, size=32, length=8)
+    config.eval_data, config.evaluators = {}, {}
+    return config
+"""
 SMALL = ["--config.objective.encoder.width=32", "--config.objective.encoder.hidden=64", "--config.objective.encoder.depth=1",
-         "--config.objective.decoder.width=32", "--config.objective.decoder.hidden=64", "--config.objective.encoder.size=32", "--config.data.size=32",
-         "--config.total=2", "--config.batch_size=4"]
+         "--config.objective.decoder.width=32", "--config.objective.decoder.hidden=64", "--config.objective.encoder.size=32", "--config.total=2", "--config.batch_size=4"]
 
 
 @pytest.mark.slow
 def test_jax_finds_the_processes_of_slurm(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
     """Two tasks train together through --coordinator=auto: JAX reads SLURM's variables, process 0 writes, both log."""
-    done = run("slurm.sh", "--nodes=1", "--gpus=2", "--init-timeout=120", "--", "train", "--config=configs/tiny.py", f"--workdir={tmp_path}/run", *SMALL,
+    (tmp_path / "noise.py").write_text(NOISE)
+    done = run("slurm.sh", "--nodes=1", "--gpus=2", "--init-timeout=120", "--", "train", f"--config={tmp_path}/noise.py", f"--workdir={tmp_path}/run", *SMALL,
                env=slurm(tmp_path, bin_folder, XLA_FLAGS="--xla_force_host_platform_device_count=1"), timeout=600)
     assert done.returncode == 0, done.stderr
     for n in (0, 1):
@@ -298,7 +321,8 @@ def test_jax_finds_the_processes_of_slurm(tmp_path: pathlib.Path, bin_folder: pa
 @pytest.mark.slow
 def test_simulated_processes_train_together(tmp_path: pathlib.Path) -> None:
     """The same train command, two processes of two devices, given by hand."""
-    done = run("simulate.sh", "--processes=2", "--devices=2", f"--logs={tmp_path}/logs", "--", "train", "--config=configs/tiny.py", f"--workdir={tmp_path}/run", *SMALL,
+    (tmp_path / "noise.py").write_text(NOISE)
+    done = run("simulate.sh", "--processes=2", "--devices=2", f"--logs={tmp_path}/logs", "--", "train", f"--config={tmp_path}/noise.py", f"--workdir={tmp_path}/run", *SMALL,
                env=environment(tmp_path), timeout=600)
     assert done.returncode == 0, done.stderr
     assert "process 1/2, 2 of 4 devices" in (tmp_path / "logs" / "host_1.log").read_text()

@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "classes of videos from a fine-tuned run: RUN VIDEO... --out=FILE.csv",
     "export": "an encoder or classifier as a StableHLO program for serving: RUN --out=DIR",
     "convert": "weights of other codebases -> a run directory, or back: --from=hf PATH --out=DIR",
+    "plan": "predict memory, time and cost of a config on hardware that is not there",
     "report": "write report.html of a run directory",
     "config": "print the resolved config and its recipe card",
 }

@@ -15,12 +15,16 @@ def main(argv: list[str]) -> int:
     parser = arguments.Parser("report", description="Write report.html of a run directory, finished or not; it needs no network to be read.")
     parser.add_argument("workdir", metavar="DIR", nargs="?", default="", help="run directory")
     parser.add_argument("--compare", nargs=2, default=[], metavar="RUN", help="a page about two runs side by side instead")
-    parser.add_argument("--out", default="comparison.html", metavar="FILE.html", help="with --compare: page to write (default: comparison.html)")
+    parser.add_argument("--scaling", nargs="+", default=[], metavar="RUN", help="fit a power law to finished runs, predict the largest from the others")
+    parser.add_argument("--metric", default="reconstruction/loss_last", help="with --scaling: result to fit (default: %(default)s)")
+    parser.add_argument("--out", default="", metavar="FILE.html", help="with --compare or --scaling: page to write (default: comparison.html, scaling.html)")
     parser.add_argument("--goodput", action="store_true", help="print where the time of the run went instead, over all its restarts; one JSON line on "
                         "standard output")
     options = parser.parse_args(argv)
     if options.compare:
         return compare(options)
+    if options.scaling:
+        return scaling(options)
     if not options.workdir:
         raise UserError("report needs a run: name a run directory, or two with --compare RUN RUN")
     directory = pathlib.Path(options.workdir)
@@ -53,7 +57,21 @@ def compare(options: argparse.Namespace, /) -> int:
         raise UserError("with --compare needed are two runs and nothing else: --compare RUN RUN [--out=FILE.html]")
     from videomae_jax import comparison
 
-    print(comparison.write([pathlib.Path(run) for run in options.compare], pathlib.Path(options.out)))
+    print(comparison.write([pathlib.Path(run) for run in options.compare], pathlib.Path(options.out or "comparison.html")))
+    return 0
+
+
+def scaling(options: argparse.Namespace, /) -> int:
+    """A power law over runs: lines on standard error, a page with a picture, one JSON line on standard output."""
+    if options.workdir or options.goodput:
+        raise UserError("with --scaling needed are runs and nothing else: --scaling RUN RUN ... [--metric=NAME] [--out=FILE.html]")
+    from videomae_jax import scaling as law
+
+    result = law.report([pathlib.Path(run) for run in options.scaling], metric=options.metric)
+    for line in law.lines(result):
+        arguments.say(line)
+    law.write(result, pathlib.Path(options.out or "scaling.html"))
+    print(json.dumps(result))
     return 0
 
 

@@ -1,0 +1,33 @@
+"""The grid of scaling experiments: model size x corpus x epochs of V2's recipe, and two sizes beyond it on the largest corpus.
+
+    python -m videomae_jax plan --grid=configs/scaling/v2.py --root=runs/scaling --topology=v5p-512      # the cells and their chip-hours
+    bash launch/slurm.sh --nodes=64 --grid=configs/scaling/v2.py --root=runs/scaling --dry-run           # submits the unfinished ones
+    python -m videomae_jax report --scaling runs/scaling/*                                              # the law and its prediction
+
+A cell is the command line of `train`; each has the published batch and learning rate of its size, and its own schedule,
+so that a short run is a finished one. Videos: SSv2 169 k, K400 240 k, UnlabeledHybrid 1,348 k (V2, table of data sets).
+"""
+
+import ml_collections
+
+from configs.pretrain import vit_b
+
+VIDEOS = {"ssv2": 169_000, "k400": 240_000, "hybrid": 1_348_000}
+EPOCHS = (75, 150, 300)  # over decoded clips; four crops of each make 300, 600 and 1200
+SIZES = ("b", "l", "h", "g")
+
+
+def cell(config: str, corpus: str, epochs: int) -> ml_collections.ConfigDict:
+    """One run: its config, what differs from it, and how many videos it sees an epoch."""
+    overrides = {"total": f"{epochs}ep", "data.index": f"{corpus}.parquet", "optimizers.main.schedule.warmup": "10%"}
+    return ml_collections.ConfigDict({"config": config, "videos": VIDEOS[corpus], "overrides": tuple(overrides.items())})
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The smallest cell, with all cells by name in `grid`."""
+    config = vit_b.get_config()
+    config.grid = ml_collections.ConfigDict({
+        f"{size}-{corpus}-{epochs}ep": cell(f"configs/pretrain/vit_{size}.py", corpus, epochs) for size in SIZES for corpus in VIDEOS for epochs in EPOCHS})
+    for size in ("4b", "22b"):
+        config.grid[f"{size}-hybrid-300ep"] = cell(f"configs/scaling/vit_{size}.py", "hybrid", 300)
+    return config

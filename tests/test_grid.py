@@ -1,0 +1,59 @@
+"""Grids: cells with their costs, what is finished, the commands, and the launchers that submit the rest."""
+
+import json
+import pathlib
+import shlex
+from typing import Any
+
+import ml_collections
+import pytest
+
+from videomae_jax import config as configs
+from videomae_jax import grid
+from videomae_jax.commands import plan as command
+from videomae_jax.errors import UserError
+
+
+def small(**cells: Any) -> Any:
+    """A grid over configs/tiny.py."""
+    return ml_collections.ConfigDict({"name": "g", "grid": {
+        name: {"config": "configs/tiny.py", "videos": videos, "overrides": (("total", total), ("data.index", "a b.parquet"))} for name, (videos, total) in cells.items()}})
+
+
+def test_cells(tmp_path: pathlib.Path) -> None:
+    """Costs grow with videos and epochs; a summary of all the steps says finished, of fewer or a broken one does not."""
+    config = small(once=(400, "1ep"), twice=(400, "2ep"), more=(800, "1ep"), steps=(400, "100"))
+    for name, text in (("once", '{"steps": 100}'), ("twice", '{"steps": 100}'), ("more", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(text)
+    found = {c.name: c for c in grid.cells(config, root=str(tmp_path), topology="h100x8")}
+    assert found["twice"].cost == pytest.approx(2 * found["once"].cost) and found["more"].cost == pytest.approx(2 * found["once"].cost)
+    assert found["once"].cost > 0
+    assert found["steps"].cost == pytest.approx(found["once"].cost)
+    assert [c.name for c in found.values() if c.finished] == ["once"]
+    assert found["more"].words == ("train", "--config=configs/tiny.py", f"--workdir={tmp_path}/more", "--config.total=1ep", "--config.data.index=a b.parquet")
+    text = grid.lines(list(found.values()), topology="h100x8")
+    commands = dict(line.split("\t") for line in text if not line.startswith("#"))
+    assert commands.keys() == {"twice", "more", "steps"} and tuple(shlex.split(commands["more"])) == found["more"].words
+    assert any("3 of 4 cells to run" in line and "model, unvalidated" in line for line in text)
+    flops = {c.name: c.cost for c in grid.cells(config, root=str(tmp_path))}
+    assert flops["twice"] == pytest.approx(2 * flops["once"])
+
+
+def test_mistakes() -> None:
+    """A config without cells; a config beside a grid; neither."""
+    with pytest.raises(UserError, match="no cells in config.grid"):
+        grid.cells(configs.load("configs/tiny.py"), root="r")
+    with pytest.raises(UserError, match="--grid brings its own configs"):
+        command.main(["--grid=configs/scaling/v2.py", "--config=configs/tiny.py"])
+    with pytest.raises(UserError, match="plan needs --config=FILE and --topology=NAME, or --grid=FILE"):
+        command.main(["--config=configs/tiny.py"])
+
+
+def test_the_grid_of_v2() -> None:
+    """Four sizes x three corpora x three lengths, and two sizes beyond; every override exists in its config."""
+    cells = configs.load("configs/scaling/v2.py").grid
+    assert len(cells) == 4 * 3 * 3 + 2 and {"b-ssv2-75ep", "g-hybrid-300ep", "22b-hybrid-300ep"} <= set(cells)
+    for cell in {c.config: c for c in cells.values()}.values():
+        configs.override(configs.load(cell.config), dict(cell.overrides))
+    assert json.loads(configs.to_json(cells["g-k400-150ep"]))["videos"] == 240_000

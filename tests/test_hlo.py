@@ -1,0 +1,210 @@
+"""Compiled programs read: shapes, loops, groups, products and bytes by hand, and the collectives of the real step on eight devices."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from videomae_jax import config as configs
+from videomae_jax import hlo, optim, parallel
+from videomae_jax.assembly import assemble
+
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%fused_slice (param_0.1: f32[12,8,4], param_1.1: s32[]) -> f32[8,4] {
+  %param_0.1 = f32[12,8,4]{2,1,0:T(8,128)} parameter(0)
+  %param_1.1 = s32[]{:T(128)} parameter(1)
+  %dynamic-slice.1 = f32[1,8,4]{2,1,0:T(8,128)} dynamic-slice(%param_0.1, %param_1.1), dynamic_slice_sizes={1,8,4}
+  ROOT %bitcast.1 = f32[8,4]{1,0:T(8,128)} bitcast(%dynamic-slice.1)
+}
+
+%fused_product (param_0.2: f32[12,8,4], param_1.2: s32[], param_2.2: bf16[16,8]) -> bf16[16,4] {
+  %param_0.2 = f32[12,8,4]{2,1,0:T(8,128)} parameter(0)
+  %param_1.2 = s32[]{:T(128)} parameter(1)
+  %param_2.2 = bf16[16,8]{1,0:T(8,128)(2,1)S(1)} parameter(2)
+  %fusion.2 = f32[8,4]{1,0:T(8,128)} fusion(%param_0.2, %param_1.2), kind=kLoop, calls=%fused_slice
+  ROOT %convolution.1 = bf16[16,4]{1,0:T(8,128)(2,1)} convolution(%param_2.2, %fusion.2), dim_labels=bf_io->bf
+}
+
+%fused_update (param_0.3: bf16[12,16,4], param_1.3: bf16[16,4], param_2.3: s32[]) -> bf16[12,16,4] {
+  %param_0.3 = bf16[12,16,4]{2,1,0} parameter(0)
+  %param_1.3 = bf16[16,4]{1,0} parameter(1)
+  %bitcast.3 = bf16[1,16,4]{2,1,0} bitcast(%param_1.3)
+  %param_2.3 = s32[] parameter(2)
+  ROOT %dynamic-update-slice.3 = bf16[12,16,4]{2,1,0} dynamic-update-slice(%param_0.3, %bitcast.3, %param_2.3)
+}
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add.9 = f32[] add(%a, %b)
+}
+
+%condition (state.1: (s32[], f32[12,8,4], bf16[16,8], bf16[12,16,4])) -> pred[] {
+  %constant.12 = s32[]{:T(128)} constant(12)
+  %state.1 = (s32[]{:T(128)}, f32[12,8,4]{2,1,0:T(8,128)}, bf16[16,8]{1,0:T(8,128)(2,1)S(1)}, /*index=3*/bf16[12,16,4]{2,1,0}) parameter(0)
+  %get-tuple-element.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+  ROOT %lt.1 = pred[]{:T(512)} compare(%get-tuple-element.1, %constant.12), direction=LT
+}
+
+%body (state.2: (s32[], f32[12,8,4], bf16[16,8], bf16[12,16,4])) -> (s32[], f32[12,8,4], bf16[16,8], bf16[12,16,4]) {
+  %state.2 = (s32[]{:T(128)}, f32[12,8,4]{2,1,0:T(8,128)}, bf16[16,8]{1,0:T(8,128)(2,1)S(1)}, /*index=3*/bf16[12,16,4]{2,1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%state.2), index=0
+  %weights = f32[12,8,4]{2,1,0:T(8,128)} get-tuple-element(%state.2), index=1
+  %x = bf16[16,8]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%state.2), index=2
+  %out = bf16[12,16,4]{2,1,0} get-tuple-element(%state.2), index=3
+  %product = bf16[16,4]{1,0:T(8,128)(2,1)} fusion(%weights, %i, %x), kind=kOutput, calls=%fused_product
+  %all-gather-start.1 = (bf16[16,4]{1,0}, bf16[64,4]{1,0}) all-gather-start(%product), replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
+  %all-gather-done.1 = bf16[64,4]{1,0} all-gather-done(%all-gather-start.1)
+  %update = bf16[12,16,4]{2,1,0} fusion(%out, %product, %i), kind=kLoop, calls=%fused_update
+  ROOT %tuple.2 = (s32[]{:T(128)}, f32[12,8,4]{2,1,0:T(8,128)}, bf16[16,8]{1,0:T(8,128)(2,1)S(1)}, bf16[12,16,4]{2,1,0}) tuple(%i, %weights, %x, %update)
+}
+
+ENTRY %main (state.3: (s32[], f32[12,8,4], bf16[16,8], bf16[12,16,4]), g: f32[100]) -> f32[100] {
+  %state.3 = (s32[]{:T(128)}, f32[12,8,4]{2,1,0:T(8,128)}, bf16[16,8]{1,0:T(8,128)(2,1)S(1)}, bf16[12,16,4]{2,1,0}) parameter(0)
+  %g = f32[100]{0} parameter(1)
+  %while.1 = (s32[]{:T(128)}, f32[12,8,4]{2,1,0:T(8,128)}, bf16[16,8]{1,0:T(8,128)(2,1)S(1)}, bf16[12,16,4]{2,1,0}) while(%state.3), condition=%condition, body=%body
+  %reserve = f32[9999]{0} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %all-reduce.1 = f32[100]{0} all-reduce(%g), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%sum
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def program() -> hlo.Program:
+    """A stack of twelve layers in a loop, as a TPU's compiler writes it."""
+    return hlo.Program(PROGRAM, devices=8)
+
+
+def of(program: hlo.Program, computation: str, name: str) -> tuple[Any, Any]:
+    """An instruction and its computation."""
+    return program.computations[computation][name], program.computations[computation]
+
+
+def test_loops_are_counted_as_often_as_they_run(program: hlo.Program) -> None:
+    """The limit stands in the condition, or where XLA has noted it."""
+    assert program.entry == "main"
+    assert {(i.name, times) for i, _, times, loop in program.runs() if loop and i.op == "fusion"} == {("product", 12), ("update", 12)}
+    noted = hlo.Program(PROGRAM.replace("condition=%condition, body=%body", 'condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}'), devices=8)
+    assert noted.trips(noted.computations["main"]["while.1"]) == 5
+
+
+def test_products_by_hand(program: hlo.Program) -> None:
+    """2 M N K, within fusions too."""
+    assert program.flops(*of(program, "body", "product")) == 2 * 16 * 8 * 4
+    assert sum(program.flops(i, body) * times for i, body, times, _ in program.runs()) == 12 * 2 * 16 * 8 * 4
+
+
+@pytest.mark.parametrize(("line", "flops"), [
+    ("dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}", 2 * 6 * 5 * 7),
+    ("dot(%c, %d), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}", 2 * 3 * 6 * 5 * 7),
+    # A TPU writes the batch of a product as the window of a convolution, dilated by its own length.
+    ("convolution(%e, %f), window={size=3x2 stride=2x1 lhs_dilate=3x2}, dim_labels=0b1f_0o1i->01bf", 2 * 3 * 2 * 6 * 5 * 7),
+    ("convolution(%a, %b), window={size=1}, dim_labels=0bf_io0->0bf", 2 * 6 * 5 * 7)])
+def test_forms_of_a_product(line: str, flops: float) -> None:
+    """Dots with a batch, and what a TPU makes of them."""
+    result = {"%a": "f32[6,7]", "%c": "f32[3,6,5]", "%e": "f32[3,2,6,5]"}[line.split("(")[1].split(",")[0]]
+    text = f"""ENTRY %main (a: f32[6,5]) -> f32[1] {{
+  %a = f32[6,5] parameter(0)
+  %b = f32[5,7] parameter(1)
+  %c = f32[3,6,5] parameter(2)
+  %d = f32[3,5,7] parameter(3)
+  %e = bf16[3,6,2,5] parameter(4)
+  %f = bf16[3,7,2,5] parameter(5)
+  ROOT %y = {result.replace("5]", "7]")} {line}
+}}"""
+    found = hlo.Program(text, devices=1)
+    assert found.flops(*of(found, "main", "y")) == pytest.approx(flops, rel=1e-12)  # a square root lies in between
+
+
+def test_bytes_by_hand(program: hlo.Program) -> None:
+    """One layer of the stack is read and one written; VMEM is no traffic, nor is memory that is only reserved."""
+    assert program.traffic(*of(program, "body", "product")) == 8 * 4 * 4 + 16 * 4 * 2
+    assert program.traffic(*of(program, "body", "update")) == 2 * 16 * 4 * 2
+    assert program.traffic(*of(program, "main", "reserve")) == program.traffic(*of(program, "main", "while.1")) == 0
+
+
+def test_collectives_by_hand(program: hlo.Program) -> None:
+    """Bytes, times, groups and whether they hide; a ring sends (n - 1)/n of a gathered array and twice that of a reduced one."""
+    gather, reduce = program.collectives
+    assert (gather.kind, gather.bytes, gather.times, gather.loop, gather.hidden) == ("all-gather", 4 * 128, 12, True, True)
+    assert gather.groups == ((0, 2, 4, 6), (1, 3, 5, 7)) and gather.wire(8) == 0.75 * 512
+    assert (reduce.kind, reduce.bytes, reduce.times, reduce.loop, reduce.hidden) == ("all-reduce", 400, 1, False, False)
+    assert reduce.groups == ((0, 1), (2, 3), (4, 5), (6, 7)) and reduce.wire(8) == 400
+    assert gather.crosses(lambda i: i // 4) and not reduce.crosses(lambda i: i // 2)
+
+
+@pytest.mark.parametrize(("text", "groups"), [
+    ("replica_groups={{0,1},{2,3}}, x", ((0, 1), (2, 3))), ("replica_groups=[2,2]<=[4]", ((0, 1), (2, 3))),
+    ("replica_groups=[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))), ("replica_groups={}", ()),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a'}, use_global_device_ids=true", ((0, 2), (1, 3))),
+    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, dimensions={0}", ((0, 1, 2, 3), (4, 5, 6, 7))),
+    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}, dimensions={0}", ((0, 4), (1, 5), (2, 6), (3, 7))),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", ((0, 1, 2, 3),))])
+def test_forms_of_groups(text: str, groups: Any) -> None:
+    """All that XLA writes."""
+    assert hlo._groups(text, "all-reduce") == groups
+
+
+def test_an_unknown_form_of_groups_is_an_error() -> None:
+    """A wrong group would be a wrong number of bytes."""
+    with pytest.raises(ValueError, match="unknown form"):
+        hlo._groups("replica_groups=<new>", "all-reduce")
+
+
+def test_time_by_hand(program: hlo.Program) -> None:
+    """The longer of operations and bytes for each instruction; what is issued ahead hides behind its loop, the rest adds."""
+    layer = 256 / 10 + 256 / 10
+    slow = program.time(hlo.Rates(flops=1e9, memory=10, wire=lambda c: 0.0))
+    assert slow.step == pytest.approx(12 * layer) and slow.exposed == 0
+    busy = program.time(hlo.Rates(flops=1e9, memory=10, wire=lambda c: {"all-gather": layer / 2, "all-reduce": 3.0}[c.kind]))
+    assert busy.step == pytest.approx(12 * layer + 3) and busy.exposed == pytest.approx(3) and busy.wire == pytest.approx(6 * layer + 3)
+    exposed = program.time(hlo.Rates(flops=1e9, memory=10, wire=lambda c: 2 * layer if c.loop else 0.0))
+    assert exposed.step == pytest.approx(24 * layer)
+    assert program.time(hlo.Rates(flops=1.0, memory=1e9, wire=lambda c: 0.0)).step == pytest.approx(12 * 1024)
+
+
+# -- the real step on eight devices ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sharded() -> Any:
+    """configs/tiny.py with Adam, its stack of four layers the bulk of the parameters: (run, compiled step) on data 2 x fsdp 4."""
+    small = tiny.tiny(configs.load("configs/tiny.py"))
+    small.objective.encoder.width = 32
+    small.objective.encoder.depth = 4
+    small.optimizers.main = configs.spec(optim.AdamW, schedule=optim.Schedule(base=1e-3, warmup="0", unit=0))
+    small.mesh = {"data": 2, "fsdp": 4, "tensor": 1, "replicated": 1.0}
+    run = assemble(small, trust=tiny.TRUST)
+    return run, run.compile()
+
+
+def test_the_step_moves_what_it_must(sharded: Any) -> None:
+    """No all-to-all; parameters are gathered a layer at a time; every gradient is reduced once; nothing else is large."""
+    run, compiled = sharded
+    program = hlo.Program(compiled.as_text(), devices=8)
+    assert {c.kind for c in program.collectives} <= {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
+    params = parallel.unbox(run.abstract.params)
+    stacked = [x for path, x in jax.tree_util.tree_leaves_with_path(params) if "stack" in jax.tree_util.keystr(path)]
+    single = [x for path, x in jax.tree_util.tree_leaves_with_path(params) if "stack" not in jax.tree_util.keystr(path)]
+    largest = max(4 * math.prod(x.shape) for x in single)
+    assert max(c.bytes for c in program.collectives if c.kind == "all-gather" and not c.loop) <= largest
+    assert largest < max(4 * math.prod(x.shape) for x in stacked)  # so that a stack gathered as a whole would be seen
+    gathered = sum(c.bytes * c.times for c in program.collectives if c.kind == "all-gather")
+    reduced = sum(c.bytes * c.times for c in program.collectives if c.kind in ("all-reduce", "reduce-scatter"))
+    split = sum(4 * math.prod(x.shape) for x, s in zip(jax.tree.leaves(params), jax.tree.leaves(run.shardings.params), strict=True)
+                if not s.is_fully_replicated)
+    assert split <= gathered <= 3 * split and split <= reduced <= 2.5 * split, (gathered / split, reduced / split)
+
+
+def test_the_state_is_donated(sharded: Any) -> None:
+    """Every byte of the new state lies where the old one lay."""
+    run, compiled = sharded
+    held = sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(
+        jax.tree.leaves(run.abstract), jax.tree.leaves(run.shardings), strict=True) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+    assert held <= compiled.memory_analysis().alias_size_in_bytes <= held + 16  # the key's two words
+    text = jax.jit(lambda x: x + 1).lower(jnp.zeros(4)).compile()
+    assert text.memory_analysis().alias_size_in_bytes == 0

@@ -1,0 +1,264 @@
+"""Plans: topologies, estimates against known sizes, the choice of the lightest policy that fits, ways out, the command's output."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import types
+from typing import Any
+
+import jax
+import pytest
+
+from videomae_jax import config as configs
+from videomae_jax import footprint, forecast, parallel, plan, topologies
+from videomae_jax.assembly import assemble
+from videomae_jax.commands import plan as command
+from videomae_jax.data import sources
+from videomae_jax.errors import UserError
+from videomae_jax.plan import Choice, Compiled, Estimate, Input, Planner
+
+SMALL = {"objective.encoder.width": "32", "objective.encoder.hidden": "64", "objective.encoder.depth": "2", "objective.decoder.width": "32",
+         "objective.decoder.hidden": "64", "objective.encoder.size": "32", "data.size": "32", "batch_size": "16"}
+
+
+def small(**overrides: str) -> Any:
+    """configs/tiny.py, smaller, on noise."""
+    config = forecast.without_index(configs.load("configs/tiny.py"), videos=1000)
+    configs.override(config, SMALL | {k.replace("__", "."): v for k, v in overrides.items()})
+    return config
+
+
+# -- topologies ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "chips", "devices", "hosts", "torus"), [
+    ("v5e-256", 256, 256, 64, "16x16"), ("v5p-512", 256, 256, 64, "4x8x8"), ("v6e-256", 256, 256, 64, "16x16"), ("tpu7x-512", 256, 512, 64, "4x8x8"),
+    ("2xv5p-512", 512, 512, 128, "4x8x8"), ("h100x512", 512, 512, 64, ""), ("h200x1", 1, 1, 1, ""), ("v5e-4", 4, 4, 1, "2x2")])
+def test_topologies(name: str, chips: int, devices: int, hosts: int, torus: str) -> None:
+    """v5p and tpu7x count cores in their names."""
+    found = topologies.find(name)
+    assert (found.all_chips, found.devices, found.hosts, found.torus) == (chips, devices, hosts, torus)
+
+
+@pytest.mark.parametrize("name", ["v5p-500", "v4-128", "h100x12", "h100x0", "0xv5p-512", "v5p", "", "v5e-256x"])
+def test_an_unknown_topology_is_one_line(name: str) -> None:
+    """With what is known."""
+    with pytest.raises(UserError, match="^topology '.*'; allowed are v5e-4, .* local$"):
+        topologies.find(name)
+
+
+def test_without_libtpu_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is traced."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(forecast, "Planner", None)
+    with pytest.raises(UserError, match=r"--topology=v5p-512 compiles with libtpu, .* pip install -r launch/plan_requirements.txt"):
+        forecast.make(small(), "v5p-512", fixed=frozenset())
+
+
+# -- estimates --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run() -> Any:
+    """The small run on one device."""
+    return assemble(small(), devices=jax.devices()[:1])
+
+
+def test_state_is_counted_by_the_shardings(run: Any) -> None:
+    """Parameters, two moments and gradients whole on one device; split where fsdp divides them."""
+    params = parallel.nbytes(run.abstract.params)
+    one = footprint.state_bytes(run, {"data": 4, "fsdp": 1, "tensor": 1})
+    assert 4 * params <= one <= 4 * params + 64  # counters
+    split = footprint.state_bytes(run, {"data": 1, "fsdp": 4, "tensor": 1})
+    norms = sum(4 * math.prod(x.shape) for x, s in zip(jax.tree.leaves(run.abstract.params), jax.tree.leaves(parallel.state_shardings(
+        run.boxed.params, mesh=parallel.abstract_mesh(data=1, fsdp=4, tensor=1))), strict=True) if s.is_fully_replicated)
+    assert split == pytest.approx(params + 3 * norms * 3 / 4, abs=64)
+
+
+def test_what_is_kept_grows_with_rows_and_shrinks_with_recomputation(run: Any) -> None:
+    """Linear in the rows; "full" keeps the inputs of blocks alone, "dots" the products too."""
+    kept = {remat: footprint.kept(assemble(Choice(remat, 1, 1, 1, 1).apply(small()), devices=jax.devices()[:1]), rows=4) for remat in plan.RECOMPUTE}
+    assert kept["none"].activations > kept["dots"].activations > kept["full"].activations > 0
+    line = footprint.kept(run, rows=1).at(footprint.kept(run, rows=2), 4)
+    assert line.activations == pytest.approx(kept["none"].activations, rel=2e-3)  # one row keeps a few broadcasts less
+    inputs = 2 * 4 * run.objective.counts()["visible"] * 32 * 4  # two encoder blocks, four rows, float32
+    assert kept["full"].activations > inputs
+
+
+def test_wire_by_hand(run: Any) -> None:
+    """3 x 2 P bytes along fsdp in bfloat16, 2 x 2 P along data; over the network what crosses slices."""
+    p = sum(math.prod(x.shape) for x in jax.tree.leaves(run.abstract.params))
+    assert footprint.wire(run, {"data": 1, "fsdp": 4, "tensor": 1}, 1) == footprint.Wire(pytest.approx(6 * p * 3 / 4), 0)
+    assert footprint.wire(run, {"data": 4, "fsdp": 1, "tensor": 1}, 1) == footprint.Wire(pytest.approx(4 * p * 3 / 4), 0)
+    across = footprint.wire(run, {"data": 64, "fsdp": 8, "tensor": 1}, 64)
+    assert across == footprint.Wire(pytest.approx(6 * p * 7 / 8), pytest.approx(4 * p / 8 * 63 / 64))
+    assert footprint.wire(run, {"data": 1, "fsdp": 512, "tensor": 1}, 64).network > 10 * across.network  # FSDP over the network is the thing to avoid
+
+
+# -- the choice -------------------------------------------------------------------------------------------------------------
+
+
+def planner(memory: float, **more: Any) -> Planner:
+    """For eight chips with `memory` bytes each."""
+    return Planner(small(mesh__data="8"), topologies.find("h100x8"), memory=memory, trust=(), **{"fixed": frozenset(), **more})
+
+
+def test_the_lightest_policy_that_fits_is_chosen() -> None:
+    """Ample memory: no recomputation, no accumulation; less and less memory asks for more and more."""
+    ample = planner(1e12)
+    best, _ = forecast.choose(ample)
+    assert best.choice == Choice("none", 1, 8, 1, 1)
+    sizes = {e.choice: e.bytes for e in map(ample.of, ample.choices())}
+    least = min(sizes.values())
+    tight, compiled = forecast.choose(planner(1.001 * least / plan.USABLE))
+    assert tight.choice == Choice("full", 4, 8, 1, 1) and compiled.bytes == least  # four rows on a device, one at a time
+    some = sizes[Choice("none", 2, 8, 1, 1)]
+    chosen, _ = forecast.choose(planner(1.001 * some / plan.USABLE))
+    assert chosen.bytes <= some and chosen.seconds == min(e.seconds for e in map(ample.of, ample.choices()) if e.bytes <= some)
+
+
+def test_what_the_user_sets_is_not_chosen() -> None:
+    """Mesh, accumulation, recomputation."""
+    config = small(mesh__fsdp="4", microbatches="2", objective__encoder__remat="dots")
+    fixed = frozenset({"mesh.fsdp", "microbatches", "objective.encoder.remat"})
+    one = Planner(config, topologies.find("h100x8"), fixed=fixed, trust=())
+    assert list(one.choices()) == [Choice("as given", 2, 2, 4, 1)]
+    made = Choice("as given", 2, 2, 4, 1).apply(config)
+    assert made.objective.encoder.remat == "dots" and made.objective.decoder.remat == "none" and made.mesh.data == 2 and config.mesh.data == -1
+    assert len(set(one.choices(free=True))) > 3
+    with pytest.raises(UserError, match="mesh data=-1 fsdp=3 tensor=1 does not fit the 8 devices of h100x8"):
+        list(Planner(small(mesh__fsdp="3"), topologies.find("h100x8"), fixed=frozenset({"mesh.fsdp"}), trust=()).choices())
+
+
+def test_vit_g_is_split_by_128_on_256_chips() -> None:
+    """1408 = 2^7 x 11; ViT-B's state is small enough to stay whole. Nothing is compiled."""
+    meshes = {size: Planner(forecast.without_index(configs.load(f"configs/pretrain/vit_{size}.py"), videos=10**6), topologies.find("v5p-512"), fixed=frozenset(),
+                            trust=()).meshes(frozenset()) for size in ("b", "g")}
+    assert meshes["g"] == [{"data": 2, "fsdp": 128, "tensor": 1}] and meshes["b"] == [{"data": 256, "fsdp": 1, "tensor": 1}]
+
+
+@dataclasses.dataclass
+class Stub:
+    """A planner whose compiled steps need `factor` times the estimate."""
+
+    factor: float
+    limit: float = 100.0
+    compiled: list[str] = dataclasses.field(default_factory=list)
+    topology: Any = topologies.find("v5e-4")
+    said: Any = print
+    table = {"none": (60.0, 1.0), "dots": (40.0, 1.1), "full": (20.0, 1.3)}
+
+    def choices(self) -> list[str]:
+        """Names."""
+        return list(self.table)
+
+    def of(self, name: str) -> Estimate:
+        """From the table."""
+        return Estimate(Choice(name, 1, 1, 1, 1), *self.table[name])
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def compile(self, choice: Choice) -> Compiled:
+        """What it really needs."""
+        self.compiled.append(choice.remat)
+        return Compiled(self.table[choice.remat][0] * self.factor, 1.0, 1.0, None)
+
+
+@pytest.mark.parametrize(("factor", "tried", "bytes_"), [(1.0, ["none"], 60), (2.0, ["none", "dots"], 80), (3.0, ["none", "full"], 60), (10.0, ["none"], 600)])
+def test_a_compiled_step_corrects_the_estimates(factor: float, tried: list[str], bytes_: float) -> None:
+    """What failed by a factor spares the compilations that would fail by it too."""
+    stub = Stub(factor)
+    _, compiled = forecast.choose(stub)
+    assert stub.compiled == tried and compiled.bytes == bytes_
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------------
+
+
+def test_input_by_hand(run: Any) -> None:
+    """16 decodes with two crops a step, half a second, one host: 32 decodes a second."""
+    feed = Input(decode=0.5, crop=0.25, bytes=1e6, source="test")
+    found = forecast.fed(run, topologies.find("h100x8"), 0.5, feed)
+    assert found["decodes_per_s_host"] == 32 and found["host_cores_needed"] == 32 and found["storage_gb_s"] == 0.032 and not found["input_bound"]
+    slow = forecast.fed(run, topologies.find("h100x8"), 0.05, feed)
+    assert slow["input_bound"] and slow["input_slowdown"] == pytest.approx(320 / 208)
+
+
+def test_measured_input(tmp_path: Any) -> None:
+    """Any of three keys; anything else is one line."""
+    file = tmp_path / "m.json"
+    file.write_text('{"decode_seconds": 0.01, "bytes_per_decode": 100}')
+    assert Input.read(str(file)) == Input(0.01, Input().crop, 100, f"measured: {file}")
+    for text in ("{", "[]", '{"x": 1}'):
+        file.write_text(text)
+        with pytest.raises(UserError, match="--measure="):
+            Input.read(str(file))
+
+
+def test_plan_of_gpus_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table, then one line of JSON; hours are steps times the step, chips included; a later stage is costed."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    argv = [f"--config.{k}={v}" for k, v in SMALL.items() if not k.startswith("data")]
+    assert command.main(["--config=configs/tiny.py", "--config.data.size=32", "--topology=h100x8", "--videos=1000", "--then=configs/finetune/k400_b.py", *argv]) == 0
+    out = capsys.readouterr().out.splitlines()
+    result = json.loads(out[-1])
+    assert {"topology", "bytes_per_chip", "fits", "flops_per_step", "predicted_mfu", "chip_hours", "compile_seconds"} <= result.keys()
+    assert result["fits"] and result["compile_seconds"] is None and result["label"] == "model, unvalidated" and result["from"] == "estimate"
+    assert result["chip_hours"] == pytest.approx(8 * result["hours"]) and result["hours"] == pytest.approx(result["steps"] * result["step_seconds"] / 3600)
+    assert result["predicted_mfu"] == pytest.approx(result["flops_per_step"] / result["step_seconds"] / (8 * 989e12))
+    assert [s["config"] for s in result["stages"]] == ["tiny", "finetune_k400_B"] and result["stages"][1]["chip_hours"] > 0
+    assert any(line.strip().startswith("fits") for line in out) and out[0] == "plan of tiny"
+
+
+def test_what_does_not_fit_comes_with_ways_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 1, the numbers, three changes in the order of their cost that do fit."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    argv = ["--config=configs/pretrain/vit_b.py", "--topology=h100x8", "--videos=1000", "--memory=24", "--config.microbatches=1", "--config.objective.encoder.remat=none"]
+    assert command.main(argv) == 1
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert not result["fits"] and result["bytes_per_chip"] > result["limit_bytes_per_chip"] == 22_800_000_000 and len(result["ways_out"]) == 3
+    hours = [float(line.rsplit(", ", 1)[1].removesuffix(" chip-hours").replace(",", "")) for line in result["ways_out"]]
+    assert hours == sorted(hours) and all("microbatches" in line for line in result["ways_out"])
+
+
+def test_a_cap_of_memory_leads_to_accumulation() -> None:
+    """ViT-B at the paper's batch on one 24 GB device, where two batches of uint8 clips, 20 GB, lie whole."""
+    config = forecast.without_index(configs.load("configs/pretrain/vit_b.py"), videos=10**6)
+    best, compiled = forecast.choose(Planner(config, topologies.find("h100x1"), fixed=frozenset(), trust=(), memory=24e9))
+    assert 19.7e9 < compiled.bytes <= plan.USABLE * 24e9 and best.choice.microbatches > 1
+
+
+def test_plan_of_local_devices_compiles_the_real_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same machinery on this backend: bytes from the compiler, collectives from the program."""
+    chip = topologies.Chip("cpu", 0.1, 4e9, 1e10, 1e9, 1e9, 8, 2, platform="cpu")
+    monkeypatch.setattr(forecast, "here", lambda: topologies.Topology("local", chip, 1, 8))
+    result = forecast.make(small(), "local", fixed=frozenset())
+    assert result["fits"] and result["from"] == "compiled step" and result["compile_seconds"] > 0 and result["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert result["collective_bytes"]["all-reduce"] > 4 * 30_000 and "all-to-all" not in result["collective_bytes"]
+    assert result["step_seconds"] >= max(result["seconds"]["compute"], result["seconds"]["memory"] / 2) and 0 < result["predicted_mfu"] < 1
+
+
+def test_data_without_an_index() -> None:
+    """Noise takes its place; what has an unknown shape is one line."""
+    config = configs.load("configs/pretrain/vit_b.py")
+    made = forecast.without_index(config, videos=77)
+    assert len(configs.build(made.data)) == 77 and configs.build(made.data).repeats == 4 and isinstance(configs.build(made.data), sources.NoiseClips)
+    odd = types.SimpleNamespace(data={"index": "nowhere"})
+    with pytest.raises(UserError, match="needs its index 'nowhere'"):
+        forecast.without_index(odd, videos=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "name", "low", "high"), [("b", "v5e-256", 5e9, 15e9), ("g", "v5p-512", 10e9, 60e9)])
+def test_real_steps_compile_for_tpus(size: str, name: str, low: float, high: float) -> None:
+    """The public libtpu, no TPU: communicated bytes are 3 x 2 P where parameters are split, and nothing is exchanged all to all."""
+    pytest.importorskip("libtpu")
+    config = forecast.without_index(configs.load(f"configs/pretrain/vit_{size}.py"), videos=1_350_000)
+    result = forecast.make(config, name, fixed=frozenset())
+    assert result["fits"] and low < result["bytes_per_chip"] < high and 0.1 < result["predicted_mfu"] < 0.8
+    assert "all-to-all" not in result["collective_bytes"]
+    if size == "g":
+        moved = result["collective_bytes"]["all-gather"] + result["collective_bytes"]["reduce-scatter"]
+        assert moved == pytest.approx(3 * 2 * 1_026_306_560, rel=0.05)

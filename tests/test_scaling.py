@@ -1,0 +1,129 @@
+"""Power laws recovered from points with known exponents; the held-out run; the reading of run directories."""
+
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+
+from videomae_jax import scaling
+from videomae_jax.commands import report as command
+from videomae_jax.errors import UserError
+from videomae_jax.scaling import Point
+
+SIZES = (1e6, 4e6, 16e6, 64e6)
+CLIPS = (1e5, 4e5, 16e5)
+
+
+def points(noise: float, *, seed: int = 0) -> list[Point]:
+    """Four sizes x three budgets on loss = 0.3 + 0.2 (N/8e6)^-0.35 + 0.1 (D/4e5)^-0.5, each times exp(noise)."""
+    rng = np.random.default_rng(seed)
+    return [Point(f"{n:g}-{d:g}", n, d, 6 * n * d, (0.3 + 0.2 * (n / 8e6) ** -0.35 + 0.1 * (d / 4e5) ** -0.5) * math.exp(noise * rng.standard_normal()))
+            for n in SIZES for d in CLIPS]
+
+
+def one_budget(noise: float = 0.0, count: int = 8) -> list[Point]:
+    """One variable: loss = 0.5 + 2 (C/1e12)^-0.25."""
+    rng = np.random.default_rng(0)
+    return [Point(f"{i}", 1e6, 10.0**i, 10.0 ** (10 + i / 2), (0.5 + 2 * 10 ** (-0.25 * (i / 2 - 2))) * math.exp(noise * rng.standard_normal())) for i in range(count)]
+
+
+def test_exponents_without_noise() -> None:
+    """Exactly, as far as the optimiser goes."""
+    found = scaling.fit(points(0.0), draws=3)
+    assert found.law.variables == ("parameters", "clips")
+    np.testing.assert_allclose((found.law.floor, *found.law.exponents), (0.3, 0.35, 0.5), rtol=1e-3)
+    np.testing.assert_allclose(found.errors, 0, atol=1e-5)
+
+
+def test_one_variable_where_the_runs_vary_in_one() -> None:
+    """FLOPs alone, also for few runs."""
+    found = scaling.fit(one_budget(), draws=3)
+    assert found.law.variables == ("flops",) and scaling.variables(points(0.0)[:7]) == ("flops",)
+    np.testing.assert_allclose((found.law.floor, found.law.exponents[0]), (0.5, 0.25), rtol=1e-3)
+
+
+def test_intervals_hold_the_truth_and_grow_with_the_noise() -> None:
+    """90 % intervals of the exponents at 0.2 % noise; ten times the noise gives wider ones."""
+    small, large = (scaling.fit(points(noise), draws=24) for noise in (0.002, 0.02))
+    for i, truth in enumerate((0.35, 0.5)):
+        low, high = small.interval([law.exponents[i] for law in small.drawn])
+        assert low <= truth <= high and 0 < high - low < 0.4
+        wide = large.interval([law.exponents[i] for law in large.drawn])
+        assert wide[1] - wide[0] > 2 * (high - low)
+
+
+def test_the_held_out_run_lies_in_its_interval_and_an_outlier_does_not() -> None:
+    """The prediction of a run four times larger; a run 10 % off its law is seen."""
+    *known, held = sorted(points(0.005), key=lambda p: p.flops)
+    found = scaling.fit(known, draws=30)
+    low, high = found.prediction(held)
+    assert low <= held.loss <= high and (high - low) / held.loss < 0.06
+    assert not low <= 1.1 * held.loss <= high
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    """A report can be repeated."""
+    a, b = (scaling.fit(one_budget(0.01), draws=5) for _ in range(2))
+    assert a == b and a.prediction(one_budget()[-1]) == b.prediction(one_budget()[-1])
+
+
+@pytest.mark.parametrize(("some", "message"), [
+    (one_budget()[:3], "3 finished runs at 3 budgets; a law of flops needs 4 runs"), ([one_budget()[0]] * 5, "5 finished runs at 1 budgets"),
+    ([*one_budget()[:5], Point("bad", 1, 1, 1e9, math.nan)], "the loss of bad is no positive number")])
+def test_what_no_law_can_be_fitted_to(some: list[Point], message: str) -> None:
+    """Too few, all alike, not finite."""
+    with pytest.raises(UserError, match=message):
+        scaling.fit(some)
+
+
+def write(root: pathlib.Path, point: Point, *, finished: bool = True) -> pathlib.Path:
+    """A run directory with what the trainer leaves in it."""
+    folder = root / point.name
+    folder.mkdir()
+    (folder / "recipe_card.json").write_text(json.dumps({"parameters": point.parameters, "clips_seen": point.clips, "train_flops_total": point.flops}))
+    if finished:
+        (folder / "summary.json").write_text(json.dumps({"results": {scaling.METRIC: point.loss, "other/x": 1.0}}))
+    return folder
+
+
+def test_report_of_run_directories(tmp_path: pathlib.Path) -> None:
+    """The largest run is held out, an unfinished one is named, the picture has a line for each size."""
+    folders = [write(tmp_path, p) for p in points(0.002)]
+    folders.append(write(tmp_path, Point("running", 1e9, 1e9, 1e18, 0.1), finished=False))
+    result = json.loads(json.dumps(scaling.report(folders, draws=10)))
+    assert len(result["runs"]) == 12 and result["unfinished"] == ["running"]
+    held = result["held_out"]
+    assert held["run"] == "6.4e+07-1.6e+06" and held["within"] and held["interval"][0] < held["predicted"] < held["interval"][1]
+    assert result["law"]["exponents"]["parameters"]["value"] == pytest.approx(0.35, abs=0.05)
+    text = scaling.lines(result)
+    assert "of 12 runs = " in text[0] and text[-1].endswith("within")
+    scaling.write(result, tmp_path / "scaling.html")
+    page = (tmp_path / "scaling.html").read_text()
+    assert "<svg" in page and all(f"{n / 1e6:.3g} M" in page for n in SIZES) and "predicted" in page
+
+
+def test_the_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`report --scaling RUNS`: lines on standard error, one JSON line on standard output, a page."""
+    folders = [str(write(tmp_path, p)) for p in one_budget(0.001, 6)]
+    assert command.main(["--scaling", *folders, f"--out={tmp_path}/x.html"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["law"]["variables"] == ["flops"] and "held out" in shown.err and (tmp_path / "x.html").is_file()
+    with pytest.raises(UserError, match="with --scaling needed are runs and nothing else"):
+        command.main(["--goodput", "--scaling", *folders])
+
+
+def test_mistakes_in_run_directories(tmp_path: pathlib.Path) -> None:
+    """No run, another metric, nothing finished."""
+    folder = write(tmp_path, points(0.0)[0])
+    with pytest.raises(UserError, match="no recipe_card.json"):
+        scaling.read(tmp_path, metric=scaling.METRIC)
+    with pytest.raises(UserError, match=r"no 'probe/top1'; it has reconstruction/loss_last, other/x"):
+        scaling.read(folder, metric="probe/top1")
+    (folder / "summary.json").unlink()
+    with pytest.raises(UserError, match="none of the 1 runs is finished"):
+        scaling.report([folder])
+    (folder / "summary.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        scaling.read(folder, metric=scaling.METRIC)

@@ -1,0 +1,57 @@
+"""The `plan` command: what a run will need and cost on hardware that is not there."""
+
+import argparse
+import json
+import os
+
+from videomae_jax.commands import arguments
+from videomae_jax.commands.arguments import say
+from videomae_jax.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Prints a table and, as the last line, its figures as JSON; 0 where the run fits, 1 where it does not."""
+    parser = arguments.Parser("plan", description="Compile the training step of a config for a topology and predict memory, time and cost. "
+                              "Recomputation, accumulation and mesh are chosen, unless they are set with --config.")
+    arguments.add_config(parser, required=False)
+    parser.add_argument("--topology", default="", metavar="NAME", help="v5e-256, v5p-512, v6e-256, tpu7x-512, 2xv5p-512, h100x512, h200x1, ..., local")
+    parser.add_argument("--measure", metavar="FILE", help="JSON with decode_seconds, crop_seconds, bytes_per_decode of one core")
+    parser.add_argument("--memory", type=float, default=0.0, metavar="GB", help="plan for this much memory a device instead of the chip's")
+    parser.add_argument("--videos", type=int, default=0, metavar="N", help="videos of the data set where config.data.index is not there (default 1,350,000)")
+    parser.add_argument("--then", action="append", default=[], metavar="FILE", help="config of a later stage (fine-tuning), for the cost; repeatable")
+    parser.add_argument("--grid", metavar="FILE", help="instead: list the cells of a config's grid, their chip-hours and the commands of the unfinished ones")
+    parser.add_argument("--root", default="runs", metavar="DIR", help="with --grid: folder of the run directories (default: runs)")
+    options, assignments = arguments.parse(parser, argv)
+    if options.grid and (options.config or assignments):
+        raise UserError("--grid brings its own configs and overrides; --config belongs to a plan of one run")
+    if options.grid:
+        return grid(options)
+    if not options.config or not options.topology:
+        raise UserError("plan needs --config=FILE and --topology=NAME, or --grid=FILE (see python -m videomae_jax plan --help)")
+    config = arguments.resolve(options, assignments)
+    if options.memory < 0 or options.videos < 0:
+        raise UserError(f"--memory={options.memory:g} --videos={options.videos}; allowed are positive numbers")
+    if options.topology != "local":
+        os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator of this machine has no part in it
+    from videomae_jax import config as configs
+    from videomae_jax import forecast, plan
+
+    videos = options.videos or forecast.VIDEOS
+    then = {path: forecast.without_index(configs.load(path), videos=videos) for path in options.then}
+    result = forecast.make(forecast.without_index(config, videos=videos), options.topology, fixed=frozenset(assignments), trust=tuple(options.trust),
+                           feed=plan.Input.read(options.measure) if options.measure else plan.Input(), memory=options.memory * 1e9, then=then, say=say)
+    for line in forecast.table(result):
+        print(line)
+    print(json.dumps(result))
+    return 0 if result["fits"] else 1
+
+
+def grid(options: argparse.Namespace, /) -> int:
+    """The cells of a grid, for people and for the launchers."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from videomae_jax import config as configs
+    from videomae_jax import grid as grids
+
+    found = grids.cells(configs.load(options.grid), root=options.root, topology=options.topology, trust=tuple(options.trust))
+    print("\n".join(grids.lines(found, topology=options.topology)))
+    return 0

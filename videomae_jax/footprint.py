@@ -1,0 +1,140 @@
+"""What a step needs before anything is compiled: bytes kept for the backward pass, bytes of state, seconds of a roofline.
+
+Exact in what it counts, rough in what it leaves out: the compiler fuses, computes again and lays arrays out as it likes.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from videomae_jax import losses, optim, parallel
+from videomae_jax.assembly import Assembly
+from videomae_jax.objectives.base import with_frozen
+from videomae_jax.topologies import Topology
+
+# Bytes of element-wise traffic for each token, channel and layer of a training step, all passes together.
+TRAFFIC = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Bytes that the forward pass of `rows` clips keeps for the backward pass: `activations`, and copies of `weights`."""
+
+    activations: float
+    weights: float
+
+    def at(self, more: "Kept", rows: int, /) -> "Kept":
+        """What `rows` clips keep, if this is one clip and `more` two: a constant and an equal part for each clip."""
+        each = more.activations - self.activations
+        return Kept(self.activations + (rows - 1) * each, self.weights)
+
+
+def kept(run: Assembly, /, *, rows: int) -> Kept:
+    """Of the phase that keeps most, from shapes alone. A saved array with the shape of a parameter counts as a weight."""
+    params, extra, frozen, rng = run.abstract.params, run.abstract.extra, run.abstract_frozen, run.abstract.rng
+    step = jnp.zeros((), jnp.int32)
+    # `prepare` sees the global batch, as in a step; its rows are cut afterwards.
+    whole = jax.eval_shape(lambda batch, rng: run.objective.prepare(batch, rng, step=step, train=True), run.abstract_batch(), rng)
+    batch = {k: jax.ShapeDtypeStruct((x.shape[0] * rows // run.clips, *x.shape[1:]), x.dtype) for k, x in whole.items()}
+    shapes = {x.shape for x in jax.tree.leaves(params)}
+    most = Kept(0.0, 0.0)
+    for phase in run.objective.phases():
+        def saved(part: Any, params: Any, extra: Any, frozen: Any, rng: Any, batch: Any, phase: Any = phase) -> Any:
+            def loss(part: Any) -> Any:
+                out = phase.loss(optim.merge(params, part), with_frozen(extra, frozen), batch, rng, step=step, train=True)
+                return losses.value(out.terms, denominators=losses.denominators(out.terms))
+            return jax.tree.leaves(jax.vjp(loss, part)[1])
+
+        leaves = jax.eval_shape(saved, optim.select(params, phase.trains), params, extra, frozen, rng, batch)
+        weights = sum(_bytes(x) for x in leaves if x.shape in shapes and x.dtype != jnp.float32)
+        activations = sum(_bytes(x) for x in leaves if x.shape not in shapes)
+        if activations + weights > most.activations + most.weights:
+            most = Kept(activations, weights)
+    return most
+
+
+def _bytes(x: Any, /) -> float:
+    return 0.0 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else float(math.prod(x.shape) * x.dtype.itemsize)
+
+
+def state_bytes(run: Assembly, sizes: dict[str, int], /) -> float:
+    """Bytes of state, frozen weights and gradients on one device of a mesh of `sizes`."""
+    mesh = parallel.abstract_mesh(**sizes)
+    state = sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in
+                zip(jax.tree.leaves(parallel.unbox(run.boxed)), jax.tree.leaves(parallel.state_shardings(run.boxed, mesh=mesh)), strict=True)
+                if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+    params = parallel.nbytes(run.abstract.params)
+    return state + (params + parallel.nbytes(run.abstract_frozen)) / (sizes["fsdp"] * sizes["tensor"])
+
+
+def device_bytes(run: Assembly, sizes: dict[str, int], /, *, microbatches: int, saved: Kept, layer: float, margin: float) -> float:
+    """Bytes of a step on one device: state, gradients, what is `saved`, the batches in flight, and clips in float32.
+
+    `layer` are the activations of one layer without recomputation: what its backward pass holds beside them. `margin`
+    multiplies what the compiler lays out as it likes, activations, and not what is known to the byte.
+    """
+    rows = run.clips // (sizes["data"] * sizes["fsdp"])
+    clip = batch_bytes(run) / run.clips
+    pixels = 3 * 4 * clip * max(1, rows // microbatches)
+    split = sizes["fsdp"] * sizes["tensor"]
+    loose = (saved.activations + layer) / sizes["tensor"] + saved.weights / split + pixels
+    return state_bytes(run, sizes) + margin * loose + clip * rows * max(1, run.config.prefetch)
+
+
+def batch_bytes(run: Assembly, /) -> float:
+    """Bytes of a global batch."""
+    return sum(_bytes(x) for x in run.abstract_batch().values())
+
+
+def layers(run: Assembly, /) -> int:
+    """Blocks of all stacks together: the first lengths of the parameters below a stack."""
+    depths = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(run.abstract.params):
+        name = jax.tree_util.keystr(path)
+        if "stack" in name:
+            depths[name.split("stack")[0]] = x.shape[0]
+    return max(1, sum(depths.values()))
+
+
+def widths(run: Assembly, /) -> float:
+    """Tokens x width x layers of a clip, over the stacks of the model: what element-wise work grows with."""
+    tokens, total = run.objective.cost().tokens, 0.0
+    for part in ("encoder", "decoder"):
+        model = getattr(run.objective, part, None)
+        if model is not None and hasattr(model, "depth"):
+            total += tokens.get({"encoder": "visible", "decoder": "decoder"}[part], tokens["all"]) * model.width * model.depth
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class Wire:
+    """Bytes that one device sends in a step, over the fast links and over the network between slices."""
+
+    link: float
+    network: float
+
+
+def wire(run: Assembly, sizes: dict[str, int], slices: int, /) -> Wire:
+    """Parameters gathered twice and gradients scattered once in bfloat16 along fsdp, what is left all-reduced along data."""
+    weights = 2.0 * sum(math.prod(x.shape) for x in jax.tree.leaves(run.abstract.params)) / sizes["tensor"]
+    across = math.gcd(sizes["data"], slices)
+    sharded = 3 * weights * (1 - 1 / sizes["fsdp"])
+    within = sizes["data"] // across
+    reduced = 2 * weights / sizes["fsdp"]
+    outside = reduced * (1 - 1 / across)
+    if across < slices:  # the parameters themselves are gathered over the network
+        return Wire(reduced * (1 - 1 / within), outside + sharded)
+    return Wire(sharded + reduced * (1 - 1 / within), outside)
+
+
+def seconds(run: Assembly, topology: Topology, sizes: dict[str, int], /, *, recompute: float, efficiency: float) -> float:
+    """A step: matrix products (`recompute` times the forward pass more), then memory, then the wire; nothing overlaps."""
+    chip, clips = topology.chip, run.clips * run.draws / topology.all_chips
+    macs = run.objective.cost().macs
+    compute = clips * (6 + 2 * recompute) * macs / (chip.tflops * 1e12 * efficiency)
+    moved = clips * TRAFFIC * (1 + recompute / 3) * widths(run) + 10 * state_bytes(run, sizes) / 4
+    sent = wire(run, sizes, topology.slices)
+    return compute + moved / (chip.bandwidth * efficiency) + sent.link / chip.link + sent.network / (chip.network / chip.per_host)

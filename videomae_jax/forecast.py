@@ -1,0 +1,172 @@
+"""The figures of a plan: time, utilisation, chip-hours, input, storage, as plain data and as a table."""
+
+import importlib.metadata
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from videomae_jax import assembly, benchmarks, footprint, hlo
+from videomae_jax import config as configs
+from videomae_jax.data import sources
+from videomae_jax.errors import UserError
+from videomae_jax.plan import EFFICIENCY, LABEL, TRIES, Compiled, Estimate, Input, Planner
+from videomae_jax.topologies import Topology, find, local, tpu_devices
+
+VIDEOS = 1_350_000  # of VideoMAE V2's UnlabeledHybrid
+
+
+def without_index(config: Any, /, *, videos: int) -> Any:
+    """The config with noise of the same shape and `videos` rows in place of an index that is not there."""
+    index = config.data.get("index", None)
+    if index is None or pathlib.Path(index).is_file():
+        return config
+    fields = {k: config.data[k] for k in ("frames", "size", "repeats") if k in config.data}
+    if len(fields) < 3:
+        raise UserError(f"config.data needs its index {index!r}, and no noise of its shape is known; give one with --config.data.index=FILE")
+    with config.ignore_type(), config.unlocked():
+        config.data = configs.spec(sources.NoiseClips, length=videos, **fields)
+    return config
+
+
+def here() -> Topology:
+    """The local devices; the peak of an unknown chip is measured by a matrix product, its memory is this machine's."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count()
+    known = benchmarks.known_peak(jax.devices()[0])
+    tflops = known.tflops if known else 0.0
+    if not known:
+        product = benchmarks.Product("float32")
+        product(1)
+        tflops = product.flops / min(benchmarks.lap(product, steps=1).wall for _ in range(3)) / 1e12 / jax.local_device_count()
+    return local(memory=memory, tflops=tflops)
+
+
+def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, ...] = (), feed: Input = Input(),
+         memory: float = 0.0, then: Mapping[str, Any] = {}, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """The plan of a config on the topology `name` as plain data; `then` are further stages, costed at the same utilisation."""
+    topology = here() if name == "local" else find(name)
+    if topology.chip.platform == "tpu" and name != "local":
+        tpu_devices(topology)  # fails now, not after minutes
+    planner = Planner(config, topology, fixed=fixed, trust=trust, memory=memory, say=say)
+    estimate, compiled = choose(planner)
+    time = roofline(compiled.program, topology) if compiled.program else None
+    seconds = time.step if time else estimate.seconds
+    fits = compiled.bytes <= planner.limit
+    run, chip = planner.run, topology.chip
+    clips = run.clips * run.draws
+    flops = 6 * run.objective.cost().macs * clips
+    peak = topology.all_chips * chip.tflops * 1e12
+    result = {
+        "topology": name, "config": config.name, "chips": topology.all_chips, "hosts": topology.hosts, "fits": fits,
+        "bytes_per_chip": round(compiled.bytes * chip.devices), "limit_bytes_per_chip": round(planner.limit * chip.devices),
+        "remat": estimate.choice.remat, "microbatches": estimate.choice.microbatches, "mesh": estimate.choice.sizes,
+        "flops_per_step": flops, "step_seconds": seconds, "predicted_mfu": flops / seconds / peak,
+        "steps": run.total, "hours": run.total * seconds / 3600, "chip_hours": run.total * seconds / 3600 * topology.all_chips,
+        "compile_seconds": round(compiled.seconds, 1) if compiled.seconds else None, "compile_cpu_seconds": round(compiled.cpu, 1), "label": LABEL,
+        "from": "compiled step" if compiled.program else "estimate",
+        **(wires(compiled.program, time) if time else {}), **fed(run, topology, seconds, feed),
+        "checkpoint_gb": assembly.state_bytes(run.abstract) / 1e9, "versions": versions()}
+    result["stages"] = [{"config": config.name, "chip_hours": result["chip_hours"]}] + [
+        stage(one, topology, result["predicted_mfu"], trust=trust) for one in then.values()]
+    result["ways_out"] = [] if fits else planner.ways_out(max(1.0, compiled.bytes / estimate.bytes))
+    return result
+
+
+def choose(planner: Planner, /) -> tuple[Estimate, Compiled]:
+    """The fastest choice that fits: by estimate, and where the platform can be compiled for, by its compiled step."""
+    order = sorted(map(planner.of, planner.choices()), key=lambda e: (e.seconds, e.choice.microbatches, e.bytes))
+    if planner.topology.chip.platform == "gpu" and planner.topology.name != "local":
+        best = next((e for e in order if e.bytes <= planner.limit), min(order, key=lambda e: e.bytes))
+        return best, Compiled(best.bytes, 0.0, 0.0, None)
+    ratio, done = 1.0, []
+    for _ in range(TRIES):
+        rest = [e for e in order if e not in [d[0] for d in done]]
+        fit = [e for e in rest if e.bytes * ratio <= planner.limit]
+        if not fit and (done or min(e.bytes for e in order) > 2 * planner.limit):
+            break
+        one = fit[0] if fit else min(rest, key=lambda e: e.bytes)
+        planner.say(f"compiling {one.choice.options()} (estimate {one.bytes / 1e9:.1f} GB a device)")
+        done.append((one, planner.compile(one.choice)))
+        if done[-1][1].bytes <= planner.limit:
+            return done[-1]
+        ratio = max(ratio, done[-1][1].bytes / one.bytes)
+    if not done:
+        least = min(order, key=lambda e: e.bytes)
+        return least, Compiled(least.bytes, 0.0, 0.0, None)
+    return min(done, key=lambda d: d[1].bytes)
+
+
+def roofline(program: hlo.Program, topology: Topology, /) -> hlo.Time:
+    """Seconds of a compiled step on the chips of a topology."""
+    chip = topology.chip
+    within = program.devices // topology.slices
+
+    def wire(one: hlo.Collective) -> float:
+        bytes_ = one.wire(program.devices)
+        if not one.crosses(lambda device: device // within):
+            return bytes_ * chip.devices / chip.link
+        near = max(1, len(one.groups[0]) // topology.slices)  # the slices exchange what each has reduced or gathered within
+        return bytes_ * chip.devices / chip.link + bytes_ / near / (chip.network / chip.per_host / chip.devices)
+
+    return program.time(hlo.Rates(EFFICIENCY * chip.tflops * 1e12 / chip.devices, EFFICIENCY * chip.bandwidth / chip.devices, wire))
+
+
+def wires(program: hlo.Program, time: hlo.Time, /) -> dict[str, Any]:
+    """Collectives by bytes on a device, and where the time goes."""
+    total: dict[str, float] = {}
+    for one in program.collectives:
+        total[one.kind] = total.get(one.kind, 0.0) + one.bytes * one.times
+    return {"collective_bytes": {k: round(v) for k, v in sorted(total.items())},
+            "seconds": {"compute": time.compute, "memory": time.memory, "wire": time.wire, "wire_exposed": time.exposed}}
+
+
+def fed(run: assembly.Assembly, topology: Topology, seconds: float, feed: Input, /) -> dict[str, Any]:
+    """What the hosts must do to keep up, and whether they can."""
+    decodes = run.config.batch_size * run.draws / seconds / topology.hosts
+    cores = decodes * (feed.decode + run.source.repeats * feed.crop)
+    return {"decodes_per_s_host": decodes, "host_cores_needed": cores, "host_cores": topology.chip.cores,
+            "storage_gb_s": decodes * topology.hosts * feed.bytes / 1e9, "input_bound": cores > topology.chip.cores,
+            "input_slowdown": max(1.0, cores / topology.chip.cores), "input": feed.source}
+
+
+def stage(config: Any, topology: Topology, mfu: float, /, *, trust: tuple[str, ...]) -> dict[str, Any]:
+    """Chip-hours of another config at the same utilisation, with its tests: every view of every video, forward only."""
+    with config.ignore_type(), config.unlocked():
+        config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+    run = assembly.assemble(config, trust=trust, devices=jax.devices()[:1])
+    rate = topology.chip.tflops * 1e12 * mfu * 3600
+    return {"config": config.name, "chip_hours": run.total * run.clips * run.draws * 6 * run.objective.cost().macs / rate}
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the compiled program."""
+    found = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+    try:
+        return found | {"libtpu": importlib.metadata.version("libtpu")}
+    except importlib.metadata.PackageNotFoundError:
+        return found
+
+
+def table(plan: Mapping[str, Any], /) -> list[str]:
+    """The plan for people."""
+    mesh = " x ".join(f"{k} {v}" for k, v in plan["mesh"].items())
+    rows = [
+        ("topology", f"{plan['topology']}: {plan['chips']} chips, {plan['hosts']} hosts"),
+        ("fits", f"{'yes' if plan['fits'] else 'NO'}: {plan['bytes_per_chip'] / 1e9:.1f} of {plan['limit_bytes_per_chip'] / 1e9:.1f} GB a chip"),
+        ("chosen", f"remat {plan['remat']}, {plan['microbatches']} micro-batches, mesh {mesh}"),
+        ("step", f"{1e3 * plan['step_seconds']:.1f} ms, {plan['flops_per_step'] / 1e12:.1f} TFLOP of the model, MFU {100 * plan['predicted_mfu']:.1f} %"),
+        ("whole recipe", f"{plan['steps']:,} steps, {plan['hours']:.1f} hours, {plan['chip_hours']:,.0f} chip-hours"),
+        ("input", f"{plan['decodes_per_s_host']:.0f} decodes/s a host, {plan['host_cores_needed']:.0f} of {plan['host_cores']} cores, "
+                  f"{plan['storage_gb_s']:.2f} GB/s from storage in all ({plan['input']})"),
+        ("verdict", f"input-bound: {plan['input_slowdown']:.1f} times slower than the chips" if plan["input_bound"] else "compute-bound"),
+        ("checkpoint", f"{plan['checkpoint_gb']:.1f} GB")]
+    if "seconds" in plan:
+        rows.insert(4, ("of it", ", ".join(f"{k.replace('_', ' ')} {1e3 * v:.1f} ms" for k, v in plan["seconds"].items())))
+        rows.insert(5, ("collectives", ", ".join(f"{k} {v / 1e9:.2f} GB" for k, v in plan["collective_bytes"].items()) + " a device"))
+    rows += [("stage", f"{s['config']}: {s['chip_hours']:,.0f} chip-hours") for s in plan["stages"][1:]]
+    rows += [("way out", line) for line in plan["ways_out"]]
+    compiled = f", compiled in {plan['compile_seconds']:.0f} s ({plan['compile_cpu_seconds']:.0f} s of CPU)" if plan["compile_seconds"] else ""
+    rows.append(("from", f"{plan['from']}{compiled}; {plan['label']}"))
+    return [f"plan of {plan['config']}"] + [f"  {name:<14}{text}" for name, text in rows]

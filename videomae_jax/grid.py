@@ -1,0 +1,78 @@
+"""Grids of runs: the cells of a config's `grid`, which of them are finished, what they cost, and their command lines."""
+
+import dataclasses
+import json
+import pathlib
+import shlex
+from typing import Any
+
+from videomae_jax import config as configs
+from videomae_jax import forecast
+from videomae_jax.errors import UserError
+from videomae_jax.plan import Planner
+from videomae_jax.topologies import find
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a grid: `words` is the command line of `python -m videomae_jax`, `cost` chip-hours (or EFLOP without a topology)."""
+
+    name: str
+    words: tuple[str, ...]
+    finished: bool
+    cost: float
+
+
+def cells(config: Any, /, *, root: str, topology: str = "", trust: tuple[str, ...] = ()) -> list[Cell]:
+    """The cells below the folder `root`; a run with a summary of all its steps is finished.
+
+    Costs are estimates of the fastest choice that fits `topology`; nothing is compiled. Raises UserError for a config without
+    cells, or one that does not fit.
+    """
+    if not config.get("grid", None):
+        raise UserError(f"config {config.name!r} has no cells in config.grid")
+    planners: dict[str, Any] = {}
+    return [_cell(name, cell, root, topology, trust, planners) for name, cell in config.grid.items()]
+
+
+def _cell(name: str, cell: Any, root: str, topology: str, trust: tuple[str, ...], planners: dict[str, Any], /) -> Cell:
+    overrides = dict(cell.overrides)
+    workdir = f"{root.rstrip('/')}/{name}"
+    words = ("train", f"--config={cell.config}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in overrides.items()))
+    if cell.config not in planners:
+        planners[cell.config] = _speed(cell, topology, trust)
+    batch, clip_flops, seconds, chips = planners[cell.config]
+    steps = configs.duration(overrides["total"], total=None, steps_per_epoch=cell.videos / batch)
+    cost = steps * seconds * chips / 3600 if topology else steps * clip_flops / 1e18
+    return Cell(name, words, finished(pathlib.Path(workdir), steps), cost)
+
+
+def _speed(cell: Any, topology: str, trust: tuple[str, ...], /) -> tuple[int, float, float, int]:
+    """Decoded clips and FLOPs of a step, seconds of a step, chips."""
+    config = forecast.without_index(configs.load(cell.config), videos=cell.videos)
+    where = find(topology or "h100x1")
+    planner = Planner(config, where, fixed=frozenset(), trust=trust)
+    flops = 6 * planner.run.objective.cost().macs * planner.run.clips * planner.run.draws
+    if not topology:
+        return config.batch_size, flops, 0.0, 0
+    fits = [e for e in map(planner.of, planner.choices()) if e.bytes <= planner.limit]
+    if not fits:
+        raise UserError(f"{cell.config} does not fit {topology} by estimate; plan --config={cell.config} --topology={topology} gives the ways out")
+    return config.batch_size, flops, min(e.seconds for e in fits), where.all_chips
+
+
+def finished(directory: pathlib.Path, steps: int, /) -> bool:
+    """Whether a run directory has the summary of at least `steps` steps."""
+    try:
+        return int(json.loads((directory / "summary.json").read_text())["steps"]) >= steps
+    except (OSError, ValueError, KeyError):
+        return False  # no run, one that goes on, or one whose end was cut: it resumes
+
+
+def lines(found: list[Cell], /, *, topology: str) -> list[str]:
+    """Comments (#) for people, then a line for each unfinished cell: name, tab, command."""
+    unit = "chip-hours" if topology else "EFLOP"
+    todo = [c for c in found if not c.finished]
+    head = [f"# {c.name:<24}{c.cost:14,.1f} {unit}{'  finished' if c.finished else ''}" for c in found]
+    head.append(f"# {len(todo)} of {len(found)} cells to run: {sum(c.cost for c in todo):,.1f} {unit}{f' on {topology}; model, unvalidated' if topology else ''}")
+    return head + [f"{c.name}\t{shlex.join(c.words)}" for c in todo]

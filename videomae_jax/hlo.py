@@ -1,0 +1,352 @@
+"""Reading a compiled program: collectives by bytes, and the time of a roofline, loops counted as often as they run.
+
+XLA's own cost analysis counts the body of a loop once, and a stack of layers is a loop. The text of the optimised
+program holds what is missing: the limits of the loops, the groups of the collectives, the shapes behind every name.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4,
+         "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "token": 0, "opaque": 0}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast")
+# What moves no data of its own: names, views, and the second half of a copy or collective.
+FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all", "partition-id", "replica-id",
+        "iota", "copy-done", "slice-done", "async-done", "async-update", "opt-barrier", "domain", "all-reduce-done", "all-gather-done",
+        "collective-permute-done")
+_SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """An array: element type, lengths, and whether it lies in the memory beside the processor (VMEM), not in HBM."""
+
+    kind: str
+    lengths: tuple[int, ...]
+    near: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.lengths)
+
+    @property
+    def bytes(self) -> float:
+        """Bytes without padding."""
+        return self.size * SIZES.get(self.kind, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation; `rest` holds the attributes behind the operands."""
+
+    name: str
+    op: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    rest: str
+    root: bool
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """Computations that run as part of this instruction, the branches of a conditional included."""
+        names = re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", self.rest)
+        branches = re.search(r"branch_computations=\{([^}]*)\}", self.rest)
+        return (*names, *(re.findall(r"[\w.\-]+", branches[1]) if branches else ()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A collective of one device: `bytes` is the whole array of a group (gathered or before reduction), times `times`.
+
+    `loop` says whether it runs in a loop, `hidden` whether the program issues it ahead of its use, `groups` are the
+    device numbers that take part together (empty = all).
+    """
+
+    kind: str
+    bytes: float
+    times: int
+    groups: tuple[tuple[int, ...], ...]
+    loop: bool
+    hidden: bool
+    name: str
+
+    def wire(self, devices: int, /) -> float:
+        """Bytes that a device sends each time, for the ring or torus algorithms that reach the bandwidth bound."""
+        n = len(self.groups[0]) if self.groups else devices
+        share = (n - 1) / n
+        return {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share) * self.bytes
+
+    def crosses(self, slice_of: Callable[[int], int], /) -> bool:
+        """Whether a group has members in several slices; `slice_of` gives the slice of a device number."""
+        return any(len({slice_of(i) for i in group}) > 1 for group in self.groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """What a device does in a second: operations in bfloat16 and in float32, bytes from its memory, bytes to other devices."""
+
+    flops: float
+    memory: float
+    wire: Callable[[Collective], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Time:
+    """Seconds of one run of the program; `exposed` is the part of `wire` that no computation hides."""
+
+    step: float
+    compute: float
+    memory: float
+    wire: float
+    exposed: float
+
+
+class Program:
+    """The computations of an optimised program, from `compiled.as_text()`; `devices` take part."""
+
+    def __init__(self, text: str, /, *, devices: int) -> None:
+        self.devices = devices
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry, current = "", {}
+        for line in text.splitlines():
+            if head := _HEAD.match(line):
+                current = self.computations.setdefault(head[2], {})
+                self.entry = head[2] if head[1] else self.entry
+            elif (body := _LINE.match(line)) and (made := _instruction(body[2], body[3], root=bool(body[1]))):
+                current[made.name] = made
+
+    def trips(self, loop: Instruction, /) -> int:
+        """How often a while loop runs: what XLA noted, else the constant that its condition compares with; 1 where neither is there."""
+        noted = re.search(r'known_trip_count[":{\s]+n[":\s]+(\d+)', loop.rest)
+        if noted:
+            return int(noted[1])
+        condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+        numbers = [int(m[1]) for i in self.computations.get(condition[1] if condition else "", {}).values()
+                   if i.op == "constant" and (m := re.match(r"\((\d+)\)", i.rest))]
+        return max(numbers, default=1)
+
+    def runs(self, name: str = "", /, *, times: int = 1, loop: bool = False) -> Iterator[tuple[Instruction, dict[str, Instruction], int, bool]]:
+        """(instruction, its computation, times, in a loop) of everything that runs; fusions are one instruction.
+
+        Of a conditional every branch is counted.
+        """
+        body = self.computations[name or self.entry]
+        for one in body.values():
+            yield one, body, times, loop
+            if one.op == "while":
+                inner = re.search(r"body=%?([\w.\-]+)", one.rest)[1]
+                yield from self.runs(inner, times=times * self.trips(one), loop=True)
+            elif one.op in ("call", "conditional", "async-start"):
+                for called in one.called:
+                    yield from self.runs(called, times=times, loop=loop)
+
+    @functools.cached_property
+    def collectives(self) -> tuple[Collective, ...]:
+        """Every collective; one that a fusion holds counts as issued ahead, because the fusion computes meanwhile."""
+        found = []
+        for one, body, times, loop in self.runs():
+            if (kind := one.op.removesuffix("-start")) in COLLECTIVES:
+                found.append(self._collective(one, body, kind, times, loop, one.op != kind))
+            elif one.op == "fusion":
+                inner = [(i, self.computations[c]) for c in one.called for i in self.computations.get(c, {}).values()
+                         if i.op.removesuffix("-start") in COLLECTIVES]
+                for i, within in inner:
+                    scatter = i.op == "all-reduce" and "all-reduce-scatter" in one.rest
+                    found.append(self._collective(i, within, "reduce-scatter" if scatter else i.op.removesuffix("-start"), times, loop, True))
+        return tuple(found)
+
+    def _collective(self, one: Instruction, body: Mapping[str, Instruction], kind: str, times: int, loop: bool, hidden: bool, /) -> Collective:
+        groups = _groups(one.rest, kind)
+        size = sum(s.bytes for name in one.operands if name in body for s in body[name].shapes)
+        if kind == "all-gather":
+            size *= len(groups[0]) if groups else self.devices
+        return Collective(kind, size, times, groups, loop, hidden, one.name)
+
+    def flops(self, one: Instruction, body: Mapping[str, Instruction], /) -> float:
+        """Operations of the matrix products in an instruction: 2 a multiply-add."""
+        if one.op in ("dot", "convolution"):
+            arrays = [body[name].shapes[0] for name in one.operands[:2] if name in body]
+            return _product(one, arrays) if len(arrays) == 2 else 0.0
+        return sum(self.flops(i, self.computations[c]) for c in one.called if one.op == "fusion" for i in self.computations[c].values())
+
+    def traffic(self, one: Instruction, body: Mapping[str, Instruction], /) -> float:
+        """Bytes that an instruction reads from the device's memory and writes to it.
+
+        Of an array that is only sliced or updated in place, the slice alone counts: the layers of a stack are such slices.
+        """
+        if one.op in FREE or one.op.removesuffix("-start") in COLLECTIVES or one.op == "async-start":
+            return 0.0
+        if one.op in ("copy-start", "slice-start"):
+            return min(sum(s.bytes for s in body[n].shapes) for n in one.operands[:1] if n in body) if one.op == "copy-start" else one.shapes[-1].bytes
+        inputs = [body[n].shapes for n in one.operands if n in body]
+        inner = self.computations.get(one.called[0], {}) if one.op == "fusion" and one.called else {}
+        if not inner:
+            return _plain_traffic(one, [s for shapes in inputs for s in shapes])
+        return self._read(inner, inputs) + self._written(one, inner)
+
+    def _read(self, inner: Mapping[str, Instruction], inputs: list[tuple[Shape, ...]], /) -> float:
+        """Bytes that a fusion reads: a parameter counts whole unless all its users take slices or update it in place."""
+        total = 0.0
+        for parameter, shapes in zip(_parameters(inner), inputs, strict=False):
+            if shapes and not shapes[0].near:
+                parts = [s for s in self._parts(parameter.name, inner)]
+                whole = sum(s.bytes for s in shapes)
+                total += whole if None in parts else min(whole, sum(parts))
+        return total
+
+    def _parts(self, name: str, body: Mapping[str, Instruction], /) -> Iterator[float | None]:
+        """What each user of a value reads of it: bytes of a slice, 0 where it is updated in place, None for all."""
+        for user in body.values():
+            if name not in user.operands:
+                continue
+            if user.op in ("bitcast", "reshape"):
+                yield from self._parts(user.name, body)
+            elif user.op == "fusion" and user.called:
+                nested = self.computations[user.called[0]]
+                for place, parameter in enumerate(_parameters(nested)):
+                    if user.operands[place] == name:
+                        yield from self._parts(parameter.name, nested)
+            elif user.op in ("dynamic-slice", "slice", "gather"):
+                yield user.shapes[0].bytes if user.operands[0] == name else 0.0
+            elif user.op == "dynamic-update-slice" and user.operands[1] != name:
+                yield 0.0
+            else:
+                yield None
+
+    def _written(self, one: Instruction, inner: Mapping[str, Instruction], /) -> float:
+        """Bytes that a fusion writes: of an update in place the update alone."""
+        root = next(i for i in inner.values() if i.root)
+        results = [inner[n] for n in root.operands] if root.op == "tuple" else [root]
+        total = 0.0
+        for result, shape in zip(results, one.shapes, strict=False):
+            source = _source(result, inner)
+            if not shape.near:
+                total += inner[source.operands[1]].shapes[0].bytes if source.op == "dynamic-update-slice" else shape.bytes
+        return total
+
+    def time(self, rates: Rates, /) -> Time:
+        """Seconds on a device of `rates`: each instruction takes the longer of its operations and its bytes.
+
+        Within a computation (the body of a loop, the rest of the program) collectives that are issued ahead hide behind
+        what is computed there; others add to it.
+        """
+        spent: dict[int, list[float]] = {}
+        total = dict(compute=0.0, memory=0.0)
+        for one, body, times, _ in self.runs():
+            compute, memory = self.flops(one, body) / rates.flops, self.traffic(one, body) / rates.memory
+            total["compute"] += times * compute
+            total["memory"] += times * memory
+            spent.setdefault(id(body), [0.0, 0.0, 0.0])[0] += times * max(compute, memory)
+        where = {name: id(body) for body in self.computations.values() for name in body}
+        wire = 0.0
+        for one in self.collectives:
+            seconds = one.times * rates.wire(one)
+            wire += seconds
+            spent.setdefault(where[one.name] if where[one.name] in spent else 0, [0.0, 0.0, 0.0])[1 if one.hidden else 2] += seconds
+        step = sum(max(busy, hidden) + open_ for busy, hidden, open_ in spent.values())
+        return Time(step, total["compute"], total["memory"], wire, step - sum(busy for busy, _, _ in spent.values()))
+
+
+def _parameters(body: Mapping[str, Instruction], /) -> list[Instruction]:
+    """The parameters of a computation in order."""
+    return sorted((i for i in body.values() if i.op == "parameter"), key=lambda i: int(i.rest.strip("()")))
+
+
+def _plain_traffic(one: Instruction, inputs: list[Shape], /) -> float:
+    """Of an instruction outside a fusion; a custom call without operands only reserves memory."""
+    if one.op in ("dynamic-slice", "slice", "gather", "broadcast"):
+        return 2 * sum(s.bytes for s in one.shapes if not s.near)
+    if one.op == "dynamic-update-slice":
+        return 2 * inputs[1].bytes
+    if one.op == "custom-call" and not inputs:
+        return 0.0
+    return sum(s.bytes for s in (*inputs, *one.shapes) if not s.near)
+
+
+def _source(one: Instruction, body: Mapping[str, Instruction], /) -> Instruction:
+    """The instruction behind views and conversions."""
+    while one.op in ("bitcast", "convert", "copy", "reshape") and one.operands and one.operands[0] in body:
+        one = body[one.operands[0]]
+    return one
+
+
+def _product(one: Instruction, arrays: list[Shape], /) -> float:
+    """Operations of a dot or of the convolution that a TPU makes of it.
+
+    Of sizes l, r and o without batch axes the product of all three is (M N K)^2; a batch axis of n enters it as n^3 and
+    the operations as n, so it is taken out once more. Batch axes of a convolution are those dilated by their own length.
+    """
+    left, right = arrays
+    if one.op == "dot":
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest)
+        return 2.0 * one.shapes[0].size * math.prod(left.lengths[int(a)] for a in axes[1].split(",") if a) if axes else 2.0 * one.shapes[0].size
+    window = re.search(r"window=\{([^}]*)\}", one.rest)
+    fields = {k: v.split("x") for k, v in re.findall(r"(\w+)=([\w\-x]+)", window[1])} if window else {}
+    batch = math.prod(int(n) for n, d in zip(fields.get("size", ()), fields.get("lhs_dilate", ()), strict=False) if n == d)
+    groups = re.search(r"(?:feature|batch)_group_count=(\d+)", one.rest)
+    return 2.0 * math.sqrt(left.size * right.size * one.shapes[0].size / (batch * (int(groups[1]) if groups else 1)))
+
+
+def _instruction(name: str, text: str, /, *, root: bool) -> Instruction | None:
+    """The parts of `type op(operands), attributes`; None for a line that is none."""
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.find(" ")
+    match = re.match(r"\s*([a-z][\w\-]*)\(", text[end:])
+    if end <= 0 or not match:
+        return None
+    begin = end + match.end() - 1
+    close = _closing(text, begin)
+    op, inside = match[1], text[begin:close + 1]
+    rest = inside if op in ("parameter", "constant") else text[close + 1:]
+    return Instruction(name, op, shapes(text[:end]), tuple(re.findall(r"%([\w.\-]+)", inside)), rest, root)
+
+
+def _closing(text: str, begin: int, /) -> int:
+    """Place of the parenthesis that closes the one at `begin`."""
+    depth = 0
+    for place in range(begin, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if not depth:
+            return place
+    return len(text) - 1
+
+
+def shapes(text: str, /) -> tuple[Shape, ...]:
+    """The arrays of a type, tuples flattened."""
+    return tuple(Shape(kind, tuple(int(n) for n in lengths.split(",") if n), "S(1)" in layout) for kind, lengths, layout in _SHAPE.findall(text))
+
+
+def _groups(rest: str, kind: str, /) -> tuple[tuple[int, ...], ...]:
+    """Device numbers of the groups, from any of the forms XLA writes: lists, [n,m]<=[shape]T(order), mesh[...] {axes}."""
+    if kind == "collective-permute":
+        pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", rest)
+        return tuple((int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)", pairs[1] + "}")) if pairs else ()
+    if listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", rest):
+        return tuple(tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{([\d,]+)\}", listed[1]))
+    if tiled := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest):
+        return tuple(map(tuple, _tile(tiled[3]).reshape(int(tiled[1]), int(tiled[2])).tolist()))
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\(([^{]*)\))?\s*\{([^}]*)\}", rest):
+        sizes = {name: int(n) for name, n in re.findall(r"'([\w.\-]+)'=(\d+)", named[1])}
+        chosen, names = re.findall(r"'([\w.\-]+)'", named[3]), list(sizes)
+        ids = _tile(named[2]) if named[2] else np.arange(math.prod(sizes.values()))
+        order = [names.index(n) for n in names if n not in chosen] + [names.index(n) for n in chosen]
+        return tuple(map(tuple, ids.reshape(*sizes.values()).transpose(order).reshape(-1, math.prod(sizes[n] for n in chosen)).tolist()))
+    if "replica_groups={}" in rest or "replica_groups=" not in rest:
+        return ()
+    raise ValueError(f"replica groups of an unknown form: {rest[:200]}")
+
+
+def _tile(text: str, /) -> np.ndarray:
+    """Device numbers in the order of "[2,4]T(1,0)": counted in that shape, read with its axes in that order; or as listed."""
+    shape = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?$", text)
+    if not shape:
+        return np.asarray([int(n) for n in text.split(",")])
+    ids = np.arange(math.prod(int(n) for n in shape[1].split(","))).reshape([int(n) for n in shape[1].split(",")])
+    return (ids.transpose([int(n) for n in shape[2].split(",")]) if shape[2] else ids).ravel()

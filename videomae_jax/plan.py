@@ -1,0 +1,213 @@
+"""Will it fit, how fast, how long: a run on hardware that is not there, from the real training step compiled for it."""
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from videomae_jax import assembly, footprint, hlo, parallel
+from videomae_jax.errors import UserError
+from videomae_jax.topologies import TORUS, Topology, find, tpu_devices
+
+EFFICIENCY = 0.8  # of the peak rates that large matrix products and long copies reach (an H200: 790 of 989 TFLOP/s)
+RECOMPUTE = {"none": 0.0, "dots": 0.1, "full": 1.0}  # forward passes more, by remat policy, lightest first
+USABLE = 0.95  # of a device's memory; the rest is for the runtime, the next batch and fragments
+MARGIN = {"tpu": 1.25, "gpu": 1.1, "cpu": 1.1}  # compiled bytes of activations over counted ones at the least: padded layouts
+TRIES = 3  # compilations at most
+SHARE = 0.15  # of a device's memory that parameters, moments and gradients may take whole before they are split
+LABEL = "model, unvalidated"
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What feeding costs on one core, measured or assumed: seconds of a decode and of a crop, bytes read for a decode."""
+
+    decode: float = 0.051
+    crop: float = 0.0026
+    bytes: float = 500e3
+    source: str = "assumed: 51 ms a decode, 2.6 ms a crop, 0.5 MB a clip; replace them with --measure"
+
+    @staticmethod
+    def read(path: str, /) -> "Input":
+        """From a JSON file with `decode_seconds`, `crop_seconds` and `bytes_per_decode`, any of them absent."""
+        try:
+            with open(path) as file:
+                values = json.load(file)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--measure={path} is no readable JSON file: {error}") from error
+        names = {"decode_seconds": "decode", "crop_seconds": "crop", "bytes_per_decode": "bytes"}
+        if not isinstance(values, dict) or not names.keys() & values.keys():
+            raise UserError(f"--measure={path} has none of the keys {', '.join(names)}")
+        return dataclasses.replace(Input(), source=f"measured: {path}", **{v: float(values[k]) for k, v in names.items() if k in values})
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What does not change the result of a run, only its cost: recomputation, accumulation, mesh."""
+
+    remat: str
+    microbatches: int
+    data: int
+    fsdp: int
+    tensor: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The mesh."""
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+
+    def apply(self, config: Any, /) -> Any:
+        """A copy of `config` with this choice."""
+        made = config.copy_and_resolve_references()
+        with made.ignore_type(), made.unlocked():
+            for node in nodes(made.objective):
+                node.remat = self.remat if self.remat != "as given" else node.remat
+            made.microbatches = self.microbatches
+            made.mesh = {**made.mesh, **self.sizes}
+        return made
+
+    def options(self) -> str:
+        """The overrides that make a run of it."""
+        mesh = " ".join(f"--config.mesh.{k}={v}" for k, v in self.sizes.items())
+        return f"remat {self.remat}, --config.microbatches={self.microbatches} {mesh}"
+
+
+def nodes(objective: Any, /) -> list[Any]:
+    """The parts of an objective's config that know recomputation."""
+    return [node for _, node in objective.items() if hasattr(node, "keys") and "remat" in node]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A choice with its bytes on a device and seconds a step, before anything is compiled."""
+
+    choice: Choice
+    bytes: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled step: bytes on a device, wall and CPU seconds of compilation, and the program where it fits."""
+
+    bytes: float
+    seconds: float
+    cpu: float
+    program: hlo.Program | None
+
+
+class Planner:
+    """One config on one topology. `fixed` are the names of fields that the user has set, which are not chosen."""
+
+    def __init__(self, config: Any, topology: Topology, /, *, fixed: frozenset[str], trust: tuple[str, ...],
+                 memory: float = 0.0, say: Callable[[str], None] = lambda line: None) -> None:
+        self.config, self.topology, self.fixed, self.trust, self.say = config, topology, fixed, trust, say
+        self.limit = (memory or topology.chip.hbm / topology.chip.devices) * USABLE
+        one = Choice("as given", 1, 1, 1, 1).apply(config)
+        self.run = assembly.assemble(one, trust=trust, devices=jax.devices()[:1])
+        self._saved: dict[str, tuple[assembly.Assembly, footprint.Kept, footprint.Kept]] = {}
+
+    def of(self, choice: Choice, /) -> Estimate:
+        """The estimate of a choice."""
+        micro = max(1, self.run.clips // (choice.data * choice.fsdp) // choice.microbatches)
+        run, saved = self._kept(choice.remat, micro)
+        light = self._kept("as given" if choice.remat == "as given" else "none", micro)[1]
+        need = footprint.device_bytes(run, choice.sizes, microbatches=choice.microbatches, saved=saved, layer=light.activations / footprint.layers(run),
+                                      margin=MARGIN.get(self.topology.chip.platform, 1.1))
+        seconds = footprint.seconds(run, self.topology, choice.sizes, recompute=RECOMPUTE.get(choice.remat, 0.0), efficiency=EFFICIENCY)
+        return Estimate(choice, need, seconds * (1 + 0.01 * (choice.microbatches - 1)))
+
+    def _kept(self, remat: str, rows: int, /) -> tuple[assembly.Assembly, footprint.Kept]:
+        """The run of a policy on one device, and what `rows` clips keep under it."""
+        if remat not in self._saved:
+            run = assembly.assemble(Choice(remat, 1, 1, 1, 1).apply(self.config), trust=self.trust, devices=jax.devices()[:1])
+            self._saved[remat] = run, footprint.kept(run, rows=1), footprint.kept(run, rows=2)
+        run, one, two = self._saved[remat]
+        return run, one.at(two, rows)
+
+    def choices(self, *, free: bool = False) -> Iterator[Choice]:
+        """Everything that may be chosen; with `free` also what the user has fixed."""
+        fixed = frozenset() if free else self.fixed
+        known = bool(nodes(self.config.objective))
+        remats = tuple(RECOMPUTE) if known and not any(name.endswith(".remat") for name in fixed) else ("as given",)
+        for sizes in self.meshes(fixed):
+            rows = self.run.clips // (sizes["data"] * sizes["fsdp"])
+            counts = [2**k for k in range(rows.bit_length()) if rows % 2**k == 0]
+            if "microbatches" in fixed or self.run.objective.batch_coupled:
+                counts = [self.config.microbatches]
+            for remat, count in itertools.product(remats, counts):
+                yield Choice(remat, count, **sizes)
+
+    def meshes(self, fixed: frozenset[str], /) -> list[dict[str, int]]:
+        """Meshes worth trying: the user's, else all data-parallel where the state is small, and split within a slice and beyond."""
+        devices = self.topology.devices
+        given = self.config.mesh
+        if any(name.startswith("mesh.") for name in fixed) or (given.data, given.fsdp, given.tensor) != (-1, 1, 1):
+            known = math.prod(s for s in (given.data, given.fsdp, given.tensor) if s != -1)
+            sizes = {k: devices // known if given[k] == -1 else given[k] for k in ("data", "fsdp", "tensor")}
+            if math.prod(sizes.values()) != devices:
+                raise UserError(f"mesh data={given.data} fsdp={given.fsdp} tensor={given.tensor} does not fit the {devices} devices of {self.topology.name}")
+            return [sizes]
+        within = devices // self.topology.slices
+        powers = [f for f in (2**k for k in range(devices.bit_length())) if devices % f == 0 and self._splits(f, devices)]
+        fits = [{"data": devices // f, "fsdp": f, "tensor": 1} for f in powers]
+        whole = [s for s in fits if s["fsdp"] == 1 and footprint.state_bytes(self.run, s) <= SHARE * self.limit]
+        return whole or [s for s in fits if s["fsdp"] <= within][-1:] + [s for s in fits if s["fsdp"] > within]
+
+    def _splits(self, fsdp: int, devices: int, /) -> bool:
+        """Whether `fsdp` passes the replication gate."""
+        try:
+            parallel.check_replication(self.run.boxed, mesh=parallel.abstract_mesh(data=devices // fsdp, fsdp=fsdp, tensor=1),
+                                       limit=parallel.Layout(**self.config.mesh).replicated)
+        except UserError:
+            return False
+        return True
+
+    def compile(self, choice: Choice, /) -> Compiled:
+        """The real step of a choice, compiled for the topology."""
+        devices = tpu_devices(self.topology) if self.topology.chip.platform == "tpu" and self.topology.name != "local" else jax.devices()
+        run = assembly.assemble(choice.apply(self.config), trust=self.trust, devices=devices)
+        begin, cpu = time.perf_counter(), time.process_time()
+        try:
+            compiled = run.compile()
+        except jax.errors.JaxRuntimeError as error:
+            used = re.search(r"Used ([\d.]+)([KMGT]?) of", str(error))
+            if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+                raise
+            return Compiled(float(used[1]) * 1024 ** " KMGT".index(used[2] or " "), time.perf_counter() - begin, time.process_time() - cpu, None)
+        spent = time.perf_counter() - begin, time.process_time() - cpu
+        memory = compiled.memory_analysis()
+        need = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+                + memory.generated_code_size_in_bytes)
+        need += footprint.batch_bytes(run) / parallel.batch_ways(run.mesh) * max(0, run.config.prefetch - 1)  # batches that wait for their step
+        return Compiled(need, *spent, hlo.Program(compiled.as_text(), devices=len(devices)))
+
+    def ways_out(self, factor: float, /) -> list[str]:
+        """The three cheapest changes that fit by estimate, in chip-hours of the recipe; estimates are off by `factor`."""
+        found = [self._way(e, e.choice.options(), self.topology, factor) for e in map(self.of, self.choices(free=True)) if e.bytes * factor <= self.limit]
+        for name in self._larger() if len(found) < 3 else ():
+            other = Planner(self.config, find(name), fixed=frozenset(), trust=self.trust)
+            fits = [e for e in map(other.of, other.choices()) if e.bytes * factor <= other.limit]
+            if fits:
+                best = min(fits, key=lambda e: e.seconds)
+                found.append(self._way(best, f"--topology={name}, {best.choice.options()}", other.topology, factor))
+        return [text for _, text in sorted(found)[:3]]
+
+    def _way(self, one: Estimate, text: str, topology: Topology, factor: float, /) -> tuple[float, str]:
+        """Chip-hours and a line."""
+        hours = one.seconds * topology.all_chips * self.run.total / 3600
+        return hours, f"{text}: {one.bytes * factor * topology.chip.devices / 1e9:.1f} GB a chip, {hours:,.0f} chip-hours"
+
+    def _larger(self) -> list[str]:
+        """Topologies with more memory: more chips of the kind, then other chips."""
+        chip = self.topology.chip.name
+        if self.topology.chip.platform != "tpu":
+            return [f"h200x{self.topology.all_chips}", f"h100x{2 * max(4, self.topology.all_chips)}"]
+        more = [f"{chip}-{n}" for n in TORUS.get(chip, {}) if find(f"{chip}-{n}").all_chips > self.topology.all_chips]
+        return [*more, "v5p-512", "tpu7x-512"]

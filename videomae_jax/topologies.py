@@ -1,0 +1,134 @@
+"""Chips and how many of them hang together: what `plan` knows about hardware, and TPU devices for compiling without any.
+
+Figures are the makers' data sheets (dense bfloat16, no sparsity); links are one direction, all links of a chip together.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+
+from videomae_jax.errors import UserError
+
+GIB = 2**30
+EXTRA = "launch/plan_requirements.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator chip. `hbm` are the bytes a program may use, `cores` the host's vCPUs, `devices` JAX's devices a chip.
+
+    `link` are bytes a second to the neighbours (ICI, NVLink), `network` bytes a second and host to everywhere else.
+    """
+
+    name: str
+    tflops: float
+    hbm: float
+    bandwidth: float
+    link: float
+    network: float
+    per_host: int
+    cores: int
+    devices: int = 1
+    platform: str = "tpu"
+
+
+# ICI rates: jax-ml/scaling-book (90 GB/s a link and direction on v5p, 45 on v5e, 90 on v6e); hosts: machine types
+# ct5lp-hightpu-4t, ct5p-hightpu-4t, ct6e-standard-4t, tpu7x-standard-4t, a3-highgpu-8g, a3-ultragpu-8g.
+CHIPS = {
+    "v5e": Chip("v5e", 197, 15.75 * GIB, 0.819e12, 180e9, 12.5e9, 4, 112),
+    "v5p": Chip("v5p", 459, 95.74 * GIB, 2.765e12, 540e9, 25e9, 4, 208),
+    "v6e": Chip("v6e", 918, 31.25 * GIB, 1.64e12, 360e9, 25e9, 4, 180),
+    "tpu7x": Chip("tpu7x", 2307, 189.5 * GIB, 7.37e12, 1080e9, 25e9, 4, 224, devices=2),
+    "a100": Chip("a100", 312, 80e9, 2.04e12, 300e9, 200e9, 8, 96, platform="gpu"),
+    "h100": Chip("h100", 989, 80e9, 3.35e12, 450e9, 400e9, 8, 208, platform="gpu"),
+    "h200": Chip("h200", 989, 141e9, 4.8e12, 450e9, 400e9, 8, 224, platform="gpu"),
+}
+# Chips of a slice -> the shape of its torus. v5p counts two cores a chip in its name, the others count chips or cores as below.
+TORUS = {
+    "v5e": {"4": "2x2", "8": "2x4", "16": "4x4", "32": "4x8", "64": "8x8", "128": "8x16", "256": "16x16"},
+    "v5p": {"8": "2x2x1", "16": "2x2x2", "32": "2x2x4", "64": "2x4x4", "128": "4x4x4", "256": "4x4x8", "512": "4x8x8", "1024": "8x8x8",
+            "2048": "8x8x16", "4096": "8x16x16"},
+    "tpu7x": {"8": "2x2x1", "128": "4x4x4", "512": "4x8x8", "1024": "8x8x8"},
+}
+TORUS["v6e"] = TORUS["v5e"]
+SHOWN = ("v5e-256", "v5p-512", "v6e-256", "tpu7x-512", "2xv5p-512", "h100x512", "local")
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """`slices` x `chips` chips; a slice is what the fast links join: a TPU pod slice, a GPU node."""
+
+    name: str
+    chip: Chip
+    slices: int
+    chips: int
+    torus: str = ""
+
+    @property
+    def devices(self) -> int:
+        """JAX devices in all."""
+        return self.slices * self.chips * self.chip.devices
+
+    @property
+    def all_chips(self) -> int:
+        """Chips in all."""
+        return self.slices * self.chips
+
+    @property
+    def hosts(self) -> int:
+        """Machines with a CPU."""
+        return max(1, self.all_chips // self.chip.per_host)
+
+
+def find(name: str, /) -> Topology:
+    """The topology of a name: v5e-256, 2xv5p-512, h100x512, h200x1.
+
+    Raises UserError for an unknown one.
+    """
+    if match := re.fullmatch(r"(?:(\d+)x)?(v5e|v5p|v6e|tpu7x)-(\d+)", name):
+        torus = TORUS[match[2]].get(match[3])
+        if torus and int(match[1] or 1):
+            return Topology(name, CHIPS[match[2]], int(match[1] or 1), math.prod(int(n) for n in torus.split("x")), torus)
+    if (match := re.fullmatch(r"(a100|h100|h200)x([1-9]\d*)", name)) and (int(match[2]) < 8 or int(match[2]) % 8 == 0):
+        count = int(match[2])
+        return Topology(name, CHIPS[match[1]], max(1, count // 8), min(8, count))
+    sizes = "; ".join(f"{chip}-{', -'.join(sizes)}" for chip, sizes in TORUS.items())
+    raise UserError(f"topology {name!r}; allowed are {sizes}, each with Nx before it for N slices; a100xN, h100xN, h200xN for N GPUs "
+                    "(below 8, or a multiple of 8); local")
+
+
+def local(*, memory: float, tflops: float) -> Topology:
+    """The devices that JAX sees here, each with `memory` bytes and `tflops`."""
+    import jax
+
+    device = jax.devices()[0]
+    known = next((c for c in CHIPS.values() if c.name in device.device_kind.lower().replace("tpu v5 lite", "v5e").replace("tpu v5", "v5p")
+                  .replace("tpu v6 lite", "v6e")), None)
+    limit = (device.memory_stats() or {}).get("bytes_limit", 0) or memory
+    chip = dataclasses.replace(known, hbm=limit) if known else Chip(
+        device.device_kind, tflops, limit, math.inf, math.inf, math.inf, jax.local_device_count(), os.cpu_count() or 1, platform=device.platform)
+    return Topology("local", chip, 1, jax.device_count() // chip.devices)
+
+
+def tpu_devices(topology: Topology, /) -> list[Any]:
+    """Devices of a TPU topology that can be compiled for but not used, on any machine with the libtpu wheel.
+
+    Raises UserError without libtpu, or where it refuses the topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(f"--topology={topology.name} compiles with libtpu, which is not installed: pip install -r {EXTRA}; a GPU topology needs no extra")
+    # No metadata server to ask, no log files, and no refusal where another process compiles as well.
+    for key, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_LOG_DIR": "disabled", "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+                       "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8"}.items():
+        os.environ.setdefault(key, value)
+    from jax.experimental import topologies
+
+    generation = "v5" if topology.chip.name == "v5p" else topology.chip.name
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=f"{generation}:{topology.torus}", num_slices=topology.slices)
+    except Exception as error:  # libtpu raises whatever its plug-in does
+        raise UserError(f"libtpu refuses --topology={topology.name}: {str(error).splitlines()[0]}") from error
+    return list(found.devices)
