@@ -8,12 +8,15 @@ import jax
 import numpy as np
 import pytest
 import toy
+import written
 
+from videomae_jax import config as configs
 from videomae_jax import externals, parallel
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer
+from videomae_jax.data import sources
 from videomae_jax.errors import UserError
-from videomae_jax.models import vit
+from videomae_jax.models import mae_st, resized, vit
 from videomae_jax.objectives import mae
 from videomae_jax.objectives.base import External
 
@@ -137,3 +140,22 @@ def test_pretraining_may_start_from_another_run(tmp_path: pathlib.Path) -> None:
     initial = External("params/encoder", str(tmp_path), rename=(("encoder/", ""),), ignore=("decoder/.*",))
     assert mae.MAE(encoder, decoder).externals() == ()
     assert mae.MAE(encoder, decoder, initial=initial).externals() == (initial,)
+
+
+def test_weights_of_another_grid_are_refused(tmp_path: pathlib.Path) -> None:
+    """Nothing else tells, for the table is no parameter; the resized encoder, the same grid and learned positions pass."""
+    run = written.write(tmp_path / "run", written.pretraining())  # 2 x 4 x 4 tokens
+    fields = written.ENCODER | {"frames": 8, "size": 32}
+    longer = dataclasses.replace(written.classifier(), encoder=vit.Encoder(**fields), pretrained=str(run))
+    with pytest.raises(UserError, match=r"trained with positions of a grid \(2, 4, 4\) \(t, h, w\), and this encoder computes those of \(4, 4, 4\)"):
+        externals.check_positions(longer.externals(), encoder=longer.encoder)
+    for path in (run, run / "checkpoints"):
+        for encoder in (resized.Encoder(**fields, trained=(2, 4, 4)), vit.Encoder(**(fields | {"frames": 4})), mae_st.Encoder(**fields), None):
+            externals.check_positions([External("params", str(path))], encoder=encoder)
+    with pytest.raises(UserError, match="positions of a grid"):
+        externals.check_positions([External("params", str(run / "checkpoints"))], encoder=resized.Encoder(**fields, trained=(8, 14, 14)))
+    externals.check_positions([External("params/decoder", str(run)), External("frozen/teacher", str(run))], encoder=longer.encoder)
+    config = written.config(longer)
+    config.data, config.batch_size = configs.spec(sources.NoiseClips, frames=8, size=32), 8
+    with pytest.raises(UserError, match="positions of a grid"):
+        assemble(config).create()

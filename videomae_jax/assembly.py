@@ -56,6 +56,7 @@ class Assembly:
         initial = [e for e in self.objective.externals() if e.into.split("/")[0] == "params"]
         if not initial:
             return jax.jit(fresh, out_shardings=self.shardings)(self.rng())
+        externals.check_positions(initial, encoder=getattr(self.objective, "encoder", None))
         loaded = externals.load(jax.jit(params, out_shardings=self.shardings.params)(self.rng()), initial, root="params")
         return jax.jit(rest, out_shardings=self.shardings)(self.rng(), loaded)
 

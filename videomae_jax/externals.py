@@ -13,9 +13,11 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from videomae_jax import config as configs
 from videomae_jax import head_rows, parallel
 from videomae_jax.checkpoint import load_params, transfer
 from videomae_jax.errors import UserError
+from videomae_jax.models import resized
 from videomae_jax.objectives.base import External
 from videomae_jax.types import Params
 
@@ -69,6 +71,26 @@ def _replace(tree: Params, into: list[str], external: External, /) -> Params:
     def one(old: jax.Array, new: Any) -> jax.Array:
         return old if new is old else parallel.place(np.asarray(new, old.dtype), old.sharding)
     return jax.tree.map(one, tree, found)
+
+
+def check_positions(externals: Iterable[External], /, *, encoder: Any) -> None:
+    """Raises UserError where `encoder` would give tokens the positions of another grid than its initial weights were trained on.
+
+    V1's and V2's table is no parameter, so nothing else tells: a run of 16 frames that starts one of 32 by plain `vit.Encoder`
+    is silently scrambled. Weights of files without a config are not checked.
+    """
+    for external in externals:
+        path = pathlib.Path(external.path)
+        stored = next((p / "config.json" for p in (path, path.parent) if (p / "config.json").is_file()), None)
+        if external.into not in ("params", "params/encoder") or stored is None:
+            continue
+        node = configs.from_json(stored.read_text()).get("objective", {}).get("encoder", {})
+        if not str(node.get(configs.SYMBOL, "")).startswith("videomae_jax.models."):
+            continue
+        theirs, ours = resized.fixed_grid(configs.build(node)), resized.fixed_grid(encoder)
+        if None not in (theirs, ours) and theirs != ours:
+            raise UserError(f"the weights in {external.path} were trained with positions of a grid {theirs} (t, h, w), and this encoder computes those of "
+                            f"{ours}: use videomae_jax.models.resized.Encoder with trained={theirs}, which resizes the table")
 
 
 def manifest(externals: Iterable[External], /) -> dict[str, dict[str, str]]:

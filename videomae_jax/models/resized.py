@@ -48,6 +48,13 @@ class Decoder(vit.Decoder):
         return table(self.width, trained=self.trained, grid=grid)
 
 
+def fixed_grid(encoder: Any, /) -> tuple[int, int, int] | None:
+    """The (t, h, w) grid whose fixed table an encoder uses; None where its positions are learned or of another kind."""
+    if isinstance(encoder, Encoder):
+        return encoder.trained
+    return (encoder.grid.t, encoder.grid.h, encoder.grid.w) if type(encoder) is vit.Encoder else None
+
+
 def at(model: Any, /, *, trained: Grid) -> Any:
     """An encoder or decoder of VideoMAE with the table of the grid it was `trained` on; one that knows its own keeps it.
 
