@@ -15,10 +15,11 @@ import optax
 import pytest
 from flax import traverse_util
 
+from videomae_jax import __main__ as entry
 from videomae_jax import config as configs
 from videomae_jax import externals, losses, optim, parallel
 from videomae_jax.assembly import assemble
-from videomae_jax.data import sources
+from videomae_jax.data import clips, sources, transforms
 from videomae_jax.errors import UserError
 from videomae_jax.evals import attentive, features, knn, linear_probe, low_shot
 from videomae_jax.evals.base import Context
@@ -244,12 +245,12 @@ def test_features_and_heads_of_a_run(tmp_path: pathlib.Path) -> None:
     context = Noise(run, state.params, run.seen(state.extra), 1, tmp_path)
     bank = features.collect(context, split="val", label="", limit=0, batch_size=4, layers=(0, -1))
     np.testing.assert_array_equal(bank.labels, np.arange(6) % 2)
-    clips = {"video": np.stack([sources.NoiseClips(frames=4, size=16).read(row, rng=np.random.default_rng(0))["video"][0] for row in range(6)])}
+    rows = {"video": np.stack([sources.NoiseClips(frames=4, size=16).read(row, rng=np.random.default_rng(0))["video"][0] for row in range(6)])}
     for layer in (0, -1):
-        want = jax.jit(lambda extra, n=layer: LINEAR.represent({}, extra, clips, layer=n)["video"].tokens)(context.extra)
+        want = jax.jit(lambda extra, n=layer: LINEAR.represent({}, extra, rows, layer=n)["video"].tokens)(context.extra)
         np.testing.assert_allclose(bank.features[layer], np.asarray(want).mean(1), atol=1e-5)
     found = attentive.Heads(batch_size=4).run(context)
-    logits = np.asarray(jax.jit(LINEAR.judge)(state.params, context.extra, clips))
+    logits = np.asarray(jax.jit(LINEAR.judge)(state.params, context.extra, rows))
     for head in range(3):
         assert found[f"head_{head}"] == pytest.approx(100 * np.mean(logits[:, head].argmax(-1) == bank.labels))
     assert found["videos"] == 6 and found["best"] == max(found[f"head_{i}"] for i in range(3))
@@ -347,6 +348,25 @@ def test_the_suite_tells_good_layers_from_bad(clouds: Any) -> None:
     curve = low_shot.LowShot(shares=(0.02, 0.2, 1.0), seeds=4, test=300).run(clouds)
     assert curve["2%_clips"] == 3 and curve["20%_clips"] == 18 and curve["100%_clips"] == 90
     assert curve["2%"] < curve["20%"] < curve["100%"] and curve["100%"] > 80 and curve["2%_std"] > 0
+
+
+def test_real_clips(real_videos: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Windows of real videos: neighbours, and a linear layer on some windows, tell which video other windows are from, even without training."""
+    names = ("arm_wrestling.mp4", "bottle_drumming.mp4", "flipping_pancake.mkv", "talking_face.mp4")
+    (tmp_path / "labels.csv").write_text("path,label,split\n" + "".join(f"{name},{name[:-4]},train\n" for name in names))
+    out = tmp_path / "index.parquet"
+    assert entry.main(["index", str(real_videos), f"--out={out}", f"--labels={tmp_path / 'labels.csv'}"]) == 0
+    views = [sources.VideoClips(index=str(out), frames=4, size=16, sampling=clips.DenseView(stride=4, views=8, view=v), crop=transforms.CentreCrop())
+             for v in range(8)]
+    found = [source.read(row, rng=np.random.default_rng(0)) for source in views for row in range(4)]
+    labels, run = np.array([clip["label"][0] for clip in found]), running()
+    represent = jax.jit(lambda extra, video: LINEAR.represent({}, extra, {"video": video})["video"].pooled)
+    x = np.asarray(represent(run.seen({}), np.stack([clip["video"][0] for clip in found])))
+    learnt = np.arange(len(x)) // 4 % 2 == 0
+    guesses = knn.vote(x[learnt], labels[learnt], x[~learnt], classes=4, ks=(1,), temperature=0.07)[1]
+    assert np.mean(guesses == labels[~learnt]) >= 0.75  # chance is a quarter
+    fitted = linear_probe.LinearProbe(rates=(1.0, 10.0), epochs=40, rows=8).compare(x[learnt], labels[learnt], x[~learnt], labels[~learnt], classes=4)
+    assert fitted["selected"] >= 75
 
 
 def test_balanced_parts() -> None:
