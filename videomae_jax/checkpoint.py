@@ -90,6 +90,11 @@ class Checkpointer:
         """Committed steps, oldest first."""
         return sorted(self._manager.all_steps())
 
+    @property
+    def failed(self) -> bool:
+        """Whether the newest save is known to have failed."""
+        return bool(self._failure)
+
     def due(self) -> bool:
         """Whether a save that failed or was put off is to be tried again now; one process decides for itself alone."""
         return time.monotonic() >= self._again

@@ -57,7 +57,7 @@ def problem(directory: pathlib.Path, /, *, step: int, part: int = 0, parts: int 
         if files.keys() != sums.keys():
             missing, strange = sorted(sums.keys() - files.keys()), sorted(files.keys() - sums.keys())
             return f"{len(missing)} files are missing and {len(strange)} do not belong to it, first {(missing + strange)[0]}"
-        links = [k for k, p in files.items() if p.is_symlink()]
+        links = [k for k, p in {NAME: directory / NAME, **files}.items() if p.is_symlink()]
         if links:
             return f"{links[0]} is a link, which no save writes"
         names = list(files)[part::parts]

@@ -100,7 +100,6 @@ def _loop(upkeep: Upkeep, step_fn: Callable[..., Any], back: RollBack | None, /)
             if step == 1 or step == run.total or (every["log"] and step % every["log"] == 0):
                 clock.put(step, values)
                 watch.check()
-        upkeep.at("checkpoint", step)
-        saver.wait()
+        upkeep.finish(state, step, watch.cursor)
     upkeep.ledger.line(step)
     return Result(state=state, first=0 if back else first, step=step, finished=last and not stopping)

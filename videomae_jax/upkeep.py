@@ -21,6 +21,9 @@ from videomae_jax.stopping import InterruptedEvaluation, Stop
 from videomae_jax.watchdog import Limits, Watchdog
 
 
+LAST = (1.0, 4.0, 15.0)  # seconds before each new try of the last save, within the grace that a preempted job has
+
+
 @dataclasses.dataclass(frozen=True)
 class Safety:
     """What a run does about trouble: when it goes back, when it counts as stuck, whether it logs norms by layer, and when its process `began`."""
@@ -76,6 +79,17 @@ class Upkeep:
         self.saver.save(step, state, meta={"config": configs.to_json(self.run.config), "step": step, **cursor.meta()}, last=last)
         self.ledger.line(step)
         return {"save_blocked_s": time.monotonic() - begin} | ({"save_failures": float(self.saver.failures)} if self.saver.failures else {})
+
+    def finish(self, state: TrainState, step: int, cursor: Cursor, /) -> None:
+        """Waits for the last save, and repeats it where it failed. Raises UserError when it fails for good."""
+        self.at("checkpoint", step)
+        for pause in LAST:
+            self.saver.check(wait=True)
+            if not self.saver.failed:
+                break
+            time.sleep(pause)
+            self.save(state, step, cursor, last=True)
+        self.saver.wait()
 
     def evaluate(self, state: TrainState, step: int, names: list[str], writer: metrics.Writer, /) -> bool:
         """Writes the results of evaluators as {"name/metric": value}; False when a stop was asked for meanwhile."""

@@ -1,0 +1,173 @@
+"""A storage that fails, is full or is slow costs a checkpoint and an alarm, never a step; and what fuzzing finds."""
+
+import json
+import pathlib
+import random
+import time
+from typing import Any
+
+import corruption
+import orbax.checkpoint as ocp
+import pytest
+import test_train as loops
+from runs import shared_programs  # noqa: F401 (a fixture)
+
+from videomae_jax import checkpoint, manifest, metrics, upkeep
+from videomae_jax.checkpoint import Checkpointer
+from videomae_jax.metrics import Writer
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+TIMED = ("clips_per_second", "data_wait", "save_blocked_s", "save_failures")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Any]:
+    """Eight steps on a storage that works, saved at every second."""
+    directory = tmp_path_factory.mktemp("straight")
+    return directory, loops.go(build(), directory)
+
+
+def build() -> Any:
+    """Its run."""
+    return loops.build(total=8, checkpoint__every=2, evaluators__recorder__every="")
+
+
+def lines(directory: pathlib.Path) -> list[dict[str, float]]:
+    """metrics.jsonl without timings and alarms."""
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in metrics.read(directory)]
+
+
+def faulty(monkeypatch: pytest.MonkeyPatch, where: str, fault: Any) -> None:
+    """Calls `fault` before the storage layer writes: within `save`, or in the background before the `commit`."""
+    owner, name = (checkpoint._Manager, "save") if where == "save" else (ocp.JsonCheckpointHandler, "finalize")
+    plain = getattr(owner, name)
+
+    def call(self: Any, *args: Any, **kw: Any) -> Any:
+        fault()
+        return plain(self, *args, **kw)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+@pytest.mark.parametrize("where", ["save", "commit"])
+def test_transient_faults_cost_no_step(straight: tuple[pathlib.Path, Any], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """The first and the third save fail: tried again at the next step, the same bits, an alarm in the log and in the metrics."""
+    failures, said = iter([True, False, True, False]), []
+
+    def fault() -> None:
+        if next(failures, False):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "RETRY", (0.0, 0.0))
+    faulty(monkeypatch, where, fault)
+    result = loops.go(build(), tmp_path, say=said.append)
+    assert result.finished
+    loops.equal((result.state.params, result.state.opt), (straight[1].state.params, straight[1].state.opt))
+    assert lines(tmp_path) == lines(straight[0])
+    assert sum("cannot be written" in line and "No space left" in line for line in said) == 2
+    assert max(line.get("save_failures", 0) for line in metrics.read(tmp_path)) >= 1
+    saver = Checkpointer(tmp_path / "checkpoints", read_only=True)
+    assert saver.steps()[-1] == 8
+    saver.close()
+
+
+def test_last_save_is_repeated_at_once(straight: tuple[pathlib.Path, Any], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that comes back within the grace of a preempted job loses nothing of the run."""
+    failures = iter([False, True, True])
+
+    def fault() -> None:
+        if next(failures, False):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(upkeep, "LAST", (0.1, 0.1, 0.1))
+    faulty(monkeypatch, "commit", fault)
+    run = loops.build(total=8, checkpoint__every=4, evaluators__recorder__every="")
+    assert loops.go(run, tmp_path).finished
+    saver = Checkpointer(tmp_path / "checkpoints", read_only=True)
+    loops.equal(saver.restore(8, run.abstract, rng=run.rng()).state.params, straight[1].state.params)
+    saver.close()
+
+
+def test_slow_storage_puts_a_save_off(straight: tuple[pathlib.Path, Any], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save that finds the one before under way waits for PATIENCE, not until it is over; the last one waits."""
+    said: list[str] = []
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.05)
+    monkeypatch.setattr(checkpoint, "RETRY", (0.0, 0.0))
+    faulty(monkeypatch, "commit", lambda: time.sleep(1.5))
+    result = loops.go(build(), tmp_path, say=said.append)
+    loops.equal(result.state.params, straight[1].state.params)
+    assert lines(tmp_path) == lines(straight[0])
+    assert any("put off" in line and "the storage is slow" in line for line in said)
+    blocked = [line["save_blocked_s"] for line in metrics.read(tmp_path) if "save_blocked_s" in line]
+    assert blocked
+    saver = Checkpointer(tmp_path / "checkpoints", read_only=True)
+    assert saver.steps()[-1] == 8
+    saver.close()
+
+
+def test_new_tries_become_rarer(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """During an outage the pause doubles up to its limit; a save that succeeds sets it back."""
+    saver = Checkpointer(tmp_path, warn=lambda line: None)
+    now = [1000.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    pauses = []
+    for _ in range(7):
+        saver._failed(OSError("away"))
+        assert not saver.due()
+        pauses.append(saver._again - now[0])
+        now[0] = saver._again
+        assert saver.due()
+    assert pauses == [10, 20, 40, 80, 160, 300, 300] and saver.failures == 7
+    saver._failure = ""
+    saver.check()
+    saver._failed(OSError("away"))
+    assert saver._again - now[0] == 10
+    saver.close()
+
+
+def test_metrics_on_a_full_disk_end_nothing(tmp_path: pathlib.Path, capsys: Any) -> None:
+    """The line is lost and said so."""
+    writer = Writer(tmp_path, step=-1, lead=True)
+    writer._file.close()
+    writer._file = open("/dev/full", "w")  # noqa: SIM115 (closed by the writer)
+    writer.write(3, {"loss": 1.0})
+    assert "metrics of step 3 cannot be written (No space left on device)" in capsys.readouterr().err
+    writer._file = (tmp_path / "other").open("w")
+    writer.close()
+
+
+def test_fuzzed_checkpoints_are_detected(tmp_path: pathlib.Path) -> None:
+    """Every kind of damage twice; `tests/corruption.py` does a thousand."""
+    cases = 2 * len(corruption.KINDS)
+    said: list[str] = []
+    found = corruption.run(cases, seed=1, folder=tmp_path, say=said.append)
+    assert found == {"cases": cases, "detected": cases, "restored_good": cases}, "\n".join(said)
+
+
+def test_without_checksums_of_files_damage_passes(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cases above do need them."""
+    monkeypatch.setattr(manifest, "problem", lambda *a, **k: "")
+    cases = len(corruption.KINDS)
+    assert corruption.run(cases, seed=1, folder=tmp_path, say=lambda line: None)["detected"] < cases
+
+
+def test_manifest_is_read_in_shares_and_never_raises(tmp_path: pathlib.Path) -> None:
+    """Each reader checks its part, all see missing and strange files; random bytes in its place are a problem, not an exception."""
+    for number in range(6):
+        (tmp_path / f"f{number}").write_bytes(bytes([number]) * 1000)
+    manifest.write(tmp_path, step=4)
+    assert all(manifest.problem(tmp_path, step=4, part=i, parts=3) == "" for i in range(3))
+    assert "its files are of step 4" in manifest.problem(tmp_path, step=5)
+    (tmp_path / "f4").write_bytes(bytes(1000))
+    assert [bool(manifest.problem(tmp_path, step=4, part=i, parts=3)) for i in range(3)] == [False, True, False]
+    (tmp_path / "f4").unlink()
+    assert all("1 files are missing" in manifest.problem(tmp_path, step=4, part=i, parts=3) for i in range(3))
+    raw, rng = (tmp_path / manifest.NAME).read_bytes(), random.Random(0)
+    hostile = [b"", b"[]", b"null", b'{"files": 3}', b"\xff\xfe", raw[:-9]]
+    hostile += [bytes(b ^ (1 << rng.randrange(8)) if rng.random() < 0.01 else b for b in raw) for _ in range(50)]
+    for text in hostile:
+        (tmp_path / manifest.NAME).write_bytes(text)
+        assert manifest.problem(tmp_path, step=4)
+    for files in ([], {"../../etc/passwd": [1, 2]}, {"f0": None}, None, {"f0": [[1]]}):
+        (tmp_path / manifest.NAME).write_text(json.dumps(manifest.seal({"step": 4, "files": files})))
+        assert manifest.problem(tmp_path, step=4)
