@@ -219,6 +219,11 @@ def test_the_best_weights_are_kept(tmp_path: pathlib.Path) -> None:
     scores = {}
     for step, hidden in ((3, 2), (4, 0), (5, 2)):
         wrong = tuple((int(row), 0, 0) for row in np.flatnonzero(PROBABILITIES[:, 0, 0].argmax(1) == LABELS)[:hidden])
+        if step == 4:  # whoever only looks at the run leaves the worse weights where they are, and a folder without any empty
+            for place in (tmp_path, tmp_path / "other"):
+                watched = Toy(run(), of[6], {}, 6, place, training=False)
+                assert Classification(batch_size=4, best="top1").run(watched)["best"] > scores[3]["top1"]
+            assert best.load(Toy(run(), {}, {}, 6, tmp_path))[0] == 3 and not (tmp_path / "other").exists()
         scores[step] = evaluate(Classification(batch_size=4, best="top1"), step=step, directory=tmp_path, params=of[step], broken=wrong)
     assert scores[4]["top1"] > max(scores[3]["top1"], scores[5]["top1"])
     assert [scores[s]["best"] for s in (3, 4, 5)] == [scores[3]["top1"], scores[4]["top1"], scores[4]["top1"]]

@@ -30,7 +30,7 @@ class Context:
     """A trained state seen by an evaluator: `params` are the averaged weights where the run keeps them, `extra` holds the frozen ones.
 
     `directory` is the run directory, where an evaluator may leave pictures and tables (the lead process alone). While
-    `stopping` is true no more batches come.
+    `stopping` is true no more batches come. `training` is False where a run is only looked at, perhaps while another process trains it.
     """
 
     assembly: Assembly
@@ -40,6 +40,7 @@ class Context:
     directory: pathlib.Path
     trust: tuple[str, ...] = ()
     stopping: Callable[[], bool] = lambda: False
+    training: bool = True
 
     @property
     def rng(self) -> Key:

@@ -21,15 +21,20 @@ def folder(context: Context, /) -> pathlib.Path:
 def keep(context: Context, value: float, /, *, metric: str) -> float:
     """Saves the weights that the context shows if `value` is above that of the kept ones; returns the best value so far.
 
-    A kept step that lies ahead, of a run that went back to an older checkpoint, stays: going on reaches it again.
+    A kept step that lies ahead, of a run that went back to an older checkpoint, stays: going on reaches it again. Nothing is saved
+    where a run is only looked at.
     """
-    saver = Checkpointer(folder(context), keep_last=1)
+    if not context.training and not folder(context).is_dir():
+        return value
+    saver = Checkpointer(folder(context), keep_last=1, read_only=not context.training)
     try:
         kept = saver.meta(saver.steps()[-1]) if saver.steps() else None
         if kept is not None and kept["metric"] != metric:
             raise UserError(f"{folder(context)} holds the best by {kept['metric']!r}, and the evaluator asks for {metric!r}; move the folder away")
         if kept is not None and (kept["value"] >= value or kept["step"] >= context.step):
             return float(kept["value"])
+        if not context.training:
+            return value
         run = context.assembly
         state = TrainState(parallel.put(context.step, mesh=run.mesh), run.rng(), context.params, {}, {}, {})
         saver.save(context.step, state, meta={"step": context.step, "metric": metric, "value": value})
