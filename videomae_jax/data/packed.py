@@ -72,17 +72,25 @@ def _reader(path: str, /) -> Any:
     return array_record.ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=2**15)
 
 
-def fetch(shard: pathlib.Path, place: int, /, *, name: str) -> list[bytes]:
-    """The windows of a record. Raises DecodeError for a missing, cut or damaged shard, each record of which has a checksum."""
+def record(shard: pathlib.Path, place: int, /, *, name: str) -> bytes:
+    """A record of an ArrayRecord file. Raises DecodeError for a missing, cut or damaged file, each record of which has a checksum."""
     called = f"{shard}[{place}] {name}"
     try:
         os.stat(shard)  # the reader itself reports a missing file as an empty one
         reader = _reader(os.fspath(shard))
         if place >= reader.num_records():
             raise decode.DecodeError(called, "short", f"the shard holds {reader.num_records()} records")
-        found = packing.windows(reader.read([place])[0])
-    except (OSError, RuntimeError, ValueError) as error:
+        return reader.read([place])[0]
+    except (OSError, RuntimeError) as error:
         raise decode.DecodeError(called, "open", str(error).splitlines()[0]) from error
+
+
+def fetch(shard: pathlib.Path, place: int, /, *, name: str) -> list[bytes]:
+    """The windows of a packed record. Raises DecodeError."""
+    try:
+        found = packing.windows(record(shard, place, name=name))
+    except ValueError as error:
+        raise decode.DecodeError(f"{shard}[{place}] {name}", "open", str(error)) from error
     if not found:
-        raise decode.DecodeError(called, "open", "this video could not be packed")
+        raise decode.DecodeError(f"{shard}[{place}] {name}", "open", "this video could not be packed")
     return found
