@@ -107,6 +107,21 @@ def test_larger_and_upright_videos(folder: pathlib.Path) -> None:
     assert shipped["luma"].shape == (1, FRAMES, 240, 320) and not shipped["luma"][..., 128:, :].any() and not shipped["luma"][..., 96:].any()
 
 
+def test_folders_of_pictures(folder: pathlib.Path) -> None:
+    """What a source decodes in its own way crosses as planes too."""
+
+    class Folders(sources.VideoClips):
+        def clip(self, row: int, /, *, rng: np.random.Generator) -> sources.Clip:
+            return super().clip(row, rng=rng)._replace(video=(row,))
+
+        def decode(self, clip: sources.Clip, /) -> np.ndarray:
+            return scene(frames=len(clip.ids), width=128, height=96, cell=48)
+
+    options = {field.name: getattr(source(folder), field.name) for field in dataclasses.fields(sources.VideoClips)}
+    found = difference(both(Folders(**options), 0))
+    assert np.abs(found).mean() < 1 and np.abs(found.mean((0, 1, 2, 3))).max() < 0.3
+
+
 def test_only_the_union_of_the_crops_is_kept(folder: pathlib.Path) -> None:
     """A crop that fits a canvas smaller than its video is not resized on the way."""
     made = source(folder, crop=transforms.MultiScaleCrop(scales=(0.5,)), repeats=1, canvas=(48, 48))
@@ -155,6 +170,22 @@ def test_a_batch_goes_through_the_stream(folder: pathlib.Path) -> None:
             for key in expected.keys() - {"video"}:
                 np.testing.assert_array_equal(found[key], expected[key])
             assert found["video"].dtype == np.uint8 and np.abs(found["video"].astype(float) - expected["video"]).mean() < 0.5
+
+
+def test_hosts_and_workers_change_no_plane(folder: pathlib.Path) -> None:
+    """The global batch of one host is that of two hosts one after the other, and that of a worker process, key by key."""
+    shipped = planes.PlaneClips(source(folder, crop=CROPS["mirrored"], repeats=3))
+
+    def batch(**kw: int) -> dict[str, np.ndarray]:
+        with pipeline.stream(shipped, batch_size=4, seed=2, start=4, **kw) as stream:
+            return {k: v.copy() for k, v in next(stream).items()}
+
+    straight, worked = batch(), batch(workers=1)
+    parts = [batch(hosts=2, host=h) for h in range(2)]
+    assert straight["luma"].shape[0] == 4 and straight["box"].shape[0] == 12
+    for key, value in straight.items():
+        np.testing.assert_array_equal(np.concatenate([p[key] for p in parts]), value)
+        np.testing.assert_array_equal(worked[key], value)
 
 
 def test_other_batches_pass(folder: pathlib.Path) -> None:

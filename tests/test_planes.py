@@ -68,6 +68,14 @@ def test_other_formats_become_planes(how: dict[str, object]) -> None:
     assert np.abs(difference).mean() < 1 and np.abs(difference.mean((0, 1, 2))).max() < 0.3
 
 
+def test_pictures_become_planes() -> None:
+    """RGB frames lose nothing but fine chroma either, and can be cut."""
+    video = scene(width=192, height=128, cell=48)
+    planes = decode.planes_of(video, cut=(10, 20, 191, 77))
+    difference = rgb(planes) - video[:, 20:77, 10:191]
+    assert np.abs(difference).mean() < 1 and np.abs(difference.mean((0, 1, 2))).max() < 0.3
+
+
 @pytest.mark.parametrize("size", [(191, 128), (192, 127), (191, 127)])
 def test_odd_sizes(size: tuple[int, int]) -> None:
     """The last chroma of an odd side belongs to one pixel; ffv1 stores such sides."""
@@ -100,7 +108,7 @@ def test_colour_that_changes_within_a_stream(monkeypatch: pytest.MonkeyPatch) ->
 
     data, plain = encode(scene()), decode._planar
     expected, other = decode.planes(data, [0, 1, 2]), decode.planes(encode(scene(), matrix="bt709", full=True), [0])
-    monkeypatch.setattr(decode, "_planar", lambda frame, *rest: plain(Tagged(frame), *rest))
+    monkeypatch.setattr(decode, "_planar", lambda frame, *rest, **kw: plain(Tagged(frame), *rest, **kw))
     found = decode.planes(data, [0, 1, 2])
     np.testing.assert_array_equal(found.luma, expected.luma)
     np.testing.assert_array_equal(found.colour[0], expected.colour[0])

@@ -170,16 +170,28 @@ def planes(source: Video, ids: Sequence[int] | np.ndarray, /, *, info: VideoInfo
     """
     info = info or probe(source, timeout=timeout)
     ids, converter = np.asarray(ids, np.int64), VideoReformatter()
-    found = _read(source, ids, info=info, timeout=timeout, convert=lambda frame: _planar(frame, info, converter))
-    left, top, right, bottom = cut or (0, 0, info.width, info.height)
-    luma = np.empty((len(ids), bottom - top, right - left), np.uint8)
-    chroma = np.empty((len(ids), 2, -(-bottom // 2) - top // 2, -(-right // 2) - left // 2), np.uint8)
-    for place, number in enumerate(ids.tolist()):
-        y, *uv = found[number][0]
+    size = (info.height, info.width) if info.rotation % 180 else (info.width, info.height)
+    found = _read(source, ids, info=info, timeout=timeout, convert=lambda frame: _planar(frame, converter, size=size, rotation=info.rotation))
+    return _cut([found[number] for number in ids.tolist()], cut or (0, 0, info.width, info.height))
+
+
+def planes_of(video: np.ndarray, /, *, cut: tuple[int, int, int, int]) -> Planes:
+    """RGB pictures u8 [n h w 3] as `planes` makes them of streams that are not 4:2:0."""
+    converter, size = VideoReformatter(), (video.shape[2], video.shape[1])
+    frames = (av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24") for picture in video)
+    return _cut([_planar(frame, converter, size=size, rotation=0) for frame in frames], cut)
+
+
+def _cut(frames: list[tuple[list[np.ndarray], np.ndarray]], cut: tuple[int, int, int, int], /) -> Planes:
+    """A part of frames that `_planar` gave, in one piece of memory."""
+    left, top, right, bottom = cut
+    luma = np.empty((len(frames), bottom - top, right - left), np.uint8)
+    chroma = np.empty((len(frames), 2, -(-bottom // 2) - top // 2, -(-right // 2) - left // 2), np.uint8)
+    for place, ((y, *uv), _) in enumerate(frames):
         luma[place] = y[top:bottom, left:right]
         for out, plane in zip(chroma[place], uv, strict=True):
             out[...] = plane[top // 2: -(-bottom // 2), left // 2: -(-right // 2)]
-    return Planes(luma, chroma, np.stack([found[number][1] for number in ids.tolist()]))
+    return Planes(luma, chroma, np.stack([colour for _, colour in frames]))
 
 
 def _read(source: Video, ids: np.ndarray, /, *, info: VideoInfo, timeout: float, convert: Callable[[Any], Any]) -> dict[int, Any]:
@@ -347,17 +359,17 @@ def _picture(frame: Any, info: VideoInfo, converter: VideoReformatter, /) -> np.
     return np.rot90(array, info.rotation // 90)
 
 
-def _planar(frame: Any, info: VideoInfo, converter: VideoReformatter, /) -> tuple[list[np.ndarray], np.ndarray]:
-    """Luma, blue and red chroma u8 [h w] for display, of the size of the first frame, and their `colour`."""
-    width, height = (info.height, info.width) if info.rotation % 180 else (info.width, info.height)
+def _planar(frame: Any, converter: VideoReformatter, /, *, size: tuple[int, int], rotation: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Luma, blue and red chroma u8 [h w] for display, of the stored (width, height) `size`, and their `colour`."""
+    width, height = size
     full = frame.color_range == FULL or frame.format.name.startswith("yuvj")
-    plain = frame.format.name in PLANAR and (frame.width, frame.height) == (width, height) and int(frame.colorspace) in MATRICES and height % 2 == 0
+    plain = frame.format.name in PLANAR and (frame.width, frame.height) == size and int(frame.colorspace) in MATRICES and height % 2 == 0
     if not plain:
         frame = converter.reformat(frame, format="rgb24", width=width, height=height, threads=1)
         frame = converter.reformat(frame, format="yuv420p", dst_colorspace=5, dst_color_range=FULL, threads=1)
     # The arrays keep their planes, and so the decoder's memory, until they are copied.
     views = [np.frombuffer(p, np.uint8).reshape(-1, p.line_size)[: p.height, : p.width] for p in frame.planes]
-    return [np.rot90(v, info.rotation // 90) for v in views], _colour(*((int(frame.colorspace), full) if plain else JPEG), plain=plain)
+    return [np.rot90(v, rotation // 90) for v in views], _colour(*((int(frame.colorspace), full) if plain else JPEG), plain=plain)
 
 
 @functools.lru_cache

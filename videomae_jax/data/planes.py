@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ def refusal(source: sources.Source, /) -> str:
     kind = type(source)
     if not isinstance(source, sources.VideoClips):
         return f"{kind.__name__} does not read videos"
-    if kind.read is not sources.VideoClips.read or kind.decode is not sources.VideoClips.decode:
-        return f"{kind.__name__} reads more than video and label, which would not move with the crops, or no video files"
+    if kind.read is not sources.VideoClips.read:
+        return f"{kind.__name__} reads more than video and label, which would not move with the crops"
     if type(source.crop).__name__ not in framing.known():
         return f"no window is known of the crop {type(source.crop).__name__}; allowed are {', '.join(framing.known())}"
     if any(side < 0 or side % 2 for side in source.canvas) or any(source.canvas) != all(source.canvas):
@@ -146,7 +147,11 @@ class PlaneClips:
         reach = np.asarray([w.reach(**frame, size=size) for w in shown])
         left, top = (reach[:, :2].min(0) // 2 * 2).tolist()
         right, bottom = np.minimum(-(-reach[:, 2:].max(0) // 2) * 2, [frame["width"], frame["height"]]).tolist()
-        planes = decode.planes(clip.video, clip.ids, info=clip.info, cut=(left, top, right, bottom), timeout=made.timeout)
+        cut = (left, top, right, bottom)
+        if isinstance(clip.video, (str, os.PathLike, bytes)):
+            planes = decode.planes(clip.video, clip.ids, info=clip.info, cut=cut, timeout=made.timeout)
+        else:  # folders of pictures and whatever else has a decoder of its own
+            planes = decode.planes_of(made.decode(clip), cut=cut)
         high, wide = self.sides
         luma, chroma = fit(planes, height=high, width=wide)
         scale = np.minimum([wide / (right - left), high / (bottom - top)], 1)
