@@ -223,3 +223,23 @@ def test_select_and_merge() -> None:
         np.testing.assert_allclose(value - by_path(params)[path], 1.0 if path in jax.tree.leaves(optim.paths(part)) else 0.0, atol=1e-6)
     with pytest.raises(UserError, match="no parameter matches 'decoder'; there are"):
         optim.select(params, "decoder")
+
+
+def test_the_first_moment_may_take_two_bytes() -> None:
+    """Stored in bfloat16, computed in float32: updates differ by its rounding, the second moment not at all."""
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.standard_normal((8, 8)), jnp.float32)}
+    grads = [{"w": jnp.asarray(rng.standard_normal((8, 8)), jnp.float32)} for _ in range(3)]
+    states, moves = {}, {}
+    for kind in ("float32", "bfloat16"):
+        transform = optim.AdamW(optim.Schedule(base=1.0), first_moment=kind).transform()
+        states[kind] = transform.init(params)
+        for g in grads:
+            moves[kind], states[kind] = transform.update(g, states[kind], params)
+    half, full = states["bfloat16"][1], states["float32"][1]
+    assert half.mu["w"].dtype == jnp.bfloat16 and full.mu["w"].dtype == half.nu["w"].dtype == jnp.float32
+    np.testing.assert_array_equal(half.nu["w"], full.nu["w"])
+    error = np.abs(np.asarray(moves["bfloat16"]["w"] - moves["float32"]["w"]))
+    assert 0 < error.max() < 3 * 2.0**-8  # eight bits of mantissa, three roundings of means of about 1
+    with pytest.raises(UserError, match="first_moment 'int8'; allowed are 'float32' and 'bfloat16'"):
+        optim.AdamW(optim.Schedule(base=1.0), first_moment="int8")

@@ -134,7 +134,10 @@ def scale_layers(decay: float, /) -> optax.GradientTransformation:
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-    """AdamW with decoupled decay, global-norm clipping before it (`clip` 0 = off) and layer-wise learning rates."""
+    """AdamW with decoupled decay, global-norm clipping before it (`clip` 0 = off) and layer-wise learning rates.
+
+    `first_moment` "bfloat16" stores the mean of the gradients in two bytes (the second moment needs its mantissa).
+    """
 
     schedule: Schedule
     b1: float = 0.9
@@ -143,6 +146,11 @@ class AdamW:
     weight_decay: float = 0.05
     clip: float = 0.0
     layer_decay: float = 1.0
+    first_moment: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.first_moment not in ("float32", "bfloat16"):
+            raise UserError(f"first_moment {self.first_moment!r}; allowed are 'float32' and 'bfloat16'")
 
     def transform(self) -> optax.GradientTransformation:
         """Everything but the learning rate, which the step applies once.
@@ -151,7 +159,7 @@ class AdamW:
         """
         return optax.chain(
             optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
-            optax.scale_by_adam(self.b1, self.b2, self.eps),
+            optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=jnp.bfloat16 if self.first_moment == "bfloat16" else None),
             optax.add_decayed_weights(self.weight_decay, mask=decays),
             scale_layers(self.layer_decay) if self.layer_decay != 1 else optax.identity())
 
