@@ -17,6 +17,7 @@ from test_decode import encode, encoded, flipped, spelt
 
 from videomae_jax import __main__ as entry
 from videomae_jax import config as configs
+from videomae_jax.commands import pack
 from videomae_jax.data import clips, decode, index, packed, packing, pipeline, sources, transforms
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import evaluation_source
@@ -211,6 +212,22 @@ def test_mistakes(words: list[str], text: str, folder: pathlib.Path, done: pathl
     before = content(done)
     assert entry.main(command(folder, done, "--versions=2", *words)) == 2
     assert text in capsys.readouterr().err and content(done) == before
+
+
+@pytest.mark.parametrize(("variables", "expected"), [
+    ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "TPU_WORKER_ID": "1"}, (3, 8)), ({"TPU_WORKER_ID": "2", "TPU_WORKER_HOSTNAMES": "a,b,c,d"}, (2, 4)),
+    ({"SLURM_NTASKS": "8"}, None), ({}, None)])
+def test_parts_from_a_launcher(variables: dict[str, str], expected: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--shard=auto is the process among those that were started together, and an error where nobody started any."""
+    for name in ("SLURM_PROCID", "SLURM_NTASKS", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if expected:
+        assert pack._part("auto") == expected
+    else:
+        with pytest.raises(UserError, match="--shard=auto finds neither SLURM_PROCID"):
+            pack._part("auto")
 
 
 def test_a_folder_of_something_else_is_refused(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:

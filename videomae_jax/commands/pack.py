@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
     parser = arguments.Parser("pack", description=HELP)
     parser.add_argument("index", metavar="INDEX", help="index.parquet that the index command wrote")
     parser.add_argument("--out", required=True, metavar="DIR", help="packed folder; the same command goes on with what is missing")
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="part I, from 0, of N that share the work, on any hosts (default 0/1: everything)")
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="part I, from 0, of N that share the work, on any hosts; auto under launch/slurm.sh and on TPU VMs (default 0/1: everything)")
     parser.add_argument("--shards", type=int, default=0, metavar="N", help="files of a version (default: one for every 1,000 videos)")
     parser.add_argument("--versions", type=int, default=1, metavar="K", help="versions with other windows; more can be added later (default 1)")
     parser.add_argument("--verify", action="store_true", help="read finished shards again and repeat damaged ones")
@@ -44,10 +44,16 @@ def main(argv: list[str]) -> int:
 
 
 def _part(text: str, /) -> tuple[int, int]:
-    """(part, parts) of "I/N"."""
+    """(part, parts) of "I/N", or of "auto": the number of this process among those that a launcher started."""
     from videomae_jax.errors import UserError
 
+    if text == "auto":
+        slurm, hosts = (os.environ.get("SLURM_PROCID"), os.environ.get("SLURM_NTASKS")), os.environ.get("TPU_WORKER_HOSTNAMES")
+        number, count = slurm if all(slurm) else (os.environ.get("TPU_WORKER_ID"), str(len(hosts.split(","))) if hosts else None)
+        if not number or not count:
+            raise UserError("--shard=auto finds neither SLURM_PROCID and SLURM_NTASKS nor TPU_WORKER_ID and TPU_WORKER_HOSTNAMES; allowed elsewhere is I/N")
+        text = f"{number}/{count}"
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
-        raise UserError(f"--shard={text}; allowed is I/N with I from 0 to N - 1")
+        raise UserError(f"--shard={text}; allowed is I/N with I from 0 to N - 1, or auto")
     return int(match[1]), int(match[2])
