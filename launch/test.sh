@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The whole test suite in the same environment as local.sh plus the test requirements.
 #   bash launch/test.sh [--parity] [pytest options]
-# --parity also installs torch and transformers and compares live with them.
+# --parity also installs torch and transformers and compares live with them. Files of tests are spread over the cores, up to
+# four: compiling a program, where most of the time goes, keeps one core busy. `-n 0` runs them in one process.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 requirements=(requirements.txt tests/requirements.txt)
@@ -10,4 +11,4 @@ if [ "${1:-}" = "--parity" ]; then
   requirements+=(tests/parity/requirements.txt)
 fi
 install "${requirements[@]}"
-exec "$VENV/bin/python" -m pytest -q "$@"
+exec "$VENV/bin/python" -m pytest -q -n auto --maxprocesses=4 --dist loadfile "$@"
