@@ -13,6 +13,7 @@ from videomae_jax.data import decode, framing, mixture, sources
 from videomae_jax.errors import UserError
 
 ROOM = (8 / 7, 32 / 21)  # sides of a derived canvas over the size of the crops: 256 x 342 for 224, what Kinetics is stored at
+SMALL = 128  # crops below this size get the room of this one: their videos are small, and resizing twice would cost them detail
 
 
 def refusal(source: sources.Source, /) -> str:
@@ -51,14 +52,14 @@ def shipped(source: sources.Source, /) -> "PlaneClips | mixture.Concat":
 
 
 def sides(source: sources.VideoClips, /) -> tuple[int, int]:
-    """Height and width of the canvas of a source: its own, else the largest frame of the index, at most ROOM and lying like most videos.
+    """Height and width of the canvas of a source: its own, else the largest frame of the index, within ROOM and lying like most videos.
 
     A pure function of config and index, so that all hosts of a run agree.
     """
     if all(source.canvas):
         return source.canvas
     width, height = (source.table.column(side).to_numpy() for side in ("width", "height"))
-    short, long = (source.size * r for r in ROOM)
+    short, long = (max(source.size, SMALL) * r for r in ROOM)
     limits = (long, short) if (height > width).mean() > 0.5 else (short, long)
     high, wide = (-(-math.ceil(min(limit, side.max())) // 2) * 2 for limit, side in zip(limits, (height, width), strict=True))
     return high, wide
