@@ -98,6 +98,7 @@ def _loop(upkeep: Upkeep, step_fn: Callable[..., Any], back: RollBack | None, /)
             upkeep.at("step", step)
             upkeep.ledger.line(step, force=step == first + 1)
             if step == 1 or step == run.total or (every["log"] and step % every["log"] == 0):
+                clock.next |= faults.counters()
                 clock.put(step, values)
                 watch.check()
         upkeep.finish(state, step, watch.cursor)
