@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import chaos
 import pytest
 import runs
 
@@ -130,3 +131,11 @@ def test_second_signal_ends_at_once() -> None:
     assert process.returncode == -signal.SIGINT
     assert time.monotonic() - begin < 30  # not the 600 s it would sleep
     assert err.count("stopping:") == 1
+
+
+def test_random_disturbances_end_in_the_same_bits(index: pathlib.Path, undisturbed: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A seeded schedule of `tests/chaos.py`: killed in a step and in a restore, and a worker killed."""
+    words, said = ["train", *runs.arguments(index)], []
+    plans = (("step", "SIGKILL"), ("restore", "SIGKILL"), ("worker", "SIGKILL"))
+    found = chaos.campaign(words, undisturbed, tmp_path, kills=len(plans), seed=0, processes=1, total=runs.TOTAL, plans=plans, seconds=300, say=said.append)
+    assert found["mismatches"] == 0 and sum(found["counts"].values()) == len(plans), said
