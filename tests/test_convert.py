@@ -141,14 +141,14 @@ def settings(live: Any, **more: Any) -> Any:
     return live.VideoMAEConfig(**make_golden.SMALL, layer_norm_eps=1e-6, **more)
 
 
-def randomised(model: Any, *, seed: int) -> Any:
-    """Every parameter drawn, eps 1e-6 in every LayerNorm."""
+def randomised(model: Any, *, seed: int, scale: float = 0.1) -> Any:
+    """Every parameter moved by noise of deviation `scale`, eps 1e-6 in every LayerNorm."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=generator))
+            p.add_(scale * torch.randn(p.shape, generator=generator))
     for module in model.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.eps = 1e-6
@@ -186,7 +186,7 @@ def test_pretraining_equals_transformers(live: Any, torch: Any, tmp_path: pathli
     batch = batch_of(video)
     masks = objective.masks(batch, jax.random.key(0))
     masked = torch.ones((1, 64), dtype=torch.bool)
-    masked[0, np.asarray(masks.visible[0])] = False
+    masked[0, torch.from_numpy(np.array(masks.visible[0], np.int64))] = False
     predict = jax.jit(lambda params: (objective.predict(params, {}, batch, jax.random.key(0), masks=masks).patches, objective.represent(params, {}, batch)))
     predicted, features = predict(params)
     close(predicted, model(pixels, bool_masked_pos=masked).logits)
@@ -217,16 +217,28 @@ def test_classification_equals_transformers(live: Any, tmp_path: pathlib.Path) -
 
 
 @pytest.mark.slow
-def test_a_whole_vit_b_equals_transformers(live: Any, torch: Any, tmp_path: pathlib.Path) -> None:
-    """ViT-B with 400 classes, random weights: logits to 1e-5 of the largest."""
-    model = randomised(live.VideoMAEForVideoClassification(live.VideoMAEConfig(layer_norm_eps=1e-6, use_mean_pooling=True, num_labels=400)), seed=3)
-    model.save_pretrained(tmp_path / "hf")
-    assert main(["convert", "--from=hf", f"{tmp_path}/hf", f"--out={tmp_path}/run"]) == 0
+@pytest.mark.parametrize("kind", ["pretraining", "classification"])
+def test_a_whole_vit_b_equals_transformers(kind: str, live: Any, torch: Any, tmp_path: pathlib.Path) -> None:
+    """ViT-B, 16 frames of 224 pixels, noise as large as its initial weights: logits of 400 classes; predictions and features."""
     video = np.random.default_rng(0).integers(0, 256, (1, 16, 224, 224, 3), np.uint8)
     pixels = (video / np.float32(255) - np.asarray(patches.IMAGENET_MEAN, np.float32)) / np.asarray(patches.IMAGENET_STD, np.float32)
-    objective, params = objective_of(tmp_path / "run"), params_of(tmp_path / "run")
-    logits = jax.jit(lambda params, batch: objective.predict(params, {}, batch, jax.random.key(0)).logits)(params, batch_of(video))
-    close(logits, model(torch.from_numpy(pixels.transpose(0, 1, 4, 2, 3).astype(np.float32))).logits)
+    theirs, rng = torch.from_numpy(pixels.transpose(0, 1, 4, 2, 3).astype(np.float32)), jax.random.key(0)
+    config = live.VideoMAEConfig(layer_norm_eps=1e-6, use_mean_pooling=kind != "pretraining", num_labels=400)
+    model = randomised((live.VideoMAEForPreTraining if kind == "pretraining" else live.VideoMAEForVideoClassification)(config), seed=3, scale=0.02)
+    model.save_pretrained(tmp_path / "hf")
+    assert main(["convert", "--from=hf", f"{tmp_path}/hf", f"--out={tmp_path}/run"]) == 0
+    objective, params, batch = objective_of(tmp_path / "run"), params_of(tmp_path / "run"), batch_of(video)
+    with torch.no_grad():
+        if kind == "classification":
+            close(jax.jit(lambda params: objective.predict(params, {}, batch, rng).logits)(params), model(theirs).logits)
+            return
+        masks = objective.masks(batch, rng)
+        hidden = torch.ones((1, 1568), dtype=torch.bool)
+        hidden[0, torch.from_numpy(np.array(masks.visible[0], np.int64))] = False
+        predict = jax.jit(lambda params: (objective.predict(params, {}, batch, rng, masks=masks).patches, objective.represent(params, {}, batch)["video"].tokens))
+        predicted, tokens = predict(params)
+        close(predicted, model(theirs, bool_masked_pos=hidden).logits)
+        close(tokens, model.videomae(theirs).last_hidden_state)
 
 
 def test_a_converted_run_starts_another(finetuned: dict[str, np.ndarray], tmp_path: pathlib.Path) -> None:
