@@ -10,7 +10,7 @@ from test_planes import encode, scene
 from videomae_jax import __main__ as command_line
 from videomae_jax import input_benchmark
 from videomae_jax.benchmarks import Lap
-from videomae_jax.data import clips, decode, footage, index, sources
+from videomae_jax.data import clips, decode, footage, index, planes, sources
 from videomae_jax.errors import UserError
 
 KEYS = ["raw_clips_per_s_core", "packed_clips_per_s_core", "reference_clips_per_s_core", "ratio_raw", "ratio_packed", "rss_growth_mb"]
@@ -110,3 +110,11 @@ def test_other_systems(listed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "darwin")
     with pytest.raises(UserError, match="allowed is linux"):
         input_benchmark.sources_of(listed, "", footage.Settings())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_memory_is_flat_over_thousands_of_opens(where: str, listed: str) -> None:
+    """A frame of 9 kB that stayed at every read would make 46 MB of 5,000."""
+    source = sources.VideoClips(index=listed, split="all", frames=4, size=32, repeats=2)
+    assert input_benchmark.growth(planes.PlaneClips(source) if where == "device" else source, opens=5000) < 8
