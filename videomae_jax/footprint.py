@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from videomae_jax import losses, optim, parallel
+from videomae_jax import ingest, losses, optim, parallel
 from videomae_jax.assembly import Assembly
 from videomae_jax.objectives.base import with_frozen
 from videomae_jax.topologies import Topology
@@ -37,7 +37,8 @@ def kept(run: Assembly, /, *, rows: int) -> Kept:
     params, extra, frozen, rng = run.abstract.params, run.abstract.extra, run.abstract_frozen, run.abstract.rng
     step = jnp.zeros((), jnp.int32)
     # `prepare` sees the global batch, as in a step; its rows are cut afterwards.
-    whole = jax.eval_shape(lambda batch, rng: run.objective.prepare(batch, rng, step=step, train=True), run.abstract_batch(), rng)
+    whole = jax.eval_shape(lambda batch, rng: run.objective.prepare(ingest.ingest(batch, fields=run.fields), rng, step=step, train=True),
+                           run.abstract_batch(), rng)
     batch = {k: jax.ShapeDtypeStruct((x.shape[0] * rows // run.clips, *x.shape[1:]), x.dtype) for k, x in whole.items()}
     shapes = {x.shape for x in jax.tree.leaves(params)}
     most = Kept(0.0, 0.0)
