@@ -96,6 +96,21 @@ def test_weights_are_those_of_pillow() -> None:
     np.testing.assert_allclose(np.asarray(ingest.weights(*values, np.zeros(1, bool), size=10, pixels=32))[0], whole, atol=1e-5)
 
 
+def test_part_maps_follow_the_windows(folder: pathlib.Path) -> None:
+    """What a source reads beside the video is the same with crops on the device, drawn under the same windows."""
+    for row, name in enumerate(COLOURS):
+        np.save(folder / f"{name}.npy", np.random.default_rng(row).integers(0, 9, (5, 96, 128), np.uint8))
+    lines = ["path,label,split,maps", *(f"{name}.mkv,x,train,{name}.npy" for name in COLOURS)]
+    (folder / "maps.csv").write_text("\n".join(lines))
+    index.write(index.build(folder, labels=folder / "maps.csv"), folder / "maps.parquet")
+    made = PartClips(index=str(folder / "maps.parquet"), frames=FRAMES, size=SIZE, repeats=2, sampling=clips.DenseRandom(stride=1), parts="maps",
+                     crop=CROPS["mirrored"])
+    shipped = ingest.placed(made, platform="gpu", batch_size=4, ways=2)
+    host, device = (s.read(2, rng=np.random.default_rng(7)) for s in (made, shipped))
+    assert device["parts"].shape == (2, *shipped.fields["parts"].shape) and device["parts"].any()
+    np.testing.assert_array_equal(device["parts"], host["parts"])
+
+
 def test_larger_and_upright_videos(folder: pathlib.Path) -> None:
     """What exceeds the canvas is resized twice, at the price of fine detail; what is smaller is padded, at none."""
     small = source(folder, split="val", canvas=(96, 128), crop=CROPS["centre"], repeats=1)
@@ -210,10 +225,14 @@ def test_where_crops_are_cut(folder: pathlib.Path) -> None:
 
 
 def test_what_cannot_be_cut_on_the_device(folder: pathlib.Path) -> None:
-    """Part maps would not follow, unknown crops have no window, rows must divide: one line each; "auto" stays on the host."""
-    options = {"index": str(folder / "index.parquet"), "frames": FRAMES, "size": SIZE}
-    parts = PartClips(**options, crops="device")
-    with pytest.raises(UserError, match="crops='device': PartClips reads more than video and label.*allowed is data.crops='host'"):
+    """Sources that read otherwise, unknown crops, rows that do not divide: one line each; "auto" stays on the host."""
+
+    class Stills(sources.VideoClips):
+        def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+            return {k: v[:, :1] if k == "video" else v for k, v in super().read(row, rng=rng).items()}
+
+    parts = Stills(index=str(folder / "index.parquet"), frames=FRAMES, size=SIZE, crops="device")
+    with pytest.raises(UserError, match="crops='device': Stills reads in a way of its own.*allowed is data.crops='host'"):
         ingest.placed(parts, platform="gpu", batch_size=4, ways=2)
     automatic = dataclasses.replace(parts, crops="auto")
     assert ingest.placed(automatic, platform="gpu", batch_size=4, ways=2) is automatic

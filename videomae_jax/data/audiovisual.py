@@ -1,6 +1,5 @@
 """Clips with the sound that belongs to them."""
 
-import copy
 import dataclasses
 import functools
 from fractions import Fraction
@@ -58,11 +57,10 @@ class AudioVideoClips(sources.VideoClips):
             rows[cycle] = np.roll(cycle, 1)
         return rows
 
-    def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        ahead = copy.deepcopy(rng)  # draws the times that the clip draws first, without a trace in the clip's own draws
-        example = super().read(row, rng=rng)
-        sound, valid = self.listen(int(self._heard[row]), rng=ahead)
-        return example | {"audio": np.repeat(sound[None], self.repeats, 0), "audio_valid": np.repeat(valid[None], self.repeats, 0)}
+    def beside(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """`audio` and `audio_valid` at the times that the clip draws."""
+        sound, valid = self.listen(int(self._heard[row]), rng=rng)
+        return {"audio": np.repeat(sound[None], self.repeats, 0), "audio_valid": np.repeat(valid[None], self.repeats, 0)}
 
     def listen(self, row: int, /, *, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """(spectrogram f32 [S mels], valid bool [S]) beside the frames that `rng` draws for a row. Raises DecodeError."""

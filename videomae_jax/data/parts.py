@@ -26,19 +26,14 @@ class PartClips(sources.VideoClips):
     def fields(self) -> dict[str, sources.Field]:
         return super().fields | {"parts": sources.Field((self.frames, self.size, self.size), "uint8", "labels")}
 
-    def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        before = rng.bit_generator.state
-        example, record = super().read(row, rng=rng), self.record(row)
-        after = rng.bit_generator.state
-        rng.bit_generator.state = before  # the draws of the video once more
+    def beside(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """`parts` of the frames and under the windows that the clip draws."""
+        record = self.record(row)
         info = index.info_of(record)
         ids = clips.at(self.sampling, fps=info.fps).ids(info.frames, clip=self.frames, rng=rng)
         maps = self.maps(record, frames=info.frames)[ids]
         shown = [framing.window(self.crop, width=info.width, height=info.height, size=self.size, rng=rng) for _ in range(self.repeats)]
-        if repr(rng.bit_generator.state) != repr(after):
-            raise RuntimeError(f"{type(self.crop).__name__} draws otherwise for the video than for its window")
-        parts = np.stack([w.nearest(maps, frame=(info.height, info.width), size=self.size) for w in shown])
-        return {**example, "parts": parts}
+        return {"parts": np.stack([w.nearest(maps, frame=(info.height, info.width), size=self.size) for w in shown])}
 
     def maps(self, record: dict[str, Any], /, *, frames: int) -> np.ndarray:
         """u8 [frames h w] of a row of the index. Raises DecodeError for a missing or damaged file, UserError for a missing column."""

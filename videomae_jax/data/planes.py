@@ -1,5 +1,6 @@
 """Clips as planes and windows: what crosses to a device that cuts the crops itself (`ingest`)."""
 
+import copy
 import dataclasses
 import functools
 import math
@@ -24,7 +25,7 @@ def refusal(source: sources.Source, /) -> str:
     if not isinstance(source, sources.VideoClips):
         return f"{kind.__name__} does not read videos"
     if kind.read is not sources.VideoClips.read:
-        return f"{kind.__name__} reads more than video and label, which would not move with the crops"
+        return f"{kind.__name__} reads in a way of its own, which would be passed over"
     if type(source.crop).__name__ not in framing.known():
         return f"no window is known of the crop {type(source.crop).__name__}; allowed are {', '.join(framing.known())}"
     if any(side < 0 or side % 2 for side in source.canvas) or any(source.canvas) != all(source.canvas):
@@ -87,8 +88,8 @@ class PlaneClips:
 
     One for all copies of a decode: `luma` u8 [T H W] and `chroma` u8 [T 2 H/2 W/2], on a canvas of H x W, and `colour` f32
     [T 3 4] (decode.Planes). One each: `box` f32 [4] = left, top, width and height of its window on the canvas, `reach` f32 [4] =
-    left, top, right and bottom of what the filter may see there, `mirrored`, `label`. Only the union of the windows of a
-    decode is kept; where that is larger than the canvas, it is resized to it (PIL, antialiased bilinear).
+    left, top, right and bottom of what the filter may see there, `mirrored`, `label`, and what the source gives `beside`.
+    Only the union of the windows of a decode is kept; where that is larger than the canvas, it is resized to it (PIL, antialiased bilinear).
     """
 
     source: sources.VideoClips
@@ -141,7 +142,7 @@ class PlaneClips:
 
     def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Every key with a leading axis of copies, or of 1 where they share it; the draws are those of the source. Raises DecodeError."""
-        made, size = self.source, self.source.size
+        made, size, again = self.source, self.source.size, copy.deepcopy(rng)
         clip = made.clip(row, rng=rng)
         frame = {"width": clip.info.width, "height": clip.info.height}
         shown = [framing.window(made.crop, **frame, size=size, rng=rng) for _ in range(made.repeats)]
@@ -159,7 +160,7 @@ class PlaneClips:
         box = np.asarray([(w.left - left, w.top - top, w.width, w.height) for w in shown]) * np.tile(scale, 2)
         return {"luma": luma[None], "chroma": chroma[None], "colour": planes.colour[None], "box": box.astype(np.float32),
                 "reach": np.round((reach - [left, top, left, top]) * np.tile(scale, 2)).astype(np.float32),
-                "mirrored": np.asarray([w.mirrored for w in shown]), "label": np.full(made.repeats, clip.label, np.int32)}
+                "mirrored": np.asarray([w.mirrored for w in shown]), "label": np.full(made.repeats, clip.label, np.int32), **made.beside(row, rng=again)}
 
 
 def fit(planes: decode.Planes, /, *, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Sources: random access to examples, each read with its own generator."""
 
+import copy
 import dataclasses
 import functools
 import os
@@ -232,11 +233,16 @@ class VideoClips:
         """Frames of a clip, u8 [T H W 3]. Raises DecodeError."""
         return decode.decode(clip.video, clip.ids, info=clip.info, timeout=self.timeout)
 
+    def beside(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Further keys of a read of `row`; `rng` draws what that of the read draws, without changing it. Raises DecodeError."""
+        return {}
+
     def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        again = copy.deepcopy(rng)
         clip = self.clip(row, rng=rng)
         video = self.decode(clip)
         crops = np.stack([self.crop(video, size=self.size, rng=rng) for _ in range(self.repeats)])
-        return {"video": crops, "label": np.full(self.repeats, clip.label, np.int32)}
+        return {"video": crops, "label": np.full(self.repeats, clip.label, np.int32), **self.beside(row, rng=again)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
