@@ -230,6 +230,21 @@ def test_parts_from_a_launcher(variables: dict[str, str], expected: tuple[int, i
             pack._part("auto")
 
 
+def test_beam_writes_the_same_bytes(folder: pathlib.Path, done: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The embedded runner, over a folder in which one shard is finished."""
+    pytest.importorskip("apache_beam")
+    assert entry.main(command(folder, tmp_path / "out", "--versions=2", "--shard=0/4")) == 0
+    assert entry.main(command(folder, tmp_path / "out", "--versions=2", "--beam=")) == 0
+    assert content(tmp_path / "out") == content(done)
+
+
+def test_beam_is_an_extra(folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """What is not installed is named; Beam shares the work by itself."""
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    assert entry.main(command(folder, tmp_path / "out", "--beam=")) == 2 and "needs the package apache-beam" in capsys.readouterr().err
+    assert entry.main(command(folder, tmp_path / "out", "--beam=", "--shard=0/2")) == 2 and "allowed with it is neither --shard nor" in capsys.readouterr().err
+
+
 def test_a_folder_of_something_else_is_refused(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     """Nothing is mixed into a folder of the user's."""
     (tmp_path / "letter.txt").write_text("dear")

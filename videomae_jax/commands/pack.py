@@ -20,7 +20,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--verify", action="store_true", help="read finished shards again and repeat damaged ones")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
                         metavar="N", help="processes (default: one a core)")
-    from videomae_jax.data import packing, remote
+    parser.add_argument("--beam", default=None, metavar="OPTIONS", help='run on Apache Beam with these options of a pipeline, "" = its embedded runner')
+    from videomae_jax.data import beam_packing, packing, remote
     from videomae_jax.errors import UserError
 
     said = {"frames": "frames of a window", "stride": "source frames from one to the next", "rate": "frames a second instead of a stride (0 = by stride)",
@@ -36,7 +37,10 @@ def main(argv: list[str]) -> int:
     settings = packing.Settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(packing.Settings)})
     folder = remote.local(options.out, what="packed folder")
     plan = packing.planned(options.index, folder, settings=settings, shards=options.shards, versions=options.versions)
-    manifests = packing.pack(plan, part=part, parts=parts, workers=options.workers, verify=options.verify, say=arguments.say)
+    if options.beam is not None and (parts > 1 or options.verify):
+        raise UserError("--beam shares the work by itself; allowed with it is neither --shard nor --verify")
+    manifests = packing.pack(plan, part=part, parts=parts, workers=options.workers, verify=options.verify, say=arguments.say) if options.beam is None \
+        else beam_packing.pack(plan, options.beam)
     if len(manifests) == plan.shards * plan.versions:
         print(f"train on it: --config.data.__symbol__=videomae_jax.data.packed.PackedClips --config.data.index={plan.folder / 'index.parquet'}")
     print(packing.summary(plan, manifests))

@@ -333,10 +333,15 @@ def pack(plan: Plan, /, *, part: int = 0, parts: int = 1, workers: int = 1, veri
                 say(f"v{version}/{shard:05} is damaged and packed anew")
             manifest = write_shard(plan, version, shard, run(_task, [(version, row) for row in plan.range(shard)]))
             say(f"v{version}/{shard:05}: {manifest['clips']} clips, {manifest['bytes'] / 1e6:.1f} MB, PSNR {manifest['psnr']} dB, {len(manifest['failed'])} failed")
-    finished = plan.finished()
-    if len(finished) == plan.shards * plan.versions:
-        finish(plan, finished)
-    return finished
+    return finished(plan)
+
+
+def finished(plan: Plan, /) -> list[dict[str, Any]]:
+    """Manifests of all finished shards; the packed index is written once these are all there are."""
+    found = plan.finished()
+    if len(found) == plan.shards * plan.versions:
+        finish(plan, found)
+    return found
 
 
 def file_sha256(path: pathlib.Path, /) -> str:
