@@ -22,8 +22,13 @@ number=${SLURM_PROCID:-${TPU_WORKER_ID:-${JOB_COMPLETION_INDEX:-$(hostname)}}}
 slice=${MEGASCALE_SLICE_ID:-}
 log="${LOGS:-logs}/host_${slice:+${slice}_}$number.log"
 mkdir -p "$(dirname "$log")"
-"$python" -m videomae_jax "${arguments[@]}" > >(tee -a "$log") 2> >(tee -a "$log" >&2) &
+exec {out}> >(tee -a "$log")
+tees=$!
+exec {err}> >(tee -a "$log" >&2)
+tees="$tees $!"
+"$python" -m videomae_jax "${arguments[@]}" >&"$out" 2>&"$err" &
 child=$!
+exec {out}>&- {err}>&-
 # The scheduler's warning reaches the trainer, which saves and exits with 75; the log is written to its end.
 trap 'kill -TERM $child 2>/dev/null' TERM
 trap 'kill -INT $child 2>/dev/null' INT
@@ -38,5 +43,5 @@ if [ $code -gt 128 ]; then
   again=$?
   [ $again -eq 127 ] || code=$again
 fi
-wait
+wait $tees 2>/dev/null # the log is written to its end
 exit $code

@@ -12,7 +12,7 @@ python=${VIDEOMAE_PYTHON:-$here/.venv/bin/python}
 free_port() { "$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])'; }
 
 start() { # start NAME COMMAND...
-  local i pids=() code=0 port=${OPTION[port]} one
+  local i out err tees=() pids=() code=0 port=${OPTION[port]} one log
   shift
   [ -n "$port" ] || port=$([ -n "$DRY_RUN" ] && echo PORT || free_port)
   do_or_show mkdir -p "${OPTION[logs]}"
@@ -20,15 +20,23 @@ start() { # start NAME COMMAND...
     one=(env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="${OPTION[devices]}" "$python" -m videomae_jax "$@" --coordinator="localhost:$port"
       --processes="${OPTION[processes]}" --process="$i" --init-timeout="${OPTION[init-timeout]}")
     if [ -n "$DRY_RUN" ]; then quoted "${one[@]}"; continue; fi
-    "${one[@]}" > >(tee "${OPTION[logs]}/host_$i.log") 2> >(tee -a "${OPTION[logs]}/host_$i.log" >&2) &
+    log="${OPTION[logs]}/host_$i.log"
+    : >"$log"
+    exec {out}> >(tee -a "$log")
+    tees+=($!)
+    exec {err}> >(tee -a "$log" >&2)
+    tees+=($!)
+    "${one[@]}" >&"$out" 2>&"$err" &
     pids+=($!)
+    exec {out}>&- {err}>&-
   done
   [ -z "$DRY_RUN" ] || return 0
   trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
   for ((i = 0; i < OPTION[processes]; i++)); do
     wait -n "${pids[@]}" || { code=$?; kill -TERM "${pids[@]}" 2>/dev/null || true; break; }
   done
-  wait "${pids[@]}" 2>/dev/null || code=$?
+  wait "${pids[@]}" 2>/dev/null || true # those that were ended
+  wait "${tees[@]}" 2>/dev/null || true # the logs are written to their end
   return $code
 }
 

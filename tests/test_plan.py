@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import json
 import math
-import types
 from typing import Any
 
 import jax
@@ -23,10 +22,10 @@ SMALL = {"objective.encoder.width": "32", "objective.encoder.hidden": "64", "obj
 
 
 def small(**overrides: str) -> Any:
-    """configs/tiny.py, smaller, on noise."""
-    config = forecast.without_index(configs.load("configs/tiny.py"), videos=1000)
+    """configs/tiny.py, smaller, without data."""
+    config = configs.load("configs/tiny.py")
     configs.override(config, SMALL | {k.replace("__", "."): v for k, v in overrides.items()})
-    return config
+    return forecast.without_index(config, videos=1000)
 
 
 # -- topologies ------------------------------------------------------------------------------------------------------------
@@ -197,7 +196,7 @@ def test_measured_input(tmp_path: Any) -> None:
             Input.read(str(file))
 
 
-def test_plan_of_gpus_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_of_gpus_end_to_end(tmp_path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A table, then one line of JSON; hours are steps times the step, chips included; a later stage is costed."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     argv = [f"--config.{k}={v}" for k, v in SMALL.items() if not k.startswith("data")]
@@ -210,6 +209,10 @@ def test_plan_of_gpus_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch
     assert result["predicted_mfu"] == pytest.approx(result["flops_per_step"] / result["step_seconds"] / (8 * 989e12))
     assert [s["config"] for s in result["stages"]] == ["tiny", "finetune_k400_B"] and result["stages"][1]["chip_hours"] > 0
     assert any(line.strip().startswith("fits") for line in out) and out[0] == "plan of tiny"
+    (tmp_path / "plans.jsonl").write_text(out[-1] + "\n")
+    assert command.main([f"--table={tmp_path}/plans.jsonl"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("| tiny | h100x8 | ") and row.endswith("| estimate |")
 
 
 def test_what_does_not_fit_comes_with_ways_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +224,16 @@ def test_what_does_not_fit_comes_with_ways_out(capsys: pytest.CaptureFixture[str
     assert not result["fits"] and result["bytes_per_chip"] > result["limit_bytes_per_chip"] == 22_800_000_000 and len(result["ways_out"]) == 3
     hours = [float(line.rsplit(", ", 1)[1].removesuffix(" chip-hours").replace(",", "")) for line in result["ways_out"]]
     assert hours == sorted(hours) and all("microbatches" in line for line in result["ways_out"])
+
+
+def test_bfloat16_moments_are_a_way_out() -> None:
+    """Where their two bytes are what is missing; what is printed is what fits."""
+    one = planner(1e12)
+    best = min(map(one.of, one.choices()), key=lambda e: e.seconds)
+    params = parallel.nbytes(one.run.abstract.params)
+    one.limit = best.bytes - 0.4 * params
+    first = one.ways_out(1.0)[0]
+    assert first.startswith(f"{best.choice.options()} --config.optimizers.main.first_moment=bfloat16: {(best.bytes - params / 2) / 1e9:.1f} GB a chip")
 
 
 def test_a_cap_of_memory_leads_to_accumulation() -> None:
@@ -240,14 +253,14 @@ def test_plan_of_local_devices_compiles_the_real_step(monkeypatch: pytest.Monkey
     assert result["step_seconds"] >= max(result["seconds"]["compute"], result["seconds"]["memory"] / 2) and 0 < result["predicted_mfu"] < 1
 
 
-def test_data_without_an_index() -> None:
-    """Noise takes its place; what has an unknown shape is one line."""
-    config = configs.load("configs/pretrain/vit_b.py")
-    made = forecast.without_index(config, videos=77)
-    assert len(configs.build(made.data)) == 77 and configs.build(made.data).repeats == 4 and isinstance(configs.build(made.data), sources.NoiseClips)
-    odd = types.SimpleNamespace(data={"index": "nowhere"})
-    with pytest.raises(UserError, match="needs its index 'nowhere'"):
-        forecast.without_index(odd, videos=1)
+def test_data_that_are_not_here() -> None:
+    """Their shapes and copies stay, of any modality; data that can be opened are left alone."""
+    made = configs.build(forecast.without_index(configs.load("configs/pretrain/vit_b.py"), videos=77).data)
+    assert (len(made), made.repeats, made.fields["video"].shape) == (77, 4, (16, 224, 224, 3))
+    assert "audio_valid" in configs.build(forecast.without_index(configs.load("configs/av_mae/vggsound_l.py"), videos=5).data).fields
+    config = configs.load("configs/tiny.py")
+    config.data = configs.spec(sources.NoiseClips, length=3)
+    assert len(configs.build(forecast.without_index(config, videos=77).data)) == 3
 
 
 @pytest.mark.slow

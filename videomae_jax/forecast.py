@@ -1,16 +1,15 @@
 """The figures of a plan: time, utilisation, chip-hours, input, storage, as plain data and as a table."""
 
+import dataclasses
 import importlib.metadata
 import os
-import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from videomae_jax import assembly, benchmarks, footprint, hlo
 from videomae_jax import config as configs
-from videomae_jax.data import sources
 from videomae_jax.errors import UserError
 from videomae_jax.plan import EFFICIENCY, LABEL, TRIES, Compiled, Estimate, Input, Planner
 from videomae_jax.topologies import Topology, find, local, tpu_devices
@@ -18,16 +17,34 @@ from videomae_jax.topologies import Topology, find, local, tpu_devices
 VIDEOS = 1_350_000  # of VideoMAE V2's UnlabeledHybrid
 
 
-def without_index(config: Any, /, *, videos: int) -> Any:
-    """The config with noise of the same shape and `videos` rows in place of an index that is not there."""
-    index = config.data.get("index", None)
-    if index is None or pathlib.Path(index).is_file():
-        return config
-    fields = {k: config.data[k] for k in ("frames", "size", "repeats") if k in config.data}
-    if len(fields) < 3:
-        raise UserError(f"config.data needs its index {index!r}, and no noise of its shape is known; give one with --config.data.index=FILE")
-    with config.ignore_type(), config.unlocked():
-        config.data = configs.spec(sources.NoiseClips, length=videos, **fields)
+@dataclasses.dataclass(frozen=True)
+class Unread:
+    """The shapes of a source whose files are not here, and the number of videos it would have."""
+
+    source: Any
+    length: int
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """As the source declares them, without opening anything."""
+        return self.source.fields
+
+    @property
+    def repeats(self) -> int:
+        """Clips of a decode."""
+        return self.source.repeats
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def without_index(config: Any, /, *, videos: int, trust: tuple[str, ...] = ()) -> Any:
+    """The config; where its data cannot be opened here, with their shapes and `videos` rows in their place."""
+    try:
+        len(configs.build(config.data, trust=trust))
+    except UserError:
+        with config.ignore_type(), config.unlocked():
+            config.data = configs.spec(Unread, source=config.data, length=videos)
     return config
 
 
@@ -170,3 +187,16 @@ def table(plan: Mapping[str, Any], /) -> list[str]:
     compiled = f", compiled in {plan['compile_seconds']:.0f} s ({plan['compile_cpu_seconds']:.0f} s of CPU)" if plan["compile_seconds"] else ""
     rows.append(("from", f"{plan['from']}{compiled}; {plan['label']}"))
     return [f"plan of {plan['config']}"] + [f"  {name:<14}{text}" for name, text in rows]
+
+
+def markdown(plans: Sequence[Mapping[str, Any]], /) -> list[str]:
+    """Plans as a table, one row each."""
+    rows = ["| config | topology | GB a chip | remat, micro-batches, mesh (data x fsdp) | ms a step | MFU | chip-hours | input cores a host | compile: wall, CPU s |",
+            "|---|---|---|---|---|---|---|---|---|"]
+    for plan in plans:
+        mesh = f"{plan['mesh']['data']} x {plan['mesh']['fsdp']}"
+        seconds = f"{plan['compile_seconds']:.0f}, {plan['compile_cpu_seconds']:.0f}" if plan["compile_seconds"] else "estimate"
+        rows.append(f"| {plan['config']} | {plan['topology']} | {plan['bytes_per_chip'] / 1e9:.1f}{'' if plan['fits'] else ' (does not fit)'} | {plan['remat']}, "
+                    f"{plan['microbatches']}, {mesh} | {1e3 * plan['step_seconds']:.0f} | {100 * plan['predicted_mfu']:.0f} % | {plan['chip_hours']:,.0f} | "
+                    f"{plan['host_cores_needed']:.0f} of {plan['host_cores']} | {seconds} |")
+    return rows

@@ -190,7 +190,12 @@ class Planner:
 
     def ways_out(self, factor: float, /) -> list[str]:
         """The three cheapest changes that fit by estimate, in chip-hours of the recipe; estimates are off by `factor`."""
-        found = [self._way(e, e.choice.options(), self.topology, factor) for e in map(self.of, self.choices(free=True)) if e.bytes * factor <= self.limit]
+        found = []
+        for one in map(self.of, self.choices(free=True)):
+            for text, saved in ((one.choice.options(), 0.0), *self._smaller_state(one.choice)):
+                if one.bytes * factor - saved <= self.limit:
+                    found.append(self._way(dataclasses.replace(one, bytes=one.bytes - saved / factor), text, self.topology, factor))
+                    break
         for name in self._larger() if len(found) < 3 else ():
             other = Planner(self.config, find(name), fixed=frozenset(), trust=self.trust)
             fits = [e for e in map(other.of, other.choices()) if e.bytes * factor <= other.limit]
@@ -198,6 +203,12 @@ class Planner:
                 best = min(fits, key=lambda e: e.seconds)
                 found.append(self._way(best, f"--topology={name}, {best.choice.options()}", other.topology, factor))
         return [text for _, text in sorted(found)[:3]]
+
+    def _smaller_state(self, choice: Choice, /) -> list[tuple[str, float]]:
+        """The change that stores first moments in two bytes, and what it saves on a device; none where there are none."""
+        names = [name for name, node in self.config.optimizers.items() if node.get("first_moment", "") == "float32"]
+        saved = parallel.nbytes(self.run.abstract.params) / 2 / (choice.fsdp * choice.tensor)
+        return [(f"{choice.options()} --config.optimizers.{name}.first_moment=bfloat16", saved) for name in names[:1]]
 
     def _way(self, one: Estimate, text: str, topology: Topology, factor: float, /) -> tuple[float, str]:
         """Chip-hours and a line."""

@@ -21,7 +21,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--then", action="append", default=[], metavar="FILE", help="config of a later stage (fine-tuning), for the cost; repeatable")
     parser.add_argument("--grid", metavar="FILE", help="instead: list the cells of a config's grid, their chip-hours and the commands of the unfinished ones")
     parser.add_argument("--root", default="runs", metavar="DIR", help="with --grid: folder of the run directories (default: runs)")
+    parser.add_argument("--table", metavar="FILE", help="instead: the JSON lines of earlier plans as a table")
     options, assignments = arguments.parse(parser, argv)
+    if options.table:
+        return table(options.table)
     if options.grid and (options.config or assignments):
         raise UserError("--grid brings its own configs and overrides; --config belongs to a plan of one run")
     if options.grid:
@@ -37,8 +40,9 @@ def main(argv: list[str]) -> int:
     from videomae_jax import forecast, plan
 
     videos = options.videos or forecast.VIDEOS
-    then = {path: forecast.without_index(configs.load(path), videos=videos) for path in options.then}
-    result = forecast.make(forecast.without_index(config, videos=videos), options.topology, fixed=frozenset(assignments), trust=tuple(options.trust),
+    then = {path: forecast.without_index(configs.load(path), videos=videos, trust=tuple(options.trust)) for path in options.then}
+    config = forecast.without_index(config, videos=videos, trust=tuple(options.trust))
+    result = forecast.make(config, options.topology, fixed=frozenset(assignments), trust=tuple(options.trust),
                            feed=plan.Input.read(options.measure) if options.measure else plan.Input(), memory=options.memory * 1e9, then=then, say=say)
     for line in forecast.table(result):
         print(line)
@@ -54,4 +58,17 @@ def grid(options: argparse.Namespace, /) -> int:
 
     found = grids.cells(configs.load(options.grid), root=options.root, topology=options.topology, trust=tuple(options.trust))
     print("\n".join(grids.lines(found, topology=options.topology)))
+    return 0
+
+
+def table(path: str, /) -> int:
+    """The plans in a file of JSON lines."""
+    from videomae_jax import forecast
+
+    try:
+        with open(path) as file:
+            plans = [json.loads(line) for line in file if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"--table={path} is no readable file of JSON lines: {error}") from error
+    print("\n".join(forecast.markdown(plans)))
     return 0

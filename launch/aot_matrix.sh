@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The table of launch/aot.md: `plan` of every size on every topology, one JSON line each, one libtpu process at a time (hours on two cores).
+#   bash launch/aot_matrix.sh OUT.jsonl [SIZES] [TOPOLOGIES]
+# What OUT.jsonl already holds is not repeated. `python -m videomae_jax plan --table=OUT.jsonl` prints the table.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${1:?OUT.jsonl is missing}
+python=${VIDEOMAE_PYTHON:-.venv/bin/python}
+touch "$out"
+for size in ${2:-b g s l h 4b 22b}; do
+  for topology in ${3:-v5e-256 v5p-512 v6e-256 tpu7x-512 2xv5p-512 h100x512}; do
+    case "$size" in 4b | 22b) config=configs/scaling/vit_$size.py name=videomae_v2_${size^^} ;; g) config=configs/pretrain/vit_g.py name=videomae_v2_g ;;
+      *) config=configs/pretrain/vit_$size.py name=videomae_v2_${size^^} ;; esac
+    grep -q "\"topology\": \"$topology\", \"config\": \"$name\"" "$out" && continue
+    echo "$name on $topology" >&2
+    line=$("$python" -m videomae_jax plan --config="$config" --topology="$topology" 2>/dev/null | tail -n 1)
+    [[ $line == \{* ]] && printf '%s\n' "$line" >>"$out" || echo "no plan of $name on $topology" >&2
+  done
+done
