@@ -107,9 +107,11 @@ def check_stored(values: Any, /, *, name: str) -> None:
     for key, kind in NEEDED.items():
         if not isinstance(values[key], kind) or isinstance(values[key], bool):
             raise UserError(f"{name} is damaged: {key} is {str(values[key])[:40]!r}; allowed is what the train command wrote")
-    for path, value in configs.flat(values).items():
-        if path.split(".")[-1] == configs.SYMBOL and not isinstance(value, str):
-            raise UserError(f"{name} is damaged: {path} is {str(value)[:40]!r}, no import path")
+    nodes = [values]
+    for node in nodes:  # which grows meanwhile
+        if isinstance(node, dict) and not isinstance(node.get(configs.SYMBOL, ""), str):
+            raise UserError(f"{name} is damaged: a symbol is {str(node[configs.SYMBOL])[:40]!r}, no import path")
+        nodes += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
 
 
 def context(directory: pathlib.Path, /, *, step: int | None = None, trust: tuple[str, ...] = (), assignments: dict[str, str] | None = None) -> Context:
