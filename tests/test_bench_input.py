@@ -48,6 +48,14 @@ def test_result_by_hand() -> None:
                       "rss_growth_mb": 1.3}
 
 
+@pytest.mark.parametrize("decodes", [1, 2, 8, 33])
+def test_windows_are_spread_evenly(decodes: int) -> None:
+    """Of a video with as many starts, each start once: the mean cost of decoding up to it is that of many draws."""
+    sampling = clips.DenseRandom(stride=1)
+    drawn = [int(sampling.ids(decodes + 3, clip=4, rng=np.random.default_rng(seed))[0]) for _, seed in input_benchmark.draws(decodes)]
+    assert drawn == list(range(decodes)) and [n for n, _ in input_benchmark.draws(decodes)] == list(range(decodes))
+
+
 def test_verdict() -> None:
     """Supply against demand, both ways."""
     assert input_benchmark.verdict(100, step_ms=500, clips=256, cores=4).startswith("input-bound: a step of 256 clips in 500 ms needs 512 clips/s, 4 cores give 400; 5.1")

@@ -1,6 +1,7 @@
 """Measuring the input of a training run: CPU time a clip by stage, beside the usual loader, and whether input or computation is the bound."""
 
 import dataclasses
+import functools
 import gc
 import os
 import pathlib
@@ -54,31 +55,42 @@ def prepare(folder: pathlib.Path, /, *, videos: int, settings: Settings, say: Ca
     return str(folder / "index.parquet"), str(folder / "packed" / "index.parquet")
 
 
-def read(source: sources.Source, number: int, /) -> Any:
-    """Clip `number`, the same draw for every way of reading it."""
-    return source.read(number % len(source), rng=np.random.default_rng(number))
+@functools.cache
+def draws(decodes: int, /) -> tuple[tuple[int, int], ...]:
+    """(number, seed) of the clips of a repeat, the same for every way of reading them.
+
+    The first draw of the seeds, which places a window, is spread evenly: late windows cost more, and a few plain draws
+    would have too many or too few of them.
+    """
+    places = {int(np.random.default_rng(seed).integers(2**16)) * decodes >> 16: seed for seed in reversed(range(64 * decodes))}
+    return tuple(enumerate(places[place] for place in range(decodes)))
+
+
+def read(source: sources.Source, number: int, /, *, seed: int) -> Any:
+    """A clip, from row `number` or, where there are fewer, around again."""
+    return source.read(number % len(source), rng=np.random.default_rng(seed))
 
 
 def runs_of(source: sources.VideoClips, settings: Settings, /, *, name: str) -> dict[str, Callable[[int], None]]:
     """What is timed of a source, each going one stage further than the one before: {"raw open": ..., "raw read": ...}."""
     def at_stage(stage: str) -> Callable[[int], None]:
         def run(decodes: int) -> None:
-            for number in range(decodes):
-                footage.stages(source.clip(number % len(source), rng=np.random.default_rng(number)))[stage]()
+            for number, seed in draws(decodes):
+                footage.stages(source.clip(number % len(source), rng=np.random.default_rng(seed)))[stage]()
         return run
 
     def converted(decodes: int) -> None:
-        for number in range(decodes):
-            clip = source.clip(number % len(source), rng=np.random.default_rng(number))
+        for number, seed in draws(decodes):
+            clip = source.clip(number % len(source), rng=np.random.default_rng(seed))
             (decode.planes if settings.crops == "device" else decode.decode)(clip.video, clip.ids, info=clip.info)
 
     shipped = planes.PlaneClips(source) if settings.crops == "device" else source
 
     def whole(decodes: int) -> None:
-        for number in range(decodes):
-            read(shipped, number)
+        for number, seed in draws(decodes):
+            read(shipped, number, seed=seed)
 
-    examples = tuple(read(shipped, number) for number in range(settings.decodes))
+    examples = tuple(read(shipped, number, seed=seed) for number, seed in draws(settings.decodes))
     held = Held(shipped.fields, shipped.repeats, examples)
 
     def batched(decodes: int) -> None:
@@ -95,7 +107,7 @@ class Device:
     def __init__(self, source: sources.VideoClips, settings: Settings, /) -> None:
         self.mesh = parallel.Layout().mesh(jax.devices()[:1])
         shipped = planes.PlaneClips(source) if settings.crops == "device" else source
-        held = Held(shipped.fields, shipped.repeats, tuple(read(shipped, number) for number in range(settings.decodes)))
+        held = Held(shipped.fields, shipped.repeats, tuple(read(shipped, number, seed=seed) for number, seed in draws(settings.decodes)))
         with pipeline.sweep(held, batch_size=settings.decodes) as stream:
             self.batch = next(stream)
         self.cut = jax.jit(lambda batch: ingest.ingest(batch, fields=source.fields))
@@ -119,11 +131,11 @@ def resident() -> float:
 def growth(source: sources.Source, /, *, opens: int) -> float:
     """MB by which the resident set grows over `opens` reads, from the state after a fifth of them as warm-up."""
     for number in range(max(opens // 5, 1)):
-        read(source, number)
+        read(source, number, seed=number)
     gc.collect()
     before = resident()
     for number in range(opens):
-        read(source, number)
+        read(source, number, seed=number)
     gc.collect()
     return resident() - before
 
@@ -155,7 +167,7 @@ def measure(raw: sources.VideoClips, short: sources.VideoClips | None, settings:
     runs["device crop"] = devices["raw"].crop
     for name, copies in (("reference", 1), ("repeated reference", settings.copies)):
         loader = footage.UsualLoader(raw, copies)
-        runs[f"{name} read"] = lambda decodes, loader=loader: [read_usual(loader, n) for n in range(decodes)] and None
+        runs[f"{name} read"] = functools.partial(usual, loader)
     say(f"{settings.repeats} repeats of {settings.decodes} decodes by {len(runs)} ways in turns")
     steps = {name: (run, settings.decodes) for name, run in runs.items()}
     for run, decodes in steps.values():
@@ -165,9 +177,10 @@ def measure(raw: sources.VideoClips, short: sources.VideoClips | None, settings:
     return {"laps": laps, "rss_growth_mb": grown}
 
 
-def read_usual(loader: footage.UsualLoader, number: int, /) -> np.ndarray:
-    """Clip `number` by the usual loader: the draw of `read`."""
-    return loader.read(number % len(loader.source), rng=np.random.default_rng(number))
+def usual(loader: footage.UsualLoader, decodes: int, /) -> None:
+    """Reads the clips of a repeat by the usual loader."""
+    for number, seed in draws(decodes):
+        loader.read(number % len(loader.source), rng=np.random.default_rng(seed))
 
 
 def source_of(symbol: Callable[..., sources.VideoClips], path: str, settings: Settings, /) -> sources.VideoClips:
