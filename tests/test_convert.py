@@ -26,7 +26,8 @@ from videomae_jax.models import mae_st, patches, resized, vit
 from videomae_jax.objectives.base import External
 
 PATCH, HEADS = (2, 8, 8), ["--heads=4", "--decoder-heads=3"]
-SIZES = ["--config.objective.encoder.frames=8", "--config.objective.encoder.size=32", "--allow=interpolated"]
+SIZES = ["--trained-frames=8", "--trained-size=32"]
+SMALLER = ["--config.objective.encoder.frames=8", "--config.objective.encoder.size=32"]
 
 
 def params_of(run: pathlib.Path) -> Any:
@@ -246,7 +247,6 @@ def test_a_converted_run_starts_another(finetuned: dict[str, np.ndarray], tmp_pa
     assert main(["convert", "--from=videomae", str(save(tmp_path / "a.npz", finetuned)), f"--out={tmp_path}/run", *HEADS, *SIZES]) == 0
     config = run_directory.open_run(tmp_path / "run")
     config.objective.pretrained = str(tmp_path / "run")
-    config.objective.encoder = configs.plain(vit.Encoder(width=32, depth=2, heads=4, hidden=64, patch=PATCH, frames=8, size=32))
     objective = configs.build(config.objective)
     fresh = jax.tree.map(jnp.asarray, random_tree(5, objective))
     loaded = externals.load(fresh, objective.externals(), root="params")
@@ -453,7 +453,7 @@ def test_videoprism_leaves_out_padded_frames(tmp_path: pathlib.Path) -> None:
 
 def test_other_sizes_take_the_table_of_the_training_grid(official: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """224 pixels are assumed where the file does not tell; other ones are an interpolation that has to be allowed."""
-    words = ["--from=videomae", str(save(tmp_path / "a.npz", official)), f"--out={tmp_path}/run", *HEADS, *SIZES[:2]]
+    words = ["--from=videomae", str(save(tmp_path / "a.npz", official)), f"--out={tmp_path}/run", *HEADS, *SMALLER]
     assert "2 interpolated (position tables resized to another grid): encoder positions, decoder positions" in refused(capsys, *words)
     assert main(["convert", *words, "--allow=interpolated"]) == 0
     objective = objective_of(tmp_path / "run")

@@ -4,11 +4,13 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import runs
 import written
 from PIL import Image
 from test_decode import encode
@@ -120,3 +122,44 @@ def test_export_mistakes(run: pathlib.Path, tmp_path: pathlib.Path, capsys: pyte
     assert not (tmp_path / "out").exists()
     assert main(["export", str(run), f"--out={tmp_path}/pretrained"]) == 2
     assert "is there already and not an empty folder" in capsys.readouterr().err
+
+
+def test_weights_of_others_are_served_without_a_run(run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file without a head: what it lacks is allowed by name here too."""
+    from videomae_jax.convert import videomae
+
+    objective = written.classifier(width=384, heads=6)  # a published width, whose heads are known
+    state = videomae.classifier_to_official(written.tree(objective), patch=(2, 8, 8))
+    np.savez(tmp_path / "a.npz", **{k: v for k, v in state.items() if not k.startswith("head.")})
+    words = ["export", str(tmp_path / "a.npz"), f"--out={tmp_path}/out", "--frames=4", "--size=16"]
+    assert main(words) == 2
+    assert "accept them with --allow=missing" in capsys.readouterr().err
+    assert main([*words, "--allow=missing:head/linear/.*"]) == 0
+    assert Program(tmp_path / "out").about["output"]["pooled"] == ["b", 384]
+
+
+@pytest.mark.slow
+def test_from_converted_weights_to_predictions(tmp_path: pathlib.Path) -> None:
+    """convert, train from it, evaluate, predict, extract, export: each command opens what the one before left."""
+    from videomae_jax.convert import videomae
+
+    index = runs.world(tmp_path / "world")
+    objective = written.pretraining(width=32, heads=4, hidden=64, frames=8)
+    np.savez(tmp_path / "a.npz", **videomae.to_official(written.tree(objective), patch=(2, 8, 8)))
+    same = [f"--config.objective.encoder.{k}={v}" for k, v in {"width": 32, "heads": 4, "hidden": 64, "depth": 2, "unroll": 1}.items()]
+    grid = ["--config.objective.encoder.frames=8", "--config.objective.encoder.size=32"]
+    converted, tuned = tmp_path / "converted", tmp_path / "tuned"
+    words = ["convert", "--from=videomae", str(tmp_path / "a.npz"), "--heads=4", "--decoder-heads=2"]
+    assert main([*words, f"--out={tmp_path}/taken_for_224", "--allow=interpolated", *grid]) == 0
+    assert main([*words, f"--out={converted}", "--trained-frames=8", "--trained-size=32"]) == 0
+    train = ["train", f"--config={runs.ROOT}/configs/finetune/shapes.py", f"--workdir={tuned}", f"--config.data.index={index}", "--config.total=2", "--config.data.limit=0",
+             f"--config.objective.pretrained={converted}", "--config.batch_size=8", "--config.evaluators.val.batch_size=8", *same]
+    assert main([*train, f"--config.objective.pretrained={tmp_path}/taken_for_224"]) == 2  # the positions of another grid
+    shutil.rmtree(tuned)
+    assert main(train) == 0 and main(["evaluate", str(tuned)]) == 0
+    videos = [str(p) for p in sorted((tmp_path / "world").rglob("*.mp4"))[:2]]
+    assert main(["predict", str(tuned), *videos, f"--out={tmp_path}/p.csv"]) == 0
+    names = {row["class1"] for row in csv.DictReader((tmp_path / "p.csv").open())}
+    assert names and not any(name.isdigit() for name in names)  # of the index
+    assert main(["extract", str(tuned), *videos, f"--out={tmp_path}/features"]) == 0
+    assert main(["export", str(tuned), f"--out={tmp_path}/served", "--what=classes"]) == 0

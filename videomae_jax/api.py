@@ -232,10 +232,10 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, frames: int = 
     run = (path / "checkpoints").is_dir()
     if run and conversion or not run and step is not None:
         raise UserError(f"{next(iter(conversion), 'step')} is for {'weights of others' if run else 'run directories'}; {path} is {'a run directory' if run else 'none'}")
-    stored = of_run(path, step=step) if run else of_weights(path, conversion)
+    stored = of_run(path, step=step) if run else of_weights(path, {**conversion, "assignments": assignments})
     config = stored.config
     with config.unlocked():
-        configs.override(config, dict(assignments or {}))
+        configs.override(config, dict(assignments or {}) if run else {})
         refit(config, frames=frames, size=size)
     objective, mesh = configs.build(config.objective, trust=trust), parallel.Layout().mesh(list(devices or jax.local_devices()[:1]))
     example = base.dummy(configs.build(config.data, trust=trust).fields)

@@ -66,6 +66,23 @@ def add_processes(parser: argparse.ArgumentParser, /) -> None:
     parser.add_argument("--peer-limit", type=int, default=15, metavar="SECONDS", help="end when another process gives no sign of life for so long (default 15)")
 
 
+def add_model(parser: argparse.ArgumentParser, /) -> None:
+    """RUN, --step, --allow and --trust of commands that use a trained model."""
+    parser.add_argument("workdir", metavar="RUN", help="run directory, or weights of others as for convert --from=auto")
+    parser.add_argument("--step", type=int, default=None, help="checkpoint to use (default: the newest)")
+    parser.add_argument("--allow", action="append", default=[], metavar="CLASS[:PATTERN]", help="for weights of others: accepted differences, as for convert")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="also build symbols of this package")
+
+
+def model(options: argparse.Namespace, /, **kw: Any) -> Any:
+    """The model that the options name; `kw` goes to `api.load`."""
+    from videomae_jax import api
+    from videomae_jax.convert import report
+
+    conversion = {"allow": report.allowances(options.allow)} if options.allow else {}
+    return api.load(options.workdir, step=options.step, trust=tuple(options.trust), **conversion, **kw)
+
+
 def start(options: argparse.Namespace, /) -> None:
     """Joins the other processes of the run, if there are any."""
     if not 0 <= options.process < options.processes:

@@ -22,6 +22,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--key", default="", metavar="NAME", help="entry of a PyTorch file that holds the weights (default: model, module, ...)")
     parser.add_argument("--heads", type=int, default=0, metavar="N", help="attention heads of the encoder, where the weights do not tell")
     parser.add_argument("--decoder-heads", type=int, default=0, metavar="N", help="likewise of the decoder")
+    parser.add_argument("--trained-frames", type=int, default=0, metavar="N", help="frames of the clips the weights were trained on, where they do not tell (16)")
+    parser.add_argument("--trained-size", type=int, default=0, metavar="N", help="rows and columns of those clips, where the weights do not tell (224)")
     parser.add_argument("--allow", action="append", default=[], metavar="CLASS[:PATTERN]",
                         help="accept differences: missing, unexpected, interpolated or zero, all of them or names that match; may be repeated")
     parser.add_argument("--config", default="", metavar="FILE", help="config that the run starts from (default: one of the same family)")
@@ -39,7 +41,8 @@ def to_run(options: argparse.Namespace, assignments: dict[str, str], /) -> int:
     out = pathlib.Path(options.out)
     exporting.claim(out)
     found = importing.read(pathlib.Path(options.path), family="" if options.source == "auto" else options.source, key=options.key,
-                           heads=options.heads, decoder_heads=options.decoder_heads, config=options.config, assignments=assignments,
+                           heads=options.heads, decoder_heads=options.decoder_heads,
+                           trained_frames=options.trained_frames, trained_size=options.trained_size, config=options.config, assignments=assignments,
                            allow=report.allowances(options.allow))
     for line in found.report.lines():
         say(line)
@@ -53,7 +56,7 @@ def from_run(options: argparse.Namespace, assignments: dict[str, str], /) -> int
     from videomae_jax.convert import exporting, videomae
     from videomae_jax.errors import UserError
 
-    strays = [f"--{k.replace('_', '-')}" for k in ("key", "heads", "decoder_heads", "allow", "config") if getattr(options, k)]
+    strays = [f"--{k.replace('_', '-')}" for k in ("key", "heads", "decoder_heads", "trained_frames", "trained_size", "allow", "config") if getattr(options, k)]
     strays += [f"--config.{k}" for k in assignments]
     if strays:
         raise UserError(f"{strays[0]} belongs to --from; with --to allowed are --out, --item and --biases")

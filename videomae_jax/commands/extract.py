@@ -10,10 +10,9 @@ def main(argv: list[str]) -> int:
     """Writes features of videos; a second call goes on where the first stopped. 0, or 1 when some videos could not be read."""
     parser = arguments.Parser("extract", description="Features of videos by sliding windows, a file a video: features, first frame of each window, "
                               "seconds of each tubelet, which tokens are real. Tokens are in the order (time, rows, columns).")
-    parser.add_argument("workdir", metavar="RUN", help="run directory, or weights of others as for convert --from=auto")
+    arguments.add_model(parser)
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, folders (searched recursively) or an index (.parquet)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the features")
-    parser.add_argument("--step", type=int, default=None, help="checkpoint to use (default: the newest)")
     parser.add_argument("--layer", type=int, default=-1, metavar="L", help="block whose raw output is taken, from 0 (default -1: what the recipe represents a clip by)")
     parser.add_argument("--keep", choices=("pooled", "tokens"), default="pooled", help="one vector a window, or all tokens")
     parser.add_argument("--frames", type=int, default=0, metavar="T", help="frames of a window (default: as trained; others resize the position table)")
@@ -29,7 +28,6 @@ def main(argv: list[str]) -> int:
                         help="skip the normalisation of the pixels, as V2's feature script does; its published features were presumably made so")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="windows a device runs at a time")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="only every N-th video from the I-th on, for several machines")
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="also build symbols of this package")
     return run(parser.parse_args(argv))
 
 
@@ -48,7 +46,7 @@ def run(options: object, /) -> int:
     videos = extraction.find(options.videos)[int(number):: int(shards)]
     plain = {"objective.encoder.mean": "(0.0, 0.0, 0.0)", "objective.encoder.std": "(1.0, 1.0, 1.0)"} if options.unnormalised else {}
     path, devices = pathlib.Path(options.workdir), jax.local_devices()
-    model = api.load(path, step=options.step, frames=options.frames, size=options.size, devices=devices, trust=tuple(options.trust), assignments=plain)
+    model = arguments.model(options, frames=options.frames, size=options.size, devices=devices, assignments=plain)
     what = chosen(options, model)
     weights = f"{api.digest(path)} step {model.step}{' unnormalised' if plain else ''} {model.frames}x{model.size}"
     found = extraction.extract(model, videos, out=pathlib.Path(options.out), what=what, weights=weights, batch=options.batch * len(devices), say=say)

@@ -11,23 +11,21 @@ def main(argv: list[str]) -> int:
     """Writes the table and the sheet; 0, or 1 when some videos could not be read."""
     parser = arguments.Parser("predict", description="The likeliest classes of videos, from the views that the run was tested with: softmax of every "
                               "view, then their mean. A csv, and a picture with a frame of every video.")
-    parser.add_argument("workdir", metavar="RUN", help="fine-tuned run directory, or weights of others as for convert --from=auto")
+    arguments.add_model(parser)
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, folders (searched recursively) or an index (.parquet)")
     parser.add_argument("--out", default="predictions.csv", metavar="FILE.csv", help="table to write (default: predictions.csv)")
     parser.add_argument("--sheet", default="", metavar="FILE.png", help="contact sheet to write (default: the name of the table, ending in .png)")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes a video (default 5, or all where there are fewer)")
     parser.add_argument("--classes", default="", metavar="FILE", help="names of the classes in the order of the head: a JSON list, or one a line")
-    parser.add_argument("--step", type=int, default=None, help="checkpoint to use (default: the newest)")
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="also build symbols of this package")
     options = parser.parse_args(argv)
-    from videomae_jax import api, extraction, prediction
+    from videomae_jax import extraction, prediction
     from videomae_jax.errors import UserError
 
     out = pathlib.Path(options.out)
     if out.suffix != ".csv" or options.top < 1:
         raise UserError(f"--out={options.out} --top={options.top}; allowed are a name that ends in .csv, and 1 and more")
     videos = extraction.find(options.videos)
-    model = api.load(options.workdir, step=options.step, trust=tuple(options.trust))
+    model = arguments.model(options)
     classes = prediction.names(model, given=listed(pathlib.Path(options.classes)) if options.classes else ())
     top = min(options.top, len(classes))
     answers = prediction.predict(model, videos, classes=classes, top=top, say=say)

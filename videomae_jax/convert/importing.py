@@ -56,9 +56,10 @@ class Imported:
     files: tuple[pathlib.Path, ...]
 
 
-def read(path: pathlib.Path, /, *, family: str = "", key: str = "", heads: int = 0, decoder_heads: int = 0, config: str = "",
-         assignments: Mapping[str, str] | None = None, allow: Mapping[str, Sequence[str]] | None = None) -> Imported:
-    """Converts the weights in `path`. `family` "" is told from the names of the arrays; `heads` 0 from the weights' settings or width.
+def read(path: pathlib.Path, /, *, family: str = "", key: str = "", heads: int = 0, decoder_heads: int = 0, trained_frames: int = 0, trained_size: int = 0,
+         config: str = "", assignments: Mapping[str, str] | None = None, allow: Mapping[str, Sequence[str]] | None = None) -> Imported:
+    """Converts the weights in `path`. `family` "" is told from the names of the arrays; `heads` 0 from the weights' settings or width, `trained_frames` and
+    `trained_size` 0 from the settings, else they are 16 and 224 (the position tables depend on them).
 
     `config` names the config file that the run starts from ("" = FAMILIES) and `assignments` override its fields; a clip of
     another length or size than the weights' own interpolates the position tables. Raises UserError for an unreadable file,
@@ -70,10 +71,12 @@ def read(path: pathlib.Path, /, *, family: str = "", key: str = "", heads: int =
     kind, layout = kind_of(state, family=family)
     if kind not in FAMILIES[family]:
         raise UserError(f"{path} is a {kind} of {family}; allowed are {', '.join(k for k in FAMILIES[family] if k != 'mark')}")
-    sizes = Sizes.of(state, layout=layout, family=family, settings=flat_settings(weights.settings), heads=heads, decoder_heads=decoder_heads)
+    settings = flat_settings(weights.settings)
+    settings |= {k: v for k, v in (("num_frames", trained_frames), ("image_size", trained_size)) if v}
+    sizes = Sizes.of(state, layout=layout, family=family, settings=settings, heads=heads, decoder_heads=decoder_heads)
     found = videomae.assign(state, source=column(family), layout=layout, heads=(sizes.encoder["heads"], sizes.decoder["heads"])[:len(layout.stacks)])
     node = configs.load(config or FAMILIES[family][kind])
-    fill(node, sizes, settings=flat_settings(weights.settings), family=family, kind=kind)
+    fill(node, sizes, settings=settings, family=family, kind=kind)
     configs.override(node, dict(assignments or {}))
     moved = settle(node, sizes, learned=LEARNED.get(family, ()))
     params, report = match(node, found, state=state, moved=moved, notes=notes(weights, family=family), allow=allow or {})
