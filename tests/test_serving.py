@@ -112,6 +112,20 @@ def test_the_folder_runs_without_this_package(run: pathlib.Path, tmp_path: pathl
         np.testing.assert_allclose(found["pooled"], videomae_jax.load(run).encode(video, layer=0).pooled, atol=1e-5)
 
 
+def test_runs_of_a_gpu_open_and_export_elsewhere(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Attention by cuDNN becomes attention in blocks: the same features as by plain attention, also for any batch."""
+    gpu = written.write(tmp_path / "gpu", written.classifier())
+    text = (gpu / "config.json").read_text()
+    assert text.count('"attention": "xla"') == 1
+    (gpu / "config.json").write_text(text.replace('"attention": "xla"', '"attention": "cudnn"'))
+    model, video = videomae_jax.load(gpu), np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
+    assert model.objective.encoder.attention == "chunked"
+    want = videomae_jax.load(run).encode(video).pooled
+    np.testing.assert_allclose(model.encode(video).pooled, want, atol=1e-5)
+    assert main(["export", str(gpu), f"--out={tmp_path}/out"]) == 0
+    np.testing.assert_allclose(Program(tmp_path / "out")(video)["pooled"], want, atol=1e-5)
+
+
 def test_export_mistakes(run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line each, and nothing is written."""
     pretrained = written.write(tmp_path / "pretrained", written.pretraining())

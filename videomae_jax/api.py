@@ -228,7 +228,7 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, frames: int = 
     `devices` are those that batches are split over (None = the first one). `assignments` override config fields. For weights of
     others, `conversion` takes the keywords of `convert.importing.read`: family, key, heads, decoder_heads, allow, ...
     """
-    path = pathlib.Path(path)
+    path, chips = pathlib.Path(path), list(devices or jax.local_devices()[:1])
     run = (path / "checkpoints").is_dir()
     if run and conversion or not run and step is not None:
         raise UserError(f"{next(iter(conversion), 'step')} is for {'weights of others' if run else 'run directories'}; {path} is {'a run directory' if run else 'none'}")
@@ -237,7 +237,8 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, frames: int = 
     with config.unlocked():
         configs.override(config, dict(assignments or {}) if run else {})
         refit(config, frames=frames, size=size)
-    objective, mesh = configs.build(config.objective, trust=trust), parallel.Layout().mesh(list(devices or jax.local_devices()[:1]))
+        portable(config.objective, platform=chips[0].platform)
+    objective, mesh = configs.build(config.objective, trust=trust), parallel.Layout().mesh(chips)
     example = base.dummy(configs.build(config.data, trust=trust).fields)
     shapes = parallel.unbox(jax.eval_shape(lambda: objective.init(jax.random.key(0), example)))
     params = transfer(shapes, stored.params)
@@ -294,6 +295,14 @@ def extra_of(objective: base.Objective, path: pathlib.Path, /, *, step: int, exa
         extra = transfer(extra, load_params(path / "checkpoints", step=step, item="extra"))
     frozen = parallel.unbox(jax.jit(lambda: objective.init_frozen(jax.random.key(0), example))())
     return base.with_frozen(extra, externals.load(frozen, objective.externals(), root="frozen") if jax.tree.leaves(frozen) else {})
+
+
+def portable(node: Any, /, *, platform: str) -> None:
+    """Replaces an attention kernel of GPUs by blocks, the same function, where a run of a GPU is opened elsewhere; in place."""
+    for name in node if hasattr(node, "items") else ():
+        if name == "attention" and node[name] == "cudnn" and platform not in ("gpu", "cuda"):
+            node[name] = "chunked"
+        portable(node[name], platform=platform)
 
 
 def refit(config: Any, /, *, frames: int = 0, size: int = 0) -> None:
