@@ -77,6 +77,16 @@ def test_the_tensor_axis_stays_within_a_slice() -> None:
         parallel.arrange((1, 2, 8), devices_of(4, 4, 1, 1))
 
 
+def test_the_tensor_axis_stays_within_a_process() -> None:
+    """Two processes of four devices: the rows of a tensor group would come from two readers."""
+    devices = devices_of(1, 8)
+    for place, device in enumerate(devices):
+        device.process_index = place // 4
+    assert parallel.arrange((2, 1, 4), devices).shape == (2, 1, 4)
+    with pytest.raises(UserError, match="tensor axis of 8 devices would span 2 processes"):
+        parallel.arrange((1, 1, 8), devices)
+
+
 def test_an_axis_may_take_a_part_of_a_torus() -> None:
     """fsdp=128 is no product of whole axes of a 4 x 8 x 8 torus, and 256 does not divide ViT-g's width."""
     mesh = parallel.arrange((2, 128, 1), devices_of(1, 4, 8, 8, kind="TPU v5"))

@@ -58,7 +58,8 @@ def arrange(sizes: tuple[int, ...], devices: list[Any], /) -> np.ndarray:
     """`devices` as an array of `sizes` that follows the network: neighbours of an axis lie close together.
 
     Where the devices form several slices (TPU pods joined by the data-centre network, GPU nodes), `data` runs over the
-    slices as far as it can and `fsdp` over the rest; raises UserError where the tensor axis would leave a slice.
+    slices as far as it can and `fsdp` over the rest; raises UserError where the tensor axis would leave a slice, or a
+    process: its devices hold the same rows, and every process reads rows of its own.
     """
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     data = math.gcd(sizes[0], slices)
@@ -66,11 +67,12 @@ def arrange(sizes: tuple[int, ...], devices: list[Any], /) -> np.ndarray:
     if math.prod(outer) != slices:
         raise UserError(f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} over {slices} slices of {len(devices) // slices} devices; "
                         f"data x fsdp must be a multiple of {slices}, so that the tensor axis stays within a slice")
-    if slices == 1:
-        return _on_torus(sizes, devices)
     inner = tuple(s // o for s, o in zip(sizes, outer, strict=True))
     # An axis of 128 on a 4 x 8 x 8 torus needs half of one of its axes.
-    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    mesh = _on_torus(sizes, devices) if slices == 1 else mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    if spanned := max(len({d.process_index for d in group}) for group in mesh.reshape(-1, sizes[2])) - 1:
+        raise UserError(f"the tensor axis of {sizes[2]} devices would span {spanned + 1} processes; allowed is a tensor axis within one process")
+    return mesh
 
 
 def _on_torus(sizes: tuple[int, ...], devices: list[Any], /) -> np.ndarray:

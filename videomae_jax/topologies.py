@@ -54,7 +54,6 @@ TORUS = {
     "tpu7x": {"8": "2x2x1", "128": "4x4x4", "512": "4x8x8", "1024": "8x8x8"},
 }
 TORUS["v6e"] = TORUS["v5e"]
-SHOWN = ("v5e-256", "v5p-512", "v6e-256", "tpu7x-512", "2xv5p-512", "h100x512", "local")
 
 
 @dataclasses.dataclass(frozen=True)
