@@ -186,10 +186,13 @@ def test_input_by_hand(run: Any) -> None:
 
 
 def test_measured_input(tmp_path: Any) -> None:
-    """Any of three keys; anything else is one line."""
+    """Any of three keys, or what `bench input` prints; anything else is one line."""
     file = tmp_path / "m.json"
     file.write_text('{"decode_seconds": 0.01, "bytes_per_decode": 100}')
     assert Input.read(str(file)) == Input(0.01, Input().crop, 100, f"measured: {file}")
+    for rates, wanted in ((("null", "50.0"), 50), (("200.0", "50.0"), 200)):  # training clips a second and core: packed before raw
+        file.write_text('{"packed_clips_per_s_core": %s, "raw_clips_per_s_core": %s}' % rates)
+        assert Input.read(str(file)) == dataclasses.replace(Input(), decode=0.0, crop=1 / wanted, source=f"measured: {file}")
     for text in ("{", "[]", '{"x": 1}'):
         file.write_text(text)
         with pytest.raises(UserError, match="--measure="):

@@ -35,16 +35,23 @@ class Input:
 
     @staticmethod
     def read(path: str, /) -> "Input":
-        """From a JSON file with `decode_seconds`, `crop_seconds` and `bytes_per_decode`, any of them absent."""
+        """From a JSON file: what `bench input` prints, or `decode_seconds`, `crop_seconds`, `bytes_per_decode`, any of them absent.
+
+        `bench input` gives training clips a second and core; of packed clips where it measured them. Raises UserError.
+        """
         try:
             with open(path) as file:
                 values = json.load(file)
         except (OSError, ValueError) as error:
             raise UserError(f"--measure={path} is no readable JSON file: {error}") from error
         names = {"decode_seconds": "decode", "crop_seconds": "crop", "bytes_per_decode": "bytes"}
-        if not isinstance(values, dict) or not names.keys() & values.keys():
-            raise UserError(f"--measure={path} has none of the keys {', '.join(names)}")
-        return dataclasses.replace(Input(), source=f"measured: {path}", **{v: float(values[k]) for k, v in names.items() if k in values})
+        rates = ("packed_clips_per_s_core", "raw_clips_per_s_core")
+        if not isinstance(values, dict) or not {*names, *rates} & values.keys():
+            raise UserError(f"--measure={path} has none of the keys {', '.join((*names, *rates))}")
+        given = {v: float(values[k]) for k, v in names.items() if k in values}
+        if rate := next((values[k] for k in rates if values.get(k)), 0.0):
+            given |= {"decode": 0.0, "crop": 1 / float(rate)}
+        return dataclasses.replace(Input(), source=f"measured: {path}", **given)
 
 
 @dataclasses.dataclass(frozen=True)

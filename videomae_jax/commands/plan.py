@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
                               "Recomputation, accumulation and mesh are chosen, unless they are set with --config.")
     arguments.add_config(parser, required=False)
     parser.add_argument("--topology", default="", metavar="NAME", help="v5e-256, v5p-512, v6e-256, tpu7x-512, 2xv5p-512, h100x512, h200x1, ..., local")
-    parser.add_argument("--measure", metavar="FILE", help="JSON with decode_seconds, crop_seconds, bytes_per_decode of one core")
+    parser.add_argument("--measure", metavar="FILE", help="what `bench input` printed, or JSON with decode_seconds, crop_seconds, bytes_per_decode of one core")
     parser.add_argument("--memory", type=float, default=0.0, metavar="GB", help="plan for this much memory a device instead of the chip's")
     parser.add_argument("--videos", type=int, default=0, metavar="N", help="videos of the data set where config.data.index is not there (default 1,350,000)")
     parser.add_argument("--then", action="append", default=[], metavar="FILE", help="config of a later stage (fine-tuning), for the cost; repeatable")
