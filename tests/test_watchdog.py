@@ -100,6 +100,29 @@ def test_slow_steps_raise_the_limit(tmp_path: pathlib.Path) -> None:
     assert time.monotonic() - begin > 0.9  # not 0.3; on a busy machine later
 
 
+def test_who_waits_for_another_process_has_its_limit(tmp_path: pathlib.Path) -> None:
+    """The first step after a compilation may wait for one that still compiles; not so a loader, nor the step after that."""
+    dog, ended = watched(tmp_path)
+    with dog:
+        device = Device()
+        dog.enter("compile", 0)
+        dog.dispatched({"loss": device})
+        for phase in ("step", "data_wait"):
+            dog.enter(phase, 1)
+            time.sleep(0.5)
+            assert not ended
+        device.ready = True
+        until(lambda: dog.median)
+        dog.dispatched({"loss": Device()})
+        dog.enter("step", 2)
+        until(lambda: ended)
+    dog, ended = watched(tmp_path)
+    with dog:
+        dog.enter("evaluation", 0)
+        dog.enter("data_wait", 0)
+        until(lambda: ended, seconds=20)
+
+
 def test_dispatching_is_no_progress_while_the_devices_hang(tmp_path: pathlib.Path) -> None:
     """Python runs ahead of a step that never ends."""
     dog, ended = watched(tmp_path)

@@ -21,6 +21,7 @@ from typing import Any
 from videomae_jax.errors import UserError
 
 GRACE = 3.0  # seconds for the other processes to write their stacks too, before the end of one takes them along
+LOCKSTEP = ("step", "data_wait")  # phases in which all processes are at the same step
 STUCK = 42  # exit code; what schedulers of TPU jobs restart on by default
 WHAT = {"init": "the start, up to the first batch", "restore": "the restore", "compile": "the first step, which compiles", "step": "the step",
         "data_wait": "the loader", "checkpoint": "the save", "evaluation": "the evaluation"}
@@ -48,12 +49,14 @@ class Limits:
 
     def of(self, phase: str, /, *, median: float) -> float:
         """Seconds for a phase when the median step takes `median`."""
-        return max(self.step, self.factor * median) if phase in ("step", "data_wait") else float(getattr(self, phase))
+        return max(self.step, self.factor * median) if phase in LOCKSTEP else float(getattr(self, phase))
 
 
 class Watchdog:
     """Watches the phases that the loop enters and the steps that devices finish; a context manager.
 
+    The first step after a compilation, a save or an evaluation has the limit of that: another process may be at it still,
+    and this one waits for it in the step.
     Time counts only as the thread itself gets to run, so that a stopped process or a starved machine is no false alarm.
     With several processes each leaves its place in `stacks/<number>.json`: whoever writes stacks names the process that
     is behind. `tick` runs at every look; `end` ends the process.
@@ -64,6 +67,7 @@ class Watchdog:
         self._folder, self._limits, self._rank, self._ranks = directory / "stacks", limits, rank, ranks
         self._tick, self._alarm, self._end = tick, alarm, end
         self._place, self._count = ("init", 0), 0  # phase and step; how often progress was made
+        self._slack = ""  # phase that others may be in still
         self._pending: collections.deque[Any] = collections.deque()
         self._steps: collections.deque[float] = collections.deque(maxlen=64)
         self._done = threading.Event()
@@ -79,6 +83,8 @@ class Watchdog:
 
     def enter(self, phase: str, step: int, /) -> None:
         """The loop goes on to a phase, with the state of `step`."""
+        if phase not in LOCKSTEP:
+            self._slack = phase
         self._place, self._count = (phase, step), self._count + 1
 
     def beat(self) -> None:
@@ -98,23 +104,26 @@ class Watchdog:
 
     def _run(self) -> None:
         every = min(1.0, self._limits.step / 10) if self._limits.step else 1.0
-        before, known, stalled, since = time.monotonic(), -1, 0.0, 0.0
+        before, known, stalled, since, left = time.monotonic(), -1, 0.0, 0.0, None
         while not self._done.wait(every):
             self._tick()
             now = time.monotonic()
             spent, before = min(now - before, 2 * every), now
             finished = self._finished()
-            since += spent
-            if finished:
-                self._steps.append(since / finished)
-                since = 0.0
             place, count = self._place, self._count
+            since = since + spent if place[0] in LOCKSTEP else 0.0  # compilations, saves and evaluations are no steps
+            if finished and since:
+                self._steps.append(since / finished)
+                since, self._slack = 0.0, ""
             # Python runs ahead of the devices: while a step is under way only the devices tell of progress.
-            progress = finished or (count != known and not (self._pending and place[0] in ("step", "data_wait")))
+            progress = finished or (count != known and not (self._pending and place[0] in LOCKSTEP))
             known, stalled = count, 0.0 if progress else stalled + spent
-            if self._ranks > 1 and progress:
+            if self._ranks > 1 and place != left:
                 self._leave(place)
+                left = place
             limit = self._limits.of(place[0], median=self.median)
+            if self._slack and place[0] in LOCKSTEP and (self._pending or place[0] == "step"):
+                limit = max(limit, self._limits.of(self._slack, median=self.median))
             if self._limits.step and stalled > limit:
                 self._give_up(place, stalled, limit)
                 return
