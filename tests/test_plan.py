@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from videomae_jax import config as configs
-from videomae_jax import footprint, forecast, parallel, plan, topologies
+from videomae_jax import footprint, forecast, hlo, parallel, plan, topologies
 from videomae_jax.assembly import assemble
 from videomae_jax.commands import plan as command
 from videomae_jax.data import sources
@@ -171,6 +171,20 @@ def test_a_compiled_step_corrects_the_estimates(factor: float, tried: list[str],
     stub = Stub(factor)
     _, compiled = forecast.choose(stub)
     assert stub.compiled == tried and compiled.bytes == bytes_
+
+
+@pytest.mark.parametrize(("groups", "seconds"), [
+    ("{{0,1,2,3},{4,5,6,7}}", 2 * 0.75 * 4e9 / 540e9),  # within each slice
+    ("{{0,4},{1,5},{2,6},{3,7}}", 2 * 0.5 * 4e9 * (1 / 540e9 + 4 / 25e9)),  # one partner over the host's network, which four chips share
+    ("{{0,1,2,3,4,5,6,7}}", 2 * 0.875 * 4e9 * (1 / 540e9 + 1 / 4 * 4 / 25e9))])  # a quarter each, reduced within first
+def test_what_crosses_slices_takes_the_network(groups: str, seconds: float) -> None:
+    """An all-reduce of 4 GB on two slices of four v5p chips."""
+    text = f"""ENTRY %main (g: f32[1000000000]) -> f32[1000000000] {{
+  %g = f32[1000000000]{{0}} parameter(0)
+  ROOT %all-reduce.1 = f32[1000000000]{{0}} all-reduce(%g), replica_groups={groups}, to_apply=%sum
+}}"""
+    time = forecast.roofline(hlo.Program(text, devices=8), topologies.find("2xv5p-8"))
+    assert time.step == time.exposed == pytest.approx(seconds)
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------------
