@@ -93,19 +93,21 @@ def test_mistakes(words: tuple[str, ...], message: str, stand_in: dict[str, str]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_toy_world_from_end_to_end(tmp_path: pathlib.Path) -> None:
     """Three real stages and the direct way, a few steps each: heads and encoders come from the stage before, results are there."""
-    python = {"VIDEOMAE_PYTHON": sys.executable}
+    python = {"VIDEOMAE_PYTHON": sys.executable, "XLA_FLAGS": ""}  # one device, not those of this suite
     made = subprocess.run([sys.executable, "-m", "videomae_jax", "synthesize", str(tmp_path / "world"), "--train=64", "--val=16", "--test=0"], cwd=ROOT, check=False)
     assert made.returncode == 0
     index = f"--config.data.index={tmp_path / 'world' / 'index.parquet'}"
-    small = f"{index} --config.evaluators.appearance.train=32 --config.evaluators.appearance.test=16 --config.evaluators.motion.train=32 --config.evaluators.motion.test=16"
-    env = python | {"PRETRAIN": f"--config=configs/smoke.py {small}", "INTERMEDIATE": f"--config=configs/finetune/shapes.py --config.data.limit=0 {index}",
-                    "TARGET": f"--config=configs/finetune/shapes.py --config.data.limit=32 --config.objective.start=model {index}",
-                    "DIRECT": f"--config=configs/finetune/shapes.py --config.data.limit=32 {index}"}
-    done = script("--direct", str(tmp_path / "runs"), "--", "--config.total=4", env=env, timeout=1800)
+    # The probes of the smoke run take longer to compile than everything else together.
+    (tmp_path / "bare.py").write_text("from configs import smoke\n\n\ndef get_config():\n    config = smoke.get_config()\n    config.evaluators = {}\n    return config\n")
+    few = f"--config=configs/finetune/shapes.py --config.data.limit=32 {index}"
+    env = python | {"PRETRAIN": f"--config={tmp_path / 'bare.py'} {index}", "INTERMEDIATE": f"--config=configs/finetune/shapes.py --config.data.limit=0 {index}",
+                    "TARGET": f"{few} --config.objective.start=model", "DIRECT": few}
+    done = script("--direct", str(tmp_path / "runs"), "--", "--config.total=4", "--step-limit=0", env=env, timeout=1800)
     assert done.returncode == 0, done.stderr
     results = {stage: json.loads((tmp_path / "runs" / stage / "summary.json").read_text())["results"] for stage in ("pretrain", "intermediate", "target", "direct")}
-    assert all(0 <= results[stage]["val/top1"] <= 100 for stage in ("intermediate", "target", "direct")) and results["pretrain"]["reconstruction/loss"] > 0
-    again = script("--direct", str(tmp_path / "runs"), "--", "--config.total=4", env=env)
+    assert all(results[stage]["val/videos"] == 16 for stage in ("intermediate", "target", "direct")) and results["pretrain"]["loss"] > 0
+    again = script("--direct", str(tmp_path / "runs"), "--", "--config.total=4", "--step-limit=0", env=env)
     assert again.returncode == 0 and again.stderr.count("finished before") == 4
