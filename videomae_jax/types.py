@@ -7,7 +7,8 @@ tokens is always (t, h, w).
 A batch is a flat dict of arrays. The usual keys are `video` u8 [B T H W C], `label` i32 [B], `key` u32 [B 2] (position
 in the global stream, copy of the decode), `row` i32 [B] (row of the source), `valid` bool [B] (False for padding only)
 and `fault` i32 [B] (0, or the stage at which decoding failed and a substitute was taken). A key has one shape and one
-dtype in the whole code base.
+dtype in the whole code base. Where crops are cut on the device, a batch comes as planes and windows (`data.planes`), of which
+the first stage of the step makes `video` (`ingest`).
 """
 
 from collections.abc import Mapping
