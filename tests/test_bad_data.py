@@ -17,7 +17,7 @@ import pytest
 from test_decode import encode, flipped, spelt
 
 from videomae_jax import run_directory
-from videomae_jax.data import clips, decode, index, pipeline, sources, transforms
+from videomae_jax.data import clips, deadline, decode, index, pipeline, sources, transforms
 from videomae_jax.errors import UserError
 
 TIMEOUT = 2.0  # seconds; a read of these files takes milliseconds
@@ -193,6 +193,20 @@ def test_the_earliest_quarantine_of_all_processes_holds(slow: Slow, tmp_path: pa
     (tmp_path / "quarantine.1.jsonl").write_text('{"row": 3, "position": 40}\n{"row": 6, "po')
     assert run_directory.Faults(tmp_path, source=slow).quarantine == {3: 40, 5: 9}
     assert (tmp_path / "quarantine.1.jsonl").read_text().endswith('"po')
+
+
+def test_threads_of_reads_are_used_again() -> None:
+    """A hundred calls one after another need one thread, and what a call raises comes back as it is."""
+    def count() -> int:
+        return sum(t.name == "read" for t in threading.enumerate())
+
+    before = count()
+    assert [deadline.call(lambda n=n: n * n, seconds=30, name=str) for n in range(100)] == [n * n for n in range(100)]
+    assert count() <= before + 1
+    with pytest.raises(ZeroDivisionError):
+        deadline.call(lambda: 1 / 0, seconds=30, name=str)
+    with pytest.raises(decode.DecodeError, match="slow: timeout: no answer within 0.05 s"):
+        deadline.call(lambda: time.sleep(0.5), seconds=0.05, name=lambda: "slow")
 
 
 # -- processes that end ------------------------------------------------------------------------------------------------------

@@ -7,23 +7,23 @@ from typing import Any
 
 from videomae_jax.data.decode import DecodeError
 
+_idle: list[Any] = []  # inboxes of threads that wait for a task; appending and popping are atomic
+
 
 def call(task: Callable[[], Any], /, *, seconds: float, name: Callable[[], str]) -> Any:
-    """What `task` returns or raises, from a thread of its own (60 microseconds).
+    """What `task` returns or raises, from another thread.
 
     After `seconds` it raises DecodeError of the stage "timeout" and leaves the thread behind, with what it holds: a system
     call that does not return cannot be ended, but it need not hold up the run or the end of the process. A task that tries
     to end the process (SystemExit) is a RuntimeError. `name` is asked for in errors alone.
     """
     answer: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            answer.put((True, task()))
-        except BaseException as error:  # raised again where it is waited for
-            answer.put((False, error))
-
-    threading.Thread(target=run, daemon=True, name="read").start()
+    try:
+        inbox = _idle.pop()
+    except IndexError:
+        inbox = queue.SimpleQueue()
+        threading.Thread(target=_serve, args=(inbox,), daemon=True, name="read").start()
+    inbox.put((task, answer))
     try:
         good, result = answer.get(timeout=min(seconds, threading.TIMEOUT_MAX))
     except queue.Empty:
@@ -33,3 +33,16 @@ def call(task: Callable[[], Any], /, *, seconds: float, name: Callable[[], str])
     if isinstance(result, SystemExit):
         raise RuntimeError(f"{name()}: what reads it tried to end the process with code {result.code}") from result
     raise result
+
+
+def _serve(inbox: Any, /) -> None:
+    """Answers one task after another, for as long as the process lives: a new thread for each would wait for its turn on a busy machine."""
+    while True:
+        task, answer = inbox.get()
+        try:
+            result = (True, task())
+        except BaseException as error:  # raised again where it is waited for
+            result = (False, error)
+        _idle.append(inbox)
+        answer.put(result)
+        del task, answer, result  # a batch must not live until the next task
