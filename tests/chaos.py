@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -60,9 +61,11 @@ def at_batch(arrive: Callable[[], None], /) -> None:
 
 def disturb(place: str, name: str, /) -> None:
     """Sends the signal to this process, or to its first worker; a stopped one is woken by a third."""
-    target = multiprocessing.active_children()[0].pid if place == "worker" else os.getpid()
     sys.stderr.write(f"{ARRIVED}\n")
     sys.stderr.flush()
+    if name == "STUCK":  # no signal: this thread alone goes no further
+        time.sleep(3600)
+    target = multiprocessing.active_children()[0].pid if place == "worker" else os.getpid()
     if name == "SIGSTOP":
         subprocess.Popen(["bash", "-c", f"sleep {PAUSE}; kill -CONT {target}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.kill(target, signal.SIGSTOP)

@@ -4,12 +4,14 @@ import dataclasses
 import pathlib
 import re
 
+import chaos
 import numpy as np
 import pytest
 import runs
 
 from videomae_jax import metrics
 from videomae_jax.checkpoint import load_params, named
+from videomae_jax.watchdog import STUCK
 
 TOTAL = 15
 
@@ -79,3 +81,15 @@ def test_parameters_are_those_of_one_process(chain: Chain) -> None:
     wanted, found = (named(load_params(d / "checkpoints")) for d in (chain.straight, chain.chained))
     for name in wanted:
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_stuck_loader_of_one_process_ends_both(tmp_path: pathlib.Path) -> None:
+    """The second never gets its batch: both leave their stacks, both name it, and both end: the first with the watchdog's code."""
+    words = ["train", *runs.arguments(runs.world(tmp_path / "world")), f"--workdir={tmp_path / 'run'}", "--step-limit=8"]
+    codes, said = chaos.once(words, ("worker", 6, "STUCK"), processes=2, victim=1, seconds=900)
+    assert STUCK in codes and 0 not in codes, said  # the end of one may break the connection under the other before its own
+    for rank in range(2):
+        text = (tmp_path / "run" / "stacks" / f"{rank}.txt").read_text()
+        assert "process 1 is behind: data_wait" in text and "Thread 0x" in text, text
+    assert "disturb" in (tmp_path / "run" / "stacks" / "1.txt").read_text()

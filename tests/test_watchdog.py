@@ -183,6 +183,25 @@ def test_the_process_that_is_behind_is_named(tmp_path: pathlib.Path, monkeypatch
     assert json.loads((tmp_path / "stacks" / "1.json").read_text())["phase"] == "data_wait"
 
 
+def test_all_processes_write_their_stacks(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose own limit is far away follows the one that gives up; what an earlier start left is no reason."""
+    monkeypatch.setattr(watchdog, "GRACE", 0.1)
+    (tmp_path / "stacks").mkdir()
+    (tmp_path / "stacks" / "0.txt").write_text("of yesterday")
+    first, ended_first = watched(tmp_path, rank=0, ranks=2)
+    patient, ended_patient = watched(tmp_path, Limits(step=3, factor=1e6), rank=1, ranks=2)
+    with patient:
+        patient.enter("data_wait", 4)
+        time.sleep(1)
+        assert not ended_patient
+        with first:
+            first.enter("step", 4)
+            until(lambda: ended_first and ended_patient)
+    text = (tmp_path / "stacks" / "1.txt").read_text()
+    assert "another process has given up; process 1 is behind: data_wait at step 4" in text and "hread 0x" in text
+    assert "the step is stuck; process 1 is behind" in (tmp_path / "stacks" / "0.txt").read_text()
+
+
 def test_a_stuck_process_takes_its_workers_along(tmp_path: pathlib.Path) -> None:
     """Exit code 42, and a child that ignores every polite signal is gone."""
     code = f"""

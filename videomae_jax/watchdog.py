@@ -59,7 +59,7 @@ class Watchdog:
     and this one waits for it in the step.
     Time counts only as the thread itself gets to run, so that a stopped process or a starved machine is no false alarm.
     With several processes each leaves its place in `stacks/<number>.json`: whoever writes stacks names the process that
-    is behind. `tick` runs at every look; `end` ends the process.
+    is behind, and all others write theirs when they see his. `tick` runs at every look; `end` ends the process.
     """
 
     def __init__(self, directory: pathlib.Path, limits: Limits, /, *, rank: int = 0, ranks: int = 1, tick: Callable[[], None] = lambda: None,
@@ -104,7 +104,7 @@ class Watchdog:
 
     def _run(self) -> None:
         every = min(1.0, self._limits.step / 10) if self._limits.step else 1.0
-        before, known, stalled, since, left = time.monotonic(), -1, 0.0, 0.0, None
+        before, known, stalled, since, left, written = time.monotonic(), -1, 0.0, 0.0, None, self._others()
         while not self._done.wait(every):
             self._tick()
             now = time.monotonic()
@@ -124,9 +124,18 @@ class Watchdog:
             limit = self._limits.of(place[0], median=self.median)
             if self._slack and place[0] in LOCKSTEP and (self._pending or place[0] == "step"):
                 limit = max(limit, self._limits.of(self._slack, median=self.median))
-            if self._limits.step and stalled > limit:
-                self._give_up(place, stalled, limit)
+            follows = self._limits.step and self._others() != written
+            if self._limits.step and (stalled > limit or follows):
+                self._give_up(place, stalled, limit, follows=bool(follows))
                 return
+
+    def _others(self) -> dict[str, int]:
+        """Stacks that other processes have written, with their times; those of an earlier start lie there too."""
+        if self._ranks == 1:
+            return {}
+        with contextlib.suppress(OSError):
+            return {p.name: p.stat().st_mtime_ns for p in self._folder.glob("*.txt") if p.stem != str(self._rank)}
+        return {}
 
     def _finished(self) -> int:
         """Steps that the devices finished since the last look."""
@@ -144,11 +153,11 @@ class Watchdog:
             temporary.write_text(json.dumps({"rank": self._rank, "phase": place[0], "step": place[1], "time": time.time()}))
             os.replace(temporary, path)
 
-    def _give_up(self, place: tuple[str, int], seconds: float, limit: float, /) -> None:
+    def _give_up(self, place: tuple[str, int], seconds: float, limit: float, /, *, follows: bool) -> None:
         phase, step = place
         path = self._folder / f"{self._rank}.txt"
-        line = (f"watchdog: process {self._rank} made no progress for {seconds:.0f} s (limit {limit:.0f}) in {phase} at step {step}: {WHAT[phase]} is stuck"
-                f"{self._culprit(place)}; its stacks are in {path}; exit code {STUCK}")
+        line = (f"watchdog: process {self._rank} made no progress for {seconds:.0f} s (limit {limit:.0f}) in {phase} at step {step}: "
+                f"{'another process has given up' if follows else f'{WHAT[phase]} is stuck'}{self._culprit(place)}; its stacks are in {path}; exit code {STUCK}")
         with contextlib.suppress(OSError):
             self._folder.mkdir(exist_ok=True)
             with path.open("w") as file:
@@ -159,8 +168,8 @@ class Watchdog:
             sys.stderr.write(f"\n{line}\n")
             sys.stderr.flush()
         self._alarm("watchdog", step, phase=phase, process=self._rank, seconds=round(seconds, 1), limit=round(limit, 1))
-        if self._ranks > 1:
-            time.sleep(min(GRACE, limit))
+        if self._ranks > 1 and not follows:
+            time.sleep(GRACE)
         for child in multiprocessing.active_children():
             child.kill()
         self._end(STUCK)
