@@ -3,7 +3,7 @@
     python -m videomae_jax train --config=configs/distill/k710_s.py --workdir=runs/distill_k710_s --config.data.index=k710.parquet
 
 Needs runs/finetune_k710_g (configs/finetune/k710_g.py) and runs/finetune_k710_s, which is configs/finetune/k400_s.py with
---config.objective.head.classes=710.
+--config.objective.head.classes=710 --config.objective.pretrained=runs/vit_s.
 """
 
 import ml_collections
