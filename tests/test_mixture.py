@@ -176,12 +176,12 @@ def test_a_missing_source_is_declared(folders: dict[str, str], tmp_path: pathlib
     """An index that is not there is an error that says how to go on without it; the command line does."""
     made = config(folders)
     configs.override(made, {"data.parts.wide.source.index": str(tmp_path / "no.parquet")})
-    with pytest.raises(UserError, match=r"source 'wide' of the mixture: no index .*declared with --config.data.missing='wide'"):
+    with pytest.raises(UserError, match=r"source 'wide' of the mixture: no index .*declared with --config.data.missing=wide"):
         len(configs.build(made.data))
     configs.override(made, {"data.missing": "wide"})
     source = configs.build(made.data)
     assert len(source) == 2 and source.card(4)["wide"] == {"videos_in_recipe": 10, "missing": "declared"}
-    for missing in (("wide", "square"), ("wild",)):
+    for missing in (("wide", "square"), ("wide,square",), ("wild",)):
         with pytest.raises(UserError, match="allowed are some of square, wide, but not all"):
             mixture.Concat(source.parts, missing=missing)
 

@@ -60,7 +60,7 @@ def test_the_card_says_what_is_missing(config: configs.ml_collections.ConfigDict
     assert told["ssv2"] == {"videos_in_recipe": 168_913, "videos": 1, "share": pytest.approx(1 / 6), "epochs": pytest.approx(2)}
     assert sum(part["videos_in_recipe"] for part in told.values()) == pytest.approx(1.348e6, rel=1e-3)
     (tmp_path / "hybrid/webvid.parquet").unlink()
-    with pytest.raises(UserError, match=r"source 'webvid' of the mixture: no index hybrid/webvid.parquet.*--config.data.missing='own','webvid'"):
+    with pytest.raises(UserError, match=r"source 'webvid' of the mixture: no index hybrid/webvid.parquet.*--config.data.missing=own,webvid"):
         len(configs.build(config.data))
-    configs.override(config, {"data.missing": "'own','webvid'"})
+    configs.override(config, {"data.missing": "own,webvid"})
     assert len(configs.build(config.data)) == 4

@@ -34,8 +34,8 @@ class Concat:
     """The rows of all parts one after another, in the order of their names: the stream draws each of them once an epoch, as in V2.
 
     Strides, templates, crops and canvases are those of the parts; their fields and copies must agree. Classes are those of
-    all parts. A part in `missing` is left out and stands on the recipe card as such; one that cannot be opened and is not
-    declared there is an error. `split` replaces that of every part ("" = each its own); `limit` takes that many rows at equal
+    all parts. A part in `missing` (names, or several in one text with commas) is left out and stands on the recipe card as
+    such; one that cannot be opened and is not declared there is an error. `split` replaces that of every part ("" = each its own); `limit` takes that many rows at equal
     distances over all parts.
     """
 
@@ -46,7 +46,7 @@ class Concat:
     max_bad_fraction: float = 0.01
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.missing) - set(self.parts))
+        unknown = self._absent - set(self.parts)
         if unknown or not self._present:
             raise UserError(f"missing is {self.missing}; allowed are some of {', '.join(sorted(self.parts)) or '(no parts)'}, but not all")
         if self.limit < 0 or not 0 <= self.max_bad_fraction <= 1:
@@ -67,8 +67,12 @@ class Concat:
         return {name: self.parts[name] for name in self._present}
 
     @property
+    def _absent(self) -> set[str]:
+        return {name.strip() for text in self.missing for name in text.split(",")}
+
+    @property
     def _present(self) -> list[str]:
-        return sorted(set(self.parts) - set(self.missing))
+        return sorted(set(self.parts) - self._absent)
 
     @functools.cached_property
     def _sources(self) -> list[Any]:
@@ -84,7 +88,7 @@ class Concat:
                 lengths.append(len(source))
             except UserError as error:
                 raise UserError(f"source {name!r} of the mixture: {error}; a source that you do not have is declared with "
-                                f"--config.data.missing={','.join(repr(n) for n in (*self.missing, name))}") from error
+                                f"--config.data.missing={','.join(sorted({*self._absent, name}))}") from error
         chosen, ends = sources.spread(np.arange(sum(lengths)), limit=self.limit), np.cumsum(lengths)
         return [chosen[(chosen >= end - n) & (chosen < end)] - (end - n) for n, end in zip(lengths, ends, strict=True)]
 
