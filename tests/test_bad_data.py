@@ -245,9 +245,9 @@ def test_a_finished_sweep_is_no_failure() -> None:
     made = Ending(frames=1, size=8, length=4)
     with pipeline.stream(made, batch_size=4, seed=0, workers=1) as training:
         next(training)
-        for _ in range(2):
-            with pipeline.sweep(made, batch_size=4, workers=1) as sweep:
-                assert len(list(sweep)) == 1
+        with pipeline.sweep(made, batch_size=4, workers=1) as sweep:
+            assert len(list(sweep)) == 1
+        for _ in range(10):
             next(training)
 
 
