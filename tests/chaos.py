@@ -140,7 +140,8 @@ def campaign(words: list[str], reference: pathlib.Path, folder: pathlib.Path, /,
             first = not (directory / "checkpoints").exists() or not any(p.name.isdigit() for p in (directory / "checkpoints").iterdir())
             place = "step" if planned[0] == "restore" and first else planned[0]
             plan = (place, rng.randint(1, PLACES[place]), planned[1]) if sum(counts.values()) < kills else None
-            extra = ["--config.workers=1"] if place == "worker" else []
+            # A loader may wait for ever for a worker that is gone: then the watchdog ends the process.
+            extra = ["--config.workers=1", "--step-limit=15"] if place == "worker" else []
             codes, said = once([*words, *extra, f"--workdir={directory}"], plan, processes=processes, victim=rng.randrange(processes), seconds=seconds)
             if ARRIVED in said:
                 counts[f"{plan[2] if plan[0] != 'worker' or plan[2] == 'SIGSTOP' else 'SIGKILL'} in {plan[0]}"] += 1
