@@ -86,6 +86,8 @@ def command(*words: str, devices: int = 1, point: tuple[str, int] | None = None,
                         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1", "PYTHONFAULTHANDLER": "1"}
     env |= {TRACE: str(trace)} if trace else {}
     point = ("", 0) if trace and not point else point
+    if words[:1] == ("train",) and not any(word.startswith("--step-limit") for word in words):
+        words = (*words, "--step-limit=600")  # other tests share the cores: a slow machine is no stuck step
     start = [str(ROOT / "tests" / "runs.py"), point[0], str(point[1])] if point else ["-m", "videomae_jax"]
     words = ["bash", "-c", shell] if shell else [sys.executable, *start, *words]
     return subprocess.Popen(words, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **({"start_new_session": True} | kw))
