@@ -165,7 +165,9 @@ class Planner:
         powers = [f for f in (2**k for k in range(devices.bit_length())) if devices % f == 0 and self._splits(f, devices)]
         fits = [{"data": devices // f, "fsdp": f, "tensor": 1} for f in powers]
         whole = [s for s in fits if s["fsdp"] == 1 and footprint.state_bytes(self.run, s) <= SHARE * self.limit]
-        return whole or [s for s in fits if s["fsdp"] <= within][-1:] + [s for s in fits if s["fsdp"] > within]
+        split = [s for s in fits if 1 < s["fsdp"] <= within][-1:]
+        # Beyond a slice only where nothing else can hold the state.
+        return whole + split if whole else (split or fits[:1]) + [s for s in fits if s["fsdp"] > within]
 
     def _splits(self, fsdp: int, devices: int, /) -> bool:
         """Whether `fsdp` passes the replication gate."""
