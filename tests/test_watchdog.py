@@ -1,5 +1,6 @@
 """A process that makes no progress ends itself, and says where it stood; one that is slow, stopped or starved does not."""
 
+import argparse
 import json
 import pathlib
 import subprocess
@@ -167,6 +168,17 @@ def test_without_a_limit_nothing_is_watched_but_the_tick_goes_on(tmp_path: pathl
         assert not ended
     with pytest.raises(UserError, match="limit of compile is -1"):
         Limits(compile=-1)
+
+
+def test_a_cpu_is_given_more_time() -> None:
+    """Others may use its cores: five minutes where an accelerator has one. What the user says holds on both."""
+    from videomae_jax.commands.train import add_safety, safety
+
+    assert watchdog.step_limit("cpu") == 300 and watchdog.step_limit("gpu") == watchdog.step_limit("tpu") == Limits().step == 60
+    parser = argparse.ArgumentParser()
+    add_safety(parser)
+    assert safety(parser.parse_args([])).limits.step == 300 and safety(parser.parse_args(["--step-limit=7"])).limits.step == 7
+    assert safety(parser.parse_args(["--step-limit=0"])).limits.step == 0
 
 
 def test_the_process_that_is_behind_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

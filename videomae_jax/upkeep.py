@@ -18,7 +18,7 @@ from videomae_jax.ledger import Ledger
 from videomae_jax.rollback import Cursor, Policy, RollBack
 from videomae_jax.step import TrainState
 from videomae_jax.stopping import InterruptedEvaluation, Stop
-from videomae_jax.watchdog import Limits, Watchdog
+from videomae_jax.watchdog import Limits, Watchdog, step_limit
 
 
 LAST = (1.0, 4.0, 15.0)  # seconds before each new try of the last save, within the grace that a preempted job has
@@ -26,10 +26,11 @@ LAST = (1.0, 4.0, 15.0)  # seconds before each new try of the last save, within 
 
 @dataclasses.dataclass(frozen=True)
 class Safety:
-    """What a run does about trouble: when it goes back, when it counts as stuck, whether it logs norms by layer, and when its process `began`."""
+    """What a run does about trouble: when it goes back, when it counts as stuck (None: the usual limits of its devices), whether it
+    logs norms by layer, and when its process `began`."""
 
     policy: Policy = Policy()
-    limits: Limits = Limits()
+    limits: Limits | None = None
     norms: bool = False
     began: float | None = None
 
@@ -44,7 +45,8 @@ class Upkeep:
         self.run, self.directory, self.stop, self.safety = run, directory, stop, safety
         self._say, self._trust = say, trust
         self.events, self.ledger = Events(directory, lead=lead, say=say), Ledger(directory, lead=lead, began=safety.began)
-        self.watchdog = stack.enter_context(Watchdog(directory, safety.limits, rank=jax.process_index(), ranks=jax.process_count(),
+        limits = safety.limits or Limits(step=step_limit(jax.default_backend()))
+        self.watchdog = stack.enter_context(Watchdog(directory, limits, rank=jax.process_index(), ranks=jax.process_count(),
                                                      tick=self.ledger.alive, alarm=self.events.add))
         self.saver = Checkpointer(directory / "checkpoints", keep_last=run.config.checkpoint.keep_last,
                                   keep_every=steps_of(run, run.config.checkpoint.keep_every), warn=say)

@@ -52,6 +52,11 @@ class Limits:
         return max(self.step, self.factor * median) if phase in LOCKSTEP else float(getattr(self, phase))
 
 
+def step_limit(platform: str, /) -> float:
+    """Usual limit of a step in seconds: a minute, and five on a CPU, whose cores others may keep busy."""
+    return 300.0 if platform == "cpu" else 60.0
+
+
 class Watchdog:
     """Watches the phases that the loop enters and the steps that devices finish; a context manager.
 

@@ -70,7 +70,7 @@ def add_safety(parser: argparse.ArgumentParser, /) -> None:
                         "that led there (0 = never)")
     parser.add_argument("--rollbacks", type=int, default=3, metavar="N", help="go back at most N times")
     parser.add_argument("--norms", action="store_true", help="log the norm of every gradient, by layer")
-    for name, seconds, what in (("step", 60, "a step or a wait for data, and at least 10 median steps; 0 = no watchdog"), ("compile", 3600, "the first step"),
+    for name, seconds, what in (("step", None, "a step or a wait for data, and at least 10 median steps (60, on a CPU 300; 0 = no watchdog)"), ("compile", 3600, "the first step"),
                                 ("checkpoint", 1800, "what a save holds up"), ("evaluation", 1800, "one batch of an evaluation"),
                                 ("start", 1800, "restore and first batch")):
         parser.add_argument(f"--{name}-limit", type=float, default=seconds, metavar="SECONDS", help=f"longest time without progress: {what}")
@@ -78,12 +78,15 @@ def add_safety(parser: argparse.ArgumentParser, /) -> None:
 
 def safety(options: argparse.Namespace, /) -> "Safety":
     """The settings of `add_safety`. Raises UserError for a negative one."""
+    import jax
+
     from videomae_jax import ledger
     from videomae_jax.rollback import Policy
     from videomae_jax.upkeep import Safety
-    from videomae_jax.watchdog import Limits
+    from videomae_jax.watchdog import Limits, step_limit
 
-    limits = Limits(step=options.step_limit, compile=options.compile_limit, checkpoint=options.checkpoint_limit, evaluation=options.evaluation_limit,
+    step = step_limit(jax.default_backend()) if options.step_limit is None else options.step_limit
+    limits = Limits(step=step, compile=options.compile_limit, checkpoint=options.checkpoint_limit, evaluation=options.evaluation_limit,
                     init=options.start_limit, restore=options.start_limit)
     return Safety(Policy(options.row, options.rollbacks), limits, norms=options.norms, began=ledger.process_start())
 
