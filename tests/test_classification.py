@@ -282,3 +282,9 @@ def test_three_crops_resize_first() -> None:
     assert ThreeCrop(views=1)(video, size=20, rng=np.random.default_rng(0))[0, 5, 5, 0] == 200
     with pytest.raises(UserError, match="view 3 of 3; allowed are 0 to 2"):
         ThreeCrop(view=3)
+
+
+def test_views_of_a_source_without_sampling_are_refused() -> None:
+    """A mixture has none of its own."""
+    with pytest.raises(UserError, match="views need a source with `sampling` and `crop`, and NoiseClips has none"):
+        Views(sampling=At(views=2), crop=At(views=3)).sources(sources.NoiseClips(frames=4, size=16, length=4))

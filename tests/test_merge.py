@@ -128,3 +128,14 @@ def test_mistakes(parts: list[pathlib.Path], tmp_path: pathlib.Path, capsys: pyt
         assert not out.exists()
     with pytest.raises(UserError, match="two indexes"):
         merge.merge([], aliases={})
+
+
+def test_addresses_stay_addresses(tmp_path: pathlib.Path) -> None:
+    """Videos in an object store are merged by name; their bytes are not fetched to be compared."""
+    paths = [written(tmp_path, part, [(CLIP.format(f"own{part}"), "zumba", "train")]) for part in ("a", "b")]
+    table = index.load(paths[1])
+    index.write(table.set_column(table.schema.get_field_index("path"), "path", pa.array(["gs://bucket/own.mp4"])), paths[1])
+    out = tmp_path / "ab.parquet"
+    assert entry.main(["index", f"--merge={paths[0]},{paths[1]}", f"--out={out}"]) == 0
+    assert "gs://bucket/own.mp4" in index.load(out).column("path").to_pylist()
+    assert entry.main(["index", f"--merge={paths[0]},{paths[1]}", f"--out={out}", "--verify"]) == 2

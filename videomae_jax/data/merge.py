@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from videomae_jax.data import index, sources
+from videomae_jax.data import index, remote, sources
 from videomae_jax.errors import UserError
 
 KINETICS = re.compile(r"(?P<video>[\w-]{11})_\d{6}_\d{6}")  # YouTube id, first and last second
@@ -86,7 +86,8 @@ def _named(paths: Sequence[pathlib.Path], /) -> dict[str, pathlib.Path]:
 def _rows(part: str, path: pathlib.Path, /) -> list[dict[str, Any]]:
     table, home = index.load(path), path.resolve().parent
     columns = {c: table.column(c).to_pylist() for c in ("path", "name", "label", "split", "status")}
-    return [{"part": part, "number": (part, i), "video": identity(name), "label": label, "split": split, "status": status, "path": home / file}
+    return [{"part": part, "number": (part, i), "video": identity(name), "label": label, "split": split, "status": status,
+             "path": file if remote.is_remote(file) else home / file}
             for i, (file, name, label, split, status) in enumerate(zip(*columns.values(), strict=True))]
 
 
@@ -115,10 +116,11 @@ def _classes(rows: Sequence[Mapping[str, Any]], /, *, aliases: Mapping[str, str]
 
 
 def _copies(rows: Sequence[Mapping[str, Any]], /) -> set[pathlib.Path]:
-    """Training files with the bytes of a held-out one; only files of equal size are read."""
+    """Training files with the bytes of a held-out one; only files of equal size are read. Raises UserError for addresses."""
     sized: dict[int, dict[bool, list[pathlib.Path]]] = {}
     for row in rows:
         if row["status"] == "ok":
+            remote.local(row["path"], what="a video whose bytes are compared (--verify)")
             sized.setdefault(os.stat(row["path"]).st_size, {}).setdefault(row["split"] in HELD_OUT, []).append(row["path"])
     found: set[pathlib.Path] = set()
     for files in sized.values():

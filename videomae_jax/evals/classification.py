@@ -34,7 +34,9 @@ class Views:
     crop: Any
 
     def sources(self, source: Any, /) -> tuple[Any, ...]:
-        """One source a view."""
+        """One source a view. Raises UserError for a source that has no sampling and crop of its own to replace, such as a mixture."""
+        if not hasattr(source, "sampling") or not hasattr(source, "crop"):
+            raise UserError(f"views need a source with `sampling` and `crop`, and {type(source).__name__} has none; name one of its parts in eval_data")
         return tuple(dataclasses.replace(source, sampling=dataclasses.replace(self.sampling, view=t), crop=dataclasses.replace(self.crop, view=s))
                      for t in range(self.sampling.views) for s in range(self.crop.views))
 
