@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 
@@ -35,3 +36,17 @@ def real_videos() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip("no folder ../shared/videos beside the checkout")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def ordinary_scheduling() -> Iterator[None]:
+    """No test leaves this thread with another scheduling policy: real-time threads starve what comes after it."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    before = os.sched_getscheduler(0)
+    yield
+    after = os.sched_getscheduler(0)
+    if after != before:
+        os.sched_setscheduler(0, before, os.sched_param(0))
+    assert after == before, f"the test left the scheduling policy {after}, before it was {before}"
