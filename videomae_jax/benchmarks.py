@@ -193,7 +193,7 @@ def step(run: Assembly, /, *, steps: int, repeats: int, warmup: int, peak_tflops
     if not peak:
         # Forced host devices share the cores, so one product already uses all of them.
         peak = Peak(product.flops / min(x.wall for x in laps["peak"]) / 1e12, f"measured: {product.name}, best of {repeats}")
-    flops, clips = 6 * run.objective.cost().macs, run.clips * run.draws
+    flops, clips = run.objective.cost().train_flops, run.clips * run.draws
     result = {
         "bench": "step", "name": run.config.name, "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": devices[0].device_kind, "devices": len(devices), "mesh": dict(run.mesh.shape), "clips_per_step": clips,

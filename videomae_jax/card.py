@@ -31,7 +31,7 @@ def card(run: Assembly, /) -> dict[str, Any]:
         "steps": run.total, "steps_per_epoch": run.steps_per_epoch, "epochs": epochs, "effective_epochs": epochs * copies,
         "schedules": schedules,
         "tokens_per_clip": dict(cost.tokens), "tokens_seen": clips * cost.tokens["all"], "clips_seen": clips,
-        "forward_macs_per_clip": cost.macs, "train_flops_per_clip": 6 * cost.macs, "train_flops_total": 6 * cost.macs * clips,
+        "forward_macs_per_clip": cost.macs, "train_flops_per_clip": cost.train_flops, "train_flops_total": cost.train_flops * clips,
         "mesh": dict(run.mesh.shape), "checkpoint_bytes": state_bytes(run.abstract),
         "checkpoints_kept": checkpoints_kept(run), "checkpoints_disk_bytes": checkpoints_kept(run) * state_bytes(run.abstract),
         **({"crops_on_device": found} if (found := planes.report(run.source)) else {}),

@@ -73,7 +73,7 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
     fits = compiled.bytes <= planner.limit
     run, chip = planner.run, topology.chip
     clips = run.clips * run.draws
-    flops = 6 * run.objective.cost().macs * clips
+    flops = run.objective.cost().train_flops * clips
     peak = topology.all_chips * chip.tflops * 1e12
     result = {
         "topology": name, "config": config.name, "chips": topology.all_chips, "hosts": topology.hosts, "fits": fits,
@@ -154,7 +154,7 @@ def stage(config: Any, topology: Topology, mfu: float, /, *, trust: tuple[str, .
         config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
     run = assembly.assemble(config, trust=trust, devices=jax.devices()[:1])
     rate = topology.chip.tflops * 1e12 * mfu * 3600
-    return {"config": config.name, "chip_hours": run.total * run.clips * run.draws * 6 * run.objective.cost().macs / rate}
+    return {"config": config.name, "chip_hours": run.total * run.clips * run.draws * run.objective.cost().train_flops / rate}
 
 
 def versions() -> dict[str, str]:

@@ -52,7 +52,7 @@ def _speed(cell: Any, topology: str, trust: tuple[str, ...], /) -> tuple[int, fl
     config = forecast.without_index(configs.load(cell.config), videos=cell.videos)
     where = find(topology or "h100x1")
     planner = Planner(config, where, fixed=frozenset(), trust=trust)
-    flops = 6 * planner.run.objective.cost().macs * planner.run.clips * planner.run.draws
+    flops = planner.run.objective.cost().train_flops * planner.run.clips * planner.run.draws
     if not topology:
         return config.batch_size, flops, 0.0, 0
     fits = [e for e in map(planner.of, planner.choices()) if e.bytes <= planner.limit]

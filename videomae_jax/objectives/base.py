@@ -126,6 +126,11 @@ class Cost:
     macs: float
     tokens: Mapping[str, int]
 
+    @property
+    def train_flops(self) -> float:
+        """FLOPs of a training step for one clip: two a multiply-add, and the backward pass takes twice the forward pass."""
+        return 6 * self.macs
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
