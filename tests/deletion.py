@@ -11,7 +11,6 @@ and the modules that nothing else imports. Prints a JSON line for each recipe wi
 """
 
 import argparse
-import ast
 import json
 import os
 import pathlib
@@ -22,6 +21,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+
+import test_architecture
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("videomae_jax", "configs", "tests")
@@ -44,12 +45,7 @@ def recipes(root: pathlib.Path, /) -> list[str]:
 
 def imported(path: pathlib.Path, root: pathlib.Path, /) -> set[pathlib.Path]:
     """Files of the tree that a file imports, anywhere in it; tests find each other by their bare names."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    names = test_architecture.imports(path)
     found = {root.joinpath(*name.split(".")).with_suffix(".py") for name in names}
     found |= {root / "tests" / f"{name}.py" for name in names if "." not in name}
     return {p for p in found if p.is_file() and p != path}
