@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videomae_jax.data import decode
+from videomae_jax.data import decode, planar
 
 MATRIX = {"bt601": 5, "bt709": 1, "bt2020": 9}
 
@@ -106,9 +106,9 @@ def test_colour_that_changes_within_a_stream(monkeypatch: pytest.MonkeyPatch) ->
         def __getattr__(self, name: str) -> object:
             return getattr(self.frame, name)
 
-    data, plain = encode(scene()), decode._planar
+    data, plain = encode(scene()), planar.views
     expected, other = decode.planes(data, [0, 1, 2]), decode.planes(encode(scene(), matrix="bt709", full=True), [0])
-    monkeypatch.setattr(decode, "_planar", lambda frame, *rest, **kw: plain(Tagged(frame), *rest, **kw))
+    monkeypatch.setattr(planar, "views", lambda frame, *rest, **kw: plain(Tagged(frame), *rest, **kw))
     found = decode.planes(data, [0, 1, 2])
     np.testing.assert_array_equal(found.luma, expected.luma)
     np.testing.assert_array_equal(found.colour[0], expected.colour[0])

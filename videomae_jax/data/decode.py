@@ -6,7 +6,6 @@ parallelism comes from the loader. Containers live only inside a call.
 """
 
 import dataclasses
-import functools
 import io
 import math
 import os
@@ -19,18 +18,18 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from videomae_jax.data import planar
+
 STAGES = ("open", "stream", "index", "seek", "decode", "short", "timestamps", "timeout")
 TIMEOUT = 60.0  # seconds that one file may take; a stalled network mount is the usual reason for more
 # Codecs whose frames say whether others refer to them, so that leaving out the rest changes no pixel of those kept.
 # MPEG-4 part 2 does change: its B-frames keep the decoder's delay.
 SKIPPING = ("h264", "hevc")
+# AVI stores no presentation times. FFmpeg guesses them from the delay of the decoder, and for two B-frames in a row, as XviD writes them (UCF101), it
+# swaps neighbours. Decoders give frames in the order of presentation, whatever the guess.
+UNTIMED = "avi"
 SEEK_GAIN = 8  # frames that a further seek must save to be worth refilling the decoder
 BACKWARD = (0.0, 1.0, 10.0, math.inf)  # seconds before the target for repeated seeks that land behind it
-PLANAR = ("yuv420p", "yuvj420p")  # pixel formats whose planes are handed out as they are where the number of rows is even
-# Weights of red and blue in luma by the number that a stream gives its matrix (ITU-T H.273); unnamed (2) counts as BT.601.
-MATRICES = {1: (0.2126, 0.0722), 2: (0.299, 0.114), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
-FULL = 2  # FFmpeg's number for full range
-JPEG = (5, True)  # matrix and range of the planes of every other picture
 
 Video = str | os.PathLike[str] | bytes
 
@@ -171,7 +170,7 @@ def planes(source: Video, ids: Sequence[int] | np.ndarray, /, *, info: VideoInfo
     info = info or probe(source, timeout=timeout)
     ids, converter = np.asarray(ids, np.int64), VideoReformatter()
     size = (info.height, info.width) if info.rotation % 180 else (info.width, info.height)
-    found = _read(source, ids, info=info, timeout=timeout, convert=lambda frame: _planar(frame, converter, size=size, rotation=info.rotation))
+    found = _read(source, ids, info=info, timeout=timeout, convert=lambda frame: planar.views(frame, converter, size=size, rotation=info.rotation))
     return _cut([found[number] for number in ids.tolist()], cut or (0, 0, info.width, info.height))
 
 
@@ -179,11 +178,11 @@ def planes_of(video: np.ndarray, /, *, cut: tuple[int, int, int, int]) -> Planes
     """RGB pictures u8 [n h w 3] as `planes` makes them of streams that are not 4:2:0."""
     converter, size = VideoReformatter(), (video.shape[2], video.shape[1])
     frames = (av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24") for picture in video)
-    return _cut([_planar(frame, converter, size=size, rotation=0) for frame in frames], cut)
+    return _cut([planar.views(frame, converter, size=size, rotation=0) for frame in frames], cut)
 
 
 def _cut(frames: list[tuple[list[np.ndarray], np.ndarray]], cut: tuple[int, int, int, int], /) -> Planes:
-    """A part of frames that `_planar` gave, in one piece of memory."""
+    """A part of frames that `planar.views` gave, in one piece of memory."""
     left, top, right, bottom = cut
     luma = np.empty((len(frames), bottom - top, right - left), np.uint8)
     chroma = np.empty((len(frames), 2, -(-bottom // 2) - top // 2, -(-right // 2) - left // 2), np.uint8)
@@ -289,6 +288,9 @@ class _Call:
 
     def decoded(self, container: Any, stream: Any, /, *, wanted: frozenset[int] = frozenset()) -> Iterator[Any]:
         """Frames from the present position on; with `wanted`, frames that nothing refers to are left out, and those behind the last wanted packet."""
+        if container.format.name == UNTIMED:
+            yield from self.released(container, stream)
+            return
         skip, missing = bool(wanted) and stream.codec_context.name in SKIPPING, set(wanted)
         for packet in self.packets(container, stream, stage="decode"):
             needed = not skip or packet.pts is None or packet.pts in wanted
@@ -300,6 +302,14 @@ class _Call:
                 yield from self.frames(None, stream)
                 return
 
+    def released(self, container: Any, stream: Any, /) -> Iterator[Any]:
+        """As `decoded` where presentation times are guesses of the demuxer: that of a frame is the place of the packet that released it."""
+        last = -1
+        for packet in self.packets(container, stream, stage="decode"):
+            for frame in self.frames(packet):
+                frame.pts = last = last + 1 if frame.dts is None else frame.dts
+                yield frame
+
     def seek(self, container: Any, stream: Any, pts: int, /, *, wanted: frozenset[int] = frozenset()) -> Iterator[Any]:
         """Frames from the key frame at or before `pts`; further back while the container lands behind it."""
         for back in BACKWARD:
@@ -309,6 +319,8 @@ class _Call:
                 else:
                     container.seek(pts - int(back / stream.time_base), stream=stream, backward=True, any_frame=False)
             except av.FFmpegError as error:
+                if 0 < back < math.inf:
+                    continue  # AVI refuses times before its first key frame
                 raise self.error("seek", error) from error
             frames = self.decoded(container, stream, wanted=wanted)
             first = next(frames, None)
@@ -357,31 +369,3 @@ def _picture(frame: Any, info: VideoInfo, converter: VideoReformatter, /) -> np.
     width, height = (info.height, info.width) if info.rotation % 180 else (info.width, info.height)
     array = converter.reformat(frame, format="rgb24", width=width, height=height, threads=1).to_ndarray()
     return np.rot90(array, info.rotation // 90)
-
-
-def _planar(frame: Any, converter: VideoReformatter, /, *, size: tuple[int, int], rotation: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Luma, blue and red chroma u8 [h w] for display, of the stored (width, height) `size`, and their `colour`."""
-    width, height = size
-    full = frame.color_range == FULL or frame.format.name.startswith("yuvj")
-    plain = frame.format.name in PLANAR and (frame.width, frame.height) == size and int(frame.colorspace) in MATRICES and height % 2 == 0
-    if not plain:
-        frame = converter.reformat(frame, format="rgb24", width=width, height=height, threads=1)
-        frame = converter.reformat(frame, format="yuv420p", dst_colorspace=5, dst_color_range=FULL, threads=1)
-    # The arrays keep their planes, and so the decoder's memory, until they are copied.
-    views = [np.frombuffer(p, np.uint8).reshape(-1, p.line_size)[: p.height, : p.width] for p in frame.planes]
-    return [np.rot90(v, rotation // 90) for v in views], _colour(*((int(frame.colorspace), full) if plain else JPEG), plain=plain)
-
-
-@functools.lru_cache
-def _colour(matrix: int, full: bool, /, *, plain: bool) -> np.ndarray:
-    """RGB f32 [3 4] of (luma, blue chroma, red chroma, 1), all in 0..255; `matrix` is one of MATRICES.
-
-    Includes the mean rounding of FFmpeg's converters. For `plain` pictures each product is rounded down, half a level on
-    average (in full range that of luma is exact); where RGB becomes 4:2:0 the mean chroma of four pixels is.
-    """
-    red, blue = MATRICES[matrix]
-    green, luma, chroma, black = 1 - red - blue, *((1.0, 1.0, 0.0) if full else (255 / 219, 255 / 224, 16.0))
-    shares = np.asarray([[0, 2 - 2 * red], [-(2 - 2 * blue) * blue / green, -(2 - 2 * red) * red / green], [2 - 2 * blue, 0]]) * chroma
-    products, neutral = (np.asarray([1, 2, 1]) + (not full), 128.0) if plain else (np.zeros(3), 127.5)
-    offsets = -luma * black - neutral * shares.sum(1) - products / 2
-    return np.concatenate([np.full((3, 1), luma), shares, offsets[:, None]], 1).astype(np.float32)
