@@ -92,7 +92,7 @@ def test_divergence_by_hand(temperature: float) -> None:
 
 def test_the_loss_is_that_of_both_networks_on_the_same_mixed_clips() -> None:
     """Teacher and student get the erased and mixed pixels; a clip without a label counts for the KL alone."""
-    objective = dataclasses.replace(PLAIN, mixing=Mixing(cutmix=0.0), erasing=Erasing(probability=1.0), labels=0.5, temperature=2.0, smoothing=0.0)
+    objective = dataclasses.replace(PLAIN, mixing=Mixing(cutmix=0.0), erasing=Erasing(probability=1.0), matching=0.25, labels=0.5, temperature=2.0, smoothing=0.0)
     run, params = running()
     extra = run.seen({})
 
@@ -109,7 +109,7 @@ def test_the_loss_is_that_of_both_networks_on_the_same_mixed_clips() -> None:
     kl = 4 * (np.exp(lp) * (lp - lq)).sum(-1).mean()
     ce = -(ready["target"] * log_softmax(student)).sum(-1)[[0, 3]].mean()  # rows 1 and 2 are mixed with each other, and 2 has no label
     np.testing.assert_array_equal(ready["weight"], [1, 0, 0, 1])
-    assert float(losses.value(out.terms, denominators=losses.denominators(out.terms))) == pytest.approx(kl + 0.5 * ce, rel=1e-5)
+    assert float(losses.value(out.terms, denominators=losses.denominators(out.terms))) == pytest.approx(0.25 * kl + 0.5 * ce, rel=1e-5)
     assert kl > 0.01
     same = 100 * np.mean(student.argmax(-1) == teacher.argmax(-1))
     assert float(np.sum(out.metrics["agreement"].total) / np.sum(out.metrics["agreement"].weight)) == pytest.approx(same)
@@ -196,6 +196,7 @@ def test_agreement(tmp_path: pathlib.Path) -> None:
 def test_mistakes() -> None:
     """Other classes, other clips, a temperature of nothing."""
     for change, message in (({"teacher_head": heads.Classifier(classes=4)}, "has 3 classes and the teacher's 4"), ({"temperature": 0.0}, "temperature 0.0"),
+                            ({"labels": -1.0}, "labels -1.0"), ({"matching": 0.0}, "not both 0"),
                             ({"teacher": dataclasses.replace(TEACHER, frames=8)}, "both see the same clip"), ({"start": "body"}, "start 'body'")):
         with pytest.raises(UserError, match=message):
             dataclasses.replace(PLAIN, **change)

@@ -27,7 +27,8 @@ class Distill(Objective):
     and consistent" (arXiv 2106.05237): consistent crops and mixup, a very long schedule, no labels.
 
     Deviations, for what neither the paper nor its authors tell: the temperature; whether labels, RandAugment and erasing take part
-    (`labels` is the coefficient of their cross-entropy, 0 = none); number of epochs and learning rate (the configs).
+    (`labels` is the coefficient of their cross-entropy, 0 = none); number of epochs and learning rate (the configs). `matching` is the
+    coefficient of the KL: 0 beside labels of 1 trains the same student on labels alone, for comparison.
 
     The teacher, `teacher` with `teacher_head` from the run or file `weights`, runs as in evaluation, and its weights, in `storage`, are
     frozen: no part of the state, of a checkpoint, or of a gradient. Rows without a label count for the KL. The student starts
@@ -40,6 +41,7 @@ class Distill(Objective):
     teacher_head: heads.Classifier
     weights: str
     temperature: float = 1.0
+    matching: float = 1.0
     labels: float = 0.0
     smoothing: float = 0.1
     mixing: Mixing = Mixing()
@@ -54,8 +56,10 @@ class Distill(Objective):
 
     def __post_init__(self) -> None:
         supervision.check_start(self.start, self.classes)
-        if self.temperature <= 0 or self.labels < 0:
-            raise UserError(f"temperature {self.temperature}, labels {self.labels}; allowed are a temperature above 0 and labels of 0 and more")
+        if self.temperature <= 0:
+            raise UserError(f"temperature {self.temperature}; allowed are temperatures above 0")
+        if min(self.matching, self.labels) < 0 or self.matching + self.labels == 0:
+            raise UserError(f"matching {self.matching}, labels {self.labels}; allowed are coefficients of 0 and more, not both 0")
         if self.head.classes != self.teacher_head.classes:
             raise UserError(f"the student's head has {self.head.classes} classes and the teacher's {self.teacher_head.classes}; they must be the same classes")
         a, b = self.encoder, self.teacher
@@ -110,7 +114,8 @@ class Distill(Objective):
         tokens = self.network.tokens(params, self.patchify(batch), keys=row_keys(keys[0], batch["key"]) if train else None)
         logits = self.network.classify(params, tokens, keys=row_keys(keys[1], batch["key"]) if train else None).logits
         taught = self.teach(extra, batch)
-        terms = {"distillation": supervision.divergence(taught, logits, temperature=self.temperature, weight=batch["whole"])}
+        distance = supervision.divergence(taught, logits, temperature=self.temperature, weight=batch["whole"])
+        terms = {"distillation": distance.replace(coefficient=self.matching)}
         if self.labels:
             terms["classification"] = losses.soft_cross_entropy(logits, batch["target"], weight=batch["weight"], coefficient=self.labels)
         label, weight = batch["target"].argmax(-1), batch["weight"]
