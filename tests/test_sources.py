@@ -169,19 +169,6 @@ def test_draws_come_from_the_generator_alone(folder: pathlib.Path) -> None:
     assert len({made.read(0, rng=rng(seed))["video"].tobytes() for seed in range(8)}) > 4
 
 
-def test_same_videos_for_any_number_of_workers(folder: pathlib.Path) -> None:
-    """Real decoding gives the bit-identical batches too, and what travels to a worker is small."""
-    made = source(folder, repeats=2, size=32, crop=transforms.MultiScaleCrop(), sampling=clips.DenseRandom(stride=1))
-
-    def drawn(**options: Any) -> list[dict[str, np.ndarray]]:
-        with pipeline.stream(made, batch_size=4, seed=9, **options) as stream:
-            return [next(stream) for _ in range(4)]
-
-    for one, other in zip(drawn(threads=3), drawn(workers=2), strict=True):
-        for key, value in one.items():
-            np.testing.assert_array_equal(value, other[key], err_msg=key)
-
-
 def test_a_large_index_travels_as_a_name(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """A million rows: the pickle stays below 1 MB, for every process maps the file itself."""
     one = index.load(folder / "index.parquet").slice(0, 1)

@@ -2,7 +2,7 @@
 
 A packed folder holds `pack.json` (settings), `v<version>/<shard>.array_record` with a manifest `<shard>.json` beside each, and,
 once every shard is there, `manifest.json` and `index.parquet`: an index like any other, for `packed.PackedClips`. Every shard is a function of the
-index and the settings alone, is written under another name and renamed when verified, so that any number of processes can
+videos, the index and the settings, to the byte for one version of x264 (of one thread each: more threads encode otherwise), is written under another name and renamed when verified, so that any number of processes can
 share the work, be killed, and go on. Row r of n readable videos lies in shard floor(r * shards / n).
 
 A record holds the windows of one video: RECORD head, sizes, json, then each window as an mp4 of its own without sound. A video
@@ -116,7 +116,7 @@ class Packed(NamedTuple):
 
 
 def encode(video: np.ndarray, /, *, fps: Fraction, settings: Settings) -> bytes:
-    """u8 [T H W 3], even sides -> an mp4 of one constant rate, the same bytes on every call."""
+    """u8 [T H W 3], even sides -> an mp4 of one constant rate: the same bytes on every call, in every process and under any load."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4", options={"video_track_timescale": str(fps.numerator * TICKS)}) as out:
         stream = out.add_stream("libx264", rate=fps)
