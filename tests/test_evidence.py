@@ -15,7 +15,7 @@ import pytest
 import scipy.stats
 
 from videomae_jax import config as configs
-from videomae_jax import evidence, evidence_report, masking, optim, verdicts
+from videomae_jax import evidence, evidence_costs, evidence_report, masking, metrics, optim, verdicts
 from videomae_jax.commands import evaluate
 from videomae_jax.data import sources
 from videomae_jax.errors import UserError
@@ -116,7 +116,10 @@ def test_unfinished_cells_and_unknown_measurements() -> None:
     (lambda: Suite((Arm("a"),), (claim(),), ""), "names arm 'b'; there are a"),
     (lambda: Suite((Arm("a", after="b"), Arm("b")), (claim(),), ""), "arm 'a' builds on 'b'; allowed are arms before it"),
     (lambda: Suite((Arm("a"), Arm("a")), (claim(),), ""), "distinct names"), (lambda: Suite((Arm("a"), Arm("b")), (), ""), "at least one claim"),
-    (lambda: Suite((Arm("a"), Arm("b")), (claim(),), "", seeds=1), "1 seeds")])
+    (lambda: Suite((Arm("a"), Arm("b")), (claim(),), "", seeds=1), "1 seeds"), (lambda: Suite((Arm("a"), Arm("b", seeds=1)), (claim(),), ""), "1 seeds"),
+    (lambda: Suite((Arm("a", seeds=2), Arm("b", after="a")), (claim(),), ""), "arm 'b' of 5 seeds builds on 'a' of 2"),
+    (lambda: Suite((Arm("a"), Arm("b")), (claim(),), "", costs=("c",)), "costs of arms c; there are a, b"),
+    (lambda: Suite((Arm("a"), Arm("b")), (claim(),), "", curve="probe/trained"), "a curve needs some")])
 def test_suites_that_cannot_be(make: Any, message: str) -> None:
     """Mistakes in a config are said before anything runs."""
     with pytest.raises(UserError, match=message):
@@ -175,11 +178,14 @@ def test_two_arms_two_seeds(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
         return real(run, directory, **kw)
 
     monkeypatch.setattr(evidence, "train", train)
-    assert evidence.run(config_of(), workdir=tmp_path, say=lambda _: None) == 75
+    monkeypatch.setattr(evidence_costs, "measure", functools.partial(evidence_costs.measure, repeats=2, steps=1))
+    config = config_of(costs=("v1",), curve="reconstruction/loss")
+    assert evidence.run(config, workdir=tmp_path, say=lambda _: None) == 75
     first = capsys.readouterr().out.splitlines()
     assert json.loads(first[0])["claims"]["same"]["verdict"] == "unfinished"
     before = (tmp_path / "protocol.json").stat()
-    assert evidence.run(config_of(), workdir=tmp_path, say=lambda _: None) == 0
+    assert not (tmp_path / "costs.json").exists()
+    assert evidence.run(config, workdir=tmp_path, say=lambda _: None) == 0
     assert trained == ["v1/seed0", "dual/seed0", "stop", "v1/seed1", "dual/seed1"]
     after = (tmp_path / "protocol.json").stat()
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
@@ -190,7 +196,13 @@ def test_two_arms_two_seeds(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     assert np.allclose(result["differences"], np.subtract(losses["dual"], losses["v1"])) and losses["v1"][0] != losses["v1"][1]
     assert result["verdict"] == "shown" and row == printed["row"] and row.startswith("| mini | dual is like V1: ")
     assert (tmp_path / "evidence.png").read_bytes()[:4] == b"\x89PNG"
-    assert evidence.run(config_of(), workdir=tmp_path, say=lambda _: None) == 0 and len(trained) == 5
+    costs, steps = saved["costs"]["v1"], [point for point in saved["curves"]["reconstruction/loss"]["v1"]["seed1"]]
+    assert list(saved["costs"]) == ["v1"] and costs["clips_per_step"] == 8 and costs["times_longer"]["of_medians"] == 1 and costs["step_bytes"] > 0
+    assert [x for x, _ in steps] == pytest.approx([0, 2e-3 * costs["ms_per_step"]["median"]]) and steps[1][1] == losses["v1"][1] != steps[0][1]
+    assert (tmp_path / "evidence_curve.png").read_bytes()[:4] == b"\x89PNG"
+    measured = (tmp_path / "costs.json").read_text()
+    assert evidence.run(config, workdir=tmp_path, say=lambda _: None) == 0 and len(trained) == 5 and (tmp_path / "costs.json").read_text() == measured
+    assert not metrics.read(tmp_path / "runs" / "dual" / "seed0")[-1].keys() & {"reconstruction/loss"}, "arms without costs are measured at the end alone"
     cells = saved["summary"]["v1"]
     assert cells["1"]["loss_last"] == losses["v1"][1] and cells["1"]["loss_first"] != losses["v1"][1]
     assert saved["summary_arm"] == "v1" and list(saved["summary"]) == ["v1", "dual"]
@@ -212,7 +224,7 @@ def test_the_protocol_never_changes_once_a_run_exists(tmp_path: pathlib.Path, no
     changed.total = "3"
     with pytest.raises(UserError, match=r"fixed before the first run, and these fields differ now: arms.dual.config.total, arms.v1.config.total"):
         evidence.run(changed, workdir=tmp_path / "suite", say=lambda _: None)
-    with pytest.raises(UserError, match="differ now: seeds"):
+    with pytest.raises(UserError, match="differ now: seeds.dual, seeds.v1"):
         evidence.run(config_of(), workdir=tmp_path / "suite", seeds=3, say=lambda _: None)
     assert (tmp_path / "suite" / "protocol.json").read_text() == text
     (tmp_path / "suite" / "protocol.json").unlink()
@@ -232,6 +244,34 @@ def test_chosen_arms_and_their_order(tmp_path: pathlib.Path, no_training: list[s
     assert json.loads((tmp_path / "evidence.json").read_text())["claims"]["same"]["mean"] == 1
     with pytest.raises(UserError, match="arms nobody, seeds 0, budget 0.0; arms are v1, dual"):
         evidence.run(config_of(), workdir=tmp_path, arms=("nobody",))
+
+
+def test_an_arm_may_have_seeds_of_its_own(tmp_path: pathlib.Path, no_training: list[str]) -> None:
+    """Three for v1 and two for dual: all five cells run, the claim is judged over the shared two, which are all that were stated."""
+    config = config_of(arms=(Arm("v1", seeds=3), Arm("dual", (("objective.decoder_mask", masking.RunningCell()),))))
+    assert evidence.run(config, workdir=tmp_path / "stated", say=lambda _: None) == 0
+    assert no_training == ["v10", "dual0", "v11", "dual1", "v12"]
+    result = json.loads((tmp_path / "stated" / "evidence.json").read_text())
+    assert result["claims"]["same"]["differences"] == [1.0, 1.0] and result["claims"]["same"]["verdict"] == "shown" and list(result["measurements"]["v1"]) == ["0", "1", "2"]
+    fixed = json.loads((tmp_path / "stated" / "protocol.json").read_text())
+    assert fixed["seeds"] == {"v1": [0, 1, 2], "dual": [0, 1]} and fixed["seeds_stated"] == {"v1": 3, "dual": 2}
+    no_training.clear()
+    assert evidence.run(config, workdir=tmp_path / "one", seeds=1, say=lambda _: None) == 0
+    assert no_training == ["v10", "dual0"], "--seeds is for every arm"
+    assert json.loads((tmp_path / "one" / "evidence.json").read_text())["claims"]["same"]["reason"] == "1 of the 2 seeds stated beforehand"
+
+
+def test_curves_stand_against_time_measured_side_by_side(tmp_path: pathlib.Path) -> None:
+    """2 and 4 ms a step: step 100 is 0.2 and 0.4 s; lines without the measurement, or without a number, have no point."""
+    lines = {"seed0": [{"step": 0, "p/x": 1.0}, {"step": 50, "loss": 3.0}, {"step": 100, "p/x": 5.0}], "seed1": [{"step": 0, "p/x": 3.0}, {"step": 100, "p/x": math.nan}]}
+    for name, values in lines.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(v) + "\n" for v in values))
+    steps = evidence_costs.follow(sorted(tmp_path.glob("seed*")), "p/x")
+    assert steps == {"seed0": [(0, 1.0), (100, 5.0)], "seed1": [(0, 3.0)]}
+    curves = evidence_costs.against_time({"a": steps, "b": steps}, {"a": {"ms_per_step": {"median": 2.0}}, "b": {"ms_per_step": {"median": 4.0}}})
+    assert curves["a"]["seed0"] == [(0.0, 1.0), (0.2, 5.0)] and curves["b"]["seed0"] == [(0.0, 1.0), (0.4, 5.0)]
+    assert evidence_costs.mean_curve(steps) == [(0, 2.0)] and evidence_costs.mean_curve({}) == []
 
 
 def test_arms_change_fields_and_whole_nodes() -> None:

@@ -21,7 +21,7 @@ def test_protocol_is_stated(name: str) -> None:
     for arm in suite.arms:
         assert configs.build(resolved[arm.name].objective), arm.name
         assert suite.evaluators(arm, resolved[arm.name]), arm.name
-    assert evidence.protocol(suite, resolved, seeds=(0, 1, 2))["protocol"] == suite.protocol
+    assert evidence.protocol(suite, resolved, seeds={"all": (0, 1, 2)})["protocol"] == suite.protocol
 
 
 @pytest.mark.parametrize("name", NAMES)

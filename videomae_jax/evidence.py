@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from videomae_jax import config as configs
-from videomae_jax import evidence_report, metrics, run_directory, verdicts
+from videomae_jax import evidence_costs, evidence_report, metrics, run_directory, verdicts
 from videomae_jax.assembly import assemble
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context, Headlined
@@ -26,7 +26,7 @@ from videomae_jax.train import train
 from videomae_jax.verdicts import Claim, Table
 
 CALIBRATION = 40  # steps that measure the speed of an arm with a time budget
-PROTOCOL, CELL, UNTRAINED = "protocol.json", "measurements.json", "untrained.json"
+PROTOCOL, CELL, UNTRAINED, COSTS = "protocol.json", "measurements.json", "untrained.json", "costs.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Arm:
     `config` names another config file to start from. In text values "{after}" becomes the run directory of the arm
     `after` under the same seed. With `as_long_as` the total is the number of steps that fit into the training time of
     those arms under the same seed: steps alone, measured by their median speed, compilation and evaluation left out.
+    `seeds` is the number of seeds of this arm where it is not the suite's (0).
     """
 
     name: str
@@ -43,6 +44,12 @@ class Arm:
     config: str = ""
     after: str = ""
     as_long_as: tuple[str, ...] = ()
+    seeds: int = 0
+
+    @property
+    def builds_on(self) -> tuple[str, ...]:
+        """Arms that must be finished under a seed before this one begins."""
+        return (*self.as_long_as, *((self.after,) if self.after else ()))
 
     def resolve(self, base: Any, /) -> Any:
         """A config of this arm, without its evidence."""
@@ -60,7 +67,10 @@ class Arm:
 class Suite:
     """Arms, claims and the protocol in words; `seeds` is the number stated beforehand, `confidence` that of the t-interval.
 
-    `report` names further evaluators whose results go into the table of measurements.
+    A claim is judged over the seeds that all its arms have. `report` names further evaluators whose results go into the
+    table of measurements. `costs` names arms whose training steps are measured side by side (`evidence_costs`); `curve`, a
+    measurement of these arms such as "probe/trained", is also taken during training, whenever its evaluator is due, and
+    stands against the time of the steps so far.
     """
 
     arms: tuple[Arm, ...]
@@ -69,25 +79,41 @@ class Suite:
     seeds: int = 5
     confidence: float = 0.9
     report: tuple[str, ...] = ()
+    costs: tuple[str, ...] = ()
+    curve: str = ""
 
     def __post_init__(self) -> None:
         names = [a.name for a in self.arms]
         if len(set(names)) != len(names) or len({c.name for c in self.claims}) != len(self.claims) or not self.claims:
             raise UserError("arms and claims have distinct names, and there is at least one claim")
         for place, arm in enumerate(self.arms):
-            for other in (*arm.as_long_as, *((arm.after,) if arm.after else ())):
+            for other in arm.builds_on:
                 if other not in names[:place]:
                     raise UserError(f"arm {arm.name!r} builds on {other!r}; allowed are arms before it: {', '.join(names[:place]) or '(none)'}")
+                if self.count(other) < self.count(arm.name):
+                    raise UserError(f"arm {arm.name!r} of {self.count(arm.name)} seeds builds on {other!r} of {self.count(other)}; allowed are as many or fewer")
         for claim in self.claims:
             for value in claim.values:
                 if value.arm not in names:
                     raise UserError(f"claim {claim.name!r} names arm {value.arm!r}; there are {', '.join(names)}")
-        if self.seeds < 2 or not 0 < self.confidence < 1:
-            raise UserError(f"{self.seeds} seeds, confidence {self.confidence}; allowed are 2 and more, and 0 < confidence < 1")
+        unknown = [name for name in self.costs if name not in names]
+        if unknown or (self.curve and not self.costs):
+            raise UserError(f"costs of arms {', '.join(unknown) or '(none)'}; there are {', '.join(names)}, and a curve needs some")
+        if min(map(self.count, names)) < 2 or not 0 < self.confidence < 1:
+            raise UserError(f"{min(map(self.count, names))} seeds, confidence {self.confidence}; allowed are 2 and more, and 0 < confidence < 1")
+
+    def count(self, name: str, /) -> int:
+        """Seeds stated beforehand for an arm."""
+        return next(a.seeds for a in self.arms if a.name == name) or self.seeds
+
+    def followed(self, arm: Arm, /) -> str:
+        """The evaluator that the curve of an arm needs during training, "" where it has none."""
+        return self.curve.split("/")[0] if arm.name in self.costs else ""
 
     def evaluators(self, arm: Arm, config: Any, /) -> dict[str, Any]:
         """Nodes of the evaluators that this arm is measured by. Raises UserError for one that its config lacks."""
         needed = dict.fromkeys(v.measurement.split("/")[0] for c in self.claims for v in c.values if v.arm == arm.name)
+        needed |= dict.fromkeys(filter(None, [self.followed(arm)]))
         missing = [name for name in needed if name not in config.evaluators]
         if missing:
             raise UserError(f"arm {arm.name!r} needs evaluator {missing[0]!r}; its config has {', '.join(config.evaluators) or '(none)'}")
@@ -111,12 +137,12 @@ def assign(config: Any, path: str, value: Any, /) -> None:
 # -- protocol ----------------------------------------------------------------------------------------------------------
 
 
-def protocol(suite: Suite, resolved: dict[str, Any], /, *, seeds: tuple[int, ...]) -> dict[str, Any]:
+def protocol(suite: Suite, resolved: dict[str, Any], /, *, seeds: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """All that is fixed before the first run, as plain data: words, rules, seeds, claims and every arm's whole config."""
     return json.loads(json.dumps({
-        "protocol": suite.protocol, "seeds": seeds, "seeds_stated": suite.seeds, "interval": f"Student t over seeds, {100 * suite.confidence:g} %",
+        "protocol": suite.protocol, "seeds": seeds, "seeds_stated": {a.name: suite.count(a.name) for a in suite.arms}, "interval": f"Student t over seeds, {100 * suite.confidence:g} %",
         "pairing": "arms under one seed share data order, initial key and evaluation keys", "rules": {"first": verdicts.FIRST, **verdicts.RULES},
-        "claims": {c.name: dataclasses.asdict(c) for c in suite.claims}, "report": suite.report,
+        "claims": {c.name: dataclasses.asdict(c) for c in suite.claims}, "report": suite.report, "costs": suite.costs, "curve": suite.curve,
         "arms": {a.name: {"after": a.after, "as_long_as": a.as_long_as, "config": json.loads(configs.to_json(resolved[a.name]))} for a in suite.arms}}))
 
 
@@ -183,7 +209,7 @@ class Bench:
         directory = self.directory(arm.name, seed)
         if (directory / CELL).exists():
             return self.untrained(directory)
-        for other in (*arm.as_long_as, *((arm.after,) if arm.after else ())):
+        for other in arm.builds_on:
             if not (self.directory(other, seed) / CELL).exists():
                 raise UserError(f"arm {arm.name!r} builds on {other!r}, whose seed {seed} is not finished; name {other!r} among --arms too")
         config = self.resolved[arm.name].copy_and_resolve_references()
@@ -191,7 +217,8 @@ class Bench:
             if isinstance(value, str) and "{after}" in value:
                 assign(config, path, value.replace("{after}", str(self.directory(arm.after, seed))))
         config.seed = seed
-        nodes, config.evaluators = self.suite.evaluators(arm, config), {}
+        nodes = self.suite.evaluators(arm, config)
+        config.evaluators = {name: node for name, node in nodes.items() if name == self.suite.followed(arm)}
         if arm.as_long_as and not self.budget(arm, seed, config):
             return False
         self.say(f"arm {arm.name}, seed {seed}: {directory}")
@@ -261,6 +288,21 @@ class Bench:
         config.total = str(json.loads(path.read_text())["total"])
         return True
 
+    def costs(self) -> dict[str, Any]:
+        """Figures of the suite's arms with costs, measured once, as soon as each has a finished cell; {} before."""
+        path, cells = self.workdir / COSTS, {name: sorted((self.workdir / "runs" / name).glob(f"*/{CELL}")) for name in self.suite.costs}
+        if cells and all(cells.values()) and not path.exists():
+            runs = {name: assemble(run_directory.open_run(found[0].parent), trust=self.trust) for name, found in cells.items()}
+            run_directory.write(path, json.dumps(evidence_costs.measure(runs, say=self.say), indent=2))
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def curves(self, costs: dict[str, Any], /) -> evidence_costs.Curves:
+        """The suite's curve for every arm with costs; {} where it has none."""
+        if not self.suite.curve:
+            return {}
+        steps = {name: evidence_costs.follow(sorted((self.workdir / "runs" / name).glob("seed*")), self.suite.curve) for name in costs}
+        return evidence_costs.against_time(steps, costs)
+
     def table(self) -> Table:
         """Measurements of all finished cells."""
         table: Table = {}
@@ -295,17 +337,22 @@ def run(config: Any, /, *, workdir: pathlib.Path, seeds: int = 0, budget: float 
     unknown = [a for a in arms if a not in [x.name for x in suite.arms]]
     if unknown or seeds < 0 or budget < 0:
         raise UserError(f"arms {', '.join(unknown) or '(all)'}, seeds {seeds}, budget {budget}; arms are {', '.join(a.name for a in suite.arms)}, numbers at least 0")
-    numbers = tuple(range(config.seed, config.seed + (seeds or suite.seeds)))
+    numbers = {arm.name: tuple(range(config.seed, config.seed + (seeds or suite.count(arm.name)))) for arm in suite.arms}
     resolved = {arm.name: arm.resolve(config) for arm in suite.arms}
     for arm in suite.arms:
         suite.evaluators(arm, resolved[arm.name])
     digest = fix(workdir, protocol(suite, resolved, seeds=numbers))
     with Deadline(seconds=60 * budget) as stop:
         bench = Bench(suite, workdir, resolved, stop, say, trust)
-        finished = all(bench.cell(arm, seed) for seed in numbers for arm in suite.arms if not arms or arm.name in arms)
-    table = bench.table()
-    judged = [verdicts.judge(claim, table, seeds=numbers, stated=suite.seeds, confidence=suite.confidence) for claim in suite.claims]
-    evidence_report.write(workdir, config.name, suite.claims, judged, table, bench.headlines(), confidence=suite.confidence, protocol=digest)
+        order = [(arm, seed) for seed in max(numbers.values(), key=len) for arm in suite.arms if seed in numbers[arm.name]]
+        finished = all(bench.cell(arm, seed) for arm, seed in order if not arms or arm.name in arms)
+    table, costs = bench.table(), bench.costs() if finished else {}
+    judged = []
+    for claim in suite.claims:
+        shared, stated = min((numbers[v.arm] for v in claim.values), key=len), min(suite.count(v.arm) for v in claim.values)
+        judged.append(verdicts.judge(claim, table, seeds=shared, stated=stated, confidence=suite.confidence))
+    evidence_report.write(workdir, config.name, suite.claims, judged, table, bench.headlines(), confidence=suite.confidence, protocol=digest,
+                          costs=costs, curves=bench.curves(costs), curve=suite.curve)
     if not finished:
         say("stopped; the same command goes on")
     return 0 if finished else stop.code

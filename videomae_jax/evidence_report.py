@@ -7,16 +7,16 @@ from typing import Any
 
 import matplotlib
 
-from videomae_jax import run_directory
+from videomae_jax import evidence_costs, run_directory
 from videomae_jax.verdicts import SHOWN, Claim, Table, Verdict
 
 
 def write(workdir: pathlib.Path, name: str, claims: tuple[Claim, ...], verdicts: list[Verdict], table: Table, headlines: dict[str, dict[int, Any]], /, *,
-          confidence: float, protocol: str) -> None:
+          confidence: float, protocol: str, costs: dict[str, Any], curves: evidence_costs.Curves, curve: str) -> None:
     """Writes and prints; `protocol` is the SHA-256 of the protocol that the verdicts follow.
 
     `headlines` are the keys of summary.json by arm and seed; evidence.json holds them all and, at its top level, the mean
-    over the seeds of the first arm.
+    over the seeds of the first arm. `curves` of the measurement `curve` become a figure of their own, evidence_curve.png.
     """
     results = {v.name: {"verdict": v.verdict, "reason": v.reason, "differences": v.differences,
                         **{k: getattr(v, k) if math.isfinite(getattr(v, k)) else None for k in ("mean", "low", "high")}} for v in verdicts}
@@ -26,8 +26,11 @@ def write(workdir: pathlib.Path, name: str, claims: tuple[Claim, ...], verdicts:
     result = {"name": name, "protocol_sha256": protocol, "confidence": confidence, "claims": results, "row": line}
     result = (mean(list(headlines[arms[0]].values())) | {"summary_arm": arms[0]} if arms else {}) | result
     summaries = {arm: {str(seed): x for seed, x in seeds.items()} for arm, seeds in headlines.items()}
-    run_directory.write(workdir / "evidence.json", json.dumps(result | {"summary": summaries, "measurements": values}, indent=2, allow_nan=False))
+    more = {"summary": summaries, "costs": costs, "curves": {curve: curves} if curves else {}, "measurements": values}
+    run_directory.write(workdir / "evidence.json", json.dumps(result | more, indent=2, allow_nan=False))
     draw(workdir / "evidence.png", claims, verdicts, confidence=confidence)
+    if curves:
+        draw_curves(workdir / "evidence_curve.png", curves, measurement=curve)
     print(json.dumps(result, allow_nan=False))
     print(line)
 
@@ -82,3 +85,20 @@ def panel(ax: Any, claim: Claim, verdict: Verdict, /) -> None:
     ax.set_ylim(-0.5, 1)
     ax.set_yticks([])
     ax.set_title(f"{claim.text}: {verdict.verdict}", fontsize=9, loc="left")
+
+
+def draw_curves(path: pathlib.Path, curves: evidence_costs.Curves, /, *, measurement: str) -> None:
+    """A measurement against the seconds of the steps so far: thin lines the seeds, thick ones their mean."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, ax = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for number, (arm, seeds) in enumerate(curves.items()):
+        for curve in seeds.values():
+            ax.plot(*zip(*curve, strict=True), color=f"C{number}", linewidth=0.6, alpha=0.5)
+        ax.plot(*zip(*evidence_costs.mean_curve(seeds), strict=True), "o-", color=f"C{number}", label=f"{arm} ({len(seeds)} seeds)", markersize=3)
+    ax.set_xlabel("seconds of training steps, measured side by side")
+    ax.set_ylabel(measurement)
+    ax.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -26,10 +26,10 @@ from configs import base
 
 # 16 kHz, 25 ms every 10 ms. The floor lies above the world's noise, so that what is left to predict are the tones.
 MEL = LogMel(taper="hamming", preemphasis=0.0, mels=32, floor=0.02, mean=-3.58, spread=1.38)
-PROTOCOL = """mid, early, separate: one model but for the layout of its encoder, all with the shared decoder; the same clips, steps and masks.
-Under separate no token of a modality attends to the other, so its gain is 0 by construction: it is the control. joint is mid
-with one decoder over both sequences; inpainting is separate that predicts each modality from the tokens of the other alone.
-Measured on 400 held-out clips: the masked loss of the sound beside its own video and beside another clip's, under the same masks
+PROTOCOL = """mid, early, separate, shared: one model but for the layout of its encoder, all with the shared decoder; the same clips, 1500
+steps and masks. Under separate and shared (one stack for both, one after the other) no token of a modality attends to the other, so
+their gain is 0 by construction: they are the controls. inpainting is separate that predicts each modality from the tokens of the
+other alone. Measured on 400 held-out clips: the masked loss of the sound beside its own video and beside another clip's, under the same masks
 (gain in %); a ridge probe for the shapes present, from each modality alone and from both (1000 training and 400 held-out clips).
 Margins fixed before the first run: 1 % for a gain, 0 for a loss, 5 points for what pretraining adds to a probe. The claim that
 both beat the sound alone needs features that learnt: 5 points over the untrained encoder."""
@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Four blocks of width 128, two of them fused; two decoder blocks of width 64."""
     config = base.get_config()
     config.name = "toy_av_mae"
-    config.total = "2000"
+    config.total = "1500"
     config.batch_size = 16
     encoder = fusion.Encoder(width=128, depth=4, heads=4, hidden=512, layout="mid", fused=2, video=fusion.Video(frames=16, size=48, patch=(2, 12, 12)),
                              audio=fusion.Sound(spectrogram=192, mels=32, patch=(16, 8)), unroll=2)
@@ -59,19 +59,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint.every = "25%"
     config.log.every = "50"
     config.evidence = spec(
-        Suite, protocol=PROTOCOL, seeds=5, report=("cross", "present", "tempo"),
+        Suite, protocol=PROTOCOL, seeds=3, report=("cross", "present"),
         arms=(Arm("mid"), Arm("early", (("objective.encoder.layout", "early"),)), Arm("separate", (("objective.encoder.layout", "separate"),)),
-              Arm("joint", (("objective.decoder.layout", "joint"),)),
+              Arm("shared", (("objective.encoder.layout", "shared"),)),
               Arm("inpainting", (("objective.encoder.layout", "separate"), ("objective.inpainting", "all")))),
         claims=(Claim("mid_listens", "the sound is predicted better beside its own video, mid-fusion (%)", Value("mid", "cross/gain_audio"),
                       Value("separate", "cross/gain_audio"), "superior", 1.0),
                 Claim("early_listens", "the same for early fusion (%)", Value("early", "cross/gain_audio"), Value("separate", "cross/gain_audio"), "superior", 1.0),
-                Claim("joint_listens", "the same for mid-fusion with a joint decoder (%)", Value("joint", "cross/gain_audio"),
-                      Value("separate", "cross/gain_audio"), "superior", 1.0),
                 Claim("inpainting", "all sound from its own video beats all sound from another clip's (%)", Value("inpainting", "cross/gain_audio"),
                       Value("separate", "cross/gain_audio"), "superior", 1.0),
                 Claim("fusion", "mid-fusion predicts hidden sound better than separate encoders (loss)", Value("separate", "cross/loss_audio"),
                       Value("mid", "cross/loss_audio")),
+                Claim("over_shared", "the same against one encoder for both (loss)", Value("shared", "cross/loss_audio"), Value("mid", "cross/loss_audio")),
+                Claim("over_early", "the same against early fusion (loss)", Value("early", "cross/loss_audio"), Value("mid", "cross/loss_audio")),
                 Claim("pretraining", "features of both beat the untrained encoder's by 5 (points)", Value("mid", "present/both"),
                       Value("mid", "present/both_untrained"), "superior", 5.0),
                 Claim("both", "features of both beat those of the sound alone (points)", Value("mid", "present/both"), Value("mid", "present/audio"),

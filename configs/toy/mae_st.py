@@ -20,10 +20,10 @@ from videomae_jax.verdicts import Claim, Requirement, Value
 
 from configs.toy import base
 
-PROTOCOL = """random, tube, frame: the same model, clips, steps and 16 visible of 128 tokens; only the layout of the mask differs. The
+PROTOCOL = """random, tube, frame: the same model, clips, 1500 steps and 16 visible of 128 tokens; only the layout of the mask differs. The
 paper finds masks over space and time without structure better than space-only (tube) and those better than time-only (frame) masks.
 Measured: a ridge probe for the shape that moves on the mean token of the frozen encoder (1000 training and 400 held-out clips), because
-models of this size do not learn the direction of motion, which is reported beside it;
+models of this size do not learn the direction of motion, as the smoke run shows;
 the losses of all arms under one common random mask are in the table, their own losses are not comparable. The margin is 0 points,
 fixed before the first run. Claims need an encoder that learnt: the random arm's probe must beat the untrained one by 5 points."""
 LEARNT = Requirement(Value("random", "appearance/trained"), Value("random", "appearance/untrained"), 5.0)
@@ -38,9 +38,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.objective = spec(mae.MAE, encoder=encoder, decoder=decoder, encoder_mask=masking.Random(ratio=0.875, layout="token", truncate="visible"),
                             decoder_mask=masking.Hidden(), target=frame_targets.LoaderPixels(normalise="joint", every=2))
     config.optimizers.main = spec(optim.AdamW, schedule=optim.Schedule(base=2e-3, minimum=0.0, warmup="5%", unit=0), clip=1.0)
+    config.total = "1500"
     config.evaluators.common = spec(completion.Completion, every="", mask=masking.Random(ratio=0.875, layout="token", truncate="visible"))
     config.evidence = spec(
-        Suite, protocol=PROTOCOL, seeds=5, report=("reconstruction", "common", "motion"),
+        Suite, protocol=PROTOCOL, seeds=3, report=("reconstruction", "common"),
         arms=(Arm("random"), Arm("tube", (("objective.encoder_mask.layout", "tube"),)), Arm("frame", (("objective.encoder_mask.layout", "frame"),))),
         claims=(Claim("over_tube", "random space-time masks beat tubes (points)", Value("random", "appearance/trained"), Value("tube", "appearance/trained"),
                       requires=(LEARNT,)),

@@ -533,13 +533,13 @@ def test_released_sizes(name: str, millions: float, decoder: tuple[int, ...], hi
 
 
 def test_arms_of_the_toy_config_differ_as_they_say() -> None:
-    """All arms see 32 of 256 tokens; one lacks the critic's pull, one its penalty."""
+    """All arms see 32 of 256 tokens; one lacks the critic's pull."""
     config = configs.load("configs/toy/marlin.py")
     suite = configs.build(config.evidence)
     found = {arm.name: configs.build(arm.resolve(config).objective) for arm in suite.arms}
     assert {o.counts()["visible"] for o in found.values()} == {32}
     assert {k: (o.coefficient, o.penalty) for k, o in found.items()} == {
-        "guided": (0.01, 10.0), "surroundings": (0.01, 10.0), "tube": (0.01, 10.0), "plain": (0.0, 10.0), "released": (0.01, 0.0)}
-    assert found["surroundings"].encoder_mask.tiers == SURROUNDINGS_FIRST and found["tube"].encoder_mask.layout == "tube"
+        "guided": (0.01, 10.0), "tube": (0.01, 10.0), "plain": (0.0, 10.0)}
+    assert found["tube"].encoder_mask.layout == "tube"
     for arm in suite.arms:
         suite.evaluators(arm, arm.resolve(config))
