@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import pathlib
+import pickle
 from typing import Any
 
 import jax
@@ -11,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from test_decode import encode
 
 from videomae_jax import config as configs
 from videomae_jax import externals
 from videomae_jax.assembly import assemble
-from videomae_jax.data import pipeline, sources
+from videomae_jax.data import clips, decode, index, pipeline, sources
 from videomae_jax.data.decode import DecodeError
 from videomae_jax.data.three_crop import ThreeCrop
 from videomae_jax.errors import UserError
@@ -35,19 +37,26 @@ CODES[np.arange(VIDEOS), :, :, LABELS] += 30
 
 @dataclasses.dataclass(frozen=True)
 class At:
-    """A view that does nothing but have a number."""
+    """A view with a number; as a crop it moves that row of the frames to the front."""
 
     views: int = 1
     view: int = 0
 
+    def __call__(self, video: np.ndarray, /, *, size: int, rng: np.random.Generator) -> np.ndarray:
+        return np.roll(video, -self.view, axis=1)
+
+    def every(self, video: np.ndarray, /, *, size: int) -> np.ndarray:
+        return np.stack([np.roll(video, -view, axis=1) for view in range(self.views)])
+
 
 @dataclasses.dataclass(frozen=True)
 class Coded(sources.NoiseClips):
-    """Videos that hold their logits; `broken` names (video, temporal view, spatial view) that cannot be read."""
+    """Videos that hold their logits, those of a spatial view in a row of their first frame; `broken` names (video, temporal view) that cannot be read."""
 
     sampling: Any = At()
     crop: Any = At()
-    broken: tuple[tuple[int, int, int], ...] = ()
+    broken: tuple[tuple[int, int], ...] = ()
+    reads: Any = None
     unlabelled: int = -1
 
     @property
@@ -56,12 +65,14 @@ class Coded(sources.NoiseClips):
 
     def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
         rows = sources.spread(np.arange(VIDEOS), limit=self.limit)
-        row, t, s = int(rows[row]), self.sampling.view, self.crop.view
-        if (row, t, s) in self.broken:
+        row, t = int(rows[row]), self.sampling.view
+        if self.reads is not None:
+            self.reads.append((row, t))
+        if (row, t) in self.broken:
             raise DecodeError(self.name(row), "decode", "broken")
-        video = np.zeros((1, self.frames, self.size, self.size, 3), np.uint8)
-        video[0, 0, 0, :CLASSES, 0] = CODES[row, t, s]
-        return {"video": video, "label": np.asarray([-1 if row == self.unlabelled else LABELS[row]], np.int32)}
+        video = np.zeros((self.frames, self.size, self.size, 3), np.uint8)
+        video[0, :3, :CLASSES, 0] = CODES[row, t]
+        return {"video": self.crop(video, size=self.size, rng=rng)[None], "label": np.asarray([-1 if row == self.unlabelled else LABELS[row]], np.int32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +149,32 @@ def test_views_are_averaged_as_probabilities() -> None:
     assert other["top1"] != got["top1"]
 
 
+def test_a_temporal_view_is_decoded_once() -> None:
+    """Its three crops come of one read."""
+    reads: list[tuple[int, int]] = []
+    evaluate(MANY, reads=reads)
+    assert sorted(set(reads)) == [(row, t) for row in range(VIDEOS) for t in range(2)] and len(reads) == len(set(reads))
+
+
+def test_the_next_batch_is_under_way_before_a_result_is_waited_for() -> None:
+    """Three batches: the second is submitted before the first is read, and none is lost or swapped."""
+    class Batches(Context):
+        def sweep(self, source: Any, /, *, batch_size: int) -> Any:
+            return iter(np.arange(3))
+
+    done: list[str] = []
+
+    def program(batch: Any) -> Any:
+        done.append(f"submit {batch}")
+        return batch * 10
+    for found in Batches(run(), {}, {}, 0, pathlib.Path()).results(program, None, batch_size=1):
+        done.append(f"read {found}")
+    assert done == ["submit 0", "submit 1", "read 0", "submit 2", "read 10", "read 20"]
+
+
 def test_unreadable_views_do_not_count() -> None:
     """What is shown instead is another video, of another class: a view is left out, and a video without views altogether."""
-    broken = ((2, 0, 0), (2, 1, 2)) + tuple((5, t, s) for t in range(2) for s in range(3))
+    broken = ((2, 0), (4, 1), (5, 0), (5, 1))
     got = evaluate(MANY, broken=broken)
     kept = np.ones((VIDEOS, 2, 3, 1))
     for place in broken:
@@ -178,13 +212,13 @@ def test_every_host_covers_its_part_once(hosts: int) -> None:
 
 def test_what_is_saved(tmp_path: pathlib.Path) -> None:
     """Logits of every view, NaN for those that could not be read; the table of classes and the confusions by counting."""
-    got = evaluate(dataclasses.replace(MANY, save="test"), directory=tmp_path, broken=((2, 0, 1),))
+    got = evaluate(dataclasses.replace(MANY, save="test"), directory=tmp_path, broken=((2, 1),))
     with np.load(tmp_path / "test" / "logits.npz") as saved:
         logits, seen = saved["logits"], saved["seen"]
         np.testing.assert_array_equal(saved["labels"], LABELS)
         assert list(saved["names"][:2]) == ["noise 0", "noise 1"] and list(saved["classes"]) == list("abcdefg")
     assert logits.dtype == np.float32 and logits.shape == (VIDEOS, 6, CLASSES)
-    np.testing.assert_array_equal(np.argwhere(~seen), [[2, 1]])
+    np.testing.assert_array_equal(np.argwhere(~seen), [[2, 3], [2, 4], [2, 5]])
     np.testing.assert_array_equal(np.isnan(logits), np.broadcast_to(~seen[..., None], logits.shape))
     np.testing.assert_allclose(logits[seen], (CODES / 64).reshape(VIDEOS, 6, CLASSES)[seen])
     fused = np.nanmean(np.where(seen[..., None], softmax(np.nan_to_num(logits)), np.nan), 1)
@@ -218,7 +252,7 @@ def test_the_best_weights_are_kept(tmp_path: pathlib.Path) -> None:
     of = {step: jax.tree.map(lambda x, step=step: x + step, weights) for step in (3, 4, 5, 6)}
     scores = {}
     for step, hidden in ((3, 2), (4, 0), (5, 2)):
-        wrong = tuple((int(row), 0, 0) for row in np.flatnonzero(PROBABILITIES[:, 0, 0].argmax(1) == LABELS)[:hidden])
+        wrong = tuple((int(row), 0) for row in np.flatnonzero(PROBABILITIES[:, 0, 0].argmax(1) == LABELS)[:hidden])
         if step == 4:  # whoever only looks at the run leaves the worse weights where they are, and a folder without any empty
             for place in (tmp_path, tmp_path / "other"):
                 watched = Toy(run(), of[6], {}, 6, place, training=False)
@@ -272,6 +306,31 @@ def test_three_crops(height: int, width: int, places: tuple[tuple[int, int], ...
     for view, (top, left) in enumerate(places):
         crop = ThreeCrop(view=view)(video, size=16, rng=np.random.default_rng(0))
         np.testing.assert_array_equal(crop, video[:, top: top + 16, left: left + 16])
+        np.testing.assert_array_equal(crop, ThreeCrop().every(video, size=16)[view])
+
+
+def test_joined_views_are_the_single_ones(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of real files: every view bit for bit and in order, its label and name, one decode for three crops, also in another process."""
+    for i, frames in enumerate((40, 9)):
+        (tmp_path / f"{i}.mp4").write_bytes(encode(frames=frames, bf="0"))
+    (tmp_path / "labels.csv").write_text("path,label\n0.mp4,a\n1.mp4,b\n")
+    index.write(index.build(tmp_path, labels=tmp_path / "labels.csv"), tmp_path / "index.parquet")
+    source = sources.VideoClips(index=str(tmp_path / "index.parquet"), split="all", frames=4, size=16, repeats=2)
+    views, rng = Views(sampling=clips.DenseView(stride=2, views=2), crop=ThreeCrop()), np.random.default_rng(0)
+    single, joined = views.sources(dataclasses.replace(source, repeats=1)), pickle.loads(pickle.dumps(views.joined(source)))
+    assert len(single) == 6 and (len(joined), joined.repeats, joined.classes, joined.timeout) == (4, 3, ("a", "b"), source.timeout)
+    decoded, before = [], decode.decode
+    monkeypatch.setattr(decode, "decode", lambda *args, **kw: decoded.append(args[0]) or before(*args, **kw))
+    found = [joined.read(row, rng=rng) for row in range(4)]
+    assert len(decoded) == 4
+    for row, example in enumerate(found):
+        assert {k: (v.shape, v.dtype.name) for k, v in example.items()} == {k: ((3, *f.shape), f.dtype) for k, f in joined.fields.items()}
+        assert joined.name(row) == f"{row % 2}.mp4"
+        for copy in range(3):
+            want = single[row // 2 * 3 + copy].read(row % 2, rng=rng)
+            np.testing.assert_array_equal(example["video"][copy], want["video"][0])
+            assert example["label"][copy] == want["label"][0] == row % 2
+    assert not np.array_equal(found[0]["video"], found[2]["video"])
 
 
 def test_three_crops_resize_first() -> None:

@@ -25,8 +25,15 @@ class ThreeCrop:
 
     def __call__(self, video: np.ndarray, /, *, size: int, rng: np.random.Generator) -> np.ndarray:
         """u8 [T H W 3] -> u8 [T size size 3]; `rng` is not used."""
+        return np.ascontiguousarray(self._placed(video, size=size)[self.view])
+
+    def every(self, video: np.ndarray, /, *, size: int) -> np.ndarray:
+        """All views, u8 [T H W 3] -> u8 [views T size size 3], of frames that are resized once."""
+        return np.stack(self._placed(video, size=size))
+
+    def _placed(self, video: np.ndarray, /, *, size: int) -> list[np.ndarray]:
         height, width = video.shape[1:3]
         wide, high = (int(size * side / min(width, height)) for side in (width, height))
         whole = transforms.resize(video, width=wide, height=high)
-        left, top = (int(self.view * (side - size) / max(self.views - 1, 1)) for side in (wide, high))
-        return np.ascontiguousarray(whole[:, top: top + size, left: left + size])
+        places = [[int(view * (side - size) / max(self.views - 1, 1)) for side in (wide, high)] for view in range(self.views)]
+        return [whole[:, top: top + size, left: left + size] for left, top in places]

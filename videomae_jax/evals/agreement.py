@@ -38,9 +38,8 @@ class Agreement:
                     "student": losses.ranks(student, batch["label"]) < 1, "teacher": losses.ranks(teacher, batch["label"]) < 1,
                     "kept": batch["valid"] & (batch["fault"] == 0), "labelled": batch["label"] >= 0}
 
-        compare, source, found = context.assembly.evaluator(compared), dataclasses.replace(context.source(self.split), limit=self.clips), []
-        for batch in context.sweep(source, batch_size=self.batch_size):
-            found.append(jax.device_get(compare(context.params, context.extra, batch, context.rng)))
+        compare, source = context.assembly.evaluator(compared), dataclasses.replace(context.source(self.split), limit=self.clips)
+        found = list(context.results(lambda batch: compare(context.params, context.extra, batch, context.rng), source, batch_size=self.batch_size))
         rows = {k: np.concatenate([part[k] for part in found]) for k in found[0]}
         if not rows["kept"].any():
             raise UserError(f"no clip of the split {self.split!r} can be read")

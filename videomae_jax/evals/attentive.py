@@ -10,7 +10,7 @@ import numpy as np
 from videomae_jax import losses
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context
-from videomae_jax.evals.classification import OneView
+from videomae_jax.evals.classification import ROWS, OneView
 from videomae_jax.types import Array, Batch
 
 
@@ -44,16 +44,15 @@ class Heads:
             return {}
 
         def judged(params: Any, extra: Any, batch: Batch) -> dict[str, Array]:
-            return {"p": jax.nn.softmax(objective.judge(params, extra, batch).astype(jnp.float32), -1)} | {k: batch[k] for k in ("row", "label", "valid", "fault")}
+            return {"p": jax.nn.softmax(objective.judge(params, extra, batch).astype(jnp.float32), -1)} | {k: batch[k] for k in ROWS}
 
-        judge = context.assembly.evaluator(judged)
+        judge, views = context.assembly.evaluator(judged), self.views.joined(source)
         total, labels = np.zeros((len(source), objective.head.count, classes), np.float32), np.full(len(source), -1)
-        for view in self.views.sources(source):
-            for batch in context.sweep(view, batch_size=self.batch_size):
-                found = jax.device_get(judge(context.params, context.extra, batch))
-                kept = found["valid"] & (found["fault"] == 0)
-                np.add.at(total, found["row"][kept], found["p"][kept])
-                labels[found["row"][kept]] = found["label"][kept]
+        for found in context.results(lambda batch: judge(context.params, context.extra, batch), views, batch_size=max(1, self.batch_size // views.repeats)):
+            kept = found["valid"] & (found["fault"] == 0)
+            rows = found["row"][kept] % len(source)
+            np.add.at(total, rows, found["p"][kept])
+            labels[rows] = found["label"][kept]
         return scores(total, labels) | {"chance": 100 / classes}
 
 

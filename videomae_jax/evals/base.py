@@ -1,5 +1,6 @@
 """What an evaluator is given and what it returns."""
 
+import collections
 import contextlib
 import dataclasses
 import pathlib
@@ -70,6 +71,19 @@ class Context:
                     raise InterruptedEvaluation
                 yield parallel.to_device(batch, mesh=mesh)
                 batch = next(stream, None)
+
+    def results(self, program: Callable[[Batch], Any], source: Any, /, *, batch_size: int) -> Iterator[Any]:
+        """What `program` gives for every batch of a sweep, as numpy arrays; errors as there.
+
+        The next batch is under way before a result is waited for, so that the devices do not wait for the host between two.
+        """
+        running: collections.deque[Any] = collections.deque()
+        for batch in self.sweep(source, batch_size=batch_size):
+            running.append(program(batch))
+            if len(running) > 1:
+                yield jax.device_get(running.popleft())
+        for found in running:
+            yield jax.device_get(found)
 
 
 class Evaluator(Protocol):

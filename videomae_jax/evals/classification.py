@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax import losses, parallel
+from videomae_jax.data.multi_view import MultiView
 from videomae_jax.errors import UserError
 from videomae_jax.evals import best, per_class
 from videomae_jax.evals.base import Context
 from videomae_jax.types import Array, Batch
+
+ROWS = ("row", "key", "label", "valid", "fault")  # what a batch says of its rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +24,10 @@ class OneView:
     def sources(self, source: Any, /) -> tuple[Any, ...]:
         """That source."""
         return (source,)
+
+    def joined(self, source: Any, /) -> Any:
+        """That source."""
+        return source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +46,10 @@ class Views:
             raise UserError(f"views need a source with `sampling` and `crop`, and {type(source).__name__} has none; name one of its parts in eval_data")
         return tuple(dataclasses.replace(source, sampling=dataclasses.replace(self.sampling, view=t), crop=dataclasses.replace(self.crop, view=s))
                      for t in range(self.sampling.views) for s in range(self.crop.views))
+
+    def joined(self, source: Any, /) -> MultiView:
+        """All views as one source, in the order of `sources`; errors as there."""
+        return MultiView(self.sources(source)[0], self.sampling, self.crop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +95,12 @@ class Classification:
         if context.step < self.first:
             return {}
         step, params = best.load(context) if self.weights == "best" else (context.step, context.params)
-        sums = Sums.empty(len(source), classes=classes, views=len(self.views.sources(source)) if self.save and parallel.is_lead() else 0)
+        views = self.views.joined(source)
+        count = len(views) // max(1, len(source)) * views.repeats
+        sums = Sums.empty(len(source), classes=classes, views=count if self.save and parallel.is_lead() else 0)
         predict = predictor(context)
-        for number, view in enumerate(self.views.sources(source)):
-            for batch in context.sweep(view, batch_size=self.batch_size):
-                sums.add(jax.device_get(predict(params, context.extra, batch, context.rng)), view=number)
+        for found in context.results(lambda batch: predict(params, context.extra, batch, context.rng), views, batch_size=max(1, self.batch_size // views.repeats)):
+            sums.add(found, copies=views.repeats)
         found = results(sums) | {"chance": 100 / classes}
         if self.save and parallel.is_lead():
             per_class.write(context.directory / self.save, names=[source.name(row) for row in range(len(source))], classes=source.classes,
@@ -103,7 +115,7 @@ def predictor(context: Context, /) -> Any:
 
     def predicted(params: Any, extra: Any, batch: Batch, rng: Any) -> dict[str, Array]:
         logits = objective.predict(params, extra, batch, rng).logits.astype(jnp.float32)
-        return {"logits": logits, "probabilities": jax.nn.softmax(logits, -1)} | {k: batch[k] for k in ("row", "label", "valid", "fault")}
+        return {"logits": logits, "probabilities": jax.nn.softmax(logits, -1)} | {k: batch[k] for k in ROWS}
     return context.assembly.evaluator(predicted)
 
 
@@ -127,14 +139,15 @@ class Sums:
         return cls(np.zeros((videos, classes)), np.zeros(videos, int), np.full(videos, -1), np.zeros((videos, views, classes), np.float32),
                    np.zeros((videos, views), bool))
 
-    def add(self, found: dict[str, np.ndarray], /, *, view: int = 0) -> None:
-        """Adds the readable rows of a batch, in place; padding, and rows that show another video, add nothing."""
+    def add(self, found: dict[str, np.ndarray], /, *, copies: int = 1) -> None:
+        """Adds the readable rows of a batch of joined views, `copies` of a decode, in place; padding, and rows that show another video, add nothing."""
         kept = found["valid"] & (found["fault"] == 0)
-        rows = found["row"][kept]
+        turn, rows = np.divmod(found["row"][kept], len(self.total))
         np.add.at(self.total, rows, found["probabilities"][kept].astype(np.float64))
         np.add.at(self.seen, rows, 1)
         self.labels[rows] = found["label"][kept]
         if self.logits.size:
+            view = turn * copies + found["key"][kept, 1]
             self.logits[rows, view], self.shown[rows, view] = found["logits"][kept], True
 
     @property

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from videomae_jax.errors import UserError
@@ -29,8 +28,7 @@ def collect(context: Context, /, *, split: str, label: str, limit: int, batch_si
         return found | {k: batch[k] for k in ("label", "valid", "fault")}
 
     jitted, parts = context.assembly.evaluator(represent), []
-    for batch in context.sweep(source, batch_size=batch_size):
-        found = jax.device_get(jitted(context.params, context.extra, batch))
+    for found in context.results(lambda batch: jitted(context.params, context.extra, batch), source, batch_size=batch_size):
         kept = found["valid"] & (found["fault"] == 0)
         parts.append({k: v[kept] for k, v in found.items()})
     rows = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
