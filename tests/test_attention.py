@@ -1,6 +1,7 @@
-"""Attention in blocks of queries: the same numbers as the plain form, forward and backward, and no matrix of all logits."""
+"""Attention in blocks and by kernels: the same numbers as the plain form, forward and backward, no matrix of all logits; the choice by device."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from videomae_jax import parallel
 from videomae_jax.errors import UserError
-from videomae_jax.models import attention, layers, vit
+from videomae_jax.models import attention, kernels, layers, vit
 from videomae_jax.types import Array
 
 TOLERANCE = 2e-6  # of the largest value: float32 logits of 10 and sums in another order
@@ -26,7 +28,7 @@ def inputs(*, tokens: int = 50, keys: int = 50, dtype: Any = jnp.float32) -> Arr
 def both(implementation: str, arrays: Arrays, valid: Array | None) -> Arrays:
     """Result and gradients of queries, keys and values."""
     q, k, v, gradient = arrays
-    y, back = jax.vjp(lambda *x: layers.attend(*x, implementation=implementation, valid=valid), q, k, v)
+    y, back = jax.vjp(lambda *x: attention.attend(*x, implementation=implementation, valid=valid), q, k, v)
     return y, *back(gradient)
 
 
@@ -37,29 +39,29 @@ def close(found: Arrays, expected: Arrays, tolerance: float) -> None:
         assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
-@pytest.fixture(params=["many devices", "one device"])
-def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(params=[8, 1], ids=["many devices", "one device"])
+def loop(request: pytest.FixtureRequest) -> Iterator[int]:
     """Both ways to run: all heads together, and one after the other."""
-    monkeypatch.setattr(jax, "device_count", lambda: 1 if request.param == "one device" else 8)
-    return request.param
+    with parallel.aim(parallel.Target("cpu", request.param)):
+        yield request.param
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("block", [50, 25, 16, 1, 400])
-def test_equals_the_plain_form(loop: str, block: int, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_the_plain_form(loop: int, block: int, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that divide the queries and blocks that do not, with and without padded keys."""
     monkeypatch.setattr(attention, "BLOCK", block)
     valid = jnp.asarray(np.arange(50)[None] < np.array([[50], [31]])) if masked else None
     close(both("chunked", inputs(), valid), both("xla", inputs(), valid), TOLERANCE)
 
 
-def test_queries_and_keys_may_differ_in_number(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_and_keys_may_differ_in_number(loop: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in cross-attention."""
     monkeypatch.setattr(attention, "BLOCK", 8)
     close(both("chunked", inputs(tokens=13, keys=50), None), both("xla", inputs(tokens=13, keys=50), None), TOLERANCE)
 
 
-def test_equals_float64(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_float64(loop: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Softmax written out in numpy, and logits so large that they overflow without the maximum taken off."""
     monkeypatch.setattr(attention, "BLOCK", 16)
     q, k, v, _ = inputs()
@@ -73,7 +75,7 @@ def test_equals_float64(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(found[0], expected, atol=1e-4)  # float32 logits of 400 are exact to 3e-5
 
 
-def test_padded_keys_have_no_influence(loop: str) -> None:
+def test_padded_keys_have_no_influence(loop: int) -> None:
     """Neither on the result nor through gradients."""
     q, k, v, gradient = inputs()
     valid = jnp.broadcast_to(jnp.arange(50) < 31, (2, 50))
@@ -83,7 +85,7 @@ def test_padded_keys_have_no_influence(loop: str) -> None:
     assert not spoilt[2][:, 31:].any() and not spoilt[3][:, 31:].any() and spoilt[3][:, :31].any()
 
 
-def test_bfloat16_keeps_a_float32_softmax(loop: str) -> None:
+def test_bfloat16_keeps_a_float32_softmax(loop: int) -> None:
     """Two bfloat16 roundings from the float32 result, as the plain form is."""
     arrays = inputs(dtype=jnp.bfloat16)
     found = both("chunked", arrays, None)
@@ -91,7 +93,7 @@ def test_bfloat16_keeps_a_float32_softmax(loop: str) -> None:
     close(found, both("xla", tuple(x.astype(jnp.float32) for x in arrays), None), 2e-2)
 
 
-def test_the_matrix_of_all_logits_is_never_made(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_matrix_of_all_logits_is_never_made(loop: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """No array of N x N values in the compiled forward and backward pass; the plain form has some."""
     monkeypatch.setattr(attention, "BLOCK", 10)
     arrays = inputs()
@@ -113,9 +115,116 @@ def test_a_stack_of_blocks_may_use_it() -> None:
         return jax.jit(jax.grad(lambda p: (stack.apply(p, x).tokens ** 2).sum()))(params)
 
     close(tuple(jax.tree.leaves(slope(blocks))), tuple(jax.tree.leaves(slope(plain))), 1e-5)
-    with pytest.raises(UserError, match="attention 'flash'; allowed are 'xla', 'chunked' and 'cudnn'"):
-        layers.attend(x[..., None], x[..., None], x[..., None], implementation="flash", valid=None)
+    with pytest.raises(UserError, match="attention 'flash'; allowed are 'xla', 'chunked', 'cudnn', 'splash' and 'auto'"):
+        attention.attend(x[..., None], x[..., None], x[..., None], implementation="flash", valid=None)
     assert vit.decoder("B", attention="chunked").attention == "chunked"
+
+
+# -- kernels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("length", "padded", "block"), [
+    (160, 256, 256), (208, 256, 256), (944, 1024, 512), (1232, 1280, 640), (1568, 1792, 256), (2048, 2048, 512), (11552, 12160, 640), (1, 128, 128)])
+def test_blocks_of_the_splash_kernel(length: int, padded: int, block: int) -> None:
+    """Multiples of 128 that divide the padded length, which is at most a twelfth more than 128 alone would make it."""
+    assert kernels.blocks(length) == (padded, block) and padded % block == block % 128 == 0 <= padded - length
+    assert padded <= -(-length // 128) * 128 * 13 / 12
+
+
+@pytest.mark.parametrize(("tokens", "size", "masked", "whole"), [(200, 88, True, 16), (130, 64, False, 16), (300, 80, True, 1)])
+def test_splash_equals_the_plain_form(tokens: int, size: int, masked: bool, whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The TPU kernel interpreted: V2's head sizes, lengths that are padded, padded keys anywhere, one block of keys and several."""
+    monkeypatch.setattr(kernels, "WHOLE", whole)
+    monkeypatch.setattr(kernels, "BLOCK", 1 if whole == 1 else 5)
+    rng = np.random.default_rng(tokens)
+    arrays = tuple(jnp.asarray(rng.normal(size=(2, tokens, 2, size)) * size**-0.25, jnp.float32) for _ in range(4))
+    valid = jnp.asarray(rng.random((2, tokens)) < 0.7) if masked else None
+    close(both("splash", arrays, valid), both("xla", arrays, valid), TOLERANCE)
+
+
+def test_splash_runs_on_every_device_s_part() -> None:
+    """Clips over data and fsdp, heads over tensor: the compiler cannot split a kernel, so nothing may be gathered for it."""
+    mesh = parallel.Layout(data=2, fsdp=2, tensor=2).mesh()
+    rng = np.random.default_rng(0)
+    arrays = tuple(jnp.asarray(rng.normal(size=(4, 20, 2, 8)) * 8**-0.25, jnp.float32) for _ in range(4))
+    valid = jnp.asarray(np.arange(20)[None] < np.array([[20], [11], [3], [17]]))
+
+    def run(*arrays: Array) -> Arrays:
+        with parallel.use(mesh):
+            arrays = tuple(parallel.shard(x, "batch", None, "heads", None) for x in arrays)
+            return both("splash", arrays, valid)
+
+    compiled = jax.jit(run).lower(*arrays).compile()
+    assert not re.search("all-gather|all-to-all", compiled.as_text())
+    close(compiled(*arrays), both("xla", arrays, valid), TOLERANCE)
+    assert set(compiled.output_shardings[0].shard_shape((4, 20, 2, 8))) == {1, 20, 8}
+
+
+def test_the_choice_follows_the_device_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the one that is here: a mesh of TPU devices, an aim, and without either what JAX sees."""
+    def choice(tokens: int = 208, size: int = 88, dtype: Any = jnp.bfloat16) -> str:
+        return attention.chosen(tokens=tokens, size=size, dtype=dtype)
+
+    assert parallel.target() == parallel.Target("cpu", 8) and choice() == "xla" and choice(tokens=1568) == "chunked"
+    with parallel.aim(parallel.Target("gpu", 1)):
+        assert choice() == "cudnn" and choice(dtype=jnp.float32) == choice(size=90) == choice(size=136) == "xla"
+        with pytest.raises(UserError, match="attention 'splash' is a kernel of TPUs, and this program is for gpu"):
+            both("splash", inputs(), None)
+    with parallel.use(parallel.Layout(data=1).mesh(jax.devices()[:1])):
+        assert parallel.target() == parallel.Target("cpu", 1)
+        with parallel.aim(parallel.Target("tpu", 256)):
+            assert choice() == "splash"
+        assert choice() == "xla"
+    monkeypatch.setitem(attention.IMPLEMENTATIONS, "splash", lambda q, k, v, *, valid: v)
+    with parallel.aim(parallel.Target("tpu", 1)):
+        q, k, v, _ = inputs()
+        assert attention.attend(q, k, v, implementation="auto", valid=None) is v
+
+
+@pytest.mark.parametrize(("tokens", "size"), [(944, 64), (1232, 64), (208, 88), (205, 80)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_cudnn_takes_the_shapes_of_v2(tokens: int, size: int, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lowered for a GPU, forward and backward, on a machine without one: no array of all queries and keys, no mask of that shape."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    shape = jax.ShapeDtypeStruct((2, tokens, 2, size), jnp.bfloat16)
+    valid = jax.ShapeDtypeStruct((2, tokens), bool) if masked else None
+
+    def slopes(q: Array, k: Array, v: Array, valid: Array | None) -> Any:
+        y, back = jax.vjp(lambda *x: attention.attend(*x, implementation="cudnn", valid=valid), q, k, v)
+        return y, back(y)
+
+    text = jax.jit(slopes).trace(shape, shape, shape, valid).lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmha" in text and f"{tokens}x{tokens}" not in text
+    assert ("PADDING" in text) == (masked or tokens % 2 == 1)
+    for bad, dtype in ((size, jnp.float32), (size + 4, jnp.bfloat16)):
+        wrong = jnp.zeros((1, 2, 1, bad), dtype)
+        with pytest.raises(UserError, match="attention 'cudnn' of .* allowed are bfloat16 and float16"):
+            attention.attend(wrong, wrong, wrong, implementation="cudnn", valid=None)
+
+
+def test_cudnn_gets_valid_keys_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And their number, an odd one too: with JAX's own form in the kernel's place the result is that of the mask."""
+    plain = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *x, implementation, **kw: plain(*x, implementation="xla", **kw))
+    monkeypatch.setattr(kernels, "HALF", (jnp.float32,))
+    for tokens, masked in ((50, True), (13, True), (13, False)):
+        valid = jnp.asarray(np.random.default_rng(1).random((2, tokens)) < 0.6) if masked else None
+        arrays = inputs(tokens=tokens, keys=tokens)
+        close(both("cudnn", arrays, valid), both("xla", arrays, valid), TOLERANCE)
+
+
+def test_offloaded_products_are_those_of_dots() -> None:
+    """The policy "offload" sends to the host's memory what "dots" keeps, and brings it back: same gradients, and no other array moves."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 20, 16)), jnp.float32)
+    stacks = {name: layers.Stack(depth=2, heads=2, hidden=32, remat=name) for name in ("dots", "offload", "full")}
+    params = stacks["dots"].init(jax.random.key(0), x)
+    slope = {name: jax.grad(lambda p, stack=stack: (stack.apply(p, x).tokens ** 2).sum()) for name, stack in stacks.items()}
+    found = {name: jax.tree.leaves(jax.jit(fn)(params)) for name, fn in slope.items()}
+    close(tuple(found["offload"]), tuple(found["dots"]), 1e-6)
+    moved = {name: str(jax.make_jaxpr(fn)(params)).count("f32<host>") for name, fn in slope.items()}
+    assert moved["dots"] == moved["full"] == 0 < moved["offload"]
 
 
 @pytest.mark.parametrize("name", ["standardise", "gelu"])

@@ -13,7 +13,7 @@ import pytest
 
 from videomae_jax import masking, parallel
 from videomae_jax.errors import UserError
-from videomae_jax.models import layers, patches, vit
+from videomae_jax.models import attention, layers, patches, vit
 from videomae_jax.objectives.mae import MAE
 
 SMALL = MAE(encoder=vit.Encoder(width=32, depth=3, heads=4, hidden=64, patch=(2, 8, 8), frames=8, size=32),
@@ -292,7 +292,7 @@ def test_bfloat16_softmax_is_summed_in_float32() -> None:
     """Weights over 4096 equal keys: a bfloat16 sum would stop at 256."""
     q = jnp.zeros((1, 1, 1, 8), jnp.bfloat16)
     k = jnp.zeros((1, 4096, 1, 8), jnp.bfloat16)
-    y = layers.attend(q, k, jnp.ones_like(k), implementation="xla", valid=None)
+    y = attention.attend(q, k, jnp.ones_like(k), implementation="xla", valid=None)
     assert y.dtype == jnp.bfloat16 and float(jnp.abs(y - 1).max()) < 1e-2
 
 
@@ -322,8 +322,8 @@ def test_cost_counts_every_matrix_product(size: str) -> None:
     (lambda: patches.grid_of(frames=15, size=224, patch=(2, 16, 16)), "clip 15x224x224 is not a multiple of the patch 2x16x16"),
     (lambda: patches.grid_of(frames=16, size=220, patch=(2, 16, 16)), "clip 16x220x220 is not a multiple"),
     (lambda: tiny_stack(heads=3), "width 8 is not divisible by 3 heads"),
-    (lambda: tiny_stack(remat="some"), "remat 'some'; allowed are none, full, dots"),
-    (lambda: tiny_stack(attention="flash"), "attention 'flash'; allowed are 'xla', 'chunked' and 'cudnn'"),
+    (lambda: tiny_stack(remat="some"), "remat 'some'; allowed are none, dots, offload, full"),
+    (lambda: tiny_stack(attention="flash"), "attention 'flash'; allowed are 'xla', 'chunked', 'cudnn', 'splash' and 'auto'"),
     (lambda: layers.Stack(depth=3, heads=2, hidden=16).init(jax.random.key(0), jnp.zeros((1, 5, 8)), keep=(3,)), r"layers \(3,\) asked of a stack of 3 blocks"),
     (lambda: SMALL.patchify({"video": jnp.zeros((1, 8, 64, 64, 3), jnp.uint8)}), r"clips of \(8, 64, 64, 3\) reach an encoder built for \(8, 32, 32, 3\)")])
 def test_mistakes(make: object, message: str) -> None:

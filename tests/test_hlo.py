@@ -98,6 +98,40 @@ def test_products_by_hand(program: hlo.Program) -> None:
     assert sum(program.flops(i, body) * times for i, body, times, _ in program.runs()) == 12 * 2 * 16 * 8 * 4
 
 
+@pytest.mark.parametrize(("name", "results", "products"), [
+    ("splash_mha_fwd_segmented_residuals.1", "bf16[4,16,256,88]", 2), ("splash_mha_dq_segmented_no_residuals.7", "bf16[4,16,256,88]", 3),
+    ("splash_mha_dkv_segmented_no_residuals.1", "(bf16[4,16,128,88], bf16[4,16,128,88])", 4),
+    ("splash_mha_dkv_segmented_no_residuals.2", "(bf16[4,1,16,256,88], bf16[4,16,128,88], bf16[4,16,128,88])", 5), ("other", "bf16[4,16,256,88]", 0)])
+def test_attention_kernels_count_their_products(name: str, results: str, products: int) -> None:
+    """A kernel is a call that the text says nothing about: each product is of 256 queries and 128 keys of 88 channels."""
+    text = f"""ENTRY %main (m: s8[1,1,1], q: bf16[4,16,256,88], k: bf16[4,16,128,88]) -> f32[1] {{
+  %m = s8[1,1,1] parameter(0)
+  %q = bf16[4,16,256,88] parameter(1)
+  %k = bf16[4,16,128,88] parameter(2)
+  ROOT %{name} = {results} custom-call(%m, %q, %k, %k), custom_call_target="tpu_custom_call"
+}}"""
+    found = hlo.Program(text, devices=1)
+    assert found.flops(*of(found, "main", name)) == products * 2 * 4 * 16 * 256 * 128 * 88
+
+
+def test_what_goes_to_the_host_takes_its_time() -> None:
+    """One layer of twelve out and one back: the slice counts, not the stack, and it hides behind what is computed meanwhile."""
+    text = """ENTRY %main (kept: bf16[12,16,4], x: bf16[1,16,4], i: s32[]) -> bf16[1,16,4] {
+  %kept = bf16[12,16,4]{2,1,0:T(8,128)S(5)} parameter(0)
+  %x = bf16[1,16,4]{2,1,0:T(8,128)} parameter(1)
+  %i = s32[]{:T(128)} parameter(2)
+  %out = ((bf16[12,16,4]{2,1,0:T(8,128)S(5)}, bf16[1,16,4]{2,1,0:T(8,128)}, s32[]{:T(128)}), bf16[12,16,4]{2,1,0:T(8,128)S(5)}, u32[]{:S(2)}) dynamic-update-slice-start(%kept, %x, %i)
+  %done = bf16[12,16,4]{2,1,0:T(8,128)S(5)} dynamic-update-slice-done(%out)
+  %back = ((bf16[12,16,4]{2,1,0:T(8,128)S(5)}, s32[]{:T(128)}), bf16[1,16,4]{2,1,0:T(8,128)}, u32[]{:S(2)}) dynamic-slice-start(%done, %i)
+  ROOT %y = bf16[1,16,4]{2,1,0:T(8,128)} dynamic-slice-done(%back)
+}"""
+    found = hlo.Program(text, devices=1)
+    time = found.time(hlo.Rates(1.0, 1e9, lambda one: 0.0, host=128.0))
+    assert time.host == time.step == 2.0 and time.memory == pytest.approx(2 * 128 / 1e9) and time.exposed == pytest.approx(2.0)
+    fast = found.time(hlo.Rates(1.0, 128.0, lambda one: 0.0, host=256.0))
+    assert fast.host == 1.0 and fast.step == fast.memory == 2.0 and fast.exposed == 0
+
+
 @pytest.mark.parametrize(("line", "flops"), [
     ("dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}", 2 * 6 * 5 * 7),
     ("dot(%c, %d), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}", 2 * 3 * 6 * 5 * 7),

@@ -117,6 +117,29 @@ def test_the_lightest_policy_that_fits_is_chosen() -> None:
     assert chosen.bytes <= some and chosen.seconds == min(e.seconds for e in map(ample.of, ample.choices()) if e.bytes <= some)
 
 
+def test_offloading_trades_memory_of_the_device_for_the_way_to_the_host() -> None:
+    """It needs the bytes of "full", sends those that "dots" keeps beside them out and back, and is no choice where device and host are one."""
+    one = planner(1e12)
+    found = {remat: one.of(Choice(remat, 2, 8, 1, 1)) for remat in plan.RECOMPUTE}
+    kept = {remat: one._kept(remat, 2)[1] for remat in plan.RECOMPUTE}
+    assert found["offload"].bytes == found["full"].bytes < found["dots"].bytes
+    assert kept["offload"].host == pytest.approx(kept["dots"].activations - kept["full"].activations) and kept["dots"].host == 0
+    slower = found["offload"].seconds - found["dots"].seconds
+    assert slower == pytest.approx(1.01 * 2 * 2 * kept["offload"].host / one.topology.chip.pcie, rel=1e-6)  # twice two micro-batches
+    chip = topologies.Chip("cpu", 0.1, 4e9, 1e10, 1e9, 1e9, 8, 2, platform="cpu")
+    here = Planner(small(mesh__data="8"), topologies.Topology("local", chip, 1, 8), fixed=frozenset(), trust=())
+    assert "offload" not in {c.remat for c in here.choices()} and "offload" in {c.remat for c in one.choices()}
+
+
+def test_estimates_are_of_the_attention_of_the_hardware() -> None:
+    """What "auto" becomes on the topology, not on the machine that plans."""
+    names = {"objective__encoder__dtype": "bfloat16", "objective__decoder__dtype": "bfloat16"}
+    def bytes_(attention: str) -> float:
+        config = small(mesh__data="8", objective__encoder__attention=attention, objective__decoder__attention=attention, **names)
+        return Planner(config, topologies.find("v5e-8"), fixed=frozenset(), trust=())._kept("none", 2)[1].activations
+    assert bytes_("auto") == bytes_("splash") != bytes_("xla")
+
+
 def test_what_the_user_sets_is_not_chosen() -> None:
     """Mesh, accumulation, recomputation."""
     config = small(mesh__fsdp="4", microbatches="2", objective__encoder__remat="dots")

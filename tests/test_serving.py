@@ -112,12 +112,13 @@ def test_the_folder_runs_without_this_package(run: pathlib.Path, tmp_path: pathl
         np.testing.assert_allclose(found["pooled"], videomae_jax.load(run).encode(video, layer=0).pooled, atol=1e-5)
 
 
-def test_runs_of_a_gpu_open_and_export_elsewhere(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Attention by cuDNN becomes attention in blocks: the same features as by plain attention, also for any batch."""
+@pytest.mark.parametrize("kernel", ["cudnn", "splash"])
+def test_runs_of_a_gpu_or_tpu_open_and_export_elsewhere(run: pathlib.Path, tmp_path: pathlib.Path, kernel: str) -> None:
+    """Attention by a kernel of theirs becomes attention in blocks: the same features as by plain attention, also for any batch."""
     gpu = written.write(tmp_path / "gpu", written.classifier())
     text = (gpu / "config.json").read_text()
     assert text.count('"attention": "xla"') == 1
-    (gpu / "config.json").write_text(text.replace('"attention": "xla"', '"attention": "cudnn"'))
+    (gpu / "config.json").write_text(text.replace('"attention": "xla"', f'"attention": "{kernel}"'))
     model, video = videomae_jax.load(gpu), np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
     assert model.objective.encoder.attention == "chunked"
     want = videomae_jax.load(run).encode(video).pooled

@@ -298,9 +298,9 @@ def extra_of(objective: base.Objective, path: pathlib.Path, /, *, step: int, exa
 
 
 def portable(node: Any, /, *, platform: str) -> None:
-    """Replaces an attention kernel of GPUs by blocks, the same function, where a run of a GPU is opened elsewhere; in place."""
+    """Replaces an attention kernel of GPUs or TPUs by blocks, the same function, where its run is opened elsewhere; in place."""
     for name in node if hasattr(node, "items") else ():
-        if name == "attention" and node[name] == "cudnn" and platform not in ("gpu", "cuda"):
+        if name == "attention" and platform not in {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}.get(node[name], (platform,)):
             node[name] = "chunked"
         portable(node[name], platform=platform)
 

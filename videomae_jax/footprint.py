@@ -21,15 +21,16 @@ TRAFFIC = 200
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """Bytes that the forward pass of `rows` clips keeps for the backward pass: `activations`, and copies of `weights`."""
+    """Bytes that the forward pass keeps for the backward pass: `activations`, copies of `weights`, and what lies in the `host`'s memory."""
 
     activations: float
     weights: float
+    host: float = 0.0
 
     def at(self, more: "Kept", rows: int, /) -> "Kept":
         """What `rows` clips keep, if this is one clip and `more` two: a constant and an equal part for each clip."""
         each = more.activations - self.activations
-        return Kept(self.activations + (rows - 1) * each, self.weights)
+        return Kept(self.activations + (rows - 1) * each, self.weights, self.host + (rows - 1) * (more.host - self.host))
 
 
 def kept(run: Assembly, /, *, rows: int) -> Kept:
@@ -131,11 +132,11 @@ def wire(run: Assembly, sizes: dict[str, int], slices: int, /) -> Wire:
     return Wire(sharded + reduced * (1 - 1 / within), outside)
 
 
-def seconds(run: Assembly, topology: Topology, sizes: dict[str, int], /, *, recompute: float, efficiency: float) -> float:
-    """A step: matrix products (`recompute` times the forward pass more), then memory, then the wire; nothing overlaps."""
+def seconds(run: Assembly, topology: Topology, sizes: dict[str, int], /, *, recompute: float, efficiency: float, host: float = 0.0) -> float:
+    """A step: matrix products (`recompute` times the forward pass more), then memory, wire, and `host` bytes to and fro; nothing overlaps."""
     chip, clips = topology.chip, run.clips * run.draws / topology.all_chips
     macs = run.objective.cost().macs
     compute = clips * (6 + 2 * recompute) * macs / (chip.tflops * 1e12 * efficiency)
     moved = clips * TRAFFIC * (1 + recompute / 3) * widths(run) + 10 * state_bytes(run, sizes) / 4
     sent = wire(run, sizes, topology.slices)
-    return compute + moved / (chip.bandwidth * efficiency) + sent.link / chip.link + sent.network / (chip.network / chip.per_host)
+    return compute + moved / (chip.bandwidth * efficiency) + sent.link / chip.link + sent.network / (chip.network / chip.per_host) + 2 * host * chip.devices / chip.pcie

@@ -78,6 +78,7 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
     result = {
         "topology": name, "config": config.name, "chips": topology.all_chips, "hosts": topology.hosts, "fits": fits,
         "bytes_per_chip": round(compiled.bytes * chip.devices), "limit_bytes_per_chip": round(planner.limit * chip.devices),
+        "host_bytes_per_chip": round(compiled.host * chip.devices),
         "remat": estimate.choice.remat, "microbatches": estimate.choice.microbatches, "mesh": estimate.choice.sizes,
         "flops_per_step": flops, "step_seconds": seconds, "predicted_mfu": flops / seconds / peak,
         "steps": run.total, "hours": run.total * seconds / 3600, "chip_hours": run.total * seconds / 3600 * topology.all_chips,
@@ -127,7 +128,7 @@ def roofline(program: hlo.Program, topology: Topology, /) -> hlo.Time:
         near = max(1, len(one.groups[0]) // topology.slices)  # the slices exchange what each has reduced or gathered within
         return bytes_ * chip.devices / chip.link + bytes_ / near / (chip.network / chip.per_host / chip.devices)
 
-    return program.time(hlo.Rates(EFFICIENCY * chip.tflops * 1e12 / chip.devices, EFFICIENCY * chip.bandwidth / chip.devices, wire))
+    return program.time(hlo.Rates(EFFICIENCY * chip.tflops * 1e12 / chip.devices, EFFICIENCY * chip.bandwidth / chip.devices, wire, chip.pcie / chip.devices))
 
 
 def wires(program: hlo.Program, time: hlo.Time, /) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def wires(program: hlo.Program, time: hlo.Time, /) -> dict[str, Any]:
     for one in program.collectives:
         total[one.kind] = total.get(one.kind, 0.0) + one.bytes * one.times
     return {"collective_bytes": {k: round(v) for k, v in sorted(total.items())},
-            "seconds": {"compute": time.compute, "memory": time.memory, "wire": time.wire, "wire_exposed": time.exposed}}
+            "seconds": {"compute": time.compute, "memory": time.memory, "wire": time.wire, "host": time.host, "exposed": time.exposed}}
 
 
 def fed(run: assembly.Assembly, topology: Topology, seconds: float, feed: Input, /) -> dict[str, Any]:

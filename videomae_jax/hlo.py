@@ -17,8 +17,11 @@ SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast")
 # What moves no data of its own: names, views, and the second half of a copy or collective.
 FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all", "partition-id", "replica-id",
-        "iota", "copy-done", "slice-done", "async-done", "async-update", "opt-barrier", "domain", "all-reduce-done", "all-gather-done",
+        "iota", "copy-done", "slice-done", "dynamic-slice-done", "dynamic-update-slice-done", "async-done", "async-update", "opt-barrier", "domain", "all-reduce-done", "all-gather-done",
         "collective-permute-done")
+# Products of all queries with all keys in JAX's splash kernels; the backward one that also gives the gradient of queries has one more.
+KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+COPIES = ("copy-start", "dynamic-slice-start", "dynamic-update-slice-start")
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -26,11 +29,12 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """An array: element type, lengths, and whether it lies in the memory beside the processor (VMEM), not in HBM."""
+    """An array: element type, lengths, and whether it lies beside the processor (VMEM) or in the host's memory, not in HBM."""
 
     kind: str
     lengths: tuple[int, ...]
     near: bool = False
+    far: bool = False
 
     @property
     def size(self) -> int:
@@ -91,22 +95,24 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What a device does in a second: operations in bfloat16 and in float32, bytes from its memory, bytes to other devices."""
+    """What a device does in a second: operations, bytes from its memory, bytes from or to the host's; and a collective's seconds."""
 
     flops: float
     memory: float
     wire: Callable[[Collective], float]
+    host: float = math.inf
 
 
 @dataclasses.dataclass(frozen=True)
 class Time:
-    """Seconds of one run of the program; `exposed` is the part of `wire` that no computation hides."""
+    """Seconds of one run of the program; `exposed` is the part of `wire` and `host` that no computation hides."""
 
     step: float
     compute: float
     memory: float
     wire: float
     exposed: float
+    host: float = 0.0
 
 
 class Program:
@@ -175,6 +181,8 @@ class Program:
         if one.op in ("dot", "convolution"):
             arrays = [body[name].shapes[0] for name in one.operands[:2] if name in body]
             return _product(one, arrays) if len(arrays) == 2 else 0.0
+        if one.op == "custom-call":
+            return _kernel(one, [body[name].shapes[0] for name in one.operands if name in body])
         return sum(self.flops(i, self.computations[c]) for c in one.called if one.op == "fusion" for i in self.computations[c].values())
 
     def traffic(self, one: Instruction, body: Mapping[str, Instruction], /) -> float:
@@ -184,6 +192,8 @@ class Program:
         """
         if one.op in FREE or one.op.removesuffix("-start") in COLLECTIVES or one.op == "async-start":
             return 0.0
+        if one.op in ("dynamic-slice-start", "dynamic-update-slice-start"):
+            return _moved(one, body)
         if one.op in ("copy-start", "slice-start"):
             return min(sum(s.bytes for s in body[n].shapes) for n in one.operands[:1] if n in body) if one.op == "copy-start" else one.shapes[-1].bytes
         inputs = [body[n].shapes for n in one.operands if n in body]
@@ -235,29 +245,40 @@ class Program:
     def time(self, rates: Rates, /) -> Time:
         """Seconds on a device of `rates`: each instruction takes the longer of its operations and its bytes.
 
-        Within a computation (the body of a loop, the rest of the program) collectives that are issued ahead hide behind
-        what is computed there; others add to it.
+        Within a computation (the body of a loop, the rest of the program) collectives that are issued ahead, and copies from
+        and to the host, hide behind what is computed there; other collectives add to it.
         """
         spent: dict[int, list[float]] = {}
-        total = dict(compute=0.0, memory=0.0)
+        total = dict(compute=0.0, memory=0.0, host=0.0)
         for one, body, times, _ in self.runs():
+            far = _moved(one, body) / rates.host if one.op in COPIES and any(s.far for s in one.shapes) else 0.0
             compute, memory = self.flops(one, body) / rates.flops, self.traffic(one, body) / rates.memory
             total["compute"] += times * compute
             total["memory"] += times * memory
-            spent.setdefault(id(body), [0.0, 0.0, 0.0])[0] += times * max(compute, memory)
+            total["host"] += times * far
+            here = spent.setdefault(id(body), [0.0, 0.0, 0.0, 0.0])
+            here[0] += times * max(compute, memory)
+            here[3] += times * far
         where = {name: id(body) for body in self.computations.values() for name in body}
         wire = 0.0
         for one in self.collectives:
             seconds = one.times * rates.wire(one)
             wire += seconds
-            spent.setdefault(where[one.name] if where[one.name] in spent else 0, [0.0, 0.0, 0.0])[1 if one.hidden else 2] += seconds
-        step = sum(max(busy, hidden) + open_ for busy, hidden, open_ in spent.values())
-        return Time(step, total["compute"], total["memory"], wire, step - sum(busy for busy, _, _ in spent.values()))
+            spent.setdefault(where[one.name] if where[one.name] in spent else 0, [0.0, 0.0, 0.0, 0.0])[1 if one.hidden else 2] += seconds
+        step = sum(max(busy, hidden, far) + open_ for busy, hidden, open_, far in spent.values())
+        return Time(step, total["compute"], total["memory"], wire, step - sum(busy for busy, *_ in spent.values()), total["host"])
 
 
 def _parameters(body: Mapping[str, Instruction], /) -> list[Instruction]:
     """The parameters of a computation in order."""
     return sorted((i for i in body.values() if i.op == "parameter"), key=lambda i: int(i.rest.strip("()")))
+
+
+def _moved(one: Instruction, body: Mapping[str, Instruction], /) -> float:
+    """Bytes of the array that a copy issued ahead moves: of a slice the slice alone."""
+    if one.op == "dynamic-update-slice-start":
+        return body[one.operands[1]].shapes[0].bytes
+    return one.shapes[-2 if one.op == "dynamic-slice-start" else 0].bytes  # behind the slice stands its context
 
 
 def _plain_traffic(one: Instruction, inputs: list[Shape], /) -> float:
@@ -295,6 +316,16 @@ def _product(one: Instruction, arrays: list[Shape], /) -> float:
     return 2.0 * math.sqrt(left.size * right.size * one.shapes[0].size / (batch * (int(groups[1]) if groups else 1)))
 
 
+def _kernel(one: Instruction, arrays: list[Shape], /) -> float:
+    """Operations of an attention kernel of queries and keys [B h N d], its first arrays of four axes; of other custom calls none are known."""
+    products = next((n for name, n in KERNELS.items() if one.name.startswith(name)), 0)
+    if not products:
+        return 0.0
+    queries, keys = [s for s in arrays if len(s.lengths) == 4][:2]
+    fused = one.name.startswith("splash_mha_dkv") and any(len(s.lengths) == 5 for s in one.shapes)
+    return (products + fused) * 2.0 * queries.size * keys.lengths[2]
+
+
 def _instruction(name: str, text: str, /, *, root: bool) -> Instruction | None:
     """The parts of `type op(operands), attributes`; None for a line that is none."""
     end = _closing(text, 0) + 1 if text.startswith("(") else text.find(" ")
@@ -320,7 +351,7 @@ def _closing(text: str, begin: int, /) -> int:
 
 def shapes(text: str, /) -> tuple[Shape, ...]:
     """The arrays of a type, tuples flattened."""
-    return tuple(Shape(kind, tuple(int(n) for n in lengths.split(",") if n), "S(1)" in layout) for kind, lengths, layout in _SHAPE.findall(text))
+    return tuple(Shape(kind, tuple(int(n) for n in lengths.split(",") if n), "S(1)" in layout, "S(5)" in layout) for kind, lengths, layout in _SHAPE.findall(text))
 
 
 def _groups(rest: str, kind: str, /) -> tuple[tuple[int, ...], ...]:

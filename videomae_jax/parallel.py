@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -124,6 +124,50 @@ def use(mesh: Mesh, /, *, rules: Mapping[str, Any] = RULES) -> Iterator[None]:
         yield
     finally:
         _ACTIVE.pop()
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a program is compiled for: "cpu", "gpu" or "tpu", and on how many devices it runs."""
+
+    platform: str
+    devices: int
+
+
+_TARGETS: list[Target] = []
+
+
+@contextlib.contextmanager
+def aim(target: Target, /) -> Iterator[None]:
+    """Within this context what is traced is meant for `target`, whatever is here: for estimates of other hardware."""
+    _TARGETS.append(target)
+    try:
+        yield
+    finally:
+        _TARGETS.pop()
+
+
+def target() -> Target:
+    """What the program that is being traced is compiled for: the devices of the mesh in use, else those that JAX sees."""
+    if _TARGETS:
+        return _TARGETS[-1]
+    devices = _ACTIVE[-1][0].devices.ravel() if _ACTIVE else jax.devices()
+    return Target(devices[0].platform, len(devices))
+
+
+def per_device(fn: Callable[..., jax.Array], /, *names: tuple[str | None, ...]) -> Callable[..., jax.Array]:
+    """`fn` of arrays with these logical axes, run by every device on its own part; the result has the axes of the first.
+
+    For what the compiler cannot split: kernels. Without a mesh in use it is `fn`.
+    """
+    def run(*arrays: jax.Array) -> jax.Array:
+        if not _ACTIVE or _ACTIVE[-1][0].size == 1:
+            return fn(*arrays)
+        mesh, rules = _ACTIVE[-1]
+        specs = tuple(fit(n, shape=x.shape, mesh=mesh, rules=rules) for n, x in zip(names, arrays, strict=True))
+        # A kernel's outputs carry no record of the axes over which they vary.
+        return jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+    return run
 
 
 def shard(x: jax.Array, /, *names: str | None) -> jax.Array:

@@ -16,7 +16,7 @@ from videomae_jax.errors import UserError
 from videomae_jax.topologies import TORUS, Topology, find, tpu_devices
 
 EFFICIENCY = 0.8  # of the peak rates that large matrix products and long copies reach (an H200: 790 of 989 TFLOP/s)
-RECOMPUTE = {"none": 0.0, "dots": 0.1, "full": 1.0}  # forward passes more, by remat policy, lightest first
+RECOMPUTE = {"none": 0.0, "dots": 0.1, "offload": 0.1, "full": 1.0}  # forward passes more, by remat policy
 USABLE = 0.95  # of a device's memory; the rest is for the runtime, the next batch and fragments
 MARGIN = {"tpu": 1.25, "gpu": 1.1, "cpu": 1.1}  # compiled bytes of activations over counted ones at the least: padded layouts
 TRIES = 3  # compilations at most
@@ -101,12 +101,13 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A compiled step: bytes on a device, wall and CPU seconds of compilation, and the program where it fits."""
+    """A compiled step: bytes on a device, wall and CPU seconds of compilation, the program where it fits, and bytes in the host's memory."""
 
     bytes: float
     seconds: float
     cpu: float
     program: hlo.Program | None
+    host: float = 0.0
 
 
 class Planner:
@@ -124,17 +125,24 @@ class Planner:
         """The estimate of a choice."""
         micro = max(1, self.run.clips // (choice.data * choice.fsdp) // choice.microbatches)
         run, saved = self._kept(choice.remat, micro)
+        host = saved.host / choice.tensor * choice.microbatches
         light = self._kept("as given" if choice.remat == "as given" else "none", micro)[1]
         need = footprint.device_bytes(run, choice.sizes, microbatches=choice.microbatches, saved=saved, layer=light.activations / footprint.layers(run),
                                       margin=MARGIN.get(self.topology.chip.platform, 1.1))
-        seconds = footprint.seconds(run, self.topology, choice.sizes, recompute=RECOMPUTE.get(choice.remat, 0.0), efficiency=EFFICIENCY)
+        seconds = footprint.seconds(run, self.topology, choice.sizes, recompute=RECOMPUTE.get(choice.remat, 0.0), efficiency=EFFICIENCY,
+                                    host=host)
         return Estimate(choice, need, seconds * (1 + 0.01 * (choice.microbatches - 1)))
 
     def _kept(self, remat: str, rows: int, /) -> tuple[assembly.Assembly, footprint.Kept]:
         """The run of a policy on one device, and what `rows` clips keep under it."""
         if remat not in self._saved:
             run = assembly.assemble(Choice(remat, 1, 1, 1, 1).apply(self.config), trust=self.trust, devices=jax.devices()[:1])
-            self._saved[remat] = run, footprint.kept(run, rows=1), footprint.kept(run, rows=2)
+            with parallel.aim(parallel.Target(self.topology.chip.platform, self.topology.devices)):
+                one, two = footprint.kept(run, rows=1), footprint.kept(run, rows=2)
+            if remat == "offload":  # shapes do not tell where an array lies: the inputs of blocks stay, the rest of what is kept goes to the host
+                less = [self._kept("full", rows)[1] for rows in (1, 2)]
+                one, two = (dataclasses.replace(few, host=max(0.0, all_.activations - few.activations)) for few, all_ in zip(less, (one, two), strict=True))
+            self._saved[remat] = run, one, two
         run, one, two = self._saved[remat]
         return run, one.at(two, rows)
 
@@ -143,6 +151,8 @@ class Planner:
         fixed = frozenset() if free else self.fixed
         known = bool(nodes(self.config.objective))
         remats = tuple(RECOMPUTE) if known and not any(name.endswith(".remat") for name in fixed) else ("as given",)
+        if self.topology.chip.platform == "cpu":  # its memory is the host's
+            remats = tuple(r for r in remats if r != "offload")
         for sizes in self.meshes(fixed):
             rows = self.run.clips // (sizes["data"] * sizes["fsdp"])
             counts = [2**k for k in range(rows.bit_length()) if rows % 2**k == 0]
@@ -195,7 +205,7 @@ class Planner:
         need = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
                 + memory.generated_code_size_in_bytes)
         need += footprint.batch_bytes(run) / parallel.batch_ways(run.mesh) * max(0, run.config.prefetch - 1)  # batches that wait for their step
-        return Compiled(need, *spent, hlo.Program(compiled.as_text(), devices=len(devices)))
+        return Compiled(need, *spent, hlo.Program(compiled.as_text(), devices=len(devices)), memory.host_temp_size_in_bytes)
 
     def ways_out(self, factor: float, /) -> list[str]:
         """The three cheapest changes that fit by estimate, in chip-hours of the recipe; estimates are off by `factor`."""

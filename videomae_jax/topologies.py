@@ -20,7 +20,8 @@ EXTRA = "launch/plan_requirements.txt"
 class Chip:
     """One accelerator chip. `hbm` are the bytes a program may use, `cores` the host's vCPUs, `devices` JAX's devices a chip.
 
-    `link` are bytes a second to the neighbours (ICI, NVLink), `network` bytes a second and host to everywhere else.
+    `link` are bytes a second to the neighbours (ICI, NVLink), `network` bytes a second and host to everywhere else, `pcie` bytes a
+    second between a chip and its host's memory.
     """
 
     name: str
@@ -33,18 +34,19 @@ class Chip:
     cores: int
     devices: int = 1
     platform: str = "tpu"
+    pcie: float = 16e9
 
 
-# ICI rates: jax-ml/scaling-book (90 GB/s a link and direction on v5p, 45 on v5e, 90 on v6e); hosts: machine types
+# ICI rates: jax-ml/scaling-book (90 GB/s a link and direction on v5p, 45 on v5e, 90 on v6e), and for PCIe of TPUs; hosts: machine types
 # ct5lp-hightpu-4t, ct5p-hightpu-4t, ct6e-standard-4t, tpu7x-standard-4t, a3-highgpu-8g, a3-ultragpu-8g.
 CHIPS = {
     "v5e": Chip("v5e", 197, 15.75 * GIB, 0.819e12, 180e9, 12.5e9, 4, 112),
     "v5p": Chip("v5p", 459, 95.74 * GIB, 2.765e12, 540e9, 25e9, 4, 208),
     "v6e": Chip("v6e", 918, 31.25 * GIB, 1.64e12, 360e9, 25e9, 4, 180),
     "tpu7x": Chip("tpu7x", 2307, 189.5 * GIB, 7.37e12, 1080e9, 25e9, 4, 224, devices=2),
-    "a100": Chip("a100", 312, 80e9, 2.04e12, 300e9, 200e9, 8, 96, platform="gpu"),
-    "h100": Chip("h100", 989, 80e9, 3.35e12, 450e9, 400e9, 8, 208, platform="gpu"),
-    "h200": Chip("h200", 989, 141e9, 4.8e12, 450e9, 400e9, 8, 224, platform="gpu"),
+    "a100": Chip("a100", 312, 80e9, 2.04e12, 300e9, 200e9, 8, 96, platform="gpu", pcie=32e9),
+    "h100": Chip("h100", 989, 80e9, 3.35e12, 450e9, 400e9, 8, 208, platform="gpu", pcie=64e9),
+    "h200": Chip("h200", 989, 141e9, 4.8e12, 450e9, 400e9, 8, 224, platform="gpu", pcie=64e9),
 }
 # Chips of a slice -> the shape of its torus. v5p counts two cores a chip in its name, the others count chips or cores as below.
 TORUS = {
@@ -108,7 +110,7 @@ def local(*, memory: float, tflops: float) -> Topology:
                   .replace("tpu v6 lite", "v6e")), None)
     limit = (device.memory_stats() or {}).get("bytes_limit", 0) or memory
     chip = dataclasses.replace(known, hbm=limit) if known else Chip(
-        device.device_kind, tflops, limit, math.inf, math.inf, math.inf, jax.local_device_count(), os.cpu_count() or 1, platform=device.platform)
+        device.device_kind, tflops, limit, math.inf, math.inf, math.inf, jax.local_device_count(), os.cpu_count() or 1, platform=device.platform, pcie=math.inf)
     return Topology("local", chip, 1, jax.device_count() // chip.devices)
 
 

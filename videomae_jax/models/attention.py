@@ -1,8 +1,8 @@
-"""Exact softmax attention over blocks of queries: the matrix of all queries and keys never exists.
+"""Softmax attention: the plain form, the kernels of GPUs and TPUs, and an exact one over blocks of queries for everything else.
 
-A block's logits stay in the processor's cache, and the backward pass computes them again from the log-sum-exp of every
-query (FlashAttention's recomputation, arXiv 2205.14135). Beside the plain form that is one matrix product of six more,
-and memory linear in the number of tokens.
+In blocks the matrix of all queries and keys never exists: a block's logits stay in the processor's cache, and the backward
+pass computes them again from the log-sum-exp of every query (FlashAttention's recomputation, arXiv 2205.14135). Beside the plain
+form that is one matrix product of six more, and memory linear in the number of tokens.
 """
 
 import functools
@@ -11,10 +11,45 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from videomae_jax import parallel
+from videomae_jax.errors import UserError
+from videomae_jax.models import kernels
 from videomae_jax.types import Array
 
+LONG = 1024  # tokens from which blocks are faster on a CPU than the plain form: ViT-B's 1568, 13 % of a step on one core
 BLOCK = 98  # most queries of a block: 98 x 1568 float32 logits are 0.6 MB, two of them within a core's second-level cache
 FLOOR = float(jnp.finfo(jnp.float32).min)  # logit of a padded key
+
+
+def attend(q: Array, k: Array, v: Array, /, *, implementation: str, valid: Array | None) -> Array:
+    """Softmax attention of scaled queries: [B N h d] x3 -> [B N h d]; softmax in float32; `valid` bool [B N] of keys.
+
+    `implementation` "xla" holds the logits of all queries and keys, "chunked" those of a block of queries, "cudnn" (GPUs,
+    half precision) and "splash" (TPUs) none; "auto" is what `chosen` says.
+    """
+    if implementation == "auto":
+        implementation = chosen(tokens=k.shape[1], size=q.shape[-1], dtype=q.dtype)
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(f"attention {implementation!r}; allowed are {', '.join(map(repr, IMPLEMENTATIONS))} and 'auto'")
+    return IMPLEMENTATIONS[implementation](q, k, v, valid=valid)
+
+
+def chosen(*, tokens: int, size: int, dtype: Any) -> str:
+    """The implementation for the device that the program is compiled for, `tokens` keys and heads of `size` channels."""
+    platform = parallel.target().platform
+    if platform == "gpu" and kernels.runs_on_cudnn(size=size, dtype=dtype):
+        return "cudnn"
+    if platform == "tpu":
+        return "splash"
+    return "chunked" if tokens >= LONG else "xla"
+
+
+def plain(q: Array, k: Array, v: Array, /, *, valid: Array | None) -> Array:
+    """Attention by two matrix products, the logits in float32 between them."""
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    if valid is not None:
+        logits = jnp.where(valid[:, None, None, :], logits, FLOOR)
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
 
 
 def chunked(q: Array, k: Array, v: Array, /, *, valid: Array | None) -> Array:
@@ -31,17 +66,17 @@ def chunked(q: Array, k: Array, v: Array, /, *, valid: Array | None) -> Array:
     rows = -(-tokens // blocks)
     q = jnp.pad(q, ((0, 0), (0, 0), (0, blocks * rows - tokens), (0, 0)))  # zero queries: their outputs are cut off
     q = q.reshape(batch, heads, blocks, rows, size)
-    if jax.default_backend() == "cpu" and jax.device_count() == 1:
+    if parallel.target() == parallel.Target("cpu", 1):
         merged = [x.reshape(batch * heads, *x.shape[2:]) for x in (q, k, v, keys)]
-        y = jax.lax.map(lambda part: attend(*part, valid is not None), tuple(merged))
+        y = jax.lax.map(lambda part: in_blocks(*part, valid is not None), tuple(merged))
         y = y.reshape(batch, heads, -1, size)
     else:
-        y = attend(q, k, v, keys, valid is not None).reshape(batch, heads, -1, size)
+        y = in_blocks(q, k, v, keys, valid is not None).reshape(batch, heads, -1, size)
     return y[:, :, :tokens].transpose(0, 2, 1, 3)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def attend(q: Array, k: Array, v: Array, keys: Array, masked: bool) -> Array:
+def in_blocks(q: Array, k: Array, v: Array, keys: Array, masked: bool) -> Array:
     """Query blocks [... n r d], keys and values [... N d], valid keys bool [... 1 N] -> [... n r d].
 
     `masked` False says that every key is valid.
@@ -88,9 +123,12 @@ def backward(masked: bool, kept: Any, gradient: Array) -> tuple[Array, Array, Ar
     return jnp.moveaxis(dq, 0, -3), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
-attend.defvjp(forward, backward)
+in_blocks.defvjp(forward, backward)
 
 
 def product(spec: str, a: Array, b: Array, /) -> Array:
     """einsum with a float32 result."""
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+IMPLEMENTATIONS = {"xla": plain, "chunked": chunked, "cudnn": kernels.cudnn, "splash": kernels.splash}

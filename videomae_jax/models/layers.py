@@ -93,24 +93,6 @@ class Linear(nn.Module):
         return y
 
 
-def attend(q: Array, k: Array, v: Array, /, *, implementation: str, valid: Array | None) -> Array:
-    """Softmax attention of scaled queries: [B N h d] x3 -> [B N h d]; softmax in float32; `valid` bool [B N] of keys.
-
-    `implementation` "xla" holds the logits of all queries and keys, "chunked" those of a block of queries, "cudnn" none.
-    """
-    if implementation == "chunked":
-        return attention.chunked(q, k, v, valid=valid)
-    if implementation == "cudnn":
-        mask = None if valid is None else valid[:, None, None, :]
-        return jax.nn.dot_product_attention(q, k, v, scale=1.0, mask=mask, implementation="cudnn")
-    if implementation != "xla":
-        raise UserError(f"attention {implementation!r}; allowed are 'xla', 'chunked' and 'cudnn'")
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-    if valid is not None:
-        logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
-
-
 class Attention(nn.Module):
     """Self-attention with one fused qkv kernel, biases on q and v only, output projection with bias.
 
@@ -137,7 +119,7 @@ class Attention(nn.Module):
         q = shard((q + q_bias) * np.float32(size**-0.5).astype(self.dtype), "batch", None, "heads", None)
         k = shard(k, "batch", None, "heads", None)
         v = shard(v + v_bias, "batch", None, "heads", None)
-        y = attend(q, k, v, implementation=self.implementation, valid=valid)
+        y = attention.attend(q, k, v, implementation=self.implementation, valid=valid)
         out = self.param("out", boxed(xavier(width, width), "heads", None, "embed"), (self.heads, size, width), jnp.float32)
         bias = self.param("out_bias", boxed(nn.initializers.zeros, "norm"), (width,), jnp.float32)
         return jnp.einsum("bnhk,hkd->bnd", y, out.astype(self.dtype)) + bias.astype(self.dtype)
@@ -206,13 +188,19 @@ class Stacked:
     kept: Array
 
 
-REMAT = {"none": None, "full": jax.checkpoint_policies.nothing_saveable, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Stack(nn.Module):
     """`depth` blocks with stacked parameters [depth ...]: one compiled block, one checkpoint layout.
 
-    `remat` is "none", "full" or "dots" (keeps matrix products); `unroll` trades compile time for speed.
+    `remat` says what the backward pass finds: "none" everything, "dots" the matrix products, "offload" the same in the host's
+    memory, "full" the input of each block alone; `unroll` trades compile time for speed.
     """
 
     depth: int

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax.errors import UserError
-from videomae_jax.models import layers, patches, vit
+from videomae_jax.models import attention, layers, patches, vit
 from videomae_jax.parallel import shard
 from videomae_jax.types import Array, Key, Params
 
@@ -57,7 +57,7 @@ class Attention(nn.Module):
         kernel = self.param("qkv", layers.boxed(layers.xavier(width, 3 * width), "embed", None, "heads", None), (width, 3, self.heads, size), jnp.float32)
         q, k, v = jnp.moveaxis(jnp.einsum("bnd,dchk->bnchk", x, kernel.astype(self.dtype)), 2, 0)
         q, k, v = (shard(y, "batch", None, "heads", None) for y in (q * np.float32(size**-0.5).astype(self.dtype), k, v))
-        y = layers.attend(q, k, v, implementation=self.implementation, valid=None)
+        y = attention.attend(q, k, v, implementation=self.implementation, valid=None)
         out = self.param("out", layers.boxed(layers.xavier(width, width), "heads", None, "embed"), (self.heads, size, width), jnp.float32)
         bias = self.param("out_bias", layers.boxed(nn.initializers.zeros, "norm"), (width,), jnp.float32)
         return jnp.einsum("bnhk,hkd->bnd", y, out.astype(self.dtype)) + bias.astype(self.dtype)
