@@ -554,6 +554,10 @@ def test_folders(official: dict[str, np.ndarray], tmp_path: pathlib.Path) -> Non
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="allowed are files of the same folder"):
         files.read(tmp_path)
+    for broken in ({}, {"weight_map": ["part0.safetensors"]}, {"weight_map": {"x": 1}}):
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(broken))
+        with pytest.raises(UserError, match="has no weight_map that names the file of every array"):
+            files.read(tmp_path)
     (tmp_path / "absent").mkdir()
     with pytest.raises(UserError, match="holds none of model.safetensors"):
         files.read(tmp_path / "absent")
@@ -575,7 +579,30 @@ def test_wrong_families_and_words(official: dict[str, np.ndarray], tmp_path: pat
     assert "--key belongs to --from" in refused(capsys, "--to=hf", tmp_path, f"--out={tmp_path}/x", "--key=model")
     assert "holds no config.json" in refused(capsys, "--to=hf", tmp_path / "nowhere", f"--out={tmp_path}/x")
     assert "is there already and not an empty folder" in refused(capsys, "--from=videomae", path, f"--out={tmp_path}")
+    assert "a.npz/run cannot be written" in refused(capsys, "--from=videomae", path, f"--out={path}/run", *HEADS, *SIZES)
     assert not list(tmp_path.glob("run*"))
+
+
+@pytest.mark.parametrize(("setting", "message"), [
+    ({"hidden_act": "relu"}, "hidden_act 'relu'; converted are models with the exact 'gelu'"),
+    ({"num_attention_heads": "four"}, "num_attention_heads 'four'; allowed are whole numbers"), ({"image_size": [32, 64]}, r"image_size \[32, 64\]"),
+    ({"tubelet_size": 4, "hidden_size": 16}, "hidden_size 16 but 32 by the shapes; tubelet_size 4 but 2 by the shapes"),
+    ({"patch_size": [8, 8], "num_hidden_layers": 2, "image_size": [32, 32]}, "")])
+def test_settings_of_another_model_are_refused(setting: dict[str, Any], message: str, finetuned: dict[str, np.ndarray], tmp_path: pathlib.Path) -> None:
+    """An activation that is not ours, sizes that are no numbers, a config.json that belongs to other weights; what agrees passes."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "videomae", "num_frames": 8, "image_size": 32, "num_attention_heads": 4} | setting))
+    path = save(tmp_path / "a.npz", finetuned)
+    if not message:
+        assert importing.read(path, family="videomae").config.objective.encoder.size == 32
+        return
+    with pytest.raises(UserError, match=message):
+        importing.read(path, family="videomae")
+
+
+def test_other_classes_are_refused(finetuned: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With what to do instead."""
+    words = ["--from=videomae", save(tmp_path / "a.npz", finetuned), f"--out={tmp_path}/run", *HEADS, *SIZES, "--config.objective.head.classes=7"]
+    assert "the weights have 4 classes and the config 7; convert them as they are, and fine-tune for others" in refused(capsys, *words)
 
 
 def test_lists_without_a_class_are_impossible() -> None:

@@ -178,6 +178,8 @@ def test_names_that_would_collide(run: pathlib.Path, folder: pathlib.Path, tmp_p
                            ([folder / "a.mp4", tmp_path / "sub/a.mp4"], "have the same name 'a.mp4'"), ([tmp_path / "no.mp4"], "no video in ")):
         assert main(["extract", str(run), *map(str, words), f"--out={tmp_path}/out"]) == 2
         assert message in capsys.readouterr().err
+    assert main(["extract", str(run), str(folder / "a.mp4"), f"--out={folder}/a.mp4/out"]) == 2
+    assert "a.mp4/out cannot be written" in capsys.readouterr().err
 
 
 def test_recipes_that_attend_padding_are_refused(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def test_names_of_classes(run: pathlib.Path, folder: pathlib.Path, tmp_path: pat
     (tmp_path / "names.json").write_text(json.dumps(["one", "two"]))
     pretrained = written.write(tmp_path / "pretrained", written.pretraining())
     for more, message in (([f"--classes={tmp_path}/names.json"], "2 names of classes for a head of 3"), (["--classes=absent"], "--classes=absent cannot be read"),
-                          (["--out=p.txt"], "allowed are a name that ends in .csv")):
+                          (["--out=p.txt"], "allowed are a name that ends in .csv"), ([f"--out={tmp_path}/names.txt/p.csv"], "names.txt/p.csv cannot be written")):
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err
     assert main(["predict", str(pretrained), str(folder / "a.mp4"), f"--out={tmp_path}/q.csv"]) == 2
@@ -135,8 +135,9 @@ def test_export_mistakes(run: pathlib.Path, tmp_path: pathlib.Path, capsys: pyte
         assert main(["export", str(path), f"--out={tmp_path}/out", *words]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert main(["export", str(run), f"--out={tmp_path}/pretrained"]) == 2
-    assert "is there already and not an empty folder" in capsys.readouterr().err
+    for out, message in ((tmp_path / "pretrained", "is there already and not an empty folder"), (run / "config.json/out", "config.json/out cannot be written")):
+        assert main(["export", str(run), f"--out={out}"]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_weights_of_others_are_served_without_a_run(run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

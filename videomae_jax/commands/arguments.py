@@ -1,8 +1,10 @@
 """Options that several commands share; nothing here imports jax."""
 
 import argparse
+import contextlib
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 from videomae_jax.errors import UserError
@@ -81,6 +83,15 @@ def model(options: argparse.Namespace, /, **kw: Any) -> Any:
 
     conversion = {"allow": report.allowances(options.allow)} if options.allow else {}
     return api.load(options.workdir, step=options.step, trust=tuple(options.trust), **conversion, **kw)
+
+
+@contextlib.contextmanager
+def writing(out: str, /) -> Iterator[None]:
+    """Around what writes to --out: a place that cannot be written is one line, like every other mistake of a user."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written ({error})") from error
 
 
 def start(options: argparse.Namespace, /) -> None:

@@ -46,7 +46,8 @@ def to_run(options: argparse.Namespace, assignments: dict[str, str], /) -> int:
                            allow=report.allowances(options.allow))
     for line in found.report.lines():
         say(line)
-    exporting.write_run(found, out)
+    with arguments.writing(options.out):
+        exporting.write_run(found, out)
     print(f"{found.family} weights written to {out}; every name is in {out / 'conversion.json'}")
     return 0
 
@@ -60,7 +61,8 @@ def from_run(options: argparse.Namespace, assignments: dict[str, str], /) -> int
     strays += [f"--config.{k}" for k in assignments]
     if strays:
         raise UserError(f"{strays[0]} belongs to --from; with --to allowed are --out, --item and --biases")
-    state = exporting.export(pathlib.Path(options.path), to=options.to, out=pathlib.Path(options.out), item=options.item,
-                             biases=videomae.Biases(options.biases))
+    with arguments.writing(options.out):
+        state = exporting.export(pathlib.Path(options.path), to=options.to, out=pathlib.Path(options.out), item=options.item,
+                                 biases=videomae.Biases(options.biases))
     print(f"{len(state)} arrays written to {options.out}")
     return 0

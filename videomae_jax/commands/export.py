@@ -20,7 +20,8 @@ def main(argv: list[str]) -> int:
     from videomae_jax import artefact
 
     model = arguments.model(options, frames=options.frames, size=options.size)
-    about = artefact.write(model, pathlib.Path(options.out), what=options.what, layer=options.layer,
-                           platforms=tuple(p for p in options.platforms.split(",") if p))
+    with arguments.writing(options.out):
+        about = artefact.write(model, pathlib.Path(options.out), what=options.what, layer=options.layer,
+                               platforms=tuple(p for p in options.platforms.split(",") if p))
     print(f"{', '.join(f'{k} {v}' for k, v in about['output'].items())} for {', '.join(about['platforms'])}; run it with: python {options.out}/run.py clip.npy")
     return 0

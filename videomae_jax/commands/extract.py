@@ -49,7 +49,8 @@ def run(options: object, /) -> int:
     model = arguments.model(options, frames=options.frames, size=options.size, devices=devices, assignments=plain)
     what = chosen(options, model)
     weights = f"{api.digest(path)} step {model.step}{' unnormalised' if plain else ''} {model.frames}x{model.size}"
-    found = extraction.extract(model, videos, out=pathlib.Path(options.out), what=what, weights=weights, batch=options.batch * len(devices), say=say)
+    with arguments.writing(options.out):
+        found = extraction.extract(model, videos, out=pathlib.Path(options.out), what=what, weights=weights, batch=options.batch * len(devices), say=say)
     print(f"{found.windows} windows of {found.written} videos written to {options.out}; {found.present} were there, {len(found.failed)} failed")
     if found.failed and not found.written and not found.present:
         raise UserError(f"none of the {len(videos)} videos can be read")

@@ -29,9 +29,10 @@ def main(argv: list[str]) -> int:
     classes = prediction.names(model, given=listed(pathlib.Path(options.classes)) if options.classes else ())
     top = min(options.top, len(classes))
     answers = prediction.predict(model, videos, classes=classes, top=top, say=say)
-    prediction.table(answers, out, top=top)
     picture = pathlib.Path(options.sheet) if options.sheet else out.with_suffix(".png")
-    prediction.sheet(answers, picture)
+    with arguments.writing(options.out):
+        prediction.table(answers, out, top=top)
+        prediction.sheet(answers, picture)
     failed = sum(bool(a.error) for a in answers)
     print(f"{len(answers) - failed} videos of {len(answers)} classified: {out}, {picture}")
     return 1 if failed else 0

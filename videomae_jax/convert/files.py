@@ -64,10 +64,13 @@ def in_folder(path: pathlib.Path, /) -> tuple[pathlib.Path, ...]:
     """The weight files of a folder of Hugging Face, the parts of an index in the order of their names."""
     found = next((path / name for name in FOLDER if (path / name).is_file()), None)
     if found is None:
-        raise UserError(f"{path} holds none of {', '.join(FOLDER)}")
+        raise UserError(f"{path} is no run directory, for it has no checkpoints, and it holds none of {', '.join(FOLDER)}")
     if found.suffix != ".json":
         return (found,)
-    parts = sorted(set(parsed(found)["weight_map"].values()))
+    listed = parsed(found).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(part, str) for part in listed.values()):
+        raise UserError(f"{found} has no weight_map that names the file of every array")
+    parts = sorted(set(listed.values()))
     strays = [part for part in parts if pathlib.PurePath(part).name != part]
     if strays:
         raise UserError(f"{found} names {strays[0]!r}; allowed are files of the same folder")

@@ -73,11 +73,13 @@ def read(path: pathlib.Path, /, *, family: str = "", key: str = "", heads: int =
         raise UserError(f"{path} is a {kind} of {family}; allowed are {', '.join(k for k in FAMILIES[family] if k != 'mark')}")
     settings = flat_settings(weights.settings)
     settings |= {k: v for k, v in (("num_frames", trained_frames), ("image_size", trained_size)) if v}
+    check_settings(settings)
     sizes = Sizes.of(state, layout=layout, family=family, settings=settings, heads=heads, decoder_heads=decoder_heads)
     found = videomae.assign(state, source=column(family), layout=layout, heads=(sizes.encoder["heads"], sizes.decoder["heads"])[:len(layout.stacks)])
     node = configs.load(config or FAMILIES[family][kind])
     fill(node, sizes, settings=settings, family=family, kind=kind)
     configs.override(node, dict(assignments or {}))
+    agree(node, sizes, settings=settings)
     moved = settle(node, sizes, learned=LEARNED.get(family, ()))
     params, report = match(node, found, state=state, moved=moved, notes=notes(weights, family=family), allow=allow or {})
     return Imported(node, params, report, class_names(weights.settings, count=sizes.classes), family, weights.files)
@@ -133,7 +135,34 @@ def flat_settings(settings: Mapping[str, Any], /) -> dict[str, Any]:
     for theirs, ours in (("num_heads", "num_attention_heads"), ("img_size", "image_size"), ("input_size", "image_size"), ("all_frames", "num_frames")):
         if theirs in found:
             found.setdefault(ours, found[theirs])
+    for name in ("image_size", "patch_size"):  # V1's script keeps its square patch as a pair
+        pair = found.get(name)
+        if isinstance(pair, (list, tuple)) and len(pair) and all(side == pair[0] for side in pair):
+            found[name] = pair[0]
     return found
+
+
+def check_settings(settings: Mapping[str, Any], /) -> None:
+    """Raises UserError for settings beside the weights that are no numbers, and for an activation that the models here do not have."""
+    for name in ("num_frames", "image_size", "num_attention_heads", "decoder_num_attention_heads"):
+        value = settings.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"the settings beside the weights say {name} {value!r}; allowed are whole numbers from 1 on")
+    if settings.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"the settings beside the weights say hidden_act {settings['hidden_act']!r}; converted are models with the exact 'gelu'")
+
+
+def agree(config: Any, sizes: "Sizes", /, *, settings: Mapping[str, Any]) -> None:
+    """Raises UserError where the settings beside the weights are those of another model, or the config is made for other classes."""
+    e = sizes.encoder
+    found = {"hidden_size": e.get("width"), "num_hidden_layers": e.get("depth"), "intermediate_size": e.get("hidden"), "tubelet_size": e["patch"][0],
+             "patch_size": e["patch"][1]}
+    wrong = [f"{name} {settings[name]!r} but {value} by the shapes" for name, value in found.items() if settings.get(name, value) != value]
+    if wrong:
+        raise UserError(f"the settings beside the weights are not those of these weights: {'; '.join(wrong)}")
+    if sizes.classes and config.objective.head.classes != sizes.classes:
+        raise UserError(f"the weights have {sizes.classes} classes and the config {config.objective.head.classes}; convert them as they are, and fine-tune for "
+                        "others from that run (config.objective.pretrained, with start 'features' or a map of classes)")
 
 
 @dataclasses.dataclass(frozen=True)
