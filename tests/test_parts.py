@@ -153,7 +153,7 @@ def test_other_crops_are_refused(folder: pathlib.Path) -> None:
     def crop(video: np.ndarray, /, *, size: int, rng: np.random.Generator) -> np.ndarray:
         return video[:, :size, :size]
 
-    with pytest.raises(UserError, match="no window is known of the crop function; allowed are CentreCrop, MultiScaleCrop, RandomResizedCrop, ThreeCrop, WholeFrame"):
+    with pytest.raises(UserError, match="no window is known of the crop function; allowed are AugmentedCrop, CentreCrop, MultiScaleCrop, RandomResizedCrop, ThreeCrop, WholeFrame"):
         source(folder, crop=crop).read(0, rng=np.random.default_rng(0))
 
 

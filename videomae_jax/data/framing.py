@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from videomae_jax.data import three_crop, transforms
+from videomae_jax.data import augment, three_crop, transforms
 from videomae_jax.errors import UserError
 
 
@@ -15,7 +15,8 @@ class Window:
     """The part of a frame that a crop shows, in pixels of the frame, and whether it is mirrored.
 
     `seen` says what the filter of the resize sees: the "crop" alone, because it is cut out first, or the "frame" around it,
-    because the frame is resized first.
+    because the frame is resized first. `changes` (name, argument) are operations of `augment` on the whole frame before the
+    crop, which is then resized without antialiasing; None for a crop that has no such operations.
     """
 
     left: float
@@ -24,12 +25,15 @@ class Window:
     height: float
     mirrored: bool = False
     seen: str = "crop"
+    changes: tuple[tuple[str, float], ...] | None = None
 
     def nearest(self, maps: np.ndarray, /, *, frame: tuple[int, int], size: int) -> np.ndarray:
         """[T size size] of maps [T h w] over frames of (height, width) pixels: the value under the centre of every output pixel.
 
-        The maps may be coarser or finer than the frames; both span the same picture.
+        The maps may be coarser or finer than the frames; both span the same picture. Raises UserError for a crop that moves pixels.
         """
+        if self.changes is not None:
+            raise UserError("maps cannot follow a crop with RandAugment, which moves pixels; allowed are crops without it")
         steps = (np.arange(size) + 0.5) / size
         rows = (self.top + steps * self.height) * maps.shape[1] / frame[0]
         columns = (self.left + (steps[::-1] if self.mirrored else steps) * self.width) * maps.shape[2] / frame[1]
@@ -59,6 +63,17 @@ def known() -> list[str]:
     return sorted(kind.__name__ for kind in window.registry if kind is not object)
 
 
+@functools.singledispatch
+def most(crop: Any, /) -> int | None:
+    """Changes of a window of this crop at most; None where it never has any."""
+    return None
+
+
+@most.register
+def _(crop: augment.AugmentedCrop, /) -> int:
+    return crop.policy.count
+
+
 @window.register
 def _(crop: transforms.MultiScaleCrop, /, *, width: int, height: int, size: int, rng: np.random.Generator) -> Window:
     return Window(**vars(crop.box(width=width, height=height, size=size, rng=rng)))
@@ -68,6 +83,13 @@ def _(crop: transforms.MultiScaleCrop, /, *, width: int, height: int, size: int,
 def _(crop: transforms.RandomResizedCrop, /, *, width: int, height: int, size: int, rng: np.random.Generator) -> Window:
     box = crop.box(width=width, height=height, rng=rng)
     return Window(**vars(box), mirrored=bool(rng.random() < crop.flip))
+
+
+@window.register
+def _(crop: augment.AugmentedCrop, /, *, width: int, height: int, size: int, rng: np.random.Generator) -> Window:
+    changes = tuple(crop.policy.draw(rng))
+    box = transforms.RandomResizedCrop(area=crop.area, ratio=crop.ratio).box(width=width, height=height, rng=rng)
+    return Window(**vars(box), mirrored=bool(rng.random() < crop.flip), changes=changes)
 
 
 @window.register

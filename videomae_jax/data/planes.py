@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from videomae_jax.data import decode, framing, mixture, sources
+from videomae_jax.data import augment, decode, framing, mixture, sources
 from videomae_jax.errors import UserError
 
 ROOM = (8 / 7, 32 / 21)  # sides of a derived canvas over the size of the crops: 256 x 342 for 224, what Kinetics is stored at
@@ -20,6 +20,9 @@ SMALL = 128  # crops below this size get the room of this one: their videos are 
 def refusal(source: sources.Source, /) -> str:
     """Why the crops of a source cannot be cut on a device; "" where they can."""
     if isinstance(source, mixture.Concat):
+        found = {name: framing.most(part.source.crop) for name, part in source.present.items() if not refusal(part.source)}
+        if len(set(found.values())) > 1:
+            return f"its sources draw up to {found} changes of RandAugment; allowed is that they agree"
         return next((f"source {name!r}: {why}" for name, part in source.present.items() if (why := refusal(part.source))), "")
     kind = type(source)
     if not isinstance(source, sources.VideoClips):
@@ -39,6 +42,11 @@ def chosen(source: sources.Source, /) -> str:
         wanted = {chosen(part.source) for part in source.present.values()}
         return next((where for where in ("device", "host") if where in wanted), "auto")
     return getattr(source, "crops", "host")
+
+
+def changes(source: sources.Source, /) -> bool:
+    """Whether crops of a source come after changes of the whole frame (RandAugment)."""
+    return any(changes(p.source) for p in source.present.values()) if isinstance(source, mixture.Concat) else framing.most(source.crop) is not None
 
 
 def shipped(source: sources.Source, /) -> "PlaneClips | mixture.Concat":
@@ -90,6 +98,10 @@ class PlaneClips:
     [T 3 4] (decode.Planes). One each: `box` f32 [4] = left, top, width and height of its window on the canvas, `reach` f32 [4] =
     left, top, right and bottom of what the filter may see there, `mirrored`, `label`, and what the source gives `beside`.
     Only the union of the windows of a decode is kept; where that is larger than the canvas, it is resized to it (PIL, antialiased bilinear).
+
+    Crops with RandAugment keep the whole frame, whose height and width on the canvas are `extent` i32 [2], one for all copies; one each
+    are `operation` i32 [n] = 1 + places in augment.OPERATIONS, 0 behind the last, and their `argument` f32 [n]. Frames larger
+    than the canvas are then changed at its size, not at that of the file.
     """
 
     source: sources.VideoClips
@@ -116,7 +128,14 @@ class PlaneClips:
         return {"luma": sources.Field((frames, high, wide), "uint8", "image", shared=True),
                 "chroma": sources.Field((frames, 2, high // 2, wide // 2), "uint8", "image", shared=True),
                 "colour": sources.Field((frames, 3, 4), "float32", "sequence", shared=True), "box": sources.Field((4,), "float32", "boxes"),
-                "reach": sources.Field((4,), "float32", "boxes"), "mirrored": sources.Field((), "bool", "static"), **others}
+                "reach": sources.Field((4,), "float32", "boxes"), "mirrored": sources.Field((), "bool", "static"), **self._changing, **others}
+
+    @property
+    def _changing(self) -> dict[str, sources.Field]:
+        if (most := framing.most(self.source.crop)) is None:
+            return {}
+        return {"extent": sources.Field((2,), "int32", "static", shared=True), "operation": sources.Field((most,), "int32", "static"),
+                "argument": sources.Field((most,), "float32", "static")}
 
     @property
     def timeout(self) -> float:
@@ -149,6 +168,8 @@ class PlaneClips:
         reach = np.asarray([w.reach(**frame, size=size) for w in shown])
         left, top = (reach[:, :2].min(0) // 2 * 2).tolist()
         right, bottom = np.minimum(-(-reach[:, 2:].max(0) // 2) * 2, [frame["width"], frame["height"]]).tolist()
+        if self._changing:
+            left, top, right, bottom = 0, 0, frame["width"], frame["height"]
         cut = (left, top, right, bottom)
         if isinstance(clip.video, (str, os.PathLike, bytes)):
             planes = decode.planes(clip.video, clip.ids, info=clip.info, cut=cut, timeout=made.timeout)
@@ -160,7 +181,20 @@ class PlaneClips:
         box = np.asarray([(w.left - left, w.top - top, w.width, w.height) for w in shown]) * np.tile(scale, 2)
         return {"luma": luma[None], "chroma": chroma[None], "colour": planes.colour[None], "box": box.astype(np.float32),
                 "reach": np.round((reach - [left, top, left, top]) * np.tile(scale, 2)).astype(np.float32),
-                "mirrored": np.asarray([w.mirrored for w in shown]), "label": np.full(made.repeats, clip.label, np.int32), **made.beside(row, rng=again)}
+                "mirrored": np.asarray([w.mirrored for w in shown]), "label": np.full(made.repeats, clip.label, np.int32),
+                **self._changed(shown, extent=(min(bottom - top, high), min(right - left, wide))), **made.beside(row, rng=again)}
+
+    def _changed(self, shown: list[framing.Window], /, *, extent: tuple[int, int]) -> dict[str, np.ndarray]:
+        """The keys of RandAugment."""
+        if not self._changing:
+            return {}
+        places = {name: 1 + place for place, name in enumerate(augment.OPERATIONS)}
+        shape = (len(shown), *self._changing["operation"].shape)
+        operation, argument = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        for row, window in enumerate(shown):
+            for column, (name, value) in enumerate(window.changes or ()):
+                operation[row, column], argument[row, column] = places[name], value
+        return {"extent": np.asarray([extent], np.int32), "operation": operation, "argument": argument}
 
 
 def fit(planes: decode.Planes, /, *, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
