@@ -12,7 +12,7 @@ from test_planes import encode, scene
 from videomae_jax import __main__ as command_line
 from videomae_jax import input_benchmark
 from videomae_jax.benchmarks import Lap
-from videomae_jax.data import clips, decode, footage, index, planes, sources
+from videomae_jax.data import augment, clips, decode, footage, index, planes, sources
 from videomae_jax.errors import UserError
 
 KEYS = ["raw_clips_per_s_core", "packed_clips_per_s_core", "reference_clips_per_s_core", "ratio_raw", "ratio_packed", "rss_growth_mb"]
@@ -74,6 +74,16 @@ def test_the_usual_loader_reads_the_same_clips(listed: str) -> None:
     np.testing.assert_allclose(theirs.transpose(0, 2, 3, 4, 1), expected, atol=1e-5)  # float32 against float64
 
 
+def test_the_usual_loader_augments_frame_by_frame(listed: str) -> None:
+    """The pixels of fine-tuning's host path from the same draws."""
+    source = sources.VideoClips(index=listed, split="all", frames=4, size=32, repeats=2, sampling=clips.DenseFinetune(2), crop=augment.AugmentedCrop())
+    for seed in range(4):
+        ours = source.read(0, rng=np.random.default_rng(seed))["video"]
+        theirs = footage.UsualLoader(source, copies=2).read(0, rng=np.random.default_rng(seed))
+        expected = (ours / 255 - footage.MEAN) / footage.DEVIATION
+        np.testing.assert_allclose(theirs.transpose(0, 2, 3, 4, 1), expected, atol=1e-5)  # float32 against float64
+
+
 def test_written_videos_are_hard_enough(tmp_path: pathlib.Path) -> None:
     """Of the size and rate of Kinetics: between 250 and 900 kbit/s, one key frame in two seconds of one scene; pixels are those of the seed."""
     footage.write(tmp_path / "a.mp4", seconds=2, seed=1)
@@ -115,6 +125,8 @@ def test_command(crops: str, listed: str, capsys: pytest.CaptureFixture[str]) ->
     assert output.out.count("\n") == 1 and list(found) == KEYS
     assert found["raw_clips_per_s_core"] > 0 < found["ratio_raw"] and found["packed_clips_per_s_core"] is found["ratio_packed"] is None
     assert all(f"  {stage} " in output.err for stage in ("open", "seek", "decode", "convert", "crop", "batch", "transfer"))
+    assert f"RandAugment and crops on the {crops}: " in output.err and "Pillow, frame by frame: " in output.err
+    assert ("both on the host" in output.err) == (crops == "device")
     assert "input-bound: a step of 64 clips" in output.err and ("within the step" in output.err) == (crops == "device")
 
 

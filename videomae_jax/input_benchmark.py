@@ -15,11 +15,12 @@ import numpy as np
 
 from videomae_jax import benchmarks, ingest, parallel
 from videomae_jax.benchmarks import Lap
-from videomae_jax.data import clips, decode, footage, index, packed, packing, pipeline, planes, sources
+from videomae_jax.data import augment, clips, decode, footage, index, packed, packing, pipeline, planes, sources
 from videomae_jax.data.footage import Settings
 from videomae_jax.errors import UserError
 
 SECONDS = 10.0  # of a written video
+TUNED = 2  # crops of a decode in fine-tuning, as V2's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,6 @@ class Device:
             self.batch = next(stream)
         self.cut = jax.jit(lambda batch: ingest.ingest(batch, fields=source.fields))
         self.placed = jax.block_until_ready(parallel.to_device(self.batch, mesh=self.mesh))
-        jax.block_until_ready(self.cut(self.placed))
 
     def transfer(self, decodes: int, /) -> None:
         """Copies the batch, whatever `decodes`."""
@@ -165,6 +165,7 @@ def measure(raw: sources.VideoClips, short: sources.VideoClips | None, settings:
             devices[name] = Device(source, settings)
             runs[f"{name} transfer"] = devices[name].transfer
     runs["device crop"] = devices["raw"].crop
+    runs |= finetuning(raw, settings)
     for name, copies in (("reference", 1), ("repeated reference", settings.copies)):
         loader = footage.UsualLoader(raw, copies)
         runs[f"{name} read"] = functools.partial(usual, loader)
@@ -175,6 +176,23 @@ def measure(raw: sources.VideoClips, short: sources.VideoClips | None, settings:
     laps = benchmarks.interleaved(steps, repeats=settings.repeats)
     grown = growth(planes.PlaneClips(raw) if settings.crops == "device" else raw, opens=settings.opens) if settings.opens else 0.0
     return {"laps": laps, "rss_growth_mb": grown}
+
+
+def finetuning(raw: sources.VideoClips, settings: Settings, /) -> dict[str, Callable[[int], None]]:
+    """What is timed of fine-tuning's input: RandAugment and crops where the settings want them, on the host, and by Pillow frame by frame."""
+    source = dataclasses.replace(raw, repeats=TUNED, sampling=clips.DenseFinetune(settings.stride), crop=augment.AugmentedCrop())
+    device, own = Device(source, settings), runs_of(source, settings, name="fine-tuning")
+
+    def hosted(decodes: int) -> None:
+        for number, seed in draws(decodes):
+            read(source, number, seed=seed)
+
+    runs = {name: own[name] for name in ("fine-tuning read", "fine-tuning batch")} | {"fine-tuning transfer": device.transfer}
+    if settings.crops == "device":
+        runs["fine-tuning on the host read"] = hosted
+        if jax.default_backend() != "cpu":  # there it takes seconds, and nobody trains so
+            runs["device change"] = device.crop
+    return runs | {"fine-tuning by Pillow read": functools.partial(usual, footage.UsualLoader(source, TUNED))}
 
 
 def usual(loader: footage.UsualLoader, decodes: int, /) -> None:
@@ -212,6 +230,13 @@ def lines(found: Mapping[str, Any], settings: Settings, /) -> list[str]:
     for name, copies, what in (("reference", 1, "a decode for every clip"), ("repeated reference", settings.copies, f"{settings.copies} crops a decode")):
         own = rates(laps, name=name, clips=copies)
         text.append(f"usual loader (PyAV, RGB, PIL, float32), {what}: {_spread(own)} clips/s and core; raw is {_ratio(laps, settings, own)} times as fast")
+    for name, how in (("fine-tuning", f"RandAugment and crops on the {settings.crops}"), ("fine-tuning on the host", "both on the host"),
+                      ("fine-tuning by Pillow", "Pillow, frame by frame")):
+        if f"{name} read" in laps:
+            own = rates(laps, name=name, clips=TUNED)
+            text.append(f"input of fine-tuning, {TUNED} crops a decode, {how}: {_spread(own)} clips/s and core, {1e3 / statistics.median(own):.1f} ms a clip")
+    if "device change" in laps:
+        text.append(f"RandAugment and crops on {jax.devices()[0].device_kind}: {_spread([1e3 * x.wall / TUNED for x in laps['device change']])} ms a clip, within the step")
     if settings.crops == "device":
         cut = [1e3 * x.wall / settings.copies for x in laps["device crop"]]
         text.append(f"cutting the crops on {jax.devices()[0].device_kind}: {_spread(cut)} ms a clip, within the step")

@@ -7,7 +7,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from videomae_jax.data import decode, sources
+from videomae_jax.data import augment, decode, sources
 from videomae_jax.errors import UserError
 
 WIDTH, HEIGHT, FPS = 340, 256, 30  # Kinetics as it is commonly stored
@@ -92,7 +92,8 @@ class UsualLoader:
     """The clips of `source` the usual way: PyAV decodes in order from the key frame before the window, every frame of the window
     becomes RGB, every stride-th is kept, each is cropped and resized by PIL (the crop of the source), then normalised in float32.
 
-    `copies` crops of one decode: 1 is usual, more is VideoMAE V2's repeated augmentation. One thread, as with one process a core.
+    `copies` crops of one decode: 1 is usual, more is VideoMAE V2's repeated augmentation. One thread, as with one process a core. With
+    an AugmentedCrop every frame goes through RandAugment by itself, as timm's and V2's do.
     """
 
     source: sources.VideoClips
@@ -102,8 +103,17 @@ class UsualLoader:
         """f32 [copies 3 T size size], normalised."""
         clip = self.source.clip(row, rng=rng)
         video = self.window(clip)
-        crops = [self.source.crop(video, size=self.source.size, rng=rng) for _ in range(self.copies)]
+        crops = [self.crop(video, rng=rng) for _ in range(self.copies)]
         return np.stack([((c.astype(np.float32) / 255 - MEAN) / DEVIATION).transpose(3, 0, 1, 2) for c in crops])
+
+    def crop(self, video: np.ndarray, /, *, rng: np.random.Generator) -> np.ndarray:
+        """u8 [T size size 3] of frames u8 [T H W 3]."""
+        made = self.source.crop
+        if isinstance(made, augment.AugmentedCrop):
+            for name, argument in made.policy.draw(rng):
+                video = np.concatenate([augment.OPERATIONS[name].apply(frame[None], argument) for frame in video])
+            made = dataclasses.replace(made, policy=augment.RandAugment(count=0))
+        return made(video, size=self.source.size, rng=rng)
 
     def window(self, clip: sources.Clip, /) -> np.ndarray:
         """u8 [T H W 3]."""
