@@ -1,4 +1,4 @@
-"""Fields that every config has; the only level of inheritance."""
+"""Fields that every config has; the only level of inheritance. Others cannot be added: a misspelt field fails on its own line."""
 
 import ml_collections
 
@@ -28,8 +28,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict(type_safe=False)
     config.eval_data = ml_collections.ConfigDict(type_safe=False)  # fields of `data` that change for evaluation
     config.evaluators = ml_collections.ConfigDict(type_safe=False)
+    config.evidence = ml_collections.ConfigDict(type_safe=False)  # the suite of `evaluate --suite=evidence`, if there is one
+    config.grid = ml_collections.ConfigDict(type_safe=False)  # the cells of `plan --grid`, if there are some
     config.checkpoint = ml_collections.ConfigDict({"every": "5%", "keep_last": 2, "keep_every": ""}, type_safe=False)
     config.log = ml_collections.ConfigDict({"every": "10"}, type_safe=False)
+    config.lock()
+    for named_by_recipes in (config.optimizers, config.objective, config.data, config.eval_data, config.evaluators):
+        named_by_recipes.unlock()
     return config
 
 

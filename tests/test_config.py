@@ -13,6 +13,8 @@ from videomae_jax.errors import UserError
 from videomae_jax.models import vit
 from videomae_jax.objectives.mae import MAE
 
+from configs import base
+
 
 @dataclasses.dataclass(frozen=True)
 class Foreign:
@@ -113,6 +115,22 @@ def test_symbols_that_do_not_exist(path: str) -> None:
     """A config of another version of the code."""
     with pytest.raises(UserError, match=f"config names '{path}', which cannot be imported"):
         configs.build({configs.SYMBOL: path})
+
+
+@pytest.mark.parametrize("value", [7, None, ["videomae_jax.masking.Random"], {}])
+def test_symbols_that_are_no_paths(value: object) -> None:
+    """A stored config that was edited by hand."""
+    with pytest.raises(UserError, match="__symbol__ is .*; allowed is an import path"):
+        configs.build({configs.SYMBOL: value})
+
+
+@pytest.mark.parametrize(("group", "field"), [("", "totl"), ("mesh", "fdsp"), ("checkpoint", "evry"), ("log", "evry")])
+def test_a_misspelt_field_of_a_recipe_fails(group: str, field: str) -> None:
+    """While the recipe fills the common fields, not after a run of defaults; what recipes name themselves stays open."""
+    config = base.get_config()
+    with pytest.raises(AttributeError, match=field):
+        setattr(config[group] if group else config, field, "1")
+    config.optimizers.critic, config.evaluators.probe, config.eval_data.size = {}, {}, 32
 
 
 def test_overrides() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 import tiny
@@ -229,6 +230,13 @@ def test_1_shapes_shardings_and_config_are_the_golden_ones(name: str, request: p
     assert path.exists(), f"no {path.relative_to(ROOT)}; write it with --update-golden and read it"
     difference = list(difflib.unified_diff(path.read_text().splitlines(), text.splitlines(), "golden", "now", lineterm="", n=0))
     assert not difference, "\n".join(["if this change is meant, --update-golden", *difference])
+
+
+def test_rules_reach_into_tuples() -> None:
+    """Groups of numbers of any depth; what is no number stays."""
+    node = ml_collections.ConfigDict({"queue": ((0,), (64, 128)), "frames": (8, 2), "layers": ("first", 12), "depth": 24}, type_safe=False)
+    tiny.shrink(node, dtype="float32")
+    assert dict(node.items()) == {"queue": ((0,), (16, 16)), "frames": (4, 2), "layers": ("first", 2), "depth": 2}
 
 
 def test_golden_texts_belong_to_configs() -> None:

@@ -100,7 +100,11 @@ def _patch(value: Any, /) -> Any:
 
 
 def _least(limit: int, /) -> Callable[[Any], Any]:
-    return lambda value: min(value, limit) if isinstance(value, int) else tuple(min(v, limit) for v in value)
+    def shrunk(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(shrunk, value))
+        return min(value, limit) if isinstance(value, (int, float)) else value
+    return shrunk
 
 
 RULES: Mapping[str, Callable[[Any], Any]] = {

@@ -79,6 +79,8 @@ def symbol(path: str, /, *, trust: tuple[str, ...] = ()) -> Any:
     """
     allowed = ("videomae_jax", "configs", *trust)
     refusal = UserError(f"refusing to import {path!r}: allowed packages are {', '.join(allowed)}; add one with --trust=PACKAGE")
+    if not isinstance(path, str):
+        raise UserError(f"{SYMBOL} is {path!r}; allowed is an import path, such as 'videomae_jax.masking.Random'")
     if path.split(".")[0] not in allowed:
         raise refusal
     module, _, name = path.rpartition(".")

@@ -55,8 +55,7 @@ class Arm:
         """A config of this arm, without its evidence."""
         config = (configs.load(self.config) if self.config else base).copy_and_resolve_references()
         config.unlock()
-        if "evidence" in config:
-            del config["evidence"]
+        config.evidence = {}
         for path, value in self.changes:
             assign(config, path, value)
         config.name = f"{config.name}_{self.name}"
@@ -331,7 +330,7 @@ def run(config: Any, /, *, workdir: pathlib.Path, seeds: int = 0, budget: float 
     a checkpoint, `arms` trains only these. Writes protocol.json, runs/ARM/seedN, evidence.json and evidence.png, prints
     one JSON line and a table row. Raises UserError for unknown arms and for a protocol that changed after the first run.
     """
-    if "evidence" not in config:
+    if not config.get("evidence"):
         raise UserError("this config declares no evidence; see configs/toy for some that do")
     suite = configs.build(config.evidence, trust=trust)
     unknown = [a for a in arms if a not in [x.name for x in suite.arms]]

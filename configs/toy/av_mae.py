@@ -26,7 +26,7 @@ from configs import base
 
 # 16 kHz, 25 ms every 10 ms. The floor lies above the world's noise, so that what is left to predict are the tones.
 MEL = LogMel(taper="hamming", preemphasis=0.0, mels=32, floor=0.02, mean=-3.58, spread=1.38)
-PROTOCOL = """mid, early, separate, shared: one model but for the layout of its encoder, all with the shared decoder; the same clips, 1500
+PROTOCOL = """mid, early, separate, shared: one model but for the layout of its encoder, all with the shared decoder; the same clips, 1200
 steps and masks. Under separate and shared (one stack for both, one after the other) no token of a modality attends to the other, so
 their gain is 0 by construction: they are the controls. inpainting is separate that predicts each modality from the tokens of the
 other alone. Measured on 400 held-out clips: the masked loss of the sound beside its own video and beside another clip's, under the same masks
@@ -40,16 +40,16 @@ def get_config() -> ml_collections.ConfigDict:
     """Four blocks of width 128, two of them fused; two decoder blocks of width 64."""
     config = base.get_config()
     config.name = "toy_av_mae"
-    config.total = "1500"
-    config.batch_size = 16
+    config.total = "1200"
+    config.batch_size = 4  # x 4 copies: reading a clip and its sound takes longer than training on it
     encoder = fusion.Encoder(width=128, depth=4, heads=4, hidden=512, layout="mid", fused=2, video=fusion.Video(frames=16, size=48, patch=(2, 12, 12)),
                              audio=fusion.Sound(spectrogram=192, mels=32, patch=(16, 8)), unroll=2)
     decoder = fusion.Decoder(width=64, depth=2, heads=2, hidden=256, unroll=2)
     config.objective = spec(audiovisual.AudiovisualMAE, encoder=encoder, decoder=decoder, video_mask=masking.Random(ratio=0.75, layout="token"),
                             audio_mask=masking.Random(ratio=0.7, layout="token"))
-    config.data = spec(AudioVideoClips, index="data/collisions/index.parquet", frames=16, size=48, repeats=1, sampling=clips.DenseRandom(stride=2),
+    config.data = spec(AudioVideoClips, index="data/collisions/index.parquet", frames=16, size=48, repeats=4, sampling=clips.DenseRandom(stride=2),
                        crop=transforms.MultiScaleCrop(scales=(1.0, 0.875), distort=0), mel=MEL, spectrogram=192, span="proportional")
-    config.eval_data.update({"sampling": spec(clips.DenseCentre, stride=2), "crop": spec(transforms.CentreCrop)})
+    config.eval_data.update({"repeats": 1, "sampling": spec(clips.DenseCentre, stride=2), "crop": spec(transforms.CentreCrop)})
     config.optimizers.main = spec(optim.AdamW, schedule=optim.Schedule(base=1e-3, minimum=0.0, warmup="5%", unit=0), clip=1.0)
     config.evaluators.cross = spec(modalities.CrossModal, every="50%", batch_size=64, clips=400)
     config.evaluators.pictures = spec(pictures.Pictures, every="", clips=4)
