@@ -1,5 +1,6 @@
 """The recipe card of published configs: learning rates, epochs, cost and disk."""
 
+import math
 import types
 from typing import Any
 
@@ -7,8 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from test_forward import equations
+
 from videomae_jax import card, parallel
 from videomae_jax import config as configs
+from videomae_jax.models import probing
+from videomae_jax.objectives.mae import block_macs
 
 
 class Source:
@@ -65,6 +70,37 @@ def test_flops_and_tokens() -> None:
     assert values["train_flops_per_clip"] == 6 * values["forward_macs_per_clip"]
     assert values["train_flops_total"] == 6 * values["forward_macs_per_clip"] * clips
     assert values["tokens_per_clip"] == {"all": 1568, "visible": 160, "decoded": 784, "decoder": 944}
+
+
+@pytest.mark.parametrize(("head", "shape"), [
+    (probing.Attentive(classes=5, count=2, blocks=3, heads=2, ratio=3), (1, 7, 8)), (probing.Attentive(classes=5, count=3, blocks=1, heads=2), (1, 7, 8)),
+    (probing.Linear(classes=5, count=4), (1, 8))])
+def test_macs_of_heads_count_every_product(head: Any, shape: tuple[int, ...]) -> None:
+    """The traced products of all heads for one clip."""
+    x = jnp.zeros(shape)
+    params = parallel.unbox(jax.eval_shape(head.init, jax.random.key(0), x))
+    total = 0
+    for equation, times in equations(jax.make_jaxpr(head.apply)(params, x).jaxpr):
+        if equation.primitive.name == "dot_general":
+            (contract, _), _ = equation.params["dimension_numbers"]
+            total += times * math.prod(equation.outvars[0].aval.shape) * math.prod(equation.invars[0].aval.shape[i] for i in contract)
+    assert total == head.count * head.macs(tokens=7, width=8)
+
+
+def test_frozen_parts_have_no_backward_pass() -> None:
+    """Two operations a multiply-add instead of six, for the encoder under a probe and for a teacher."""
+    def built(name: str) -> Any:
+        return configs.build(configs.load(f"configs/{name}.py").objective)
+
+    probe, student = built("probe/attentive_k400_l"), built("distill/k710_s")
+    e, n = probe.encoder, probe.encoder.grid.tokens
+    cost = probe.cost()
+    assert cost.frozen == n * e.values * e.width + e.depth * block_macs(n, e.width, e.hidden)
+    heads = probe.head.count * probe.head.macs(tokens=n * max(1, len(probe.layers)), width=e.width)
+    assert cost.train_flops == 2 * cost.frozen + 6 * heads and cost.macs == cost.frozen + heads
+    taught = student.cost()
+    assert taught.train_flops == 6 * student.network.cost().macs + 2 * student.taught_by.cost().macs
+    assert taught.frozen == student.taught_by.cost().macs > student.network.cost().macs
 
 
 def test_rate_without_scaling() -> None:

@@ -155,6 +155,18 @@ def test_mask_token_initialiser() -> None:
     assert abs(x.std() - 0.010791) < 5 * 0.010791 / (2 * 200_000) ** 0.5
 
 
+def test_constant_ids_are_looked_up_at_run_time() -> None:
+    """All tokens of a clip have constant ids: the compiler would compute the rows itself, 65 MB of them for a long clip."""
+    table = patches.sincos(64, 8)
+
+    def gathers(rows: Any) -> bool:
+        return " gather(" in jax.jit(lambda x: x + rows(jnp.arange(64)[None])).lower(jnp.zeros((1, 64, 8))).compile().as_text()
+
+    assert gathers(lambda ids: patches.looked_up(table, ids, dtype=jnp.float32)) and not gathers(lambda ids: jnp.asarray(table)[ids])
+    found = patches.looked_up(table, jnp.asarray([[3, 1]]), dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(found, jnp.asarray(table[[[3, 1]]], jnp.bfloat16))
+
+
 # -- cost -----------------------------------------------------------------------------------------------------------
 
 

@@ -135,8 +135,8 @@ def wire(run: Assembly, sizes: dict[str, int], slices: int, /) -> Wire:
 def seconds(run: Assembly, topology: Topology, sizes: dict[str, int], /, *, recompute: float, efficiency: float, host: float = 0.0) -> float:
     """A step: matrix products (`recompute` times the forward pass more), then memory, wire, and `host` bytes to and fro; nothing overlaps."""
     chip, clips = topology.chip, run.clips * run.draws / topology.all_chips
-    macs = run.objective.cost().macs
-    compute = clips * (6 + 2 * recompute) * macs / (chip.tflops * 1e12 * efficiency)
+    cost = run.objective.cost()
+    compute = clips * (cost.train_flops + 2 * recompute * (cost.macs - cost.frozen)) / (chip.tflops * 1e12 * efficiency)
     moved = clips * TRAFFIC * (1 + recompute / 3) * widths(run) + 10 * state_bytes(run, sizes) / 4
     sent = wire(run, sizes, topology.slices)
     return compute + moved / (chip.bandwidth * efficiency) + sent.link / chip.link + sent.network / (chip.network / chip.per_host) + 2 * host * chip.devices / chip.pcie

@@ -24,23 +24,13 @@ HEADS = {"zeros": lambda fan_in, fan_out: nn.initializers.zeros, "xavier": layer
 
 
 @dataclasses.dataclass(frozen=True)
-class Video:
+class Video(patches.Tubelets):
     """batch["video"] [B T H W C] as tubelets of `patch` (time, rows, columns)."""
 
     frames: int = 16
     size: int = 224
     channels: int = 3
     patch: tuple[int, int, int] = (2, 16, 16)
-
-    @property
-    def grid(self) -> Grid:
-        """Token grid of a clip."""
-        return patches.grid_of(frames=self.frames, size=self.size, patch=self.patch)
-
-    @property
-    def values(self) -> int:
-        """Values of a patch, P."""
-        return self.patch[0] * self.patch[1] * self.patch[2] * self.channels
 
     def patchify(self, batch: Batch, /) -> Array:
         """Patches f32 [B N P] in [0, 1]. Raises UserError for clips of another shape."""
@@ -174,7 +164,7 @@ class Encoder(nn.Module):
         if modality == "video":
             x = patches.standardise(x, mean=self.mean, std=self.std)
         x = layers.Linear(self.width, (None, "embed"), nn.initializers.lecun_normal(), dtype=dtype, name=f"{modality}_embed")(x)
-        return x + jnp.asarray(patches.sincos(grid.tokens, self.width))[ids].astype(dtype)
+        return x + patches.looked_up(patches.sincos(grid.tokens, self.width), ids, dtype=dtype)
 
 
 @flax.struct.dataclass
@@ -221,7 +211,7 @@ class Decoder(nn.Module):
         """Encoder tokens {modality: [B V D]} and a sequence for each modality -> predictions {modality: f32 [B M P]}."""
         self.check()
         dtype = jnp.dtype(self.dtype)
-        table = jnp.asarray(patches.sincos(max(i.grid.tokens for i in inputs.values()), self.width)).astype(dtype)
+        table = patches.sincos(max(i.grid.tokens for i in inputs.values()), self.width)
 
         def blocks(prefix: str) -> Callable[[Array, Array], Array]:
             stack = layers.Stack(self.depth, self.heads, self.hidden, 0.0, self.remat, self.unroll, self.attention, dtype, name=f"{prefix}stack")
@@ -233,7 +223,8 @@ class Decoder(nn.Module):
         x = {}
         for m, slot in slots.items():
             mask = self.param(f"{m}_mask_token", layers.boxed(nn.initializers.zeros, None), (self.width,), jnp.float32).astype(dtype)
-            x[m] = jnp.concatenate([bridged[slot.source] + table[slot.context], mask + table[slot.target]], axis=1)
+            seen, hidden = (patches.looked_up(table, ids, dtype=dtype) for ids in (slot.context, slot.target))
+            x[m] = jnp.concatenate([bridged[slot.source] + seen, mask + hidden], axis=1)
         if self.layout == "joint":
             x = parted(blocks("")(join(x), join({m: s.valid for m, s in slots.items()})), like=x)
         elif self.layout == "shared":

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,6 +12,20 @@ from videomae_jax.types import Array, Batch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Tubelets:
+    """Token grid and patch of what has `frames`, `size`, `channels` and a `patch` (time, rows, columns)."""
+
+    @property
+    def grid(self) -> Grid:
+        """Token grid of a clip."""
+        return grid_of(frames=self.frames, size=self.size, patch=self.patch)
+
+    @property
+    def values(self) -> int:
+        """Values of a patch, P."""
+        return self.patch[0] * self.patch[1] * self.patch[2] * self.channels
 
 
 def grid_of(*, frames: int, size: int, patch: tuple[int, int, int]) -> Grid:
@@ -78,3 +93,11 @@ def sincos(tokens: int, width: int, /) -> np.ndarray:
     channel = np.arange(width)
     angle = np.arange(tokens, dtype=np.float64)[:, None] / np.power(10000.0, 2 * (channel // 2) / width)[None]
     return np.where(channel % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
+
+
+def looked_up(table: np.ndarray, ids: Array, /, *, dtype: jnp.dtype) -> Array:
+    """Rows [B V D] of a constant table f32 [N D] at `ids` i32 [B V], in `dtype`.
+
+    The compiler is kept from looking them up itself where the ids are constants too: all tokens of long clips took it 17 s.
+    """
+    return jax.lax.optimization_barrier(jnp.asarray(table).astype(dtype))[ids]

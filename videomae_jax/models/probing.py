@@ -67,6 +67,13 @@ class Attentive(nn.Module):
     heads: int = 16
     ratio: int = 4
 
+    def macs(self, *, tokens: int, width: int) -> int:
+        """Forward multiply-adds of one pooler for a clip."""
+        hidden = self.ratio * width
+        block = tokens * (4 * width + 2 * hidden) * width + 2 * tokens * tokens * width
+        cross = (1 + 2 * tokens) * width * width + 2 * tokens * width + 2 * hidden * width
+        return (self.blocks - 1) * block + cross + width * self.classes
+
     @nn.compact
     def __call__(self, tokens: Array, /) -> Array:
         """[B N D] -> logits f32 [B count classes]."""
@@ -82,6 +89,10 @@ class Linear(nn.Module):
 
     classes: int
     count: int = 1
+
+    def macs(self, *, tokens: int, width: int) -> int:
+        """Forward multiply-adds of one layer for a clip, whose tokens are already averaged."""
+        return width * self.classes
 
     @nn.compact
     def __call__(self, features: Array, /) -> Array:

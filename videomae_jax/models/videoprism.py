@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax.errors import UserError
-from videomae_jax.masking import Grid
 from videomae_jax.models import layers, patches, vit
 from videomae_jax.types import Array, Key
 
@@ -81,7 +80,7 @@ class Tower(nn.Module):
         return scan(Block(self.heads, self.hidden, self.cap, self.dtype, name="block"), x, None)
 
 
-class Encoder(nn.Module):
+class Encoder(patches.Tubelets, nn.Module):
     """All tokens of a clip through the spatial tower, a norm, the temporal tower, a norm. Block numbers run through both towers."""
 
     width: int
@@ -95,16 +94,6 @@ class Encoder(nn.Module):
     channels: int = 3
     cap: float = 50.0
     dtype: str = "float32"
-
-    @property
-    def grid(self) -> Grid:
-        """Token grid of a clip."""
-        return patches.grid_of(frames=self.frames, size=self.size, patch=self.patch)
-
-    @property
-    def values(self) -> int:
-        """Values of a patch, P."""
-        return self.patch[0] * self.patch[1] * self.patch[2] * self.channels
 
     @property
     def depth(self) -> int:

@@ -21,7 +21,7 @@ class Encoded:
     last: Array
 
 
-class Encoder(nn.Module):
+class Encoder(patches.Tubelets, nn.Module):
     """ViT over the visible tubelets: embed, add the fixed position table, blocks, final norm (V2 modeling_pretrain).
 
     Only the V visible patches are embedded; the result equals embedding all N and gathering. `patch` is
@@ -44,16 +44,6 @@ class Encoder(nn.Module):
     attention: str = "xla"
     dtype: str = "float32"
 
-    @property
-    def grid(self) -> Grid:
-        """Token grid of a clip."""
-        return patches.grid_of(frames=self.frames, size=self.size, patch=self.patch)
-
-    @property
-    def values(self) -> int:
-        """Values of a patch, P."""
-        return self.patch[0] * self.patch[1] * self.patch[2] * self.channels
-
     def __post_init__(self) -> None:
         super().__post_init__()
         layers.check_drop_path(self.drop_path)
@@ -70,7 +60,7 @@ class Encoder(nn.Module):
         x = patches.standardise(x, mean=self.mean, std=self.std)
         bound = self.values**-0.5  # the convolution keeps PyTorch's default: U(+-1/sqrt(fan_in)), bias too
         x = layers.Linear(self.width, (None, "embed"), layers.uniform(bound), layers.uniform(bound), dtype=dtype, name="embed")(x)
-        x = x + jnp.asarray(self.positions())[ids].astype(dtype)
+        x = x + patches.looked_up(self.positions(), ids, dtype=dtype)
         stack = layers.Stack(self.depth, self.heads, self.hidden, self.drop_path, self.remat, self.unroll, self.attention, dtype, name="stack")
         out = stack(x, keys=keys, valid=valid, keep=keep)
         return Encoded(tokens=layers.LayerNorm(dtype=dtype, name="norm")(out.tokens), kept=out.kept, last=out.tokens)
@@ -101,9 +91,10 @@ class Decoder(nn.Module):
         dtype = jnp.dtype(self.dtype)
         bound = tokens.shape[-1] ** -0.5
         x = layers.Linear(self.width, ("embed", None), layers.uniform(bound), use_bias=False, dtype=dtype, name="bridge")(tokens)
-        table = jnp.asarray(self.positions(grid)).astype(dtype)
+        table = self.positions(grid)
         mask_token = self.param("mask_token", layers.boxed(layers.truncated(0.02), None), (self.width,), jnp.float32).astype(dtype)
-        x = jnp.concatenate([x + table[visible], mask_token + table[target]], axis=1)
+        seen, hidden = (patches.looked_up(table, ids, dtype=dtype) for ids in (visible, target))
+        x = jnp.concatenate([x + seen, mask_token + hidden], axis=1)
         if valid is not None:
             valid = jnp.concatenate([valid, jnp.ones(target.shape, bool)], axis=1)
         stack = layers.Stack(self.depth, self.heads, self.hidden, 0.0, self.remat, self.unroll, self.attention, dtype, name="stack")

@@ -121,15 +121,16 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Multiply-adds of the forward pass of one clip, and the tokens it runs through."""
+    """Multiply-adds of the forward pass of one clip, the tokens it runs through, and the multiply-adds of `frozen` parts among them."""
 
     macs: float
     tokens: Mapping[str, int]
+    frozen: float = 0.0
 
     @property
     def train_flops(self) -> float:
-        """FLOPs of a training step for one clip: two a multiply-add, and the backward pass takes twice the forward pass."""
-        return 6 * self.macs
+        """FLOPs of a training step for one clip: two a multiply-add; the backward pass takes twice the forward pass, of frozen parts none."""
+        return 6 * (self.macs - self.frozen) + 2 * self.frozen
 
 
 @dataclasses.dataclass(frozen=True)

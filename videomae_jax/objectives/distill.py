@@ -135,5 +135,6 @@ class Distill(Objective):
         return {"video": self.network.features(params, self.patchify(batch), batch, layer=layer)}
 
     def cost(self) -> Cost:
-        """Forward multiply-adds of the student."""
-        return self.network.cost()
+        """Forward multiply-adds of student and teacher; the teacher is frozen. Tokens are the student's."""
+        student, teacher = self.network.cost(), self.taught_by.cost()
+        return Cost(macs=student.macs + teacher.macs, tokens=student.tokens, frozen=teacher.macs)

@@ -154,7 +154,8 @@ class Probe(Objective):
         return {"video": Features(tokens=tokens, pooled=tokens.mean(1), valid=jnp.ones(tokens.shape[:2], bool), grid=self.encoder.grid)}
 
     def cost(self) -> Cost:
-        """Forward multiply-adds of the encoder; heads add little."""
+        """Forward multiply-adds of the frozen encoder and of all heads; attentive ones may take more than it does."""
         e, n = self.encoder, self.encoder.grid.tokens
-        macs = n * e.values * e.width + e.depth * mae.block_macs(n, e.width, e.hidden) + self.head.count * self.width * self.head.classes
-        return Cost(macs=float(macs), tokens={"all": n})
+        frozen = n * e.values * e.width + e.depth * mae.block_macs(n, e.width, e.hidden)
+        each = self.head.macs(tokens=n * max(1, len(self.layers)), width=self.width)
+        return Cost(macs=float(frozen + self.head.count * each), tokens={"all": n}, frozen=float(frozen))
