@@ -41,7 +41,7 @@ stage() { # stage NAME FROM "WORDS"
   command+=(${common[@]+"${common[@]}"})
   if [ -n "$DRY_RUN" ]; then
     quoted "${command[@]}"
-    "${command[@]}" --dry-run
+    [ -n "$absent" ] || "${command[@]}" --dry-run
   elif [ -f "$runs/$name/summary.json" ]; then
     echo "$name: finished before, in $runs/$name" >&2
   else
@@ -50,7 +50,17 @@ stage() { # stage NAME FROM "WORDS"
   fi
 }
 
-if [ -z "${PRETRAIN:-}" ] && [ ! -f data/shapes/index.parquet ]; then "$python" -m videomae_jax synthesize data/shapes; fi
+absent=''
+if [ -z "${PRETRAIN:-}" ] && [ ! -f data/shapes/index.parquet ]; then
+  synthesize=("$python" -m videomae_jax synthesize data/shapes)
+  if [ -n "$DRY_RUN" ]; then
+    quoted "${synthesize[@]}"
+    echo "data/shapes is not there yet, so no step is compiled" >&2
+    absent=1
+  else
+    "${synthesize[@]}"
+  fi
+fi
 stage pretrain "" "${PRETRAIN:---config=configs/smoke.py}"
 stage intermediate pretrain "${INTERMEDIATE:-$shapes --config.data.limit=0}"
 stage target intermediate "${TARGET:-$shapes --config.objective.start=model}"

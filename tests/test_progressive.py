@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ STAND_IN = """#!/bin/bash
 printf '%s\\n' "$(printf '%q ' "$@")" >>"$LOG"
 for word in "$@"; do [ "$word" = --dry-run ] && exit 0; done
 for word in "$@"; do case "$word" in --workdir=*) run=${word#--workdir=} ;; esac; done
+[ -n "${run:-}" ] || exit 0  # no training
 name=CODE_$(basename "$run")
 [ -z "${!name:-}" ] || exit "${!name}"
 mkdir -p "$run" && echo '{"steps": 1}' >"$run/summary.json"
@@ -23,9 +25,9 @@ WORDS = {"PRETRAIN": "--config=p.py --config.total=1", "INTERMEDIATE": "--config
          "DIRECT": "--config=d.py"}
 
 
-def script(*words: str, env: dict[str, str], timeout: int = 60) -> subprocess.CompletedProcess[str]:
+def script(*words: str, env: dict[str, str], timeout: int = 60, root: pathlib.Path = ROOT) -> subprocess.CompletedProcess[str]:
     """The script in a shell."""
-    return subprocess.run(["bash", "launch/progressive.sh", *words], cwd=ROOT, env=os.environ | env, text=True, capture_output=True, timeout=timeout, check=False)
+    return subprocess.run(["bash", "launch/progressive.sh", *words], cwd=root, env=os.environ | env, text=True, capture_output=True, timeout=timeout, check=False)
 
 
 @pytest.fixture
@@ -85,6 +87,21 @@ def test_dry_run(stand_in: dict[str, str], tmp_path: pathlib.Path) -> None:
     assert called(stand_in) == [[*words, "--dry-run"] for words in wanted]
 
 
+def test_the_embedded_world_is_written_first(stand_in: dict[str, str], tmp_path: pathlib.Path) -> None:
+    """Where it is not there; a dry run only says so, and compiles nothing that needs it."""
+    home = tmp_path / "copy"
+    (home / "launch").mkdir(parents=True)
+    for name in ("progressive.sh", "options.sh"):
+        shutil.copyfile(ROOT / "launch" / name, home / "launch" / name)
+    env = {k: v for k, v in stand_in.items() if k not in WORDS}
+    done = script("--dry-run", "runs", env=env, root=home)
+    assert done.returncode == 0 and "data/shapes is not there yet" in done.stderr and called(env) == []
+    lines = [shlex.split(line)[1:] for line in done.stdout.splitlines()]
+    assert lines[0] == ["-m", "videomae_jax", "synthesize", "data/shapes"] and [line[2] for line in lines[1:]] == ["train"] * 3
+    assert script("runs", env=env, root=home).returncode == 0
+    assert called(env) == lines
+
+
 @pytest.mark.parametrize(("words", "message"), [((), "the folder of runs is missing"), (("a", "b"), "b comes after a"), (("--fast", "a"), "unknown option --fast")])
 def test_mistakes(words: tuple[str, ...], message: str, stand_in: dict[str, str]) -> None:
     """Exit code 2 and one line; nothing is called."""
@@ -96,14 +113,16 @@ def test_mistakes(words: tuple[str, ...], message: str, stand_in: dict[str, str]
 @pytest.mark.timeout(1800)
 def test_the_toy_world_from_end_to_end(tmp_path: pathlib.Path) -> None:
     """Three real stages and the direct way, a few steps each: heads and encoders come from the stage before, results are there."""
-    python = {"VIDEOMAE_PYTHON": sys.executable, "XLA_FLAGS": ""}  # one device, not those of this suite
+    # One device, not those of this suite; stages of one shape share their programs.
+    python = {"VIDEOMAE_PYTHON": sys.executable, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
     made = subprocess.run([sys.executable, "-m", "videomae_jax", "synthesize", str(tmp_path / "world"), "--train=64", "--val=16", "--test=0"], cwd=ROOT, check=False)
     assert made.returncode == 0
     index = f"--config.data.index={tmp_path / 'world' / 'index.parquet'}"
     # The probes of the smoke run take longer to compile than everything else together.
     (tmp_path / "bare.py").write_text("from configs import smoke\n\n\ndef get_config():\n    config = smoke.get_config()\n    config.evaluators = {}\n    return config\n")
-    few = f"--config=configs/finetune/shapes.py --config.data.limit=32 {index}"
-    env = python | {"PRETRAIN": f"--config={tmp_path / 'bare.py'} {index}", "INTERMEDIATE": f"--config=configs/finetune/shapes.py --config.data.limit=0 {index}",
+    tuned = f"--config=configs/finetune/shapes.py --config.evaluators.val.every= {index}"
+    few = f"{tuned} --config.data.limit=32"
+    env = python | {"PRETRAIN": f"--config={tmp_path / 'bare.py'} {index}", "INTERMEDIATE": f"{tuned} --config.data.limit=0",
                     "TARGET": f"{few} --config.objective.start=model", "DIRECT": few}
     done = script("--direct", str(tmp_path / "runs"), "--", "--config.total=4", "--step-limit=0", env=env, timeout=1800)
     assert done.returncode == 0, done.stderr
