@@ -14,7 +14,7 @@ from test_planes import encode, scene
 
 from videomae_jax import assembly, ingest, parallel
 from videomae_jax import config as configs
-from videomae_jax.data import clips, index, mixture, pipeline, planes, sources, three_crop, transforms
+from videomae_jax.data import augment, clips, index, mixture, pipeline, planes, sources, three_crop, transforms, unread
 from videomae_jax.data.parts import PartClips
 from videomae_jax.errors import UserError
 
@@ -292,3 +292,19 @@ def test_devices_cut_their_own_crops(folder: pathlib.Path) -> None:
     compiled = jax.jit(traced).lower(batch).compile()
     assert not [line for line in compiled.as_text().splitlines() if "all-" in line or "collective-" in line]
     assert compiled(batch)["video"].sharding.is_equivalent_to(batch["box"].sharding, 5)
+
+
+def test_shapes_of_data_that_are_not_here(folder: pathlib.Path) -> None:
+    """A plan counts what would cross: planes of 256 x 342 for crops of 224, also of a mixture; crops of the host where it would cut them."""
+    made, options = sources.VideoClips(index="absent.parquet", repeats=4), {"batch_size": 4, "ways": 2}
+    found = ingest.placed(unread.Unread(made, 99), platform="tpu", **options)
+    assert len(found) == 99 and found.repeats == 4 and found.fields["luma"].shape == (16, 256, 342) and "video" not in found.fields
+    own = ingest.placed(unread.Unread(dataclasses.replace(made, canvas=(64, 96)), 99), platform="gpu", **options)
+    assert own.fields["luma"].shape == (16, 64, 96)
+    mixed = mixture.Concat(parts={"a": mixture.Part(made), "b": mixture.Part(dataclasses.replace(made, canvas=(300, 200)))})
+    assert ingest.placed(unread.Unread(mixed, 99), platform="gpu", **options).fields["luma"].shape == (16, 300, 342)
+    for where, platform in (("host", "tpu"), ("auto", "cpu")):
+        kept = unread.Unread(dataclasses.replace(made, crops=where), 99)
+        assert ingest.placed(kept, platform=platform, **options) is kept
+    tuned = unread.Unread(dataclasses.replace(made, crop=augment.AugmentedCrop()), 99)
+    assert ingest.placed(tuned, platform="tpu", **options) is tuned

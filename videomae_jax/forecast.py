@@ -1,6 +1,5 @@
 """The figures of a plan: time, utilisation, chip-hours, input, storage, as plain data and as a table."""
 
-import dataclasses
 import importlib.metadata
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,32 +9,12 @@ import jax
 
 from videomae_jax import assembly, benchmarks, footprint, hlo
 from videomae_jax import config as configs
+from videomae_jax.data.unread import Unread
 from videomae_jax.errors import UserError
 from videomae_jax.plan import EFFICIENCY, LABEL, TRIES, Compiled, Estimate, Input, Planner
 from videomae_jax.topologies import Topology, find, local, tpu_devices
 
 VIDEOS = 1_350_000  # of VideoMAE V2's UnlabeledHybrid
-
-
-@dataclasses.dataclass(frozen=True)
-class Unread:
-    """The shapes of a source whose files are not here, and the number of videos it would have."""
-
-    source: Any
-    length: int
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """As the source declares them, without opening anything."""
-        return self.source.fields
-
-    @property
-    def repeats(self) -> int:
-        """Clips of a decode."""
-        return self.source.repeats
-
-    def __len__(self) -> int:
-        return self.length
 
 
 def without_index(config: Any, /, *, videos: int, trust: tuple[str, ...] = ()) -> Any:

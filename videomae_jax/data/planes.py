@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from videomae_jax.data import augment, decode, framing, mixture, sources
+from videomae_jax.data import augment, decode, framing, mixture, sources, unread
 from videomae_jax.errors import UserError
 
 ROOM = (8 / 7, 32 / 21)  # sides of a derived canvas over the size of the crops: 256 x 342 for 224, what Kinetics is stored at
@@ -19,6 +19,8 @@ SMALL = 128  # crops below this size get the room of this one: their videos are 
 
 def refusal(source: sources.Source, /) -> str:
     """Why the crops of a source cannot be cut on a device; "" where they can."""
+    if isinstance(source, unread.Unread):
+        return refusal(source.source)
     if isinstance(source, mixture.Concat):
         found = {name: framing.most(part.source.crop) for name, part in source.present.items() if not refusal(part.source)}
         if len(set(found.values())) > 1:
@@ -38,6 +40,8 @@ def refusal(source: sources.Source, /) -> str:
 
 def chosen(source: sources.Source, /) -> str:
     """Where the crops of a source are wanted, one of sources.CROPS: of a mixture "auto" only where all parts say so."""
+    if isinstance(source, unread.Unread):
+        return chosen(source.source)
     if isinstance(source, mixture.Concat):
         wanted = {chosen(part.source) for part in source.present.values()}
         return next((where for where in ("device", "host") if where in wanted), "auto")
@@ -46,11 +50,15 @@ def chosen(source: sources.Source, /) -> str:
 
 def changes(source: sources.Source, /) -> bool:
     """Whether crops of a source come after changes of the whole frame (RandAugment)."""
+    if isinstance(source, unread.Unread):
+        return changes(source.source)
     return any(changes(p.source) for p in source.present.values()) if isinstance(source, mixture.Concat) else framing.most(source.crop) is not None
 
 
-def shipped(source: sources.Source, /) -> "PlaneClips | mixture.Concat":
+def shipped(source: sources.Source, /) -> "PlaneClips | mixture.Concat | unread.Unread":
     """The PlaneClips of a source; of a mixture, the mixture of them on the largest canvas of its parts."""
+    if isinstance(source, unread.Unread):
+        return dataclasses.replace(source, source=shipped(_assumed(source.source)))
     if not isinstance(source, mixture.Concat):
         return PlaneClips(source)
     split = {"split": source.split} if source.split else {}
@@ -72,6 +80,15 @@ def sides(source: sources.VideoClips, /) -> tuple[int, int]:
     limits = (long, short) if (height > width).mean() > 0.5 else (short, long)
     high, wide = (-(-math.ceil(min(limit, side.max())) // 2) * 2 for limit, side in zip(limits, (height, width), strict=True))
     return high, wide
+
+
+def _assumed(source: sources.Source, /) -> sources.Source:
+    """With the canvas of videos as large as it takes, lying, where no index says how large they are."""
+    if isinstance(source, mixture.Concat):
+        parts = {n: dataclasses.replace(source.parts[n], source=_assumed(source.parts[n].source)) for n in source.present}
+        return dataclasses.replace(source, parts={**source.parts, **parts})
+    high, wide = (-(-math.ceil(max(source.size, SMALL) * r) // 2) * 2 for r in ROOM)
+    return dataclasses.replace(source, canvas=source.canvas if all(source.canvas) else (high, wide))
 
 
 def report(source: sources.Source, /) -> dict[str, Any]:
