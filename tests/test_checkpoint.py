@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from videomae_jax import checkpoint, parallel
+from videomae_jax import checkpoint, fingerprints, parallel
 from videomae_jax.checkpoint import Checkpointer, DamagedError, load_params, named, transfer
 from videomae_jax.errors import UserError
 from videomae_jax.step import TrainState
@@ -108,15 +108,15 @@ def test_checksum_sees_every_bit_and_no_mesh() -> None:
     for dtype in (np.float32, jnp.bfloat16, np.uint8, np.int32, np.bool_, np.float64):
         with jax.enable_x64(dtype == np.float64):
             x = (rng.normal(size=(5, 6, 8)) * 50).astype(dtype)
-            known = int(checkpoint.checksum(jnp.asarray(x)))
+            known = int(fingerprints.checksum(jnp.asarray(x)))
             for _ in range(30):
                 raw = bytearray(x.tobytes())
                 place = int(rng.integers(len(raw)))
                 raw[place] ^= 1 if dtype == np.bool_ else 1 << int(rng.integers(8))
-                assert int(checkpoint.checksum(jnp.asarray(np.frombuffer(raw, dtype).reshape(x.shape)))) != known
+                assert int(fingerprints.checksum(jnp.asarray(np.frombuffer(raw, dtype).reshape(x.shape)))) != known
     swapped = np.arange(12.0, dtype=np.float32).reshape(3, 4)
-    assert int(checkpoint.checksum(jnp.asarray(swapped))) != int(checkpoint.checksum(jnp.asarray(swapped[::-1])))
-    assert checkpoint.fingerprints(state("fsdp")[0].params) == checkpoint.fingerprints(state("one")[0].params)
+    assert int(fingerprints.checksum(jnp.asarray(swapped))) != int(fingerprints.checksum(jnp.asarray(swapped[::-1])))
+    assert fingerprints.fingerprints(state("fsdp")[0].params) == fingerprints.fingerprints(state("one")[0].params)
 
 
 def damage(directory: pathlib.Path, kind: str, rng: random.Random) -> None:

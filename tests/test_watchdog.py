@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import multiprocessing
 import pathlib
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from videomae_jax import watchdog
+from videomae_jax import stopping, watchdog
+from videomae_jax.data import workers
 from videomae_jax.errors import UserError
 from videomae_jax.watchdog import STUCK, Limits, Watchdog
 
@@ -174,11 +176,12 @@ def test_a_cpu_is_given_more_time() -> None:
     """Others may use its cores: five minutes where an accelerator has one. What the user says holds on both."""
     from videomae_jax.commands.train import add_safety, safety
 
-    assert watchdog.step_limit("cpu") == 300 and watchdog.step_limit("gpu") == watchdog.step_limit("tpu") == Limits().step == 60
     parser = argparse.ArgumentParser()
     add_safety(parser)
-    assert safety(parser.parse_args([])).limits.step == 300 and safety(parser.parse_args(["--step-limit=7"])).limits.step == 7
-    assert safety(parser.parse_args(["--step-limit=0"])).limits.step == 0
+    for words, wanted in ([], {"cpu": 300, "gpu": 60, "tpu": 60}), (["--step-limit=7"], {"cpu": 7, "tpu": 7}), (["--step-limit=0"], {"cpu": 0, "tpu": 0}):
+        limits = safety(parser.parse_args(words)).limits
+        assert {platform: limits.on(platform).step for platform in wanted} == wanted
+    assert Limits().on("cpu").of("step", median=40) == 400 and Limits().on("gpu").of("compile", median=40) == 3600
 
 
 def test_the_process_that_is_behind_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +215,55 @@ def test_all_processes_write_their_stacks(tmp_path: pathlib.Path, monkeypatch: p
     text = (tmp_path / "stacks" / "1.txt").read_text()
     assert "another process has given up; process 1 is behind: data_wait at step 4" in text and "hread 0x" in text
     assert "the step is stuck; process 1 is behind" in (tmp_path / "stacks" / "0.txt").read_text()
+
+
+def test_what_is_broken_is_named_whatever_the_limits(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoding process that something killed: its name and signal, soon and without a limit; not while somebody else may still find out, nor once its stream is closed."""
+    monkeypatch.setattr(watchdog, "LOST", 0.4)
+    monkeypatch.setattr(workers, "LOOK", 0.05)
+    streams = [workers.Workers(1) for _ in range(2)]
+    children = []
+    for stream in streams:
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+        child.start()
+        until(lambda stream=stream: (stream.look(), stream._own)[1])
+        children.append(child)
+    streams[0].close()
+    children[0].kill()
+    dog, ended = watched(tmp_path, Limits(step=0), broken=workers.lost)
+    with dog:
+        dog.enter("data_wait", 7)
+        time.sleep(1.5)
+        assert not ended and not workers.lost()
+        children[1].kill()
+        until(lambda: ended)
+    line = (tmp_path / "stacks" / "0.txt").read_text().splitlines()[0]
+    assert f"in data_wait at step 7: decoding process {children[1].pid} ended by SIGKILL" in line
+    streams[1].close()
+    assert not workers.lost()
+
+
+def test_one_process_of_several_ends_at_once(tmp_path: pathlib.Path) -> None:
+    """What would be closed on the way out waits for the others, and so do handlers of the end: neither runs. Code by error; a single process unwinds."""
+    code = """
+import atexit, multiprocessing, sys, time
+from videomae_jax import stopping
+from videomae_jax.errors import UserError
+stopping.MOMENT = 0.1
+atexit.register(time.sleep, 600)
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+child.start()
+print(child.pid, flush=True)
+with stopping.together(several=True, lead=sys.argv[2] == "0"):
+    raise {"user": UserError("a mistake"), "storage": stopping.StorageError("no disk"), "other": ValueError("a fault")}[sys.argv[1]]
+"""
+    for kind, rank, wanted, text in (("user", "0", 2, "error: a mistake"), ("storage", "1", 74, "error: no disk"), ("other", "1", 1, "ValueError: a fault")):
+        done = subprocess.run([sys.executable, "-c", code, kind, rank], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == wanted and text in done.stderr, done
+        child = pathlib.Path(f"/proc/{done.stdout.strip()}")
+        until(lambda child=child: not child.exists() or "(zombie)" in (child / "status").read_text())
+    with pytest.raises(ValueError, match="x"), stopping.together(several=False, lead=True):
+        raise ValueError("x")
 
 
 def test_a_stuck_process_takes_its_workers_along(tmp_path: pathlib.Path) -> None:

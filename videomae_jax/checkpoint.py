@@ -1,11 +1,12 @@
 """Orbax checkpoints of a train state with a checksum of every leaf, and strict transfer of parameters between trees."""
 
+import contextlib
 import dataclasses
 import pathlib
 import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,10 +16,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from videomae_jax import manifest, optim, parallel
+from videomae_jax.durable import Durable
 from videomae_jax.errors import UserError
+from videomae_jax.fingerprints import different, fingerprints, named, unlike
 from videomae_jax.manifest import seal
 from videomae_jax.step import TrainState
-from videomae_jax.types import Array
+from videomae_jax.stopping import StorageError
 
 ITEMS = ("params", "opt", "extra", "ema")
 REASON = 160  # characters of a cause that a warning quotes
@@ -26,10 +29,6 @@ SEAL = "sha256"  # key of the digest of the other metadata
 PATIENCE = 30.0  # seconds that a save waits for the one before; a slower storage puts it off
 RETRY = (10.0, 300.0)  # seconds to the first new try after a failed save, doubled each time up to the second
 BACKGROUND = 1200  # seconds until a save in the background counts as failed
-
-
-class StorageError(RuntimeError):
-    """A checkpoint of a run over several processes cannot be written: the others wait for it, so all of them have to start again."""
 
 
 class DamagedError(UserError):
@@ -64,12 +63,13 @@ class Checkpointer:
     killed process left behind is not a checkpoint and is removed. With `read_only` nothing is saved or removed, so that
     a run that is still training can be evaluated. `warn` is told of what went wrong and can be lived with.
 
+    Every committed step is handed to the `second` place, if there is one; `latest_good` looks for steps in both.
     The metadata hold a checksum of every leaf, computed on the devices at the time of saving, and one of themselves; beside
     them lies one of every file (`manifest`). A save that fails or is late is tried again (`due`); `failures` counts them.
     """
 
     def __init__(self, directory: pathlib.Path, /, *, keep_last: int = 2, keep_every: int = 0, read_only: bool = False,
-                 warn: Callable[[str], None] = warnings.warn) -> None:
+                 warn: Callable[[str], None] = warnings.warn, second: Durable | None = None) -> None:
         if keep_last < 1:
             raise UserError(f"keep_last={keep_last}; allowed are 1 and more")
         if read_only and not pathlib.Path(directory).is_dir():
@@ -82,8 +82,9 @@ class Checkpointer:
             save_decision_policy=policies.FixedIntervalPolicy(1), step_format_fixed_length=8,
             async_options=ocp.AsyncOptions(timeout_secs=BACKGROUND, post_finalization_callback=self._sum_files))
         self._manager = _Manager(pathlib.Path(directory).resolve(), options=options, handler_registry=handlers())
-        self.directory, self._warn = pathlib.Path(directory), warn
+        self.directory, self._warn, self._second = pathlib.Path(directory), warn, second
         self._step, self._failure, self.failures = -1, "", 0  # of the newest save; of all
+        self._offered = -1  # newest step that the second place knows of
         self._again, self._pause = float("inf"), RETRY[0]  # when to try again, and how long to wait after the next failure
 
     def steps(self) -> list[int]:
@@ -138,6 +139,12 @@ class Checkpointer:
         else:
             if not self._failure:
                 self._pause = RETRY[0]
+                self._offer(self._step)
+
+    def _offer(self, step: int, /) -> None:
+        if self._second and step > self._offered:
+            self._second.offer(step)
+            self._offered = step
 
     def _put_off(self) -> None:
         self.failures += 1
@@ -161,12 +168,19 @@ class Checkpointer:
         self.check(wait=True)
         self._manager.close()
 
-    def meta(self, step: int, /) -> dict[str, Any]:
-        """The JSON saved at `step`. Raises DamagedError when it cannot be read or is not what was saved."""
+    @contextlib.contextmanager
+    def _reading(self, step: int, /) -> Iterator[None]:
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            yield
+        except UserError:
+            raise
         except Exception as error:  # what a damaged directory raises is not specified by the storage layer
             raise DamagedError(f"checkpoint {step} in {self.directory} cannot be read ({reason(error)})") from error
+
+    def meta(self, step: int, /) -> dict[str, Any]:
+        """The JSON saved at `step`. Raises DamagedError when it cannot be read or is not what was saved."""
+        with self._reading(step):
+            found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if not isinstance(found, dict) or seal(found) != found:
             raise DamagedError(f"checkpoint {step} in {self.directory} is damaged: its metadata do not match their checksum", agreed=True)
         if not manifest.described(found.get("leaves")):
@@ -195,27 +209,28 @@ class Checkpointer:
         Averages that were not kept before begin at the parameters; those that are no longer kept are left behind. Items that are not asked for stay abstract. Raises DamagedError where it cannot be read or differs from what was
         saved, and UserError when the checkpoint holds another model.
         """
-        try:
+        with self._reading(step):
             meta = self.meta(step)
             self.check_files(step, meta)
             self.check_leaves(step, meta, abstract, items=items)
             wanted = {k: ocp.args.StandardRestore(getattr(abstract, k)) for k in items if jax.tree.leaves(getattr(abstract, k)) and k in meta["leaves"]}
             loaded = self._manager.restore(step, args=ocp.args.Composite(**wanted))
-        except UserError:
-            raise
-        except Exception as error:  # what a damaged directory raises is not specified by the storage layer
-            raise DamagedError(f"checkpoint {step} in {self.directory} cannot be read ({reason(error)})") from error
         for item in wanted:
-            check_fingerprints(loaded[item], meta["leaves"][item], name=f"checkpoint {step} in {self.directory}", item=item)
+            self._compare(step, item, loaded[item], meta)
         parts = {k: loaded[k] if k in wanted else getattr(abstract, k) for k in ITEMS}
         if "ema" in items and "ema" not in wanted and "params" in wanted:
             parts["ema"] = jax.tree.map(jnp.copy, loaded["params"]) if abstract.ema else {}
         count = jax.device_put(np.int32(step), abstract.step.sharding)
         return Restored(TrainState(step=count, rng=rng, **parts), step, meta)
 
+    def _compare(self, step: int, item: str, tree: Any, meta: dict[str, Any], /) -> None:
+        if wrong := different(tree, meta["leaves"][item]):
+            raise DamagedError(f"checkpoint {step} in {self.directory} is damaged: {len(wrong)} of {len(named(tree))} arrays do not match their checksum, "
+                               f"first {item}/{wrong[0]}", agreed=True)
+
     def load(self, step: int, /, *, item: str) -> Any:
         """An item of `step` as nested dicts of numpy arrays. Raises UserError when it is absent, DamagedError as `restore` does."""
-        try:
+        with self._reading(step):
             meta = self.meta(step)
             self.check_files(step, meta)
             saved = meta["leaves"]
@@ -224,38 +239,62 @@ class Checkpointer:
             metadata = self._manager.item_metadata(step)[item]
             tree = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), getattr(metadata, "tree", metadata), is_leaf=lambda x: hasattr(x, "shape"))
             loaded = self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(tree)}))[item]
-        except UserError:
-            raise
-        except Exception as error:  # what a damaged directory raises is not specified by the storage layer
-            raise DamagedError(f"checkpoint {step} in {self.directory} cannot be read ({reason(error)})") from error
         loaded = jax.tree.map(np.asarray, loaded)
-        check_fingerprints(loaded, saved[item], name=f"checkpoint {step} in {self.directory}", item=item)
+        self._compare(step, item, loaded, meta)
         return loaded
 
-    def latest_good(self, abstract: TrainState, /, *, rng: jax.Array) -> Restored:
-        """The newest step that restores. Damaged newer ones are reported and moved to `checkpoints_damaged` beside it.
+    def candidates(self) -> list[int]:
+        """Steps of both places, oldest first. Raises UserError where nothing is here and the second place cannot be asked."""
+        here = self.steps()
+        return sorted({*here, *self._second.steps(needed=not here)}) if self._second else here
 
-        They must not stay: their steps will be saved again. They are moved only once an older one is read, so that a run
+    def latest_good(self, abstract: TrainState, /, *, rng: jax.Array) -> Restored:
+        """The newest step of both places that restores. Damaged newer ones are reported and moved to `checkpoints_damaged` beside it.
+
+        They must not stay: their steps will be saved again. They are moved only once another is read, so that a run
         whose checkpoints are all damaged never starts afresh in silence.
         """
-        damaged: list[int] = []
-        for step in reversed(self.steps()):
-            try:
-                restored = self.restore(step, abstract, rng=rng)
-            except DamagedError as error:
-                if jax.process_count() > 1 and not error.agreed:
-                    raise UserError(f"{error}; move it away and start all processes again") from error
-                self._warn(f"{error}; trying the one before")
+        damaged, steps = [], self.candidates()
+        for step in reversed(steps):
+            restored = self._readable(step, abstract, rng=rng) if step in self.steps() else None
+            if restored is None and self._second and self._fetched(step):
+                restored = self._readable(step, abstract, rng=rng)
+            if restored is not None:
+                self._set_aside(damaged, "damaged")
+                self._offer(step)
+                return restored
+            if step in self.steps():
                 damaged.append(step)
-                continue
-            self._set_aside(damaged, "damaged")
-            return restored
-        raise UserError(f"no readable checkpoint in {self.directory}; its steps are {self.steps()}. Use a new --workdir, or repair or remove them")
+        raise UserError(f"no readable checkpoint in {self.directory}; its steps are {steps}. Use a new --workdir, or repair or remove them")
+
+    def _readable(self, step: int, abstract: TrainState, /, *, rng: jax.Array) -> Restored | None:
+        try:
+            return self.restore(step, abstract, rng=rng)
+        except DamagedError as error:
+            if jax.process_count() > 1 and not error.agreed:
+                raise UserError(f"{error}; move it away and start all processes again") from error
+            self._warn(f"{error}; trying the one before")
+            return None
+
+    def _fetched(self, step: int, /) -> bool:
+        """Whether the second place gave its copy of a step, which takes the place of a damaged one."""
+        fetched = self.directory.with_name(f"{self.directory.name}_fetched") / f"{step:08d}"
+        if good := self._second.fetch(step, into=fetched):
+            self._set_aside([step] if step in self.steps() else [], "damaged")
+            if parallel.is_lead():
+                fetched.rename(self.directory / fetched.name)
+            parallel.barrier("checkpoint fetched")
+            self._manager.reload()
+            self._warn(f"checkpoint {step} is brought back from the durable place")
+        return good
 
     def retreat(self, step: int, /) -> None:
         """Moves checkpoints of later steps to `checkpoints_abandoned`: the run goes on from `step` or before, and saves theirs again."""
         self.check(wait=True)
         self._set_aside([s for s in self.steps() if s > step], "abandoned")
+        self._step, self._offered = min(step, self._step), min(step, self._offered)
+        if self._second:
+            self._second.forget(step)
 
     def _set_aside(self, steps: Sequence[int], why: str, /) -> None:
         if not steps:
@@ -277,17 +316,9 @@ class Checkpointer:
         for item in items:
             if item == "ema" and not (meta["leaves"].get(item) and jax.tree.leaves(abstract.ema)):
                 continue
-            have = {k: tuple(v["shape"]) + (v["dtype"],) for k, v in meta["leaves"].get(item, {}).items()}
-            want = {k: (*v.shape, str(v.dtype)) for k, v in named(getattr(abstract, item)).items()}
-            for key in sorted(have.keys() | want.keys()):
-                if have.get(key) != want.get(key):
-                    what = "model" if item == "params" else f"model or optimiser ({item})"
-                    raise UserError(f"checkpoint {self.directory}/{step:08d} is of another {what}: {key} is {_shown(have.get(key))} there, "
-                                    f"{_shown(want.get(key))} in this config")
-
-
-def _shown(leaf: tuple[Any, ...] | None, /) -> str:
-    return f"{leaf[-1]} {leaf[:-1]}" if leaf else "absent"
+            if found := unlike(getattr(abstract, item), meta["leaves"].get(item, {})):
+                what = "model" if item == "params" else f"model or optimiser ({item})"
+                raise UserError(f"checkpoint {self.directory}/{step:08d} is of another {what}: {found}")
 
 
 def reason(error: Exception, /) -> str:
@@ -296,52 +327,10 @@ def reason(error: Exception, /) -> str:
     return line if len(line) <= REASON else f"{line[:REASON]} ..."
 
 
-def checksum(x: Array, /) -> Array:
-    """u32 []: the sum modulo 2^32 of the words of `x`, each times an odd number that its place determines.
-
-    A sum does not depend on how the array is cut over devices. An odd factor is invertible, so that a change within one
-    word always shows, and any other but for one in 2^32.
-    """
-    words = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
-    words = jax.lax.bitcast_convert_type(words, {1: jnp.uint8, 2: jnp.uint16}.get(words.dtype.itemsize, jnp.uint32)).astype(jnp.uint32)
-    place = jnp.zeros(words.shape, jnp.uint32)
-    for axis, length in enumerate(words.shape):
-        place = place * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    place = (place ^ (place >> 16)) * jnp.uint32(0x85EBCA6B)
-    place = (place ^ (place >> 13)) * jnp.uint32(0xC2B2AE35)
-    return jnp.sum(words * ((place ^ (place >> 16)) | 1), dtype=jnp.uint32)
-
-
-_checksums = jax.jit(lambda arrays: jnp.stack([checksum(x) for x in arrays]))
-
-
-def fingerprints(tree: Any, /) -> dict[str, dict[str, Any]]:
-    """{"a/b/c": {"shape", "dtype", "checksum"}} of the arrays of a tree, the same on every mesh and in every process."""
-    found = named(tree)
-    if not found:
-        return {}
-    sums, first = _checksums(list(found.values())), next(iter(found.values()))
-    sums = np.asarray(parallel.gather(sums, mesh=first.sharding.mesh) if jax.process_count() > 1 else sums)
-    return {k: {"shape": list(x.shape), "dtype": str(x.dtype), "checksum": int(s)} for (k, x), s in zip(found.items(), sums, strict=True)}
-
-
-def check_fingerprints(tree: Any, saved: dict[str, Any], /, *, name: str, item: str) -> None:
-    """Raises DamagedError that names the leaves of `tree` which differ from the saved fingerprints."""
-    found = fingerprints(tree)
-    wrong = [f"{item}/{key}" for key in found if found[key] != saved.get(key)]
-    if wrong:
-        raise DamagedError(f"{name} is damaged: {len(wrong)} of {len(found)} arrays do not match their checksum, first {wrong[0]}", agreed=True)
-
-
 def handlers() -> Any:
     """How each item is stored; without it a manager that has not saved yet cannot read metadata."""
     trees = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
     return ocp.handlers.create_default_handler_registry(**trees, meta=ocp.JsonCheckpointHandler())
-
-
-def named(tree: Any, /) -> dict[str, Any]:
-    """{"a/b/c": leaf} of any tree; fields of named tuples count, so that both moments of Adam have names of their own."""
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def leaves(tree: Any, /) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import pathlib
 import zlib
-from typing import Any
+from typing import Any, BinaryIO
 
 NAME = "files.json"
 LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")  # the storage layer writes these when it commits; no value depends on them
@@ -22,19 +22,24 @@ def seal(meta: dict[str, Any], /, *, key: str = "sha256") -> dict[str, Any]:
     return {**rest, key: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
-def checksum(path: pathlib.Path, /) -> list[int]:
-    """[bytes, CRC-32] of a file: any flipped bit and any cut shows, other changes but for one in 2^32."""
+def total(file: BinaryIO, /) -> list[int]:
+    """[bytes, CRC-32] of what is left of an open file: any flipped bit and any cut shows, other changes but for one in 2^32."""
     size = value = 0
-    with path.open("rb") as file:
-        while part := file.read(PART):
-            size, value = size + len(part), zlib.crc32(part, value)
+    while part := file.read(PART):
+        size, value = size + len(part), zlib.crc32(part, value)
     return [size, value]
 
 
-def listed(directory: pathlib.Path, /) -> dict[str, pathlib.Path]:
-    """{"params/d/..": path} of the files that a manifest covers, sorted."""
+def checksum(path: pathlib.Path, /) -> list[int]:
+    """The `total` of a file."""
+    with path.open("rb") as file:
+        return total(file)
+
+
+def listed(directory: pathlib.Path, /, *, late: tuple[str, ...] = ()) -> dict[str, pathlib.Path]:
+    """{"params/d/..": path} of the files that a manifest covers, sorted, and of those of LATE that are asked for."""
     found = {p.relative_to(directory).as_posix(): p for p in sorted(directory.rglob("*")) if p.is_file() or p.is_symlink()}
-    return {k: p for k, p in found.items() if k != NAME and k not in LATE}
+    return {k: p for k, p in found.items() if k != NAME and (k not in LATE or k in late)}
 
 
 def write(directory: pathlib.Path, /, *, step: int) -> None:

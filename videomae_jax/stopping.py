@@ -1,18 +1,31 @@
 """Ctrl-C and SIGTERM end a run at a step that all processes agree on, with a checkpoint."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
+import sys
+import time
+import traceback
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import jax
 
+from videomae_jax.errors import UserError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = 75  # exit code after SIGTERM: EX_TEMPFAIL of sysexits.h, "the same command goes on", for whoever supervises a run
 STORAGE = 74  # exit code where a checkpoint of several processes cannot be written: EX_IOERR, the same command goes on from the one before
 NOTICE = b"\nstopping: this step ends, then a checkpoint is saved; a second signal ends at once and loses what came after the last one\n"
+
+
+MOMENT = 3.0  # seconds that the first process of several gives the others to end by themselves: its own end takes them along
+
+
+class StorageError(RuntimeError):
+    """A checkpoint of a run over several processes cannot be written: the others wait for it, so all of them have to start again."""
 
 
 class InterruptedEvaluation(Exception):
@@ -78,3 +91,31 @@ def shielded() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave(error: Exception, /, *, lead: bool) -> None:
+    """Says what happened and ends this process of several, at once: others may not have the error, and wait for this one.
+
+    Whatever would be undone or closed on the way out waits for them in turn, and so does an orderly end of jax. The exit
+    code is 2 after a mistake of the user, STORAGE after a StorageError, else 1.
+    """
+    if isinstance(error, (UserError, StorageError)):
+        sys.stderr.write(f"error: {error}\n")
+    else:
+        traceback.print_exception(error)
+    sys.stderr.flush()
+    for child in multiprocessing.active_children():
+        child.kill()
+    time.sleep(MOMENT if lead else 0)
+    os._exit(2 if isinstance(error, UserError) else STORAGE if isinstance(error, StorageError) else 1)
+
+
+@contextlib.contextmanager
+def together(*, several: bool, lead: bool) -> Iterator[None]:
+    """Within it an error of one of `several` processes ends that process."""
+    try:
+        yield
+    except Exception as error:
+        if several:
+            leave(error, lead=lead)
+        raise

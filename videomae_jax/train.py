@@ -13,7 +13,7 @@ from videomae_jax import feed, metrics, parallel, run_directory
 from videomae_jax.assembly import Assembly
 from videomae_jax.rollback import RollBack, Watch
 from videomae_jax.step import TrainState
-from videomae_jax.stopping import Stop
+from videomae_jax.stopping import Stop, leave
 from videomae_jax.upkeep import Safety, Upkeep, steps_of
 
 
@@ -49,6 +49,12 @@ def train(run: Assembly, directory: pathlib.Path, /, *, stop: Stop, say: Callabl
                 upkeep.saver.retreat(found.cursor.since)
 
 
+def _alone(_: Any, error: BaseException | None, __: Any, /) -> None:
+    """An error of one process of several ends it; only a way back is always that of all."""
+    if isinstance(error, Exception) and not isinstance(error, RollBack) and jax.process_count() > 1:
+        leave(error, lead=parallel.is_lead())
+
+
 def _loop(upkeep: Upkeep, step_fn: Callable[..., Any], back: RollBack | None, /) -> Result:
     """From the newest checkpoint to the end; raises RollBack where the run has to begin at an older one."""
     run, config, saver = upkeep.run, upkeep.run.config, upkeep.saver
@@ -66,6 +72,7 @@ def _loop(upkeep: Upkeep, step_fn: Callable[..., Any], back: RollBack | None, /)
         stack.callback(clock.close)
         step, samples, batches = first, cursor.samples, feed.batches(run, cursor.samples, faults)
         stack.callback(batches.close)
+        stack.push(_alone)  # before anything above is closed
         while True:
             last, stopping = step == run.total, upkeep.stop.requested()
             names = [n for n in upkeep.evaluators if last or step == 0 or (due[n] and step % due[n] == 0)]

@@ -9,16 +9,18 @@ from collections.abc import Callable
 import jax
 
 from videomae_jax import config as configs
-from videomae_jax import metrics, parallel
+from videomae_jax import durable, metrics, parallel
 from videomae_jax.assembly import Assembly
 from videomae_jax.checkpoint import Checkpointer
+from videomae_jax.data import workers
+from videomae_jax.durable import Place
 from videomae_jax.evals.base import Context
 from videomae_jax.events import Events
 from videomae_jax.ledger import Ledger
 from videomae_jax.rollback import Cursor, Policy, RollBack
 from videomae_jax.step import TrainState
 from videomae_jax.stopping import InterruptedEvaluation, Stop
-from videomae_jax.watchdog import Limits, Watchdog, step_limit
+from videomae_jax.watchdog import Limits, Watchdog
 
 
 LAST = (1.0, 4.0, 15.0)  # seconds before each new try of the last save, within the grace that a preempted job has
@@ -26,11 +28,12 @@ LAST = (1.0, 4.0, 15.0)  # seconds before each new try of the last save, within 
 
 @dataclasses.dataclass(frozen=True)
 class Safety:
-    """What a run does about trouble: when it goes back, when it counts as stuck (None: the usual limits of its devices), whether it
+    """What a run does about trouble: when it goes back, when it counts as stuck, where its checkpoints lie a second time, whether it
     logs norms by layer, and when its process `began`."""
 
     policy: Policy = Policy()
-    limits: Limits | None = None
+    limits: Limits = Limits()
+    second: Place = Place()
     norms: bool = False
     began: float | None = None
 
@@ -45,23 +48,28 @@ class Upkeep:
         self.run, self.directory, self.stop, self.safety = run, directory, stop, safety
         self._say, self._trust = say, trust
         self.events, self.ledger = Events(directory, lead=lead, say=say), Ledger(directory, lead=lead, began=safety.began)
-        limits = safety.limits or Limits(step=step_limit(jax.default_backend()))
-        self.watchdog = stack.enter_context(Watchdog(directory, limits, rank=jax.process_index(), ranks=jax.process_count(),
-                                                     tick=self.ledger.alive, alarm=self.events.add))
+        self._step = 0
+        self.watchdog = stack.enter_context(Watchdog(directory, safety.limits.on(jax.default_backend()), rank=jax.process_index(),
+                                                     ranks=jax.process_count(), tick=self.ledger.alive, broken=workers.lost, alarm=self.events.add))
+        self.second = durable.of(safety.second, directory, warn=lambda line: self.events.add("durable place", self._step, what=line))
+        if self.second:
+            self.second.own()
+            stack.callback(self.second.close)
         self.saver = Checkpointer(directory / "checkpoints", keep_last=run.config.checkpoint.keep_last,
-                                  keep_every=steps_of(run, run.config.checkpoint.keep_every), warn=say)
+                                  keep_every=steps_of(run, run.config.checkpoint.keep_every), warn=say, second=self.second)
         stack.callback(self.saver.close)
         self.evaluators = {name: configs.build(node, trust=trust) for name, node in run.config.evaluators.items()}
 
     def at(self, phase: str, step: int, /) -> None:
         """From now on time belongs to a phase, for the books and for the watchdog."""
+        self._step = step
         self.ledger.enter(phase)
         self.watchdog.enter(phase, step)
 
     def begin(self, back: RollBack | None, /) -> tuple[TrainState, int, Cursor, int]:
         """A fresh or restored state, its step, the cursor and the step saved last (-1 = none)."""
         run, state, step, cursor, saved = self.run, None, 0, Cursor(), -1
-        if self.saver.steps():
+        if self.saver.candidates():
             self.at("restore", 0)
             restored = self.saver.latest_good(run.abstract, rng=run.rng())
             state, step, cursor, saved = restored.state, restored.step, Cursor.of(restored.meta), restored.step
@@ -80,10 +88,11 @@ class Upkeep:
         begin = time.monotonic()
         self.saver.save(step, state, meta={"config": configs.to_json(self.run.config), "step": step, **cursor.meta()}, last=last)
         self.ledger.line(step)
-        return {"save_blocked_s": time.monotonic() - begin} | ({"save_failures": float(self.saver.failures)} if self.saver.failures else {})
+        failures = {"save_failures": self.saver.failures, "durable_failures": self.second.failures if self.second else 0}
+        return {"save_blocked_s": time.monotonic() - begin} | {k: float(v) for k, v in failures.items() if v}
 
     def finish(self, state: TrainState, step: int, cursor: Cursor, /) -> None:
-        """Waits for the last save, and repeats it where it failed. Raises UserError when it fails for good."""
+        """Waits for the last save and its copy, and repeats the save where it failed. Raises UserError when it fails for good."""
         self.at("checkpoint", step)
         for pause in LAST:
             self.saver.check(wait=True)
@@ -92,6 +101,9 @@ class Upkeep:
             time.sleep(pause)
             self.save(state, step, cursor, last=True)
         self.saver.wait()
+        if self.second:
+            self.second.wait()
+            parallel.barrier("copied")  # the others' orderly end would not wait so long
 
     def evaluate(self, state: TrainState, step: int, names: list[str], writer: metrics.Writer, /) -> bool:
         """Writes the results of evaluators as {"name/metric": value}; False when a stop was asked for meanwhile."""

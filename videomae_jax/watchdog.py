@@ -21,6 +21,7 @@ from typing import Any
 from videomae_jax.errors import UserError
 
 GRACE = 3.0  # seconds for the other processes to write their stacks too, before the end of one takes them along
+LOST = 10.0  # seconds that something broken may stay so, for whoever finds out by himself
 LOCKSTEP = ("step", "data_wait")  # phases in which all processes are at the same step
 STUCK = 42  # exit code; what schedulers of TPU jobs restart on by default
 WHAT = {"init": "the start, up to the first batch", "restore": "the restore", "compile": "the first step, which compiles", "step": "the step",
@@ -31,10 +32,11 @@ WHAT = {"init": "the start, up to the first batch", "restore": "the restore", "c
 class Limits:
     """Seconds without progress that each phase may take.
 
-    Steps and waits for data have max(`step`, `factor` times the median step). Nothing is watched where `step` is 0.
+    Steps and waits for data have max(`step`, `factor` times the median step); None is what is usual for the devices (`on`).
+    Nothing is watched where `step` is 0.
     """
 
-    step: float = 60.0
+    step: float | None = None
     factor: float = 10.0
     init: float = 1800.0
     restore: float = 1800.0
@@ -44,8 +46,12 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if not getattr(self, field.name) >= 0:
+            if getattr(self, field.name) is not None and not getattr(self, field.name) >= 0:
                 raise UserError(f"limit of {field.name} is {getattr(self, field.name)}; allowed are seconds from 0 on")
+
+    def on(self, platform: str, /) -> "Limits":
+        """With the step limit that is usual on a platform where none is given."""
+        return self if self.step is not None else dataclasses.replace(self, step=step_limit(platform))
 
     def of(self, phase: str, /, *, median: float) -> float:
         """Seconds for a phase when the median step takes `median`."""
@@ -64,13 +70,14 @@ class Watchdog:
     and this one waits for it in the step.
     Time counts only as the thread itself gets to run, so that a stopped process or a starved machine is no false alarm.
     With several processes each leaves its place in `stacks/<number>.json`: whoever writes stacks names the process that
-    is behind, and all others write theirs when they see his. `tick` runs at every look; `end` ends the process.
+    is behind, and all others write theirs when they see his. `tick` runs at every look; `broken` names what can no longer
+    work, whatever the limits are; `end` ends the process.
     """
 
     def __init__(self, directory: pathlib.Path, limits: Limits, /, *, rank: int = 0, ranks: int = 1, tick: Callable[[], None] = lambda: None,
-                 alarm: Callable[..., None] = lambda *a, **k: None, end: Callable[[int], Any] = os._exit) -> None:
+                 broken: Callable[[], str] = lambda: "", alarm: Callable[..., None] = lambda *a, **k: None, end: Callable[[int], Any] = os._exit) -> None:
         self._folder, self._limits, self._rank, self._ranks = directory / "stacks", limits, rank, ranks
-        self._tick, self._alarm, self._end = tick, alarm, end
+        self._tick, self._broken, self._alarm, self._end = tick, broken, alarm, end
         self._place, self._count = ("init", 0), 0  # phase and step; how often progress was made
         self._slack = ""  # phase that others may be in still
         self._pending: collections.deque[Any] = collections.deque()
@@ -109,7 +116,7 @@ class Watchdog:
 
     def _run(self) -> None:
         every = min(1.0, self._limits.step / 10) if self._limits.step else 1.0
-        before, known, stalled, since, left, written = time.monotonic(), -1, 0.0, 0.0, None, self._others()
+        before, known, stalled, since, hurt, left, written = time.monotonic(), -1, 0.0, 0.0, 0.0, None, self._others()
         while not self._done.wait(every):
             self._tick()
             now = time.monotonic()
@@ -129,9 +136,12 @@ class Watchdog:
             limit = self._limits.of(place[0], median=self.median)
             if self._slack and place[0] in LOCKSTEP and (self._pending or place[0] == "step"):
                 limit = max(limit, self._limits.of(self._slack, median=self.median))
+            broken = self._broken()
+            hurt = hurt + spent if broken else 0.0
             follows = self._limits.step and self._others() != written
-            if self._limits.step and (stalled > limit or follows):
-                self._give_up(place, stalled, limit, follows=bool(follows))
+            if hurt > LOST or (self._limits.step and (stalled > limit or follows)):
+                why = broken if hurt > LOST else "another process has given up" if follows else f"{WHAT[place[0]]} is stuck"
+                self._give_up(place, stalled, limit, why=why, follows=bool(follows))
                 return
 
     def _others(self) -> dict[str, int]:
@@ -158,11 +168,11 @@ class Watchdog:
             temporary.write_text(json.dumps({"rank": self._rank, "phase": place[0], "step": place[1], "time": time.time()}))
             os.replace(temporary, path)
 
-    def _give_up(self, place: tuple[str, int], seconds: float, limit: float, /, *, follows: bool) -> None:
+    def _give_up(self, place: tuple[str, int], seconds: float, limit: float, /, *, why: str, follows: bool) -> None:
         phase, step = place
         path = self._folder / f"{self._rank}.txt"
         line = (f"watchdog: process {self._rank} made no progress for {seconds:.0f} s (limit {limit:.0f}) in {phase} at step {step}: "
-                f"{'another process has given up' if follows else f'{WHAT[phase]} is stuck'}{self._culprit(place)}; its stacks are in {path}; exit code {STUCK}")
+                f"{why}{self._culprit(place)}; its stacks are in {path}; exit code {STUCK}")
         with contextlib.suppress(OSError):
             self._folder.mkdir(exist_ok=True)
             with path.open("w") as file:

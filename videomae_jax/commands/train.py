@@ -6,6 +6,7 @@ import pathlib
 import shlex
 import time
 import typing
+from typing import Any
 
 from videomae_jax.commands import arguments
 from videomae_jax.commands.arguments import say
@@ -26,41 +27,47 @@ def main(argv: list[str]) -> int:
     arguments.add_processes(parser)
     options, assignments = arguments.parse(parser, argv)
     config = arguments.resolve(options, assignments)
-    arguments.start(options)
-    from videomae_jax import card, parallel, run_directory
+    from videomae_jax import stopping
+
+    with stopping.together(several=options.processes > 1 or options.coordinator == "auto", lead=options.process == 0):
+        arguments.start(options)
+        return run(config, options, argv)
+
+
+def run(config: Any, options: argparse.Namespace, argv: list[str], /) -> int:
+    """The command, once all processes are there."""
+    from videomae_jax import card, durable, parallel, run_directory
     from videomae_jax.assembly import assemble
-    from videomae_jax.checkpoint import StorageError
-    from videomae_jax.stopping import STORAGE, Stop
+    from videomae_jax.stopping import Stop
     from videomae_jax.train import train
 
     lead = parallel.is_lead()
     tell = say if lead else (lambda line: None)
     trust = tuple(options.trust)
-    run = assemble(config, trust=trust)
-    tell(card.text(card.card(run)))
-    for line in parallel.dropped_axes(run.boxed, mesh=run.mesh):
+    built = assemble(config, trust=trust)
+    tell(card.text(card.card(built)))
+    for line in parallel.dropped_axes(built.boxed, mesh=built.mesh):
         tell(f"not sharded: {line}")
     if options.dry_run:
-        return dry_run(run, tell)
-    directory = pathlib.Path(options.workdir)
-    run_directory.claim(run, directory, extend=options.extend, fork=options.fork, say=tell)
+        return dry_run(built, tell)
+    directory, chosen = pathlib.Path(options.workdir), safety(options)
+    if place := durable.of(chosen.second, directory, warn=tell):
+        place.recall()
+        parallel.barrier("recalled")
+    run_directory.claim(built, directory, extend=options.extend, fork=options.fork, say=tell)
     begin = time.monotonic()
-    try:
-        with Stop() as stop:
-            result = train(run, directory, stop=stop, say=tell, trust=trust, safety=safety(options))
-    except StorageError as error:
-        say(f"error: {error}")
-        return STORAGE
+    with Stop() as stop:
+        result = train(built, directory, stop=stop, say=tell, trust=trust, safety=chosen)
     if not result.finished:
-        tell(f"stopped at step {result.step} of {run.total}; the checkpoint is saved. Resume with the same command:\n"
+        tell(f"stopped at step {result.step} of {built.total}; the checkpoint is saved. Resume with the same command:\n"
              f"  python -m videomae_jax train {shlex.join(argv)}")
         return stop.code
-    if result.first == run.total:
-        tell(f"nothing to do: {directory} finished at step {run.total} before; a longer total goes on with --extend")
+    if result.first == built.total:
+        tell(f"nothing to do: {directory} finished at step {built.total} before; a longer total goes on with --extend")
     else:
         tell(f"finished at step {result.step}; everything is in {directory}")
-    if lead and (result.first < run.total or not (directory / "summary.json").exists()):
-        run_directory.summarise(directory, run, seconds=time.monotonic() - begin, trust=trust)
+    if lead and (result.first < built.total or not (directory / "summary.json").exists()):
+        run_directory.summarise(directory, built, seconds=time.monotonic() - begin, trust=trust)
     return 0
 
 
@@ -69,6 +76,10 @@ def add_safety(parser: argparse.ArgumentParser, /) -> None:
     parser.add_argument("--row", type=int, default=10, metavar="K", help="after K skipped updates in a row go back to an older checkpoint and past the data "
                         "that led there (0 = never)")
     parser.add_argument("--rollbacks", type=int, default=3, metavar="N", help="go back at most N times")
+    parser.add_argument("--durable", default="", metavar="PLACE", help="copy every checkpoint to this folder or address (gs://...) too, in the background, and "
+                        "resume from there when --workdir is new or damaged; what fails there never stops the run")
+    parser.add_argument("--durable-keep", type=int, default=2, metavar="N", help="checkpoints that stay there")
+    parser.add_argument("--durable-keep-every", type=int, default=0, metavar="N", help="and for ever those whose step is a multiple of N (0 = none)")
     parser.add_argument("--norms", action="store_true", help="log the norm of every gradient, by layer")
     for name, seconds, what in (("step", None, "a step or a wait for data, and at least 10 median steps (60, on a CPU 300; 0 = no watchdog)"), ("compile", 3600, "the first step"),
                                 ("checkpoint", 1800, "what a save holds up"), ("evaluation", 1800, "one batch of an evaluation"),
@@ -78,17 +89,16 @@ def add_safety(parser: argparse.ArgumentParser, /) -> None:
 
 def safety(options: argparse.Namespace, /) -> "Safety":
     """The settings of `add_safety`. Raises UserError for a negative one."""
-    import jax
-
     from videomae_jax import ledger
+    from videomae_jax.durable import Place
     from videomae_jax.rollback import Policy
     from videomae_jax.upkeep import Safety
-    from videomae_jax.watchdog import Limits, step_limit
+    from videomae_jax.watchdog import Limits
 
-    step = step_limit(jax.default_backend()) if options.step_limit is None else options.step_limit
-    limits = Limits(step=step, compile=options.compile_limit, checkpoint=options.checkpoint_limit, evaluation=options.evaluation_limit,
+    limits = Limits(step=options.step_limit, compile=options.compile_limit, checkpoint=options.checkpoint_limit, evaluation=options.evaluation_limit,
                     init=options.start_limit, restore=options.start_limit)
-    return Safety(Policy(options.row, options.rollbacks), limits, norms=options.norms, began=ledger.process_start())
+    second = Place(options.durable, options.durable_keep, options.durable_keep_every)
+    return Safety(Policy(options.row, options.rollbacks), limits, second, norms=options.norms, began=ledger.process_start())
 
 
 def dry_run(run: object, tell: object, /) -> int:

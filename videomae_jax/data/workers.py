@@ -1,6 +1,7 @@
 """Decoding processes that end by themselves, which their consumer would otherwise wait for without end."""
 
 import multiprocessing
+import signal
 import threading
 import weakref
 from typing import Any
@@ -8,6 +9,12 @@ from typing import Any
 LOOK = 0.5  # seconds between two looks
 ENDED = 70  # the exit code that stands for an end nobody asked for; EX_SOFTWARE of sysexits.h
 _claimed: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()  # process: id of the Workers it belongs to
+_lost: dict[int, str] = {}  # pid: what became of a process that ended although its stream goes on
+
+
+def lost() -> str:
+    """The processes that ended although their streams go on, "" for none: one that ends while it writes leaves its reader waiting for the rest."""
+    return ", ".join(list(_lost.values()))
 
 
 class Workers:
@@ -35,9 +42,16 @@ class Workers:
                 if _claimed.setdefault(process, id(self)) == id(self) and process not in self._own:
                     self._own.append(process)
         for process in self._own:
-            if process.exitcode == 0 and not self._closed.is_set():
+            code = process.exitcode
+            if code is None or self._closed.is_set():
+                continue
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            _lost.setdefault(process.pid, f"decoding process {process.pid} ended {how}")
+            if code == 0:
                 process._popen.returncode = ENDED  # what its `exitcode` is read from
 
     def close(self) -> None:
         """Ends the watch, before the processes are told to end."""
         self._closed.set()
+        for process in self._own:
+            _lost.pop(process.pid, None)
