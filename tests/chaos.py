@@ -1,11 +1,12 @@
 """Kills, stops and interrupts a run at random moments until it is done, again and again, and compares the bits with an undisturbed run.
 
-    python tests/chaos.py --kills=100 [--seed=0] [--processes=1,2]
+    python tests/chaos.py --kills=100 [--seed=0] [--processes=1,2,4] [--minutes=30] [--folder=DIR]
 
 A disturbance is a signal (SIGKILL, SIGTERM, SIGSTOP with SIGCONT after a while) at a place: within a step, a save, a restore
 or an evaluation of one of the processes, or to one of its decoding workers. The last line is JSON: {"kills", "mismatches",
 "processes"}; `kills` counts the disturbances that arrived, `mismatches` the runs whose parameters, optimiser state, losses
-or list of checkpoints differ from the undisturbed run of as many processes.
+or list of checkpoints differ from the undisturbed run of as many processes. After `--minutes` nothing is disturbed any
+more. `--folder` keeps data, compiled programs and undisturbed runs for the next call.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import multiprocessing
 import os
 import pathlib
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -33,6 +35,9 @@ PAUSE = 1.5  # seconds until a stopped process goes on
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGSTOP")
 PLACES = {"step": 6, "save": 2, "restore": 1, "evaluation": 2, "worker": 6}  # and how often a start may pass it before the signal
 TIMED = ("clips_per_second", "data_wait", "save_blocked_s", "save_failures")
+# All programs of a start come from the cache, however small; nobody else needs more threads than there are cores.
+ENV = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", "OPENBLAS_NUM_THREADS": "1",
+       "PYTHONPATH": os.pathsep.join((str(runs.ROOT), str(runs.ROOT / "tests")))}
 
 
 def in_restore(arrive: Callable[[], None], /) -> None:
@@ -65,6 +70,10 @@ def disturb(place: str, name: str, /) -> None:
     sys.stderr.flush()
     if name == "STUCK":  # no signal: this thread alone goes no further
         time.sleep(3600)
+    if name == "RAISE":
+        raise RuntimeError("a fault of this process alone")
+    if name == "FREEZE":  # for ever
+        os.kill(os.getpid(), signal.SIGSTOP)
     target = multiprocessing.active_children()[0].pid if place == "worker" else os.getpid()
     if name == "SIGSTOP":
         subprocess.Popen(["bash", "-c", f"sleep {PAUSE}; kill -CONT {target}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -87,10 +96,10 @@ def drive(argv: list[str], /) -> int:
 
 def start(words: list[str], plan: tuple[str, int, str] | None, /) -> "subprocess.Popen[str]":
     """The command, disturbed by plan."""
-    if plan is None:
-        return runs.command(*words)
-    line = " ".join(f"'{w}'" for w in (sys.executable, str(pathlib.Path(__file__).resolve()), "--drive", *map(str, plan), *words))
-    return runs.command(shell=f"exec {line}")
+    begin = ("-m", "videomae_jax") if plan is None else (str(pathlib.Path(__file__).resolve()), "--drive", *map(str, plan))
+    limit = () if any(word.startswith("--step-limit") for word in words) else ("--step-limit=600",)  # a slow machine is no stuck step
+    line = shlex.join(["exec", "env", *(f"{k}={v}" for k, v in ENV.items()), sys.executable, *begin, *words, *limit])
+    return runs.command(shell=line)
 
 
 def once(words: list[str], plan: tuple[str, int, str] | None, /, *, processes: int, victim: int, seconds: float) -> tuple[list[int], str]:
@@ -130,19 +139,20 @@ def differences(directory: pathlib.Path, reference: pathlib.Path, /, *, step: in
 
 
 def campaign(words: list[str], reference: pathlib.Path, folder: pathlib.Path, /, *, kills: int, seed: int, processes: int, total: int,
-             plans: tuple[tuple[str, str], ...] = (), seconds: float = 900, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Disturbed runs until `kills` have arrived; `plans` gives (place, signal) in order, otherwise they are drawn."""
+             plans: tuple[tuple[str, str], ...] = (), seconds: float = 900, until: float = float("inf"), say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Disturbed runs until `kills` have arrived, or time.time() is `until`; `plans` gives (place, signal) in order, otherwise they are drawn."""
     rng, counts, wrong, number = random.Random(seed), collections.Counter(), 0, 0
-    while sum(counts.values()) < kills:
+    while sum(counts.values()) < kills and time.time() < until:
         directory, number = folder / f"run{processes}_{number}", number + 1
         for starts in range(200):
             planned = plans[sum(counts.values())] if sum(counts.values()) < len(plans) else (rng.choice(list(PLACES)), rng.choice(SIGNALS))
             first = not (directory / "checkpoints").exists() or not any(p.name.isdigit() for p in (directory / "checkpoints").iterdir())
             place = "step" if planned[0] == "restore" and first else planned[0]
-            plan = (place, rng.randint(1, PLACES[place]), planned[1]) if sum(counts.values()) < kills else None
+            plan = (place, rng.randint(1, PLACES[place]), planned[1]) if sum(counts.values()) < kills and time.time() < until else None
             # A loader may wait for ever for a worker that is gone: then the watchdog ends the process.
             extra = ["--config.workers=1", "--step-limit=15"] if place == "worker" else []
-            codes, said = once([*words, *extra, f"--workdir={directory}"], plan, processes=processes, victim=rng.randrange(processes), seconds=seconds)
+            victim = 0 if place == "save" else rng.randrange(processes)  # the first process alone commits
+            codes, said = once([*words, *extra, f"--workdir={directory}"], plan, processes=processes, victim=victim, seconds=seconds)
             if ARRIVED in said:
                 counts[f"{plan[2] if plan[0] != 'worker' or plan[2] == 'SIGSTOP' else 'SIGKILL'} in {plan[0]}"] += 1
             say(f"{processes} processes, run {number}, start {starts + 1}: {plan}, arrived {ARRIVED in said}, exit codes {codes}")
@@ -158,23 +168,40 @@ def campaign(words: list[str], reference: pathlib.Path, folder: pathlib.Path, /,
     return {"counts": dict(counts), "mismatches": wrong}
 
 
+def prepare(folder: pathlib.Path, /) -> list[str]:
+    """The command that is disturbed; its data lie in `folder`, which may hold them already."""
+    world = folder / "world"
+    index = world / "index.parquet" if world.exists() else runs.world(world)
+    return ["train", f"--config={runs.ROOT / 'tests' / 'disturbed.py'}", "--trust=disturbed", f"--config.data.index={index}", "--peer-limit=60"]
+
+
+def undisturbed(words: list[str], folder: pathlib.Path, /, *, processes: int) -> pathlib.Path:
+    """The run that nothing happens to, made where it is not there yet."""
+    directory = folder / f"undisturbed{processes}"
+    if not (directory / "summary.json").exists():
+        codes, said = once([*words, f"--workdir={directory}"], None, processes=processes, victim=0, seconds=1800)
+        assert set(codes) == {0}, said
+    return directory
+
+
 def main(argv: list[str], /) -> int:
     """0 when no run differs."""
     parser = argparse.ArgumentParser(description="disturbs runs")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", default="1,2")
+    parser.add_argument("--processes", default="1,2,4")
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--folder", type=pathlib.Path)
     options = parser.parse_args(argv)
-    layouts, table, wrong = [int(x) for x in options.processes.split(",")], {}, 0
+    layouts, table, wrong, until = [int(x) for x in options.processes.split(",")], {}, 0, time.time() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        words = ["train", *runs.arguments(runs.world(folder / "world"))]
+        folder = options.folder.resolve() if options.folder else pathlib.Path(name)
+        ENV["JAX_COMPILATION_CACHE_DIR"] = str(folder / "programs")
+        words = prepare(folder)
         for processes in layouts:
-            reference = folder / f"undisturbed{processes}"
-            codes, said = once([*words, f"--workdir={reference}"], None, processes=processes, victim=0, seconds=900)
-            assert set(codes) == {0}, said
+            reference = undisturbed(words, folder, processes=processes)
             share = options.kills // len(layouts) + (processes == layouts[0]) * (options.kills % len(layouts))
-            found = campaign(words, reference, folder, kills=share, seed=options.seed + processes, processes=processes, total=runs.TOTAL)
+            found = campaign(words, reference, pathlib.Path(name), kills=share, seed=options.seed + processes, processes=processes, total=9, until=until)
             wrong += found["mismatches"]
             table |= {f"{k}, {processes} processes": v for k, v in found["counts"].items()}
     for key, value in sorted(table.items()):
