@@ -57,3 +57,18 @@ def test_the_grid_of_v2() -> None:
     for cell in {c.config: c for c in cells.values()}.values():
         configs.override(configs.load(cell.config), dict(cell.overrides))
     assert json.loads(configs.to_json(cells["g-k400-150ep"]))["videos"] == 240_000
+
+
+def test_the_toy_grid() -> None:
+    """Four sizes x three budgets; the largest has most parameters and steps, every size costs two to four times the one before."""
+    cells = configs.load("configs/scaling/toy.py").grid
+    assert len(cells) == 4 * 3
+    sizes = {}
+    for name, cell in cells.items():
+        config = configs.load(cell.config)
+        configs.override(config, dict(cell.overrides))
+        objective = configs.build(config.objective)
+        assert objective.encoder.hidden == 4 * objective.encoder.width == 8 * objective.decoder.width and config.total == name.split("-")[1]
+        sizes[name.split("-")[0]] = objective.cost().macs
+    grown = sorted(sizes.values())
+    assert len(grown) == 4 and all(2 < b / a < 4 for a, b in zip(grown, grown[1:], strict=False))

@@ -104,6 +104,27 @@ def test_a_grid_submits_its_unfinished_cells(tmp_path: pathlib.Path) -> None:
     assert run("slurm.sh", "--nodes=2", "--grid=g.py", "--root=r", "--dry-run", env={"VIDEOMAE_PYTHON": str(fake)}).returncode == 2
 
 
+def test_a_sweep_runs_the_unfinished_cells_and_reports(tmp_path: pathlib.Path) -> None:
+    """The world where it is missing, each cell in turn with its words, then the law over every run directory, the finished ones too."""
+    fake, log = tmp_path / "python", tmp_path / "log"
+    fake.write_text(f"#!/usr/bin/env bash\n[[ $* == *plan* ]] || printf '<%s>' \"$@\" >>{log}; echo >>{log}\n"
+                    "[[ $* != *plan* ]] || printf '# 2 of 3 cells\\na-1\\ttrain --workdir=r/a --config.name=%s\\nb-2\\ttrain --workdir=r/b\\n' \"'a b'\"\n")
+    fake.chmod(0o755)
+    for name in ("done", "a"):
+        (tmp_path / "r" / name).mkdir(parents=True)
+    (tmp_path / "r" / "scaling.html").touch()
+    argv = ["sweep.sh", "--grid=g.py", f"--root={tmp_path}/r", f"--world={tmp_path}/w", "--metric=x"]
+    done = run(*argv, env={"VIDEOMAE_PYTHON": str(fake)})
+    assert done.returncode == 0 and "2 of 3 cells" in done.stderr, done.stderr
+    index = f"<--config.data.index={tmp_path}/w/index.parquet>"
+    assert [line.removeprefix("<-m><videomae_jax>") for line in log.read_text().splitlines() if line] == [
+        f"<synthesize><{tmp_path}/w>", f"<train><--workdir=r/a><--config.name=a b>{index}", f"<train><--workdir=r/b>{index}",
+        f"<report><--scaling><{tmp_path}/r/a/><{tmp_path}/r/done/><--out={tmp_path}/r/scaling.html><--metric=x>"]
+    assert run("sweep.sh", "--grid=g.py", env={"VIDEOMAE_PYTHON": str(fake)}).returncode == 2
+    fake.write_text("#!/usr/bin/env bash\n[[ $* != *train* ]] || exit 7\nprintf '# 1 of 1 cells\\na-1\\ttrain\\n'\n")
+    assert run(*argv, env={"VIDEOMAE_PYTHON": str(fake)}).returncode == 7  # and no law is fitted to what is left
+
+
 @pytest.mark.parametrize(("chip", "variable", "flag"), [
     ("v5e", "LIBTPU_INIT_ARGS", "latency_hiding"), ("v5p", "LIBTPU_INIT_ARGS", "async_collective_permute"), ("v6e", "LIBTPU_INIT_ARGS", "vmem_limit_kib=98304"),
     ("tpu7x", "LIBTPU_INIT_ARGS", "fuse_all_gather=false"), ("h100", "XLA_FLAGS", "all_gather_combine"), ("b200", "XLA_FLAGS", "all_gather_combine")])
