@@ -250,7 +250,7 @@ def test_beam_is_an_extra(folder: pathlib.Path, tmp_path: pathlib.Path, monkeypa
     """What is not installed is named; Beam shares the work by itself."""
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     assert entry.main(command(folder, tmp_path / "out", "--beam=")) == 2 and "needs the package apache-beam" in capsys.readouterr().err
-    assert entry.main(command(folder, tmp_path / "out", "--beam=", "--shard=0/2")) == 2 and "allowed with it is neither --shard nor" in capsys.readouterr().err
+    assert entry.main(command(folder, tmp_path / "out", "--beam=", "--shard=0/2")) == 2 and "allowed with them is neither --shard nor" in capsys.readouterr().err
 
 
 def test_a_folder_of_something_else_is_refused(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:

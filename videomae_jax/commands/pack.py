@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from typing import Any
 
 from videomae_jax.commands import arguments
 
@@ -21,6 +22,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
                         metavar="N", help="processes (default: one a core)")
     parser.add_argument("--beam", default=None, metavar="OPTIONS", help='run on Apache Beam with these options of a pipeline, "" = its embedded runner')
+    parser.add_argument("--tfds", action="store_true", help="write a data set of TensorFlow Datasets instead of plain shards; with --beam on Beam, else in this process")
     from videomae_jax.data import beam_packing, packing, remote
     from videomae_jax.errors import UserError
 
@@ -37,10 +39,22 @@ def main(argv: list[str]) -> int:
     settings = packing.Settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(packing.Settings)})
     folder = remote.local(options.out, what="packed folder")
     plan = packing.planned(options.index, folder, settings=settings, shards=options.shards, versions=options.versions)
-    if options.beam is not None and (parts > 1 or options.verify):
-        raise UserError("--beam shares the work by itself; allowed with it is neither --shard nor --verify")
+    if (options.beam is not None or options.tfds) and (parts > 1 or options.verify or (options.tfds and options.shards)):
+        raise UserError("--beam and --tfds share the work and count shards by themselves; allowed with them is neither --shard nor --verify, with --tfds not --shards")
+    if options.tfds:
+        from videomae_jax.data import tfds_packing
+
+        plan, manifests = tfds_packing.pack(plan, options.beam)
+        return _done(plan, manifests)
     manifests = packing.pack(plan, part=part, parts=parts, workers=options.workers, verify=options.verify, say=arguments.say) if options.beam is None \
         else beam_packing.pack(plan, options.beam)
+    return _done(plan, manifests)
+
+
+def _done(plan: Any, manifests: list[dict[str, Any]], /) -> int:
+    """Says what there is, and how to train on it where that is everything."""
+    from videomae_jax.data import packing
+
     if len(manifests) == plan.shards * plan.versions:
         print(f"train on it: --config.data.__symbol__=videomae_jax.data.packed.PackedClips --config.data.index={plan.folder / 'index.parquet'}")
     print(packing.summary(plan, manifests))

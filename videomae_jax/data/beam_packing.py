@@ -14,19 +14,26 @@ from videomae_jax.data import packing
 from videomae_jax.errors import UserError
 
 
-def pack(plan: packing.Plan, options: str, /) -> list[dict[str, Any]]:
-    """`packing.pack` of all shards that are missing, by a Beam pipeline with these options ("" = the embedded runner); all manifests.
-
-    Raises UserError where Beam is not installed, and what the pipeline raises.
-    """
+def parsed(options: str, /) -> Any:
+    """Options of a pipeline, "" = those of the embedded runner. Raises UserError where Beam is not installed."""
     try:
-        import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise UserError(f"--beam needs the package apache-beam ({error}): pip install apache-beam") from error
+    return PipelineOptions(shlex.split(options))
+
+
+def pack(plan: packing.Plan, options: str, /) -> list[dict[str, Any]]:
+    """`packing.pack` of all shards that are missing, by a Beam pipeline with these options; all manifests.
+
+    Raises UserError where Beam is not installed, and what the pipeline raises.
+    """
+    chosen = parsed(options)
+    import apache_beam as beam
+
     packing.claim(plan)
     missing = [(v, s) for v in range(plan.versions) for s in range(plan.shards) if not plan.manifest(v, s)]
-    with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
+    with beam.Pipeline(options=chosen) as pipeline:
         # Beam fuses neighbours: without the reshuffle one worker would get all shards.
         _ = pipeline | beam.Create(missing) | beam.Reshuffle() | beam.Map(shard, plan=plan)
     return packing.finished(plan)

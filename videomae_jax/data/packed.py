@@ -48,7 +48,8 @@ class PackedClips(sources.VideoClips):
         drawn = position == "random"
         version = int(rng.integers(versions)) if drawn and versions > 1 else 0
         shard, place = self._opened.home / record["path"], int(record["packed"])
-        shard = shard.parent.with_name(f"v{version}") / shard.name
+        if versions > 1:
+            shard = shard.parent.with_name(f"v{version}") / shard.name
         found = fetch(shard, place, name=record["name"])
         video = found[int(rng.integers(len(found))) if drawn and len(found) > 1 else len(found) // 2]
         room = settings.frames - (self.frames - 1) * step
@@ -87,10 +88,25 @@ def record(shard: pathlib.Path, place: int, /, *, name: str) -> bytes:
 
 def fetch(shard: pathlib.Path, place: int, /, *, name: str) -> list[bytes]:
     """The windows of a packed record. Raises DecodeError."""
+    data = record(shard, place, name=name)
     try:
-        found = packing.windows(record(shard, place, name=name))
+        found = packing.windows(data) if data.startswith(packing.MAGIC) else list(features(data)["clips"].bytes_list.value)
     except ValueError as error:
         raise decode.DecodeError(f"{shard}[{place}] {name}", "open", str(error)) from error
     if not found:
         raise decode.DecodeError(f"{shard}[{place}] {name}", "open", "this video could not be packed")
+    return found
+
+
+def features(data: bytes, /) -> Any:
+    """Features of an example of `tfds_packing`. Raises ValueError for anything else."""
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2  # half a second, for those who need it
+
+    try:
+        found = tf_example_pb2.Example.FromString(data).features.feature
+    except DecodeError as error:
+        raise ValueError(f"a record begins with {data[:4]!r}, not {packing.MAGIC!r}, and is no example of a data set: {error}") from error
+    if "clips" not in found:
+        raise ValueError(f"a record begins with {data[:4]!r}, not {packing.MAGIC!r}, and is no example with packed clips")
     return found

@@ -351,23 +351,32 @@ def file_sha256(path: pathlib.Path, /) -> str:
 
 
 def finish(plan: Plan, manifests: list[dict[str, Any]], /) -> None:
-    """Writes the packed index: readable rows with the facts of their packed clips, and takes away what killed processes left."""
+    """Writes the packed index and the manifest, and takes away what killed processes left."""
     errors = {int(row): error for m in manifests for row, error in m["failed"].items()}
+    write_index(plan, [(plan.path(0, shard), place) for shard in range(plan.shards) for place in range(len(plan.range(shard)))], errors)
+    write_manifest(plan, clips=sum(m["clips"] for m in manifests), size=sum(m["bytes"] for m in manifests), failed=len(errors),
+                   sha256={f"v{m['version']}/{m['shard']:05}": m["sha256"] for m in manifests})
+    for path in plan.folder.rglob(".*.partial-*"):
+        path.unlink(missing_ok=True)
+
+
+def write_index(plan: Plan, places: list[tuple[pathlib.Path, int]], errors: dict[int, str], /) -> None:
+    """The packed index: every row with its (shard, place) and the facts of its packed clips, or why it has none."""
     table = plan.source.table
     kept = [name for name in table.schema.names if name in index.LISTED or name not in index.SCHEMA.names]
     rows = table.select(kept).to_pylist()
     records = table.select(["width", "height", "fps_num", "fps_den", "stride"]).to_pylist()
-    places = [(shard, place) for shard in range(plan.shards) for place in range(len(plan.range(shard)))]
-    for row, (values, record, (shard, place)) in enumerate(zip(rows, records, places, strict=True)):
+    for row, (values, record, (path, place)) in enumerate(zip(rows, records, places, strict=True)):
         facts = plan.settings.of(record).facts(record) if row not in errors else {"status": errors[row]}
-        values.update(facts, path=str(plan.path(0, shard).resolve()), packed=str(place))
+        values.update(facts, path=str(path.resolve()), packed=str(place))
     extra = [pa.field(name, pa.string()) for name in kept if name not in index.SCHEMA.names]
     index.write(pa.Table.from_pylist(rows, schema=pa.schema([*index.SCHEMA, *extra, pa.field("packed", pa.string())])), plan.folder / "index.parquet")
-    shards = {f"v{m['version']}/{m['shard']:05}": m["sha256"] for m in manifests}
-    replace(plan.folder / MANIFEST, json.dumps({"settings": dataclasses.asdict(plan.settings), "versions": plan.versions, "clips": sum(m["clips"] for m in manifests),
-                                                "bytes": sum(m["bytes"] for m in manifests), "failed": len(errors), "sha256": shards}, indent=2).encode())
-    for path in plan.folder.rglob(".*.partial-*"):
-        path.unlink(missing_ok=True)
+
+
+def write_manifest(plan: Plan, /, *, clips: int, size: int, failed: int, sha256: dict[str, str]) -> None:
+    """What a packed folder holds, for its readers."""
+    replace(plan.folder / MANIFEST, json.dumps({"settings": dataclasses.asdict(plan.settings), "versions": plan.versions, "clips": clips,
+                                                "bytes": size, "failed": failed, "sha256": sha256}, indent=2).encode())
 
 
 def summary(plan: Plan, manifests: list[dict[str, Any]], /) -> str:
