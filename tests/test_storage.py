@@ -144,6 +144,20 @@ def test_fuzzed_checkpoints_are_detected(tmp_path: pathlib.Path) -> None:
     assert found == {"cases": cases, "detected": cases, "restored_good": cases}, "\n".join(said)
 
 
+def test_large_files_are_compared_while_they_are_read(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file counts as large: the same damage is detected, now beside the storage layer that meets it too; a file that is cut is found before."""
+    monkeypatch.setattr(checkpoint, "BULK", 0)
+    cases = len(corruption.KINDS)
+    assert corruption.run(cases, seed=2, folder=tmp_path, say=lambda line: None) == {"cases": cases, "detected": cases, "restored_good": cases}
+    largest = max(manifest.listed(tmp_path / "saved" / "00000001").values(), key=lambda p: p.stat().st_size)
+    raw = largest.read_bytes()
+    largest.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    assert manifest.problem(tmp_path / "saved" / "00000001", step=1, sizes=(0, len(raw))) == ""
+    assert "do not match their checksum" in manifest.problem(tmp_path / "saved" / "00000001", step=1, sizes=(len(raw), float("inf")))
+    largest.write_bytes(raw[:-1])
+    assert "do not have their length" in manifest.problem(tmp_path / "saved" / "00000001", step=1, sizes=(0, 0))
+
+
 def test_without_checksums_of_files_damage_passes(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cases above do need them."""
     monkeypatch.setattr(manifest, "problem", lambda *a, **k: "")

@@ -1,5 +1,6 @@
 """Orbax checkpoints of a train state with a checksum of every leaf, and strict transfer of parameters between trees."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import pathlib
@@ -24,6 +25,7 @@ from videomae_jax.step import TrainState
 from videomae_jax.stopping import StorageError
 
 ITEMS = ("params", "opt", "extra", "ema")
+BULK = 1 << 20  # bytes from which on a file holds nothing but values of arrays
 REASON = 160  # characters of a cause that a warning quotes
 SEAL = "sha256"  # key of the digest of the other metadata
 PATIENCE = 30.0  # seconds that a save waits for the one before; a slower storage puts it off
@@ -187,14 +189,14 @@ class Checkpointer:
             raise DamagedError(f"checkpoint {step} in {self.directory} is damaged: its metadata do not describe arrays", agreed=True)
         return {k: v for k, v in found.items() if k != SEAL}
 
-    def check_files(self, step: int, meta: dict[str, Any], /) -> None:
-        """Raises DamagedError, on every process, when a file differs from what was committed; each process reads its share.
+    def check_files(self, step: int, meta: dict[str, Any], /, *, sizes: tuple[float, float] = manifest.ALL) -> None:
+        """Raises DamagedError, on every process, when a file of `sizes` bytes differs from what was committed; each process reads its share.
 
         Checkpoints of before there were checksums of files are told by their metadata, and pass.
         """
         if "files" not in meta:
             return
-        wrong = manifest.problem(self.directory / f"{step:08d}", step=step, part=jax.process_index(), parts=jax.process_count())
+        wrong = manifest.problem(self.directory / f"{step:08d}", step=step, part=jax.process_index(), parts=jax.process_count(), sizes=sizes)
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
@@ -208,13 +210,18 @@ class Checkpointer:
 
         Averages that were not kept before begin at the parameters; those that are no longer kept are left behind. Items that are not asked for stay abstract. Raises DamagedError where it cannot be read or differs from what was
         saved, and UserError when the checkpoint holds another model.
+
+        A single process compares large files, which hold nothing but values, while the storage layer reads them: nobody waits for it alone.
         """
-        with self._reading(step):
-            meta = self.meta(step)
-            self.check_files(step, meta)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool, self._reading(step):
+            meta, alone = self.meta(step), jax.process_count() == 1
+            self.check_files(step, meta, sizes=(0, BULK) if alone else manifest.ALL)
             self.check_leaves(step, meta, abstract, items=items)
+            bulk = pool.submit(self.check_files, step, meta, sizes=(BULK, float("inf"))) if alone else None
             wanted = {k: ocp.args.StandardRestore(getattr(abstract, k)) for k in items if jax.tree.leaves(getattr(abstract, k)) and k in meta["leaves"]}
             loaded = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+            if bulk:
+                bulk.result()
         for item in wanted:
             self._compare(step, item, loaded[item], meta)
         parts = {k: loaded[k] if k in wanted else getattr(abstract, k) for k in ITEMS}

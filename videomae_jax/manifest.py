@@ -14,6 +14,7 @@ NAME = "files.json"
 LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")  # the storage layer writes these when it commits; no value depends on them
 THREADS = 4
 PART = 1 << 22  # bytes read at once
+ALL = (0, float("inf"))  # bytes of any file
 
 
 def seal(meta: dict[str, Any], /, *, key: str = "sha256") -> dict[str, Any]:
@@ -50,8 +51,11 @@ def write(directory: pathlib.Path, /, *, step: int) -> None:
     (directory / NAME).write_text(json.dumps(seal({"step": step, "files": sums})))
 
 
-def problem(directory: pathlib.Path, /, *, step: int, part: int = 0, parts: int = 1) -> str:
-    """What is wrong with the files of a checkpoint of `step`, "" for nothing; of `parts` readers, `part` reads its share of them."""
+def problem(directory: pathlib.Path, /, *, step: int, part: int = 0, parts: int = 1, sizes: tuple[float, float] = ALL) -> str:
+    """What is wrong with the files of a checkpoint of `step`, "" for nothing.
+
+    Of `parts` readers, `part` reads its share of them. All have to be there in their length; those of `sizes` bytes (from, below) are read.
+    """
     try:
         found = json.loads((directory / NAME).read_bytes())
         if not isinstance(found, dict) or seal(found) != found:
@@ -65,7 +69,10 @@ def problem(directory: pathlib.Path, /, *, step: int, part: int = 0, parts: int 
         links = [k for k, p in {NAME: directory / NAME, **files}.items() if p.is_symlink()]
         if links:
             return f"{links[0]} is a link, which no save writes"
-        names = list(files)[part::parts]
+        cut = [k for k, p in files.items() if p.stat().st_size != sums[k][0]]
+        if cut:
+            return f"{len(cut)} of {len(sums)} files do not have their length, first {cut[0]}"
+        names = [k for k in list(files)[part::parts] if sizes[0] <= sums[k][0] < sizes[1]]
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             wrong = [k for k, got in zip(names, pool.map(lambda k: checksum(files[k]), names), strict=True) if got != sums[k]]
         return f"{len(wrong)} of {len(sums)} files do not match their checksum, first {wrong[0]}" if wrong else ""
