@@ -128,10 +128,11 @@ def use(mesh: Mesh, /, *, rules: Mapping[str, Any] = RULES) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a program is compiled for: "cpu", "gpu" or "tpu", and on how many devices it runs."""
+    """What a program is compiled for: "cpu", "gpu" or "tpu", on how many devices it runs, and the compute capability of GPUs ("" = unknown)."""
 
     platform: str
     devices: int
+    capability: str = ""
 
 
 _TARGETS: list[Target] = []
@@ -152,7 +153,12 @@ def target() -> Target:
     if _TARGETS:
         return _TARGETS[-1]
     devices = _ACTIVE[-1][0].devices.ravel() if _ACTIVE else jax.devices()
-    return Target(devices[0].platform, len(devices))
+    return Target(devices[0].platform, len(devices), getattr(devices[0], "compute_capability", ""))
+
+
+def estimating() -> bool:
+    """Whether what is traced is meant for hardware that is not here (`aim`)."""
+    return bool(_TARGETS)
 
 
 def per_device(fn: Callable[..., jax.Array], /, *names: tuple[str | None, ...]) -> Callable[..., jax.Array]:

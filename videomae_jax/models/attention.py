@@ -29,6 +29,8 @@ def attend(q: Array, k: Array, v: Array, /, *, implementation: str, valid: Array
     """
     if implementation == "auto":
         implementation = chosen(tokens=k.shape[1], size=q.shape[-1], dtype=q.dtype)
+    if implementation == "cudnn" and parallel.estimating():
+        implementation = "chunked"  # it keeps the same arrays for the backward pass, and JAX traces cuDNN's kernel only where cuDNN is
     if implementation not in IMPLEMENTATIONS:
         raise UserError(f"attention {implementation!r}; allowed are {', '.join(map(repr, IMPLEMENTATIONS))} and 'auto'")
     return IMPLEMENTATIONS[implementation](q, k, v, valid=valid)
@@ -36,10 +38,10 @@ def attend(q: Array, k: Array, v: Array, /, *, implementation: str, valid: Array
 
 def chosen(*, tokens: int, size: int, dtype: Any) -> str:
     """The implementation for the device that the program is compiled for, `tokens` keys and heads of `size` channels."""
-    platform = parallel.target().platform
-    if platform == "gpu" and kernels.runs_on_cudnn(size=size, dtype=dtype):
+    here = parallel.target()
+    if here.platform == "gpu" and kernels.runs_on_cudnn(size=size, dtype=dtype, capability=here.capability):
         return "cudnn"
-    if platform == "tpu":
+    if here.platform == "tpu":
         return "splash"
     return "chunked" if tokens >= LONG else "xla"
 

@@ -19,9 +19,12 @@ WHOLE = 16  # most lanes of keys that one block holds: 2048 keys and values of 1
 HALF = (jnp.bfloat16, jnp.float16)
 
 
-def runs_on_cudnn(*, size: int, dtype: Any) -> bool:
-    """Whether cuDNN's kernels take heads of `size` channels in `dtype`; 128 channels are what GPUs before Hopper allow."""
-    return jnp.dtype(dtype) in map(jnp.dtype, HALF) and size % 8 == 0 and size <= 128
+def runs_on_cudnn(*, size: int, dtype: Any, capability: str = "") -> bool:
+    """Whether cuDNN's kernels take heads of `size` channels in `dtype` on a GPU of this compute capability, "" = any from Ampere on.
+
+    128 channels are what GPUs before Hopper allow.
+    """
+    return jnp.dtype(dtype) in map(jnp.dtype, HALF) and size % 8 == 0 and size <= 128 and float(capability or 8) >= 8
 
 
 def cudnn(q: Array, k: Array, v: Array, /, *, valid: Array | None) -> Array:

@@ -1,0 +1,132 @@
+"""The same steps over devices, meshes and processes: how far apart their losses drift in float32.
+
+    python tests/mesh_invariance.py [--steps=100] [--processes=1,2,4] [--goal=1e-6]
+
+configs/tiny.py with eight heads, drop-path and AdamW on seeded noise. One process runs it on 1, 2, 4 and 8 CPU devices under each mesh;
+several processes of jax.distributed share eight devices. Every run is compared with that of one device, step by step: a
+table of relative differences of the loss, and as the last line JSON: {"steps", "runs", "worst", "goal", "within"}, where
+`runs` maps a run to its largest difference. The exit code is 1 where one is beyond the goal.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+DEVICES = 8
+FIELDS = {"batch_size": 8, "objective.encoder.frames": 4, "objective.encoder.size": 32, "objective.encoder.heads": 8, "objective.encoder.drop_path": 0.2,
+          "objective.encoder_mask.ratio": 0.75, "objective.decoder.width": 64, "objective.decoder.heads": 8}
+Mesh = tuple[int, int, int]
+
+
+def meshes(processes: int, /) -> dict[str, Mesh]:
+    """{name: (data, fsdp, tensor)}: of one process all, of several those over all devices; a tensor axis lies within a process."""
+    if processes == 1:
+        found = {"1 device": (1, 1, 1)}
+        for n in (2, 4, 8):
+            found |= {f"{n} devices, dp": (n, 1, 1), f"{n} devices, fsdp": (1, n, 1), f"{n} devices, tp": (1, 1, n)}
+            found |= {f"{n} devices, fsdp x tp": (1, n // 2, 2)} if n > 2 else {}
+        return found
+    within = DEVICES // processes
+    return {f"{processes} processes, {name}": mesh for name, mesh in {
+        "dp": (DEVICES, 1, 1), "fsdp": (1, DEVICES, 1), "dp x tp": (processes, 1, within), "fsdp x tp": (1, DEVICES // 2, 2)}.items()}
+
+
+def losses(mesh: Mesh, /, *, steps: int) -> list[float]:
+    """The loss of every step of the run on this mesh, over as many devices as it has."""
+    import jax
+
+    from videomae_jax import config as configs
+    from videomae_jax import parallel
+    from videomae_jax.assembly import assemble
+    from videomae_jax.config import spec
+    from videomae_jax.data import pipeline, sources
+
+    config = configs.load(str(ROOT / "configs" / "tiny.py"))
+    configs.override(config, {k: str(v) for k, v in FIELDS.items()} | {"total": str(steps)})
+    config.data = spec(sources.NoiseClips, frames=4, size=32, repeats=2)
+    config.mesh = dict(config.mesh) | dict(zip(parallel.AXES, mesh, strict=True))
+    run = assemble(config, devices=jax.devices()[:mesh[0] * mesh[1] * mesh[2]])
+    state, step, found = run.create(), run.step(), []
+    batches = pipeline.Batches(source=run.source, rows=pipeline.Shuffled(len(run.source), config.seed), seed=config.seed, start=0,
+                               batch_size=config.batch_size, host=jax.process_index(), hosts=jax.process_count(), threads=1)
+    for number in range(steps):
+        state, values = step(state, parallel.to_device(batches[number], mesh=run.mesh))
+        found.append(float(values["loss"]))
+    batches.close()
+    return found
+
+
+def drive(steps: int, processes: int, process: int, coordinator: str, /) -> None:
+    """One process: a JSON line [name, losses] for every mesh."""
+    from videomae_jax import parallel
+
+    parallel.initialize(coordinator=coordinator, processes=processes, process=process, peer_limit=100)
+    for name, mesh in meshes(processes).items():
+        found = losses(mesh, steps=steps)
+        if process == 0:
+            print(json.dumps([name, found]), flush=True)
+
+
+def run(steps: int, processes: int, /) -> dict[str, list[float]]:
+    """The losses of every mesh of so many processes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}" if processes > 1 else ""
+    flags = f"--xla_force_host_platform_device_count={DEVICES // processes} --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    words = [[sys.executable, __file__, f"--steps={steps}", f"--drive={processes},{i},{address}"] for i in range(processes)]
+    started = [subprocess.Popen(w, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE) for w in words]
+    try:
+        with concurrent.futures.ThreadPoolExecutor(len(started)) as readers:
+            said = list(readers.map(lambda p: p.communicate(timeout=3600)[0], started))
+    finally:
+        for process in started:
+            process.kill()
+    if any(process.returncode for process in started):
+        raise SystemExit(f"a run of {processes} processes failed: exit codes {[p.returncode for p in started]}")
+    return dict(json.loads(line) for line in said[0].splitlines() if line.startswith("["))
+
+
+def compared(found: dict[str, list[float]], /) -> dict[str, float]:
+    """The table, printed; the largest relative difference of every run from that of one device."""
+    reference, worst = found.pop("1 device"), {}
+    print(f"{'run':<28}{'step 1':>12}{'step ' + str(len(reference)):>12}{'largest':>12}")
+    for name, values in found.items():
+        off = [abs(a - b) / abs(b) for a, b in zip(values, reference, strict=True)]
+        worst[name] = max(off)
+        print(f"{name:<28}{off[0]:>12.1e}{off[-1]:>12.1e}{worst[name]:>12.1e}", flush=True)
+    print(f"loss {reference[0]:.6f} at step 1, {reference[-1]:.6f} at step {len(reference)}")
+    return worst
+
+
+def main(argv: list[str], /) -> int:
+    """Everything; with --drive one process of it."""
+    parser = argparse.ArgumentParser(description="Losses of the same steps over devices, meshes and processes.")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--processes", default="1,2,4")
+    parser.add_argument("--goal", type=float, default=1e-6)
+    parser.add_argument("--drive", default="", help=argparse.SUPPRESS)
+    options: Any = parser.parse_args(argv)
+    if options.drive:
+        processes, process, coordinator = options.drive.split(",")
+        drive(options.steps, int(processes), int(process), coordinator)
+        return 0
+    counts = sorted({1, *map(int, options.processes.split(","))})
+    worst = compared({name: values for count in counts for name, values in run(options.steps, count).items()})
+    within = max(worst.values()) <= options.goal
+    print(json.dumps({"steps": options.steps, "runs": worst, "worst": max(worst.values()), "goal": options.goal, "within": within}))
+    return 0 if within else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
