@@ -8,6 +8,7 @@ from typing import Any
 
 LOOK = 0.5  # seconds between two looks
 ENDED = 70  # the exit code that stands for an end nobody asked for; EX_SOFTWARE of sysexits.h
+_lock = threading.Lock()  # of what follows, which closing a stream and looking at it both change
 _claimed: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()  # process: id of the Workers it belongs to
 _lost: dict[int, str] = {}  # pid: what became of a process that ended although its stream goes on
 
@@ -43,15 +44,17 @@ class Workers:
                     self._own.append(process)
         for process in self._own:
             code = process.exitcode
-            if code is None or self._closed.is_set():
-                continue
-            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-            _lost.setdefault(process.pid, f"decoding process {process.pid} ended {how}")
+            with _lock:
+                if code is None or self._closed.is_set():
+                    continue
+                how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+                _lost.setdefault(process.pid, f"decoding process {process.pid} ended {how}")
             if code == 0:
                 process._popen.returncode = ENDED  # what its `exitcode` is read from
 
     def close(self) -> None:
         """Ends the watch, before the processes are told to end."""
-        self._closed.set()
-        for process in self._own:
-            _lost.pop(process.pid, None)
+        with _lock:
+            self._closed.set()
+            for process in self._own:
+                _lost.pop(process.pid, None)
