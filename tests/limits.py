@@ -22,12 +22,13 @@ if __name__ == "__main__":
 
 import chaos
 
-# Place, number, event, options, seconds allowed: the limit of a peer's silence, or of a step and the moment in which others write their stacks too.
+# Place, number, event, options, seconds allowed: the limit of a peer's silence (15, looked at now and then), or of a step and the moment in
+# which others write their stacks too.
 CASES = {
     "dead peer": ("step", 5, "SIGKILL", (), 15),
     "stopped peer": ("step", 5, "FREEZE", (), 20),
     "fault of a peer": ("step", 5, "RAISE", (), 15),
-    "fault at the start": ("assemble", 2, "RAISE", ("--step-limit=0",), 15),
+    "fault at the start": ("assemble", 2, "RAISE", ("--step-limit=0",), 20),  # no connection breaks: the silence is what is noticed
     "dead worker": ("worker", 5, "SIGKILL", ("--config.workers=1", "--step-limit=0"), 25),
     "stuck loader": ("worker", 5, "STUCK", ("--step-limit=60",), 65),
     "stuck step": ("step", 5, "STUCK", ("--step-limit=60",), 65),

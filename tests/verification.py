@@ -47,9 +47,10 @@ def state(config: str, /) -> Any:
 
     from videomae_jax import config as configs
     from videomae_jax.assembly import assemble
+    from videomae_jax.data import sources
 
     chosen = configs.load(config)
-    configs.override(chosen, {"data.__symbol__": "videomae_jax.data.sources.NoiseClips"})
+    chosen.data = configs.spec(sources.NoiseClips, frames=chosen.data.frames, size=chosen.data.size)
     run, rng = assemble(chosen), np.random.default_rng(0)
 
     def filled(x: Any) -> Any:
