@@ -571,7 +571,7 @@ def test_wrong_families_and_words(official: dict[str, np.ndarray], tmp_path: pat
     path = save(tmp_path / "a.npz", official)
     run = f"--out={tmp_path}/run"
     assert "is not of the family 'hf'; its arrays are named like those of videomae or videomae_v2" in refused(capsys, "--from=hf", path, run)
-    assert "is of none of the families hf, videomae" in refused(capsys, "--from=auto", save(tmp_path / "b.npz", {"x.y": np.ones(2, np.float32)}), run)
+    assert "is of none of the families marlin, hf, videomae" in refused(capsys, "--from=auto", save(tmp_path / "b.npz", {"x.y": np.ones(2, np.float32)}), run)
     assert "the number of heads of the encoder of width 32 is neither" in refused(capsys, "--from=videomae", path, run)
     assert "5 heads for the encoder of width 32" in refused(capsys, "--from=videomae", path, run, "--heads=5", "--decoder-heads=3")
     assert "names an entry of a PyTorch file; " in refused(capsys, "--from=videomae", path, run, "--key=ema")

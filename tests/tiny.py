@@ -111,6 +111,7 @@ RULES: Mapping[str, Callable[[Any], Any]] = {
     "depth": _least(2), "layers": _least(2), "fused": _least(1), "heads": _least(2), "hidden": _least(32), "patch": _patch,
     "frames": _least(4), "size": _least(16), "repeats": _least(REPEATS), "classes": _least(4),
     "spectrogram": _least(16), "mels": _least(8), "length": _least(8), "vocabulary": _least(16), "queue": _least(16),
+    "attributes": lambda names: names[:4],
     "remat": lambda _: "none", "unroll": lambda _: 1, "attention": lambda _: "xla",
     "drop_path": lambda rate: max(rate, 0.25),  # so that its draws, keyed by row, are checked for every recipe that can drop
 }

@@ -56,6 +56,12 @@ def soft_cross_entropy(logits: Array, target: Array, /, *, weight: Array, coeffi
     return Term(total=error * weight, weight=weight, coefficient=coefficient)
 
 
+def binary_cross_entropy(logits: Array, target: Array, /, *, weight: Array) -> Term:
+    """-target log sigmoid(logit) - (1 - target) log sigmoid(-logit), element by element, weighted by f32 of the same shape; float32."""
+    logits = logits.astype(jnp.float32)
+    return Term(total=(jax.nn.softplus(logits) - target * logits) * weight, weight=weight)
+
+
 def ranks(scores: Array, labels: Array, /) -> Array:
     """Place i32 [B] of the labelled class among finite scores [B classes], best 0; of equal scores the lower class comes first.
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mapped
 import numpy as np
 import pytest
 import scipy.stats
+from mapped import value
 
 from videomae_jax import config as configs
 from videomae_jax import losses, masking, reinforce
@@ -32,32 +34,21 @@ KEY = jax.random.key(5)
 
 
 def batch(*, rows: int = ROWS, seed: int = 0, valid: Any = None) -> dict[str, Any]:
-    """Noise with its bookkeeping and a part map that marks the left half of every frame."""
-    video = np.random.default_rng(seed).integers(0, 256, (rows, FRAMES, SIZE, SIZE, 3), np.uint8)
+    """Noise whose maps mark the left half of every frame."""
     maps = np.zeros((rows, FRAMES, SIZE, SIZE), np.uint8)
     maps[..., : SIZE // 2] = 2
-    key = np.stack([np.arange(rows), np.zeros(rows)], 1).astype(np.uint32)
-    return {"video": video, "parts": maps, "key": key, "valid": np.ones(rows, bool) if valid is None else np.asarray(valid)}
+    return mapped.batch(maps, seed=seed, valid=valid)
 
 
 @functools.cache
 def initial() -> Any:
     """Parameters whose positions and biases are no longer 0."""
-    params = jax.jit(lambda: jax.tree.map(lambda x: x.value if hasattr(x, "value") else x, OBJECTIVE.init(KEY, batch(rows=1)),
-                                          is_leaf=lambda x: hasattr(x, "value")))()
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(1)
-    return jax.tree.unflatten(tree, [x + 0.1 * rng.standard_normal(x.shape).astype(np.float32) for x in leaves])
+    return mapped.parameters(OBJECTIVE, batch(rows=1))
 
 
 LOSS = jax.jit(lambda params, rows, masks=None: OBJECTIVE.loss(params, {}, rows, KEY, step=0, train=False, masks=masks))
 PREDICT = jax.jit(lambda params, rows, rng=KEY, masks=None: OBJECTIVE.predict(params, {}, rows, rng, masks=masks))
 LOGITS = jax.jit(lambda params, rows: OBJECTIVE.logits(params, OBJECTIVE.patchify(rows), keys=None))
-
-
-def value(out: Any, term: str, /) -> Any:
-    """One term of a loss, as the trainer adds it."""
-    return losses.value({term: out.terms[term]}, denominators=losses.denominators({term: out.terms[term]}))
 
 
 @functools.cache
@@ -346,19 +337,15 @@ class Toy(Context):
     """A context whose evaluation data is noise with part maps in memory."""
 
     def source(self, split: str, /) -> Any:
-        return Mapped(frames=FRAMES, size=SIZE, length=5, split=split)
+        return Halves(frames=FRAMES, size=SIZE, length=5, split=split)
 
 
 @dataclasses.dataclass(frozen=True)
-class Mapped(sources.NoiseClips):
-    """Noise with the left half marked, but for every fourth clip, which has no object."""
+class Halves(mapped.Mapped):
+    """The left half is marked, but for every fourth clip, which has no object."""
 
-    @property
-    def fields(self) -> dict[str, sources.Field]:
-        return super().fields | {"parts": sources.Field((FRAMES, SIZE, SIZE), "uint8", "labels")}
-
-    def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return super().read(row, rng=rng) | {"parts": batch(rows=1)["parts"] * (row % 4 != 3)}
+    def parts(self, row: int, /) -> np.ndarray:
+        return batch(rows=1)["parts"] * (row % 4 != 3)
 
 
 def context(directory: pathlib.Path, objective: Any, params: Any) -> Toy:

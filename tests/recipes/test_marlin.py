@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mapped
 import numpy as np
 import pytest
+from mapped import value
 
 from videomae_jax import config as configs
 from videomae_jax import losses, masking, optim, parallel, part_masks
@@ -53,30 +55,18 @@ def maps(rows: int, /, *, seed: int = 0) -> np.ndarray:
 
 
 def batch(*, rows: int = ROWS, seed: int = 0, valid: Any = None) -> dict[str, Any]:
-    """Noise with part maps and the bookkeeping."""
-    video = np.random.default_rng(seed).integers(0, 256, (rows, FRAMES, SIZE, SIZE, 3), np.uint8)
-    key = np.stack([np.arange(rows), np.zeros(rows)], 1).astype(np.uint32)
-    valid = np.ones(rows, bool) if valid is None else np.asarray(valid)
-    return {"video": video, "parts": maps(rows, seed=seed), "key": key, "valid": valid, "label": np.zeros(rows, np.int32),
-            "row": np.arange(rows, dtype=np.int32), "fault": np.zeros(rows, np.int32)}
+    """Noise with part maps."""
+    return mapped.batch(maps(rows, seed=seed), seed=seed, valid=valid)
 
 
 @functools.cache
 def initial() -> Any:
     """Parameters with nothing at 0 or 1."""
-    params = jax.jit(lambda: parallel.unbox(OBJECTIVE.init(KEY, batch(rows=1))))()
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(1)
-    return jax.tree.unflatten(tree, [x + 0.1 * rng.standard_normal(x.shape).astype(np.float32) for x in leaves])
+    return mapped.parameters(OBJECTIVE, batch(rows=1))
 
 
 MASKS = jax.jit(OBJECTIVE.masks)
 PREDICT = jax.jit(lambda params, rows, masks: OBJECTIVE.predict(params, {}, rows, KEY, masks=masks))
-
-
-def value(out: Any, term: str, /) -> Any:
-    """One term of a loss, as the trainer adds it."""
-    return losses.value({term: out.terms[term]}, denominators=losses.denominators({term: out.terms[term]}))
 
 
 @functools.cache
@@ -349,7 +339,7 @@ def game() -> Assembly:
     config = configs.load("configs/tiny.py")
     config.unlock()
     config.objective = configs.plain(OBJECTIVE)
-    config.data = spec(Mapped, frames=FRAMES, size=SIZE, length=16)
+    config.data = spec(Blobs, frames=FRAMES, size=SIZE, length=16)
     config.eval_data = {}
     for name, rate in (("main", 1e-3), ("critic", 5e-3)):
         config.optimizers[name] = spec(optim.AdamW, schedule=optim.Schedule(base=rate, warmup="0", unit=0, shape="constant"))
@@ -358,15 +348,11 @@ def game() -> Assembly:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mapped(sources.NoiseClips):
-    """Noise with part maps."""
+class Blobs(mapped.Mapped):
+    """The part maps of `maps`, one seed for each row."""
 
-    @property
-    def fields(self) -> dict[str, sources.Field]:
-        return super().fields | {"parts": sources.Field((FRAMES, SIZE, SIZE), "uint8", "labels")}
-
-    def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return super().read(row, rng=rng) | {"parts": maps(1, seed=row)}
+    def parts(self, row: int, /) -> np.ndarray:
+        return maps(1, seed=row)
 
 
 def opening() -> Any:
@@ -465,7 +451,7 @@ class Toy(Context):
     """A context whose evaluation data is in memory."""
 
     def source(self, split: str, /) -> Any:
-        return Mapped(frames=FRAMES, size=SIZE, length=5, split=split)
+        return Blobs(frames=FRAMES, size=SIZE, length=5, split=split)
 
 
 def test_evaluator_by_a_slow_transcription(tmp_path: pathlib.Path) -> None:
@@ -543,3 +529,12 @@ def test_arms_of_the_toy_config_differ_as_they_say() -> None:
     assert found["tube"].encoder_mask.layout == "tube"
     for arm in suite.arms:
         suite.evaluators(arm, arm.resolve(config))
+
+
+@pytest.mark.parametrize(("task", "count"), [("appearance", 40), ("action", 35), ("sentiment", 1), ("forgery", 1)])
+def test_fine_tuning_asks_for_what_the_head_gives(task: str, count: int) -> None:
+    """As many attributes as classes, each column once; Adam as released."""
+    config = configs.load(f"configs/marlin/finetune_{task}_b.py")
+    objective, player = configs.build(config.objective), configs.build(config.optimizers.main)
+    assert objective.head.classes == count == len(config.data.attributes) and objective.pretrained == "runs/marlin_b"
+    assert (player.b1, player.b2, player.weight_decay, player.schedule.scaled(player.schedule.base, batch=64)) == (0.5, 0.9, 0.0, 1e-4)

@@ -6,7 +6,7 @@ import pathlib
 from videomae_jax.commands import arguments
 from videomae_jax.commands.arguments import say
 
-FROM = ("hf", "videomae", "videomae_v2", "mae_st", "videoprism", "auto")
+FROM = ("hf", "videomae", "videomae_v2", "mae_st", "marlin", "videoprism", "auto")
 TO = ("hf", "videomae")
 
 
@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     parser = arguments.Parser("convert", description="Weights of other codebases -> a run directory that train (as a start), evaluate, extract, predict "
                               "and export open; or a run -> weights of Hugging Face or the official code. Nothing but arrays is ever read from a file.")
     way = parser.add_mutually_exclusive_group(required=True)
-    way.add_argument("--from", dest="source", choices=FROM, help="whose weights PATH holds: hf (transformers, V1), videomae, videomae_v2, mae_st, videoprism")
+    way.add_argument("--from", dest="source", choices=FROM, help="whose weights PATH holds: hf (transformers, V1), videomae, videomae_v2, mae_st, marlin, videoprism")
     way.add_argument("--to", choices=TO, help="whose format the run directory PATH is written in")
     parser.add_argument("path", metavar="PATH", help="file or folder with weights, or with --to a run directory")
     parser.add_argument("--out", required=True, metavar="OUT", help="new folder (--to=videomae: new .pth file)")

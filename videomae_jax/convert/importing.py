@@ -18,7 +18,7 @@ from flax import traverse_util
 from videomae_jax import config as configs
 from videomae_jax import interpolation, parallel
 from videomae_jax.checkpoint import transfer
-from videomae_jax.convert import files, mae_st, videomae, videoprism
+from videomae_jax.convert import files, mae_st, marlin, videomae, videoprism
 from videomae_jax.convert.report import Report
 from videomae_jax.convert.videomae import Layout, State
 from videomae_jax.errors import UserError
@@ -30,6 +30,7 @@ from videomae_jax.types import Params
 
 # How names of each family begin, and the shipped config whose data, masks and evaluators a converted run starts with.
 FAMILIES: dict[str, dict[str, str]] = {
+    "marlin": {"mark": r"encoder\.patch_embedding\.", "pretraining": "configs/marlin/b.py"},
     "hf": {"mark": r"(videomae\.)?encoder\.layer\.", "pretraining": "configs/videomae/k400_b.py", "classifier": "configs/finetune/k400_b.py"},
     "videomae": {"mark": r"(encoder\.)?blocks\.\d+\.attn\.qkv\.", "pretraining": "configs/videomae/k400_b.py", "classifier": "configs/finetune/k400_b.py"},
     "videomae_v2": {"mark": r"(encoder\.)?blocks\.\d+\.attn\.qkv\.", "pretraining": "configs/pretrain/vit_b.py", "classifier": "configs/finetune/k400_b.py"},
@@ -109,8 +110,8 @@ def renamed(state: State, /, *, family: str) -> dict[str, np.ndarray]:
         bare = not any(name.startswith("videomae.") for name in state)
         heads = ("decoder.", "encoder_to_decoder.", "mask_token", "fc_norm.", "classifier.")
         return videomae.hub_names({name if not bare or name.startswith(heads) else f"videomae.{name}": v for name, v in state.items()})
-    if family == "videoprism":
-        return videoprism.renamed(state)
+    if family in ("videoprism", "marlin"):
+        return {"videoprism": videoprism, "marlin": marlin}[family].renamed(state)
     if all(name.startswith("model.") for name in state):  # Hugging Face's V2 repositories wrap the fine-tuned network
         state = {name.removeprefix("model."): v for name, v in state.items()}
     return videomae.unwrapped(state)
@@ -120,6 +121,8 @@ def kind_of(state: State, /, *, family: str) -> tuple[str, Layout]:
     """"pretraining" or "classifier"; an encoder alone is of the kind whose norm it has."""
     if family == "videoprism":
         return "classifier", videoprism.ENCODER
+    if family == "marlin":
+        return "pretraining", marlin.PRETRAINED
     if family == "mae_st":
         decoder = any(name.startswith(("decoder_", "pos_embed_spatial")) for name in state) and "head.weight" not in state
         return ("pretraining" if decoder else "classifier"), mae_st.PRETRAINED
@@ -237,6 +240,8 @@ def fill(config: Any, sizes: Sizes, /, *, settings: Mapping[str, Any], family: s
     changes: dict[str, Any] = {f"objective.encoder.{k}": v for k, v in sizes.encoder.items()} | {"objective.encoder.dtype": "float32"}
     if kind == "pretraining":
         changes |= {f"objective.decoder.{k}": v for k, v in sizes.decoder.items() if len(sizes.decoder) > 1} | {"objective.decoder.dtype": "float32"}
+        if "initial" in config.objective:
+            changes["objective.initial"] = None
         if settings.get("norm_pix_loss") is False:
             changes["objective.target.normalise"] = "none"
     else:
@@ -333,6 +338,7 @@ def notes(weights: files.Weights, /, *, family: str) -> tuple[str, ...]:
     if narrow:
         loss = "float64 values are rounded" if "float64" in narrow else "without loss"
         found.append(f"stored as {', '.join(f'{k} ({n} arrays)' for k, n in narrow.items())}; float32 from here on, {loss}")
+    found += [marlin.NOTE] if family == "marlin" else []
     eps = weights.settings.get("layer_norm_eps")
     if family == "hf" and eps not in (None, 1e-6):
         found.append(f"their config has LayerNorm eps {eps:g}; here it is 1e-6, as in the code that trained the published weights")

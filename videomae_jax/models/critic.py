@@ -12,7 +12,7 @@ class Critic(nn.Module):
     """Two layers with a leaky ReLU between them, on the values of one patch (arXiv 2211.06627, released code).
 
     It sees no neighbours and no position. `hidden` is four times the decoder's width there, 1536 for B. Both layers start as
-    PyTorch's default, U(+-1/sqrt(fan_in)), and `slope` is its default; both are assumed. Deviation: the last layer has no
+    PyTorch's default, U(+-1/sqrt(fan_in)), and `slope` is its default, as in the code. Deviation: the last layer has no
     bias, because only differences of scores count. The score is made in float32.
     """
 

@@ -75,7 +75,7 @@ class AdaMAE(MAE):
         logits = self.logits(params, x, keys=dropouts if train else None)
         masks = self.draw(logits, draws) if masks is None else masks
         predicted = self.forward(params, x, masks, keys=drops if train else None)
-        target = jax.lax.stop_gradient(masking.take(self.target(x), ids=masks.target))
+        target = jax.lax.stop_gradient(self.targets(x, masks))
         weight = masks.weight * batch["valid"][:, None]
         reconstruction = losses.masked_mse(predicted, target, weight=weight)
         sampling = reinforce.sampling(logits, reconstruction.total, ids=masks.target, weight=weight, coefficient=self.coefficient, score=self.score)

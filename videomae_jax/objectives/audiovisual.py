@@ -136,8 +136,8 @@ class AudiovisualMAE(Objective):
         masks = {**self.masks(batch, jax.random.split(rng)[0]), **(masks or {})}
         masks, slots = self.existing(masks, batch)
         x = {m: i.patchify(batch) for m, i in self.encoder.inputs.items()}
-        predicted, true = self.forward(params, x, masks, slots), self.targets(x)
-        return {m: Prediction(patches=predicted[m], targets=masking.take(true[m], ids=masks[m].target), masks=masks[m]) for m in MODALITIES}
+        predicted, true = self.forward(params, x, masks, slots), self.targets({m: masking.take(x[m], ids=masks[m].target) for m in MODALITIES})
+        return {m: Prediction(patches=predicted[m], targets=true[m], masks=masks[m]) for m in MODALITIES}
 
     def loss(self, params: Params, extra: Extra, batch: Batch, rng: Key, /, *, step: Array, train: bool,
              masks: Mapping[str, Mask] | None = None) -> Output:

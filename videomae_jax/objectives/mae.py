@@ -62,6 +62,10 @@ class MAE(Objective):
         mask = masking.draw(row_keys(rng, batch["key"]), encoder=self.encoder_mask, decoder=self.decoder_mask, grid=self.encoder.grid)
         return mask if self.loss_on == "hidden" else mask.replace(weight=jnp.ones_like(mask.weight))
 
+    def targets(self, x: Array, masks: Mask, /) -> Array:
+        """Regression targets f32 [B M P] for patches [B N P]: taken first, so that no others are ever made."""
+        return self.target(masking.take(x, ids=masks.target))
+
     def forward(self, params: Params, x: Array, masks: Mask, /, *, keys: Key | None) -> Array:
         """Predictions f32 [B M P] for patches [B N P]."""
         visible = masking.take(x, ids=masks.visible)
@@ -75,7 +79,7 @@ class MAE(Objective):
         masks = self.masks(batch, keys[0]) if masks is None else masks
         x = self.patchify(batch)
         predicted = self.forward(params, x, masks, keys=row_keys(keys[1], batch["key"]) if train else None)
-        target = jax.lax.stop_gradient(masking.take(self.target(x), ids=masks.target))
+        target = jax.lax.stop_gradient(self.targets(x, masks))
         weight = masks.weight * batch["valid"][:, None]
         term = losses.masked_mse(predicted, target, weight=weight)
         zero = losses.masked_mse(jnp.zeros_like(target), target, weight=weight)
@@ -85,7 +89,7 @@ class MAE(Objective):
         """Predicted and true targets at the decoded tokens."""
         masks = self.masks(batch, jax.random.split(rng)[0]) if masks is None else masks
         x = self.patchify(batch)
-        return Prediction(patches=self.forward(params, x, masks, keys=None), targets=masking.take(self.target(x), ids=masks.target), masks=masks)
+        return Prediction(patches=self.forward(params, x, masks, keys=None), targets=self.targets(x, masks), masks=masks)
 
     def represent(self, params: Params, extra: Extra, batch: Batch, /, *, inputs: tuple[str, ...] | None = None, layer: int = -1) -> dict[str, Features]:
         """Features of all N tokens: after the final norm for layer -1, else the raw output of block `layer`.

@@ -29,7 +29,8 @@ class MARLIN(MAE):
 
     The batch has `parts` u8 [B T H W]; under a `masking.Random` it is not read. Deviations: the released critic step also
     passes a gradient through the predictions and throws it away; patches have the order (frame, row, column, channel)
-    instead of channel first, which is a renaming of weights. The penalty is taken token by token [assumed].
+    instead of channel first, which is a renaming of weights. The code draws one share of real and predicted for the penalty of
+    a whole batch, here every token has its own.
     """
 
     encoder_mask: Guided | masking.Random = Guided()
@@ -80,7 +81,7 @@ class MARLIN(MAE):
         masks = self.masks(batch, keys[0]) if masks is None else masks
         x = self.patchify(batch)
         predicted = self.forward(params, x, masks, keys=row_keys(keys[1], batch["key"]) if train else None)
-        return predicted, masking.take(self.target(x), ids=masks.target), masks.weight * batch["valid"][:, None]
+        return predicted, self.targets(x, masks), masks.weight * batch["valid"][:, None]
 
     def loss(self, params: Params, extra: Extra, batch: Batch, rng: Key, /, *, step: Array, train: bool, masks: Mask | None = None) -> Output:
         """Terms `reconstruction` and `adversarial`; metric `loss_zero` is the reconstruction loss of predicting 0."""
