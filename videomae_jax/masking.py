@@ -57,6 +57,7 @@ class Grid:
 
     @property
     def tokens(self) -> int:
+        """Tokens of a clip."""
         return self.t * self.h * self.w
 
 
