@@ -21,7 +21,7 @@ from typing import Any
 from videomae_jax.errors import UserError
 
 GRACE = 3.0  # seconds for the other processes to write their stacks too, before the end of one takes them along
-LOST = 10.0  # seconds that something broken may stay so, for whoever finds out by himself
+LOST = 5.0  # seconds that something broken may stay so, for whoever finds out by himself
 LOCKSTEP = ("step", "data_wait")  # phases in which all processes are at the same step
 STUCK = 42  # exit code; what schedulers of TPU jobs restart on by default
 WHAT = {"init": "the start, up to the first batch", "restore": "the restore", "compile": "the first step, which compiles", "step": "the step",
@@ -33,7 +33,7 @@ class Limits:
     """Seconds without progress that each phase may take.
 
     Steps and waits for data have max(`step`, `factor` times the median step); None is what is usual for the devices (`on`).
-    Nothing is watched where `step` is 0.
+    Where `step` is 0 no phase has a limit; what is broken, or another process that gives up, still ends the process.
     """
 
     step: float | None = None
@@ -138,10 +138,11 @@ class Watchdog:
                 limit = max(limit, self._limits.of(self._slack, median=self.median))
             broken = self._broken()
             hurt = hurt + spent if broken else 0.0
-            follows = self._limits.step and self._others() != written
-            if hurt > LOST or (self._limits.step and (stalled > limit or follows)):
-                why = broken if hurt > LOST else "another process has given up" if follows else f"{WHAT[place[0]]} is stuck"
-                self._give_up(place, stalled, limit, why=why, follows=bool(follows))
+            follows = self._others() != written
+            if hurt > LOST or follows or (self._limits.step and stalled > limit):
+                stuck = "another process has given up" if follows else f"{WHAT[place[0]]} is stuck"
+                why = broken if hurt > LOST else f"{stuck}{self._culprit(place)}"
+                self._give_up(place, stalled, limit, why=why, follows=follows)
                 return
 
     def _others(self) -> dict[str, int]:
@@ -172,7 +173,7 @@ class Watchdog:
         phase, step = place
         path = self._folder / f"{self._rank}.txt"
         line = (f"watchdog: process {self._rank} made no progress for {seconds:.0f} s (limit {limit:.0f}) in {phase} at step {step}: "
-                f"{why}{self._culprit(place)}; its stacks are in {path}; exit code {STUCK}")
+                f"{why}; its stacks are in {path}; exit code {STUCK}")
         with contextlib.suppress(OSError):
             self._folder.mkdir(exist_ok=True)
             with path.open("w") as file:
