@@ -5,39 +5,28 @@ import functools
 import math
 import pathlib
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import noise_runs
 import numpy as np
 import optax
 import pytest
 from flax import traverse_util
+from noise_runs import quick_compiler  # noqa: F401 (a fixture)
 
 from videomae_jax import __main__ as entry
-from videomae_jax import config as configs
 from videomae_jax import externals, losses, optim, parallel
-from videomae_jax.assembly import assemble
+from videomae_jax.config import spec
 from videomae_jax.data import clips, sources, transforms
 from videomae_jax.errors import UserError
 from videomae_jax.evals import attentive, features, knn, linear_probe, low_shot
-from videomae_jax.evals.base import Context
 from videomae_jax.models import probing, vit
 from videomae_jax.objectives.probe import Probe
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-ENCODER = vit.Encoder(width=16, depth=2, heads=2, hidden=16, patch=(2, 8, 8), frames=4, size=16)
+ENCODER = vit.Encoder(width=16, depth=2, heads=2, hidden=16, **noise_runs.CLIP)
 LINEAR = Probe(encoder=ENCODER, head=probing.Linear(classes=2, count=3), weights="")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compiler() -> Iterator[None]:
-    """These programs run a few times each: compiling them well would take far longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    running.cache_clear()
 
 
 # -- heads --------------------------------------------------------------------------------------------------------------
@@ -165,27 +154,20 @@ def test_a_grid_of_another_size() -> None:
 @functools.cache
 def running() -> Any:
     """A run of linear probes on noise, one device."""
-    config = configs.load(str(ROOT / "configs" / "tiny.py"))
-    config.unlock()
-    config.objective = configs.plain(LINEAR)
-    config.data = configs.spec(sources.NoiseClips, frames=4, size=16, length=12)
-    config.batch_size, config.total = 4, "4"
-    config.optimizers.main = configs.spec(optim.Grid, schedule=optim.Schedule(base=1.0, warmup="0", unit=0, shape="constant"), rates=(1.0, 2.0, 4.0), method="lars")
-    return assemble(config, devices=jax.devices()[:1])
+    return noise_runs.run_of(LINEAR, optimizer=spec(optim.Grid, schedule=optim.Schedule(base=1.0, warmup="0", unit=0, shape="constant"), rates=(1.0, 2.0, 4.0),
+                                                    method="lars"))
 
 
-def batch() -> dict[str, np.ndarray]:
+def rows_of() -> dict[str, np.ndarray]:
     """Four clips: the third has no label, the fourth is padding."""
-    video = np.random.default_rng(1).integers(0, 256, (4, 4, 16, 16, 3), np.uint8)
-    return {"video": video, "label": np.array([0, 1, -1, 1], np.int32), "valid": np.array([True, True, True, False]), "row": np.arange(4, dtype=np.int32),
-            "key": np.zeros((4, 2), np.uint32), "fault": np.zeros(4, np.int32)}
+    return noise_runs.batch((0, 1, -1, 1), valid=(True, True, True, False))
 
 
 def test_linear_heads_behind_a_batch_norm() -> None:
     """Batch statistics without padding in training, running ones in evaluation, momentum .1 with the unbiased variance; loss by hand."""
     run = running()
     state = jax.device_get(run.create())
-    extra, rows = run.seen(state.extra), batch()
+    extra, rows = run.seen(state.extra), rows_of()
 
     @jax.jit
     def all_of(params: Any, extra: Any) -> Any:
@@ -237,15 +219,10 @@ def test_features_and_heads_of_a_run(tmp_path: pathlib.Path) -> None:
     """Every layer's mean token of every readable clip, and the accuracy of all heads, by hand."""
     run = running()
     state = run.create()
-
-    class Noise(Context):
-        def source(self, split: str, /) -> Any:
-            return sources.NoiseClips(frames=4, size=16, length=6)
-
-    context = Noise(run, state.params, run.seen(state.extra), 1, tmp_path)
+    context = noise_runs.Noise(run, state.params, run.seen(state.extra), 1, tmp_path)
     bank = features.collect(context, split="val", label="", limit=0, batch_size=4, layers=(0, -1))
     np.testing.assert_array_equal(bank.labels, np.arange(6) % 2)
-    rows = {"video": np.stack([sources.NoiseClips(frames=4, size=16).read(row, rng=np.random.default_rng(0))["video"][0] for row in range(6)])}
+    rows = {"video": noise_runs.clips_of(context.source("val"))}
     for layer in (0, -1):
         want = jax.jit(lambda extra, n=layer: LINEAR.represent({}, extra, rows, layer=n)["video"].tokens)(context.extra)
         np.testing.assert_allclose(bank.features[layer], np.asarray(want).mean(1), atol=1e-5)

@@ -4,67 +4,37 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import noise_runs
 import numpy as np
 import pytest
 from flax import traverse_util
+from noise_runs import CLIP, Noise, batch, clips_of, quick_compiler  # noqa: F401 (a fixture)
 
-from videomae_jax import config as configs
 from videomae_jax import externals, losses, optim, parallel, supervision
-from videomae_jax.assembly import Assembly, assemble
+from videomae_jax.assembly import Assembly
 from videomae_jax.checkpoint import Checkpointer
-from videomae_jax.data import sources
+from videomae_jax.config import spec
 from videomae_jax.erasing import Erasing
 from videomae_jax.errors import UserError
 from videomae_jax.evals.agreement import Agreement
-from videomae_jax.evals.base import Context
 from videomae_jax.mixing import Mixing
 from videomae_jax.models import heads, vit
 from videomae_jax.objectives.distill import Distill
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-CLIP = {"patch": (2, 8, 8), "frames": 4, "size": 16}
 STUDENT, TEACHER = vit.Encoder(width=16, depth=1, heads=2, hidden=16, **CLIP), vit.Encoder(width=32, depth=1, heads=2, hidden=32, **CLIP)
 HEAD = heads.Classifier(classes=3, init_scale=20.0)  # large enough that classes differ
 PLAIN = Distill(encoder=STUDENT, head=HEAD, teacher=TEACHER, teacher_head=HEAD, weights="", mixing=Mixing(probability=0.0))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compiler() -> Iterator[None]:
-    """These programs run a few times each: compiling them well would take far longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    running.cache_clear()
-
-
-def batch(labels: tuple[int, ...] = (0, 2, -1, 1)) -> dict[str, np.ndarray]:
-    """Random clips; one has no label."""
-    rows = len(labels)
-    video = np.random.default_rng(1).integers(0, 256, (rows, 4, 16, 16, 3), np.uint8)
-    return {"video": video, "label": np.asarray(labels, np.int32), "key": np.stack([np.arange(rows), np.zeros(rows)], -1).astype(np.uint32),
-            "valid": np.ones(rows, bool), "row": np.arange(rows, dtype=np.int32), "fault": np.zeros(rows, np.int32)}
-
-
-def run_of(objective: Distill = PLAIN) -> Assembly:
-    """A run on data=2, fsdp=2."""
-    config = configs.load(str(ROOT / "configs" / "tiny.py"))
-    config.unlock()
-    config.objective = configs.plain(objective)
-    config.data = configs.spec(sources.NoiseClips, frames=4, size=16, length=16)
-    config.batch_size, config.total, config.mesh = 4, "4", {"data": 2, "fsdp": 2, "tensor": 1, "replicated": 1.0}
-    config.optimizers.main = configs.spec(optim.AdamW, schedule=optim.Schedule(base=1e-2, warmup="0", unit=0, shape="constant"))
-    return assemble(config, devices=jax.devices()[:4])
+LABELS = (0, 2, -1, 1)  # one clip has none
 
 
 @functools.cache
 def running() -> tuple[Assembly, Any]:
-    """The run of PLAIN and its first state on the host."""
-    run = run_of()
+    """The run of PLAIN on data=2, fsdp=2, and its first parameters on the host."""
+    run = noise_runs.run_of(PLAIN, mesh=(2, 2, 1), optimizer=spec(optim.AdamW, schedule=optim.Schedule(base=1e-2, warmup="0", unit=0, shape="constant")))
     return run, jax.device_get(run.create().params)
 
 
@@ -102,7 +72,7 @@ def test_the_loss_is_that_of_both_networks_on_the_same_mixed_clips() -> None:
         out = objective.loss(params, extra, ready, rng, step=jnp.int32(0), train=True)
         return ready, out, objective.predict(params, extra, ready, rng).logits, objective.teach(extra, ready)
 
-    rows = batch()
+    rows = batch(LABELS)
     ready, out, student, teacher = jax.device_get(all_of(params, extra, rows, jax.random.key(3)))
     assert ready["video"].dtype == np.float32 and np.abs(ready["video"] - rows["video"] / 255).max() > 0.1
     lp, lq = log_softmax(teacher / 2), log_softmax(student / 2)
@@ -124,7 +94,7 @@ def test_the_teacher_stays_as_it_is(tmp_path: pathlib.Path) -> None:
     before = jax.device_get(run.frozen)
     state, step = run.create(), run.step()
     assert state.params.keys() == {"encoder", "head"} and state.params["encoder"]["embed"]["kernel"].shape[-1] == 16
-    rows = parallel.to_device(batch(), mesh=run.mesh)
+    rows = parallel.to_device(batch(LABELS), mesh=run.mesh)
     saver, losses_seen = Checkpointer(tmp_path), []
     for number in range(1, 4):
         state, metrics = step(state, rows)
@@ -149,7 +119,7 @@ def test_the_teacher_stays_as_it_is(tmp_path: pathlib.Path) -> None:
 def test_no_gradient_reaches_the_teacher() -> None:
     """Not even when somebody asks for it."""
     run, params = running()
-    rows = PLAIN.prepare(batch(), jax.random.key(0), step=jnp.int32(0), train=False)
+    rows = PLAIN.prepare(batch(LABELS), jax.random.key(0), step=jnp.int32(0), train=False)
 
     def loss(extra: Any) -> Any:
         out = PLAIN.loss(params, extra, rows, jax.random.key(0), step=jnp.int32(0), train=True)
@@ -176,14 +146,9 @@ def test_weights_of_both(tmp_path: pathlib.Path) -> None:
 def test_agreement(tmp_path: pathlib.Path) -> None:
     """A student that is the teacher agrees in all clips; another by counting."""
     run, params = running()
-
-    class Noise(Context):
-        def source(self, split: str, /) -> Any:
-            return sources.NoiseClips(frames=4, size=16, length=6)
-
-    found = Agreement(batch_size=4).run(Noise(run, jax.device_put(params), run.seen({}), 1, tmp_path))
-    video = np.stack([sources.NoiseClips(frames=4, size=16).read(row, rng=np.random.default_rng(0))["video"][0] for row in range(6)])
-    rows = batch((0, 1, 0, 1, 0, 1)) | {"video": video}
+    context = Noise(run, jax.device_put(params), run.seen({}), 1, tmp_path)
+    found = Agreement(batch_size=4).run(context)
+    rows = batch((0, 1, 0, 1, 0, 1)) | {"video": clips_of(context.source("val"))}
     student = jax.jit(PLAIN.predict)(params, {}, rows, jax.random.key(0)).logits
     teacher = jax.jit(PLAIN.teach)(run.seen({}), rows)
     lp, lq = log_softmax(teacher), log_softmax(student)
