@@ -1,6 +1,6 @@
 """A run that is saved on N processes or devices goes on with M, for all N and M of 1, 2, 4, 8.
 
-    python tests/resize.py
+    python tests/resize.py [N-M ...]
 
 Processes: the stream of the run, read by N hosts and then by M, with the same and with another batch: the global batches of
 one host, bit for bit, and every clip once an epoch. Devices: training with the state split over N and then over M. Its masks
@@ -161,16 +161,18 @@ class Devices:
         return {"restored": restored, "masks": masks, "parameters": worst, "same_bits": same}
 
 
-def main() -> int:
-    """0 when all pairs hold."""
+def main(argv: list[str], /) -> int:
+    """0 when all pairs hold, or those that are named."""
     import jax
 
+    pairs = [tuple(int(n) for n in word.split("-")) for word in argv] or PAIRS
+
     jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR"))
-    held = collections.Counter({"pairs": len(PAIRS), "streams": 0, "restored": 0, "parameters": 0, "same_bits": 0})
+    held = collections.Counter({"pairs": len(pairs), "streams": 0, "restored": 0, "parameters": 0, "same_bits": 0})
     with tempfile.TemporaryDirectory() as name:
         devices = Devices(pathlib.Path(name))
         print("N -> M   stream of processes   masks   restored   parameters against one device   bits of an undisturbed run")
-        for before, after in PAIRS:
+        for before, after in pairs:
             wrong, found = stream(before, after), devices.change(before, after)
             good = {"streams": not wrong, "restored": found["restored"], "parameters": found["parameters"] <= TOLERANCE and found["masks"],
                     "same_bits": found["same_bits"]}
@@ -178,9 +180,9 @@ def main() -> int:
             print(f"{before} -> {after}   {wrong or 'the same':<20}   {'the same' if found['masks'] else 'OTHER'}   {'bit for bit' if found['restored'] else 'OTHER'}   "
                   f"{found['parameters']:.1e}   {'the same' if found['same_bits'] else 'others'}", flush=True)
     print(json.dumps(dict(held)))
-    equal = sum(a == b for a, b in PAIRS)
-    return int(not (held["streams"] == held["restored"] == held["parameters"] == len(PAIRS) and held["same_bits"] >= equal))
+    equal = sum(a == b for a, b in pairs)
+    return int(not (held["streams"] == held["restored"] == held["parameters"] == len(pairs) and held["same_bits"] >= equal))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -31,6 +31,7 @@ def test_a_stream_that_depends_on_processes_shows(monkeypatch: pytest.MonkeyPatc
     resize.leg.cache_clear()
 
 
+@pytest.mark.slow
 def test_training_goes_on_over_other_devices(tmp_path: pathlib.Path) -> None:
     """One device to two, and two to one and two: the saved state bit for bit, the parameters to 1e-5, the same bits where nothing changes."""
     devices = resize.Devices(tmp_path)
