@@ -9,7 +9,6 @@ table of relative differences of the loss, and as the last line JSON: {"steps", 
 """
 
 import argparse
-import concurrent.futures
 import json
 import os
 import pathlib
@@ -78,23 +77,28 @@ def drive(steps: int, processes: int, process: int, coordinator: str, /) -> None
 
 
 def run(steps: int, processes: int, /) -> dict[str, list[float]]:
-    """The losses of every mesh of so many processes."""
+    """The losses of every mesh of so many processes; the last one of each is shown as soon as it is there."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}" if processes > 1 else ""
     flags = f"--xla_force_host_platform_device_count={DEVICES // processes} --xla_cpu_collective_call_terminate_timeout_seconds=600"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     words = [[sys.executable, __file__, f"--steps={steps}", f"--drive={processes},{i},{address}"] for i in range(processes)]
-    started = [subprocess.Popen(w, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE) for w in words]
+    started = [subprocess.Popen(w, cwd=ROOT, env=env, text=True, stdout=None if i else subprocess.PIPE) for i, w in enumerate(words)]
+    found = {}
     try:
-        with concurrent.futures.ThreadPoolExecutor(len(started)) as readers:
-            said = list(readers.map(lambda p: p.communicate(timeout=3600)[0], started))
+        for line in started[0].stdout:  # the lead's; the others print nothing
+            if line.startswith("["):
+                name, values = json.loads(line)
+                found[name] = values
+                print(f"{name}: {values[-1]:.9f}", file=sys.stderr, flush=True)
+        codes = [process.wait(timeout=100) for process in started]
     finally:
         for process in started:
             process.kill()
-    if any(process.returncode for process in started):
-        raise SystemExit(f"a run of {processes} processes failed: exit codes {[p.returncode for p in started]}")
-    return dict(json.loads(line) for line in said[0].splitlines() if line.startswith("["))
+    if any(codes):
+        raise SystemExit(f"a run of {processes} processes failed: exit codes {codes}")
+    return found
 
 
 def compared(found: dict[str, list[float]], /) -> dict[str, float]:
