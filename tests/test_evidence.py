@@ -19,7 +19,7 @@ from videomae_jax import evidence, evidence_costs, evidence_report, masking, met
 from videomae_jax.commands import evaluate
 from videomae_jax.data import sources
 from videomae_jax.errors import UserError
-from videomae_jax.evals import reconstruction
+from videomae_jax.evals import probe, reconstruction
 from videomae_jax.evidence import Arm, Suite
 from videomae_jax.models import vit
 from videomae_jax.objectives import mae
@@ -259,6 +259,18 @@ def test_an_arm_may_have_seeds_of_its_own(tmp_path: pathlib.Path, no_training: l
     assert evidence.run(config, workdir=tmp_path / "one", seeds=1, say=lambda _: None) == 0
     assert no_training == ["v10", "dual0"], "--seeds is for every arm"
     assert json.loads((tmp_path / "one" / "evidence.json").read_text())["claims"]["same"]["reason"] == "1 of the 2 seeds stated beforehand"
+
+
+def test_only_what_makes_a_headline_is_measured_on_untrained_weights(tmp_path: pathlib.Path) -> None:
+    """The reconstruction and the primary probe; another probe, which compares with untrained weights anyway, costs nothing more."""
+    config = config_of()
+    config.evaluators.first, config.evaluators.other = (configs.spec(probe.Probe, label="motion", primary=x) for x in (True, False))
+    (tmp_path / "config.json").write_text(configs.to_json(config))
+    names = {"reconstruction": ("loss", "loss_zero", "loss_trivial"), **dict.fromkeys(("first", "other"), ("trained", "untrained", "pixels", "chance"))}
+    values = {f"{evaluator}/{name}": 1.0 for evaluator, found in names.items() for name in found}
+    (tmp_path / "measurements.json").write_text(json.dumps({"seed": 0, "step": 1, "values": values}))
+    bench = evidence.Bench(configs.build(config.evidence), tmp_path, {}, evidence.Deadline(seconds=0), print)
+    assert sorted(bench.headlined(tmp_path)) == ["first", "reconstruction"]
 
 
 def test_curves_stand_against_time_measured_side_by_side(tmp_path: pathlib.Path) -> None:

@@ -20,7 +20,7 @@ from videomae_jax import config as configs
 from videomae_jax import evidence_costs, evidence_report, metrics, run_directory, verdicts
 from videomae_jax.assembly import assemble
 from videomae_jax.errors import UserError
-from videomae_jax.evals.base import Context, Headlined
+from videomae_jax.evals.base import Context
 from videomae_jax.stopping import STOPPED, InterruptedEvaluation, Stop
 from videomae_jax.train import train
 from videomae_jax.verdicts import Claim, Table
@@ -242,16 +242,17 @@ class Bench:
         except InterruptedEvaluation:
             return None
 
-    def headlined(self, config: Any, /) -> dict[str, Any]:
-        """Nodes of the evaluators that make headlines."""
-        return {name: node for name, node in config.evaluators.items() if isinstance(configs.build(node, trust=self.trust), Headlined)}
+    def headlined(self, directory: pathlib.Path, /) -> dict[str, Any]:
+        """Nodes of the evaluators that make a headline of the results of a finished cell; a probe that is not primary makes none."""
+        last = json.loads((directory / CELL).read_text())["values"]
+        return {name: node for name, node in run_directory.open_run(directory).evaluators.items()
+                if run_directory.headlines({name: node}, last, last, trust=self.trust)}
 
     def untrained(self, directory: pathlib.Path, /) -> bool:
         """Measures the initial state of a finished cell by the evaluators that make headlines, once; False when it was stopped."""
-        config = run_directory.open_run(directory)
-        nodes, path = self.headlined(config), directory / UNTRAINED
+        nodes, path = self.headlined(directory), directory / UNTRAINED
         if nodes and not path.exists():
-            run = assemble(config, trust=self.trust)
+            run = assemble(run_directory.open_run(directory), trust=self.trust)
             values = self.measure(run, run.create(), nodes, directory, step=0)
             if values is None:
                 return False
@@ -264,7 +265,7 @@ class Bench:
         for path in (p for arm in self.suite.arms for p in sorted((self.workdir / "runs" / arm.name).glob(f"*/{UNTRAINED}"))):
             directory = path.parent
             first, cell = json.loads(path.read_text()), json.loads((directory / CELL).read_text())
-            lines = run_directory.headlines(self.headlined(run_directory.open_run(directory)), first, cell["values"], trust=self.trust)
+            lines = run_directory.headlines(self.headlined(directory), first, cell["values"], trust=self.trust)
             each = seconds_per_step(directory)
             clips = json.loads((directory / "recipe_card.json").read_text())["global_batch_clips"]
             found.setdefault(directory.parent.name, {})[cell["seed"]] = lines | {"seconds": each * cell["step"], "clips_per_second": clips / each}
