@@ -31,12 +31,12 @@ TRACE = "VIDEOMAE_JAX_TEST_PHASES"
 
 
 def drive(argv: list[str], /) -> int:
-    """The command, with a line of [time, phase, step] for every change of phase, and [time, "resume", step] for a restored state."""
+    """The command, with a line of [time, phase, step] for every change of phase, "resume" for a restored state, and "end" when the loop is over."""
     from videomae_jax import upkeep
     from videomae_jax.__main__ import main as command
 
     file = open(os.environ[TRACE], "a", buffering=1)  # noqa: SIM115 (it ends with the process)
-    at, begin = upkeep.Upkeep.at, upkeep.Upkeep.begin
+    at, begin, finish = upkeep.Upkeep.at, upkeep.Upkeep.begin, upkeep.Upkeep.finish
 
     def traced(self: Any, phase: str, step: int) -> None:
         file.write(json.dumps([time.time(), phase, step]) + "\n")
@@ -47,7 +47,11 @@ def drive(argv: list[str], /) -> int:
         file.write(json.dumps([time.time(), "resume", found[3]]) + "\n")
         return found
 
-    upkeep.Upkeep.at, upkeep.Upkeep.begin = traced, begun
+    def finished(self: Any, *args: Any) -> None:
+        finish(self, *args)
+        file.write(json.dumps([time.time(), "end", 0]) + "\n")
+
+    upkeep.Upkeep.at, upkeep.Upkeep.begin, upkeep.Upkeep.finish = traced, begun, finished
     return command(argv)
 
 
@@ -67,10 +71,10 @@ def truth(starts: list[tuple[float, float, list[list[Any]]]], /) -> dict[str, fl
                 if step > resumed:
                     total["lost" if phase in REPEATED else phase] += seconds
             spans = kept
-        marks = [[begin, "init", 0], *([t, p, s] for t, p, s in trace if p != "resume"), [end, "end", 0]]
-        for (since, phase, step), (until, following, after) in zip(marks, marks[1:], strict=False):
+        marks = [[begin, "init", 0], *(line for line in trace if line[1] != "resume"), [end, "end", 0]]
+        for (since, phase, step), (until, _, after) in zip(marks, marks[1:], strict=False):
             # A batch is for the state after; a save or an evaluation counts for the state that it is of.
-            reached = step + 1 if phase == "data_wait" or following == "end" else max(step, after)
+            reached = step + 1 if phase == "data_wait" else max(step, after)
             spans.append((phase, reached, until - since))
     for phase, _, seconds in spans:
         total[phase] += seconds
@@ -93,8 +97,12 @@ def soak(words: list[str], folder: pathlib.Path, /, *, minutes: float, seed: int
         except subprocess.TimeoutExpired:
             process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]) if time.time() < until else signal.SIGTERM)
             process.communicate(timeout=300)
-        starts.append((begin, time.time(), [json.loads(text) for text in trace.read_text().splitlines() if text.endswith("]")] if trace.exists() else []))
-        print(f"start {len(starts)}: exit code {process.returncode} after {starts[-1][1] - begin:.1f} s", flush=True)
+        lines = [json.loads(text) for text in trace.read_text().splitlines() if text.endswith("]")] if trace.exists() else []
+        # A process that ends by itself is idle while it goes away; one that is killed is lost to its end.
+        end = next((when for when, phase, _ in lines if phase == "end"), time.time())
+        if lines:  # else it ended before it had books, which is idle time to them
+            starts.append((begin, end, [line for line in lines if line[1] != "end"]))
+        print(f"start {len(starts)}: exit code {process.returncode} after {end - begin:.1f} s", flush=True)
         time.sleep(rng.uniform(0, 3))
     return {"truth": truth(starts), "ledger": ledger.goodput(directory), "wall": starts[-1][1] - starts[0][0], "starts": len(starts)}
 
