@@ -19,7 +19,7 @@ from videomae_jax.errors import UserError
 from videomae_jax.step import TrainState
 
 # Orbax leaves coroutines behind when a file cannot be read; Python reports them when they are collected.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"), pytest.mark.usefixtures("collected")]
 MESHES = {"fsdp": parallel.Layout(data=1, fsdp=8), "mixed": parallel.Layout(data=2, fsdp=2, tensor=2), "one": parallel.Layout(data=1)}
 
 

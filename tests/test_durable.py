@@ -20,7 +20,7 @@ from videomae_jax.durable import Durable, Place
 from videomae_jax.errors import UserError
 from videomae_jax.upkeep import Safety
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"), pytest.mark.usefixtures("collected")]
 
 
 @pytest.fixture(autouse=True)

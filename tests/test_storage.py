@@ -16,7 +16,7 @@ from videomae_jax import checkpoint, manifest, metrics, upkeep
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.metrics import Writer
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"), pytest.mark.usefixtures("collected")]
 TIMED = ("clips_per_second", "data_wait", "save_blocked_s", "save_failures")
 
 

@@ -29,7 +29,8 @@ def main(argv: list[str]) -> int:
     config = arguments.resolve(options, assignments)
     from videomae_jax import stopping
 
-    with stopping.together(several=options.processes > 1 or options.coordinator == "auto", lead=options.process == 0):
+    several = bool(options.coordinator) and (options.processes > 1 or options.coordinator == "auto")
+    with stopping.together(several=several, lead=options.process == 0):
         arguments.start(options)
         return run(config, options, argv)
 
