@@ -1,12 +1,10 @@
 """Runs and batches of noise that tests of distillation and of probes share: clips of 4 frames of 16 pixels."""
 
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
-import pytest
 
 from videomae_jax import config as configs
 from videomae_jax.assembly import Assembly, assemble
@@ -15,14 +13,6 @@ from videomae_jax.evals.base import Context
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CLIP = {"patch": (2, 8, 8), "frames": 4, "size": 16}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    """Of a module that imports it: programs that run a few times each take far longer to compile well than to run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def run_of(objective: Any, /, *, optimizer: Any, mesh: tuple[int, int, int] = (1, 1, 1)) -> Assembly:

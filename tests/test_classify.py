@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from runs import quick_compiler  # noqa: F401 (a fixture)
 
 from videomae_jax import config as configs
 from videomae_jax import externals, losses, optim, parallel
@@ -32,14 +32,6 @@ ENCODER = vit.Encoder(width=16, depth=2, heads=2, hidden=32, patch=(2, 8, 8), fr
 CLASSES = 3
 PLAIN = Classify(encoder=ENCODER, head=heads.Classifier(classes=CLASSES, init_scale=1.0), mixing=Mixing(probability=0.0), smoothing=0.0)
 PRETRAINING = MAE(encoder=ENCODER, decoder=vit.Decoder(width=16, depth=1, heads=2, hidden=32))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compiler() -> Iterator[None]:
-    """These programs run a few times each: compiling them well would take far longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache

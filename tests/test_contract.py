@@ -18,6 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from runs import quick_compiler  # noqa: F401 (a fixture)
 import tiny
 
 from videomae_jax import config as configs
@@ -49,11 +50,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _quick_compiler() -> Iterator[None]:
-    """These programs run a few times each: compiling them well would take far longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def _forgotten() -> Iterator[None]:
+    """What the checks of this module share goes with it."""
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     for cache in (assembled, initial, first_step, trajectory):
         cache.cache_clear()
 

@@ -3,13 +3,13 @@
 import dataclasses
 import pathlib
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from runs import quick_compiler  # noqa: F401 (a fixture)
 from test_planes import encode, scene
 
 from videomae_jax import assembly, ingest, parallel
@@ -25,14 +25,6 @@ CROPS = {"multi_scale": transforms.MultiScaleCrop(), "resized": transforms.Rando
 COLOURS = {"601_limited": {"matrix": "bt601"}, "709_limited": {"matrix": "bt709"}, "601_full": {"matrix": "bt601", "full": True},
            "709_full": {"matrix": "bt709", "full": True}}
 cut = jax.jit(ingest.cut, static_argnames="size")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compiler() -> Iterator[None]:
-    """These programs run once or twice each: compiling them well would take far longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

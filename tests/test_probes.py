@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 from flax import traverse_util
-from noise_runs import quick_compiler  # noqa: F401 (a fixture)
+from runs import quick_compiler  # noqa: F401 (a fixture)
 
 from videomae_jax import __main__ as entry
 from videomae_jax import externals, losses, optim, parallel

@@ -2,12 +2,12 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from runs import quick_compiler  # noqa: F401 (a fixture)
 from test_augment import textured
 from test_planes import encode, scene
 
@@ -22,14 +22,6 @@ CANVAS, EXTENT = (40, 56), (37, 52)
 EXACT = {"Invert", "Posterize", "Solarize", "SolarizeAdd", "Equalize"}
 MEAN, LARGEST = 0.01, 1
 changed = jax.jit(randaugment.changed)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compiler() -> Iterator[None]:
-    """These programs run a few times each: compiling them well would take far longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def on_device(video: np.ndarray, *named: tuple[str, float]) -> np.ndarray:

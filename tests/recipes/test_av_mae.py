@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import quick_compiler  # noqa: F401 (a fixture)
 import scipy.special
 
 from videomae_jax import config as configs
@@ -32,14 +33,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 VIDEO = fusion.Video(frames=4, size=12, patch=(2, 4, 4))  # 2 x 3 x 3 tokens of 96 values
 SOUND = fusion.Sound(spectrogram=26, mels=8, patch=(4, 4))  # 6 x 1 x 2 tokens of 16 values; two frames are left over
 DEPTH, HEADS = 3, 2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compiler() -> Iterator[None]:
-    """These programs run once or twice each."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def recipe(encoder: str = "mid", decoder: str = "shared", inpainting: str = "none", **fields: Any) -> AudiovisualMAE:

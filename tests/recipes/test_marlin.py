@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import mapped
 import numpy as np
 import pytest
 from mapped import value
+from runs import quick_compiler  # noqa: F401 (a fixture)
 
 from videomae_jax import config as configs
 from videomae_jax import losses, masking, optim, parallel, part_masks
@@ -38,14 +38,6 @@ KEY = jax.random.key(5)
 ORDER = jax.jit(Guided.order, static_argnums=0)
 CANDIDATES = jax.jit(Guided.candidates, static_argnums=0, static_argnames="grid")
 VISIBLE = jax.jit(Guided.visible, static_argnums=0, static_argnames="grid")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compiler() -> Iterator[None]:
-    """These programs run once or twice each."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def maps(rows: int, /, *, seed: int = 0) -> np.ndarray:

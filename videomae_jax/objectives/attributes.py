@@ -4,7 +4,6 @@ import dataclasses
 import types
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from videomae_jax import losses
@@ -13,7 +12,7 @@ from videomae_jax.metrics import Mean
 from videomae_jax.mixing import Mixing
 from videomae_jax.objectives.base import External, Output
 from videomae_jax.objectives.classify import Classify
-from videomae_jax.types import Array, Batch, Extra, Key, Params, row_keys
+from videomae_jax.types import Array, Batch, Extra, Key, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +50,7 @@ class Attributes(Classify):
 
     def loss(self, params: Params, extra: Extra, batch: Batch, rng: Key, /, *, step: Array, train: bool, masks: Any = None) -> Output:
         """Term `attributes`; metric `accuracy` is the percentage of known answers that the sign of the logit gives."""
-        batch = batch if "target" in batch else dict(batch) | self.labelled(batch)
-        keys = jax.random.split(rng)
-        moving = train and self.trains == "all"
-        tokens = self.network.tokens(params, self.patchify(batch), keys=row_keys(keys[0], batch["key"]) if moving else None)
-        logits = self.network.classify(params, tokens, keys=row_keys(keys[1], batch["key"]) if train else None).logits
-        target, weight = batch["target"], batch["weight"]
+        logits, target, weight = self.answers(params, batch, rng, train=train)
         right = (logits > 0) == (target > 0)
         return Output(terms={"attributes": losses.binary_cross_entropy(logits, target, weight=weight)},
                       metrics={"accuracy": Mean(100.0 * weight * right, weight)})

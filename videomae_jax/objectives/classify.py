@@ -85,14 +85,18 @@ class Classify(Objective):
         """Smoothed labels and the weights of rows before any mixing; a label beyond the head's classes makes the loss NaN."""
         return supervision.labelled(batch, classes=self.head.classes, smoothing=self.smoothing)
 
-    def loss(self, params: Params, extra: Extra, batch: Batch, rng: Key, /, *, step: Array, train: bool, masks: Any = None) -> Output:
-        """Cross-entropy; metrics `top1` and `top5` in percent, against the label with the largest share of a mixed clip."""
+    def answers(self, params: Params, batch: Batch, rng: Key, /, *, train: bool) -> tuple[Array, Array, Array]:
+        """Logits f32 [B classes] under dropout and drop-path in training, with the targets and weights of `labelled` or of `prepare`."""
         batch = batch if "target" in batch else dict(batch) | self.labelled(batch)
         keys = jax.random.split(rng)
         moving = train and self.trains == "all"
         tokens = self.network.tokens(params, self.patchify(batch), keys=row_keys(keys[0], batch["key"]) if moving else None)
         logits = self.network.classify(params, tokens, keys=row_keys(keys[1], batch["key"]) if train else None).logits
-        target, weight = batch["target"], batch["weight"]
+        return logits, batch["target"], batch["weight"]
+
+    def loss(self, params: Params, extra: Extra, batch: Batch, rng: Key, /, *, step: Array, train: bool, masks: Any = None) -> Output:
+        """Cross-entropy; metrics `top1` and `top5` in percent, against the label with the largest share of a mixed clip."""
+        logits, target, weight = self.answers(params, batch, rng, train=train)
         place = losses.ranks(logits, target.argmax(-1))
         metrics = {f"top{k}": Mean(100.0 * weight * (place < k), weight) for k in (1, 5)}
         return Output(terms={"classification": losses.soft_cross_entropy(logits, target, weight=weight)}, metrics=metrics)
