@@ -17,7 +17,7 @@ import pytest
 from test_decode import encode, flipped, spelt
 
 from videomae_jax import run_directory
-from videomae_jax.data import clips, deadline, decode, index, pipeline, sources, transforms
+from videomae_jax.data import clips, deadline, decode, index, pipeline, sources, transforms, workers
 from videomae_jax.errors import UserError
 
 TIMEOUT = 2.0  # seconds; a read of these files takes milliseconds
@@ -240,13 +240,16 @@ def test_a_read_that_ends_its_process_is_an_error(how: str, workers: int, said: 
             next(beside)
 
 
-def test_a_finished_sweep_is_no_failure() -> None:
-    """Workers that come to the end of the data, in turns with those of another stream, end nothing."""
+def test_a_finished_sweep_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that come to the end of the data, in turns with those of another stream, end nothing, however long the sweep then stays open."""
+    monkeypatch.setattr(workers, "LOOK", 0.05)
     made = Ending(frames=1, size=8, length=4)
     with pipeline.stream(made, batch_size=4, seed=0, workers=1) as training:
         next(training)
-        with pipeline.sweep(made, batch_size=4, workers=1) as sweep:
-            assert len(list(sweep)) == 1
+        with pipeline.sweep(dataclasses.replace(made, length=12), batch_size=4, workers=2) as sweep:
+            assert len(list(sweep)) == 3
+            time.sleep(1)
+            assert not workers.lost()
         for _ in range(10):
             next(training)
 

@@ -244,6 +244,8 @@ class _Running:
         """The next batch. Raises ValueError after `close`, and RuntimeError when a process ended."""
         if self.iterator is None:
             raise ValueError("the stream is closed")
+        if self.taken == self.batches.length:
+            self.processes.close()  # at the end of the data Grain tells them to end
         batch = next(self.iterator)
         self.taken += 1
         return _adopt(batch, layout=self.batches.layout) if isinstance(batch, str) else batch

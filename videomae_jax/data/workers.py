@@ -8,6 +8,7 @@ from typing import Any
 
 LOOK = 0.5  # seconds between two looks
 ENDED = 70  # the exit code that stands for an end nobody asked for; EX_SOFTWARE of sysexits.h
+_SIGNALS = {s.value: s.name for s in signal.Signals}  # those with a name; most real-time ones have none
 _lock = threading.Lock()  # of what follows, which closing a stream and looking at it both change
 _claimed: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()  # process: id of the Workers it belongs to
 _lost: dict[int, str] = {}  # pid: what became of a process that ended although its stream goes on
@@ -21,8 +22,9 @@ def lost() -> str:
 class Workers:
     """Watches the `count` processes that a stream starts; a process belongs to the stream that is the first to see it.
 
-    Grain's workers never end before they are told to, not even at the end of the data. Grain raises for one that ends with
-    an error code, and waits for ever for one that something ended with code 0: so that code becomes ENDED.
+    Grain's workers never end before they are told to, and Grain tells them when the stream is asked for more than there is
+    or closed; `close` comes before that. Grain raises for one that ends with an error code, and waits for ever for one that
+    something ended with code 0: so that code becomes ENDED.
     """
 
     def __init__(self, count: int, /) -> None:
@@ -47,7 +49,7 @@ class Workers:
             with _lock:
                 if code is None or self._closed.is_set():
                     continue
-                how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+                how = f"by {_SIGNALS.get(-code, f'signal {-code}')}" if code < 0 else f"with exit code {code}"
                 _lost.setdefault(process.pid, f"decoding process {process.pid} ended {how}")
             if code == 0:
                 process._popen.returncode = ENDED  # what its `exitcode` is read from
