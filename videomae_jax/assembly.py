@@ -13,6 +13,7 @@ from videomae_jax import config as configs
 from videomae_jax import externals, ingest, optim, parallel
 from videomae_jax.errors import UserError
 from videomae_jax.objectives import base
+from videomae_jax.programs import Programs
 from videomae_jax.step import TrainState, Updates, init_keys, init_state, make_train_step, staged, state_of
 from videomae_jax.types import Extra, Params
 
@@ -42,6 +43,11 @@ class Assembly:
     clips: int
     draws: int
 
+    @functools.cached_property
+    def programs(self) -> Programs:
+        """Those of this run."""
+        return Programs()
+
     def create(self) -> TrainState:
         """A fresh state, allocated sharded, with the external weights that the recipe starts from."""
         def fresh(rng: Any) -> TrainState:
@@ -55,7 +61,7 @@ class Assembly:
 
         initial = [e for e in self.objective.externals() if e.into.split("/")[0] == "params"]
         if not initial:
-            return jax.jit(fresh, out_shardings=self.shardings)(self.rng())
+            return self.programs.jit(fresh, out_shardings=self.shardings)(self.rng())
         externals.check_positions(initial, encoder=getattr(self.objective, "encoder", None))
         loaded = externals.load(jax.jit(params, out_shardings=self.shardings.params)(self.rng()), initial, root="params")
         return jax.jit(rest, out_shardings=self.shardings)(self.rng(), loaded)
@@ -114,11 +120,11 @@ class Assembly:
         return self.jitted_step().lower(self.abstract, self.abstract_frozen, *[self.abstract_batch()] * self.draws).compile()
 
     def evaluator(self, fn: Any, /) -> Any:
-        """`fn` jitted under this mesh, results replicated, so that every process can read them."""
+        """`fn` jitted under this mesh, results replicated, so that every process can read them; compiled once (`Programs`)."""
         def traced(*args: Any) -> Any:
             with parallel.use(self.mesh):
                 return fn(*args)
-        return jax.jit(traced, out_shardings=parallel.replicated(self.mesh))
+        return self.programs.jit(traced, out_shardings=parallel.replicated(self.mesh))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ Parameters carry *logical* axes (`models/layers.py`); rules map them to mesh axe
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -313,16 +314,21 @@ def place(tree: Any, shardings: Any, /) -> Any:
     return jax.tree.map(one, tree, shardings)
 
 
+@functools.cache
+def _spread(mesh: Mesh, /) -> Any:
+    """The identity with a replicated result; one function for each mesh, so that it compiles once for each shape."""
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))
+
+
 def put(value: Any, /, *, mesh: Mesh) -> Any:
     """A host value, the same on every process, replicated over the mesh."""
     # device_put refuses a typed key for a mesh that other processes share.
-    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(value)
+    return _spread(mesh)(value)
 
 
 def gather(tree: Any, /, *, mesh: Mesh) -> Any:
     """Every leaf as a numpy array with its global value, on every process."""
-    full = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), full)
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), _spread(mesh)(tree))
 
 
 def is_lead() -> bool:
