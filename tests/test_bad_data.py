@@ -254,6 +254,20 @@ def test_a_finished_sweep_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None
             next(training)
 
 
+def test_a_stream_does_not_take_the_processes_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has started none looks while a sweep runs and after it has ended, as at the first evaluation of a run."""
+    monkeypatch.setattr(workers, "LOOK", 600)
+    made = Ending(frames=1, size=8, length=4)
+    with pipeline.stream(made, batch_size=4, seed=0, workers=1) as training:
+        with pipeline.sweep(made, batch_size=4, workers=1) as sweep:
+            next(sweep)
+            training._running.processes.look()
+            assert not list(sweep)
+        training._running.processes.look()
+        assert not workers.lost()
+        next(training)
+
+
 def test_a_hanging_read_does_not_keep_the_process(slow: Slow) -> None:
     """The command ends with the thread left behind."""
     code = ("import sys, pathlib; sys.path[:0] = ['tests', '.']\nfrom test_bad_data import Slow\nfrom videomae_jax.data import pipeline\n"

@@ -3,6 +3,7 @@
 import argparse
 import json
 import multiprocessing
+import os
 import pathlib
 import subprocess
 import sys
@@ -217,17 +218,22 @@ def test_all_processes_write_their_stacks(tmp_path: pathlib.Path, monkeypatch: p
     assert "the step is stuck; process 1 is behind" in (tmp_path / "stacks" / "0.txt").read_text()
 
 
+def announced(name: str) -> None:
+    """A decoding process that does nothing."""
+    workers.announce(name, 0)
+    time.sleep(600)
+
+
 def test_what_is_broken_is_named_whatever_the_limits(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoding process that something killed: its name and signal, soon and without a limit; not while somebody else may still find out, nor once its stream is closed."""
     monkeypatch.setattr(watchdog, "LOST", 0.4)
     monkeypatch.setattr(workers, "LOOK", 0.05)
-    streams = [workers.Workers(1) for _ in range(2)]
-    children = []
-    for stream in streams:
-        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+    names = [f"vmae_test_{os.getpid()}_{n}" for n in range(2)]
+    streams = [workers.Workers(1, name=name) for name in names]
+    children = [multiprocessing.get_context("fork").Process(target=announced, args=(name,), daemon=True) for name in names]
+    for child, stream in zip(children, streams, strict=True):
         child.start()
-        until(lambda stream=stream: (stream.look(), stream._own)[1])
-        children.append(child)
+        until(lambda child=child, stream=stream: stream._pids[0] == child.pid)
     streams[0].close()
     children[0].kill()
     dog, ended = watched(tmp_path, Limits(step=0), broken=workers.lost)

@@ -30,7 +30,7 @@ from absl import flags
 from videomae_jax.data import deadline, decode
 from videomae_jax.data.decode import DecodeError
 from videomae_jax.data.sources import Source
-from videomae_jax.data.workers import Workers
+from videomae_jax.data.workers import Workers, announce
 from videomae_jax.errors import UserError
 
 Example = dict[str, np.ndarray]  # every key [K ...]
@@ -236,8 +236,8 @@ class _Running:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain reads a flag of its own in this process, where absl need not run
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-            dataset = dataset.mp_prefetch(options, worker_init_fn=_begin_worker)
-        self.processes = Workers(workers)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=functools.partial(_begin_worker, f"{batches.segments}pids"))
+        self.processes = Workers(workers, name=f"{batches.segments}pids")
         self.iterator: Any = iter(dataset)
 
     def take(self) -> Batch:
@@ -278,8 +278,9 @@ def _adopt(name: str, /, *, layout: dict[str, tuple[tuple[int, ...], np.dtype, i
     return {k: np.frombuffer(memory, dtype, math.prod(shape), place).reshape(shape) for k, (shape, dtype, place) in layout.items()}
 
 
-def _begin_worker(number: int, count: int, /) -> None:
-    """A worker leaves stopping to the training process, whose last batches and checkpoint need it, and does not outlive it."""
+def _begin_worker(name: str, number: int, count: int, /) -> None:
+    """A worker says whose it is, leaves stopping to the training process, whose last batches and checkpoint need it, and does not outlive it."""
+    announce(name, number)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_follow, daemon=True, name="follow").start()

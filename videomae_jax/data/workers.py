@@ -1,16 +1,20 @@
 """Decoding processes that end by themselves, which their consumer would otherwise wait for without end."""
 
 import multiprocessing
+import os
 import signal
 import threading
 import weakref
+from multiprocessing import shared_memory
 from typing import Any
 
-LOOK = 0.5  # seconds between two looks
+import numpy as np
+
+LOOK = 0.5  # seconds between two looks; a process needs more than that to start
 ENDED = 70  # the exit code that stands for an end nobody asked for; EX_SOFTWARE of sysexits.h
 _SIGNALS = {s.value: s.name for s in signal.Signals}  # those with a name; most real-time ones have none
 _lock = threading.Lock()  # of what follows, which closing a stream and looking at it both change
-_claimed: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()  # process: id of the Workers it belongs to
+_seen: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()  # children by pid; `multiprocessing` forgets those that ended
 _lost: dict[int, str] = {}  # pid: what became of a process that ended although its stream goes on
 
 
@@ -20,17 +24,17 @@ def lost() -> str:
 
 
 class Workers:
-    """Watches the `count` processes that a stream starts; a process belongs to the stream that is the first to see it.
+    """Watches the `count` processes that a stream starts. Each says in shared memory of this `name` that it belongs to it.
 
     Grain's workers never end before they are told to, and Grain tells them when the stream is asked for more than there is
     or closed; `close` comes before that. Grain raises for one that ends with an error code, and waits for ever for one that
     something ended with code 0: so that code becomes ENDED.
     """
 
-    def __init__(self, count: int, /) -> None:
-        self._count, self._own, self._closed = count, [], threading.Event()
-        for process in multiprocessing.active_children():
-            _claimed.setdefault(process, 0)  # somebody else's
+    def __init__(self, count: int, /, *, name: str) -> None:
+        self._closed = threading.Event()
+        self._segment = shared_memory.SharedMemory(name, create=True, size=8 * count) if count else None
+        self._pids = np.ndarray(count, np.int64, self._segment.buf if count else None)
         if count:
             threading.Thread(target=self._watch, daemon=True, name="watch workers").start()
 
@@ -39,24 +43,40 @@ class Workers:
             self.look()
 
     def look(self) -> None:
-        """Finds processes that were started since the last look, and marks those that ended."""
-        if len(self._own) < self._count:
+        """Marks the processes of this stream that ended."""
+        with _lock:
             for process in multiprocessing.active_children():
-                if _claimed.setdefault(process, id(self)) == id(self) and process not in self._own:
-                    self._own.append(process)
-        for process in self._own:
-            code = process.exitcode
-            with _lock:
-                if code is None or self._closed.is_set():
+                _seen[process.pid] = process
+            if self._closed.is_set():
+                return
+            for pid in self._pids.tolist():
+                process = _seen.get(pid)
+                code = None if process is None else process.exitcode
+                if code is None:
                     continue
                 how = f"by {_SIGNALS.get(-code, f'signal {-code}')}" if code < 0 else f"with exit code {code}"
-                _lost.setdefault(process.pid, f"decoding process {process.pid} ended {how}")
-            if code == 0:
-                process._popen.returncode = ENDED  # what its `exitcode` is read from
+                _lost.setdefault(pid, f"decoding process {pid} ended {how}")
+                if code == 0:
+                    process._popen.returncode = ENDED  # what its `exitcode` is read from
 
     def close(self) -> None:
         """Ends the watch, before the processes are told to end."""
         with _lock:
+            if self._closed.is_set() or self._segment is None:
+                return
             self._closed.set()
-            for process in self._own:
-                _lost.pop(process.pid, None)
+            for pid in self._pids.tolist():
+                _lost.pop(pid, None)
+            del self._pids  # it holds the memory
+            self._segment.close()
+            self._segment.unlink()
+
+
+def announce(name: str, number: int, /) -> None:
+    """Called in process `number` of the stream with the Workers of this name; nothing where that is closed."""
+    try:
+        segment = shared_memory.SharedMemory(name)
+    except FileNotFoundError:
+        return
+    np.ndarray(number + 1, np.int64, segment.buf)[number] = os.getpid()
+    segment.close()
