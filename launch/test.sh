@@ -12,4 +12,4 @@ if [ "${1:-}" = "--parity" ]; then
   requirements+=(tests/parity/requirements.txt)
 fi
 install "${requirements[@]}"
-exec "$VENV/bin/python" -m pytest -q -n auto --maxprocesses=4 --dist loadfile --max-worker-restart=0 "$@"
+exec "$VENV/bin/python" -m pytest -q -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 "$@"

@@ -1,4 +1,4 @@
-"""Eight forced CPU devices for the whole suite; must be set before jax is imported. Options: --slow, --all, --update-golden."""
+"""Eight forced CPU devices and a quick compiler for the whole suite, set before jax is imported. Options: --slow, --all, --update-golden."""
 
 import gc
 import os
@@ -12,6 +12,9 @@ os.environ["XLA_FLAGS"] = " ".join([
     os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8",
     # Eight devices share two cores here: the default limit would abort a slow collective.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600"])
+# Programs that run a few times each take far longer to compile well than to run. Commands that tests start inherit it.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+FIRST = ("test_contract", "test_resume", "test_processes", "test_av_mae")  # files of minutes: none of them starts when all others are done
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,7 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips what takes minutes unless asked for."""
+    """The longest files first; skips what takes minutes unless asked for."""
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
     if config.getoption("--slow"):
         return
     for item in items:
@@ -37,6 +41,16 @@ def real_videos() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip("no folder ../shared/videos beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="module")
+def optimised() -> Iterator[None]:
+    """For modules about compiled programs: they are compiled as a run's."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True)

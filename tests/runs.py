@@ -64,16 +64,6 @@ def shared_programs() -> Iterator[None]:
             yield
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    """Of a module that imports it: programs that run a few times each take far longer to compile well than to run."""
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def world(folder: pathlib.Path, /) -> pathlib.Path:
     """The index of 16 training and 8 validation clips, written as files."""
     from videomae_jax.__main__ import main as run

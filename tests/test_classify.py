@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from runs import quick_compiler  # noqa: F401 (a fixture)
 
 from videomae_jax import config as configs
 from videomae_jax import externals, losses, optim, parallel
@@ -62,16 +61,17 @@ def loss_of(out: Any) -> float:
 # -- head -------------------------------------------------------------------------------------------------------------
 
 
-def test_head_by_hand() -> None:
+@pytest.mark.parametrize("eps", [1e-6, 0.1])
+def test_head_by_hand(eps: float) -> None:
     """Linear(LN(mean of tokens)) in float64; the other order, the mean of normed tokens, is something else."""
     rng = np.random.default_rng(0)
     tokens = rng.normal(size=(3, 5, 8)) * rng.uniform(0.2, 3, (3, 5, 1)) + 1
     weights = {"norm": {"scale": rng.normal(size=8), "bias": rng.normal(size=8)}, "linear": {"kernel": rng.normal(size=(8, 4)), "bias": rng.normal(size=4)}}
-    out = heads.Classifier(classes=4).apply({"params": jax.tree.map(jnp.float32, weights)}, jnp.float32(tokens))
+    out = heads.Classifier(classes=4, **({} if eps == 1e-6 else {"eps": eps})).apply({"params": jax.tree.map(jnp.float32, weights)}, jnp.float32(tokens))
 
     def norm(x: np.ndarray) -> np.ndarray:
         x = x - x.mean(-1, keepdims=True)
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * weights["norm"]["scale"] + weights["norm"]["bias"]
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weights["norm"]["scale"] + weights["norm"]["bias"]
 
     want = norm(tokens.mean(1)) @ weights["linear"]["kernel"] + weights["linear"]["bias"]
     np.testing.assert_allclose(out.logits, want, atol=1e-5)  # float32 of values near 10

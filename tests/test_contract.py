@@ -18,7 +18,6 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from runs import quick_compiler  # noqa: F401 (a fixture)
 import tiny
 
 from videomae_jax import config as configs

@@ -72,10 +72,11 @@ def test_whole_model(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str])
     for part in ("encoder", "decoder"):
         jax.tree.map(np.testing.assert_array_equal, found[part], tree[part])
     err = capsys.readouterr().err
-    assert "encoder.pos_embedding.emb" in err and marlin.NOTE in err
+    assert "encoder.pos_embedding.emb" in err
     config = run_directory.open_run(tmp_path / "run")
     objective = configs.build(config.objective)
     assert isinstance(objective, MARLIN) and objective.initial is None and objective.encoder.mean == (0.0, 0.0, 0.0) and (objective.encoder.frames, objective.encoder.size) == (8, 32)
+    assert objective.encoder.eps == objective.decoder.eps == 1e-5
 
 
 def test_an_encoder_alone(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

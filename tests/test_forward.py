@@ -18,6 +18,7 @@ from videomae_jax.objectives.mae import MAE
 
 SMALL = MAE(encoder=vit.Encoder(width=32, depth=3, heads=4, hidden=64, patch=(2, 8, 8), frames=8, size=32),
             decoder=vit.Decoder(width=24, depth=2, heads=3, hidden=48))
+EPS = 1e-6  # VideoMAE's, of every LayerNorm
 
 
 def abstract(objective: MAE, /) -> dict:
@@ -45,8 +46,8 @@ def batch_of(rows: int, /, *, objective: MAE = SMALL) -> dict[str, jax.Array]:
 
 
 def norm64(x: np.ndarray, p: dict, /) -> np.ndarray:
-    """LayerNorm, eps 1e-6."""
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+    """LayerNorm."""
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + EPS) * p["scale"] + p["bias"]
 
 
 def gelu64(x: np.ndarray, /) -> np.ndarray:
@@ -119,6 +120,16 @@ def test_forward_pass_against_numpy(case: tuple) -> None:
     np.testing.assert_allclose(encoded.tokens, tokens, atol=5e-6)
     np.testing.assert_allclose(encoded.kept, np.stack([outputs[0], outputs[2]]), atol=5e-6)
     np.testing.assert_allclose(SMALL.predict(params, {}, batch, jax.random.key(0), masks=masks).patches, prediction, atol=5e-6)
+
+
+def test_eps_is_that_of_every_layer_norm(case: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one that changes everything: the numpy network with it, and no other."""
+    params, batch, masks = case
+    changed = dataclasses.replace(SMALL, encoder=SMALL.encoder.clone(eps=0.1), decoder=SMALL.decoder.clone(eps=0.1))
+    got = changed.predict(params, {}, batch, jax.random.key(0), masks=masks).patches
+    assert np.abs(np.asarray(got) - forward64(params, batch, masks)[1]).max() > 0.01
+    monkeypatch.setitem(globals(), "EPS", 0.1)
+    np.testing.assert_allclose(got, forward64(params, batch, masks)[1], atol=5e-6)
 
 
 def test_forward_pass_notices_the_tanh_gelu(case: tuple, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from runs import quick_compiler  # noqa: F401 (a fixture)
 from test_planes import encode, scene
 
 from videomae_jax import assembly, ingest, parallel

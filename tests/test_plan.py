@@ -140,6 +140,14 @@ def test_estimates_are_of_the_attention_of_the_hardware() -> None:
     assert bytes_("auto") == bytes_("splash") != bytes_("xla")
 
 
+def test_estimates_are_of_the_crops_of_the_hardware() -> None:
+    """Cut on the GPU, from whole frames that cross to it, though the machine that plans would cut them itself."""
+    config = forecast.without_index(configs.load("configs/pretrain/vit_b.py"), videos=10**6)
+    planner = Planner(config, topologies.find("h100x8"), fixed=frozenset(), trust=())
+    here = assemble(Choice("as given", 1, 1, 1, 1).apply(config), devices=jax.devices()[:1])
+    assert [type(run.source.source).__name__ for run in (planner.run, planner._kept("none", 1)[0], here)] == ["PlaneClips", "PlaneClips", "VideoClips"]
+
+
 def test_what_the_user_sets_is_not_chosen() -> None:
     """Mesh, accumulation, recomputation."""
     config = small(mesh__fsdp="4", microbatches="2", objective__encoder__remat="dots")

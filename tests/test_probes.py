@@ -14,7 +14,6 @@ import numpy as np
 import optax
 import pytest
 from flax import traverse_util
-from runs import quick_compiler  # noqa: F401 (a fixture)
 
 from videomae_jax import __main__ as entry
 from videomae_jax import externals, losses, optim, parallel

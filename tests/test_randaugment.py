@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from runs import quick_compiler  # noqa: F401 (a fixture)
 from test_augment import textured
 from test_planes import encode, scene
 

@@ -151,7 +151,7 @@ def assemble(config: ml_collections.ConfigDict, /, *, trust: tuple[str, ...] = (
     base.check_phases(objective.phases())
     drawn = base.draws(objective.phases())
     parallel.check_batch(config.batch_size * source.repeats, mesh=mesh, microbatches=config.microbatches)
-    fields, source = source.fields, ingest.placed(source, platform=mesh.devices.flat[0].platform, batch_size=config.batch_size, ways=parallel.batch_ways(mesh))
+    fields, source = source.fields, ingest.placed(source, platform=parallel.platform(mesh), batch_size=config.batch_size, ways=parallel.batch_ways(mesh))
     steps_per_epoch = len(source) / (config.batch_size * drawn)
     total = configs.duration(config.total, total=None, steps_per_epoch=steps_per_epoch)
     if total < 1:

@@ -1,5 +1,6 @@
 """Will it fit, how fast, how long: a run on hardware that is not there, from the real training step compiled for it."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -118,7 +119,8 @@ class Planner:
         self.config, self.topology, self.fixed, self.trust, self.say = config, topology, fixed, trust, say
         self.limit = (memory or topology.chip.hbm / topology.chip.devices) * USABLE
         one = Choice("as given", 1, 1, 1, 1).apply(config)
-        self.run = assembly.assemble(one, trust=trust, devices=jax.devices()[:1])
+        with self._aimed():
+            self.run = assembly.assemble(one, trust=trust, devices=jax.devices()[:1])
         self._saved: dict[str, tuple[assembly.Assembly, footprint.Kept, footprint.Kept]] = {}
 
     def of(self, choice: Choice, /) -> Estimate:
@@ -133,11 +135,15 @@ class Planner:
                                     host=host)
         return Estimate(choice, need, seconds * (1 + 0.01 * (choice.microbatches - 1)))
 
+    def _aimed(self) -> contextlib.AbstractContextManager[None]:
+        """What is put together or traced within is meant for the topology."""
+        return parallel.aim(parallel.Target(self.topology.chip.platform, self.topology.devices))
+
     def _kept(self, remat: str, rows: int, /) -> tuple[assembly.Assembly, footprint.Kept]:
         """The run of a policy on one device, and what `rows` clips keep under it."""
         if remat not in self._saved:
-            run = assembly.assemble(Choice(remat, 1, 1, 1, 1).apply(self.config), trust=self.trust, devices=jax.devices()[:1])
-            with parallel.aim(parallel.Target(self.topology.chip.platform, self.topology.devices)):
+            with self._aimed():
+                run = assembly.assemble(Choice(remat, 1, 1, 1, 1).apply(self.config), trust=self.trust, devices=jax.devices()[:1])
                 one, two = footprint.kept(run, rows=1), footprint.kept(run, rows=2)
             if remat == "offload":  # shapes do not tell where an array lies: the inputs of blocks stay, the rest of what is kept goes to the host
                 less = [self._kept("full", rows)[1] for rows in (1, 2)]

@@ -14,6 +14,7 @@ from videomae_jax.objectives.base import External
 
 from configs import base
 
+EPS = 1e-5  # of every LayerNorm [code]
 NEUTRAL = masking.Random(ratio=0.9, layout="token", truncate="visible")  # for evaluation [this project's]
 
 
@@ -36,8 +37,8 @@ def marlin_of(size: str, *, depth: int = 4) -> ml_collections.ConfigDict:
     config.name = f"marlin_{size}"
     config.total = "2000ep"
     config.batch_size = 64
-    encoder = vit.encoder(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    decoder = vit.decoder(size, depth=depth)
+    encoder = vit.encoder(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), eps=EPS)
+    decoder = vit.decoder(size, depth=depth, eps=EPS)
     config.objective = spec(marlin.MARLIN, encoder=encoder, decoder=decoder, encoder_mask=part_masks.Guided(ratio=0.9),
                             critic=critic.Critic(hidden=4 * decoder.width), coefficient=0.01, penalty=0.0, critic_steps=1,
                             initial=External(into="params", path=f"runs/videomae_k400_{size.lower()}", fresh=("critic/.*",)))
@@ -62,14 +63,14 @@ def finetuned(task: str, size: str, *, names: tuple[str, ...]) -> ml_collections
     Deviations: the code halves the rate when the training loss has not fallen for 7 epochs, ends below 1e-6 and takes the weights
     with the best area under the curve of the validation split; here the rate stays, a run goes on at half of it with --fork
     --config.optimizers.main.schedule.base=5e-5, and the last weights count. The probe of the code averages the features of
-    many windows of a video before it fits; here each window is an example. Norms have eps 1e-5 there, 1e-6 here.
+    many windows of a video before it fits; here each window is an example.
     """
     config = base.get_config()
     config.name = f"marlin_{task}_{size}"
     config.total = "50ep"
     config.batch_size = 32
-    config.objective = spec(attributes.Attributes, encoder=vit.encoder(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-                            head=heads.Classifier(classes=len(names), init_scale=1.0), pretrained=f"runs/marlin_{size.lower()}")
+    config.objective = spec(attributes.Attributes, encoder=vit.encoder(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), eps=EPS),
+                            head=heads.Classifier(classes=len(names), init_scale=1.0, eps=EPS), pretrained=f"runs/marlin_{size.lower()}")
     config.data = spec(AttributeClips, index="index.parquet", attributes=names, frames=16, size=224, repeats=1, sampling=clips.DenseRandom(stride=2),
                        crop=transforms.WholeFrame())
     config.eval_data.update({"sampling": spec(clips.DenseCentre, stride=2)})

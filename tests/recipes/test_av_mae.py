@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import quick_compiler  # noqa: F401 (a fixture)
 import scipy.special
 
 from videomae_jax import config as configs

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from noise_runs import CLIP, Noise, batch, clips_of
-from runs import quick_compiler  # noqa: F401 (a fixture)
 
 from videomae_jax import externals, losses, optim, parallel, supervision
 from videomae_jax.assembly import Assembly

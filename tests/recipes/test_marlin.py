@@ -12,7 +12,6 @@ import mapped
 import numpy as np
 import pytest
 from mapped import value
-from runs import quick_compiler  # noqa: F401 (a fixture)
 
 from videomae_jax import config as configs
 from videomae_jax import losses, masking, optim, parallel, part_masks

@@ -338,7 +338,6 @@ def notes(weights: files.Weights, /, *, family: str) -> tuple[str, ...]:
     if narrow:
         loss = "float64 values are rounded" if "float64" in narrow else "without loss"
         found.append(f"stored as {', '.join(f'{k} ({n} arrays)' for k, n in narrow.items())}; float32 from here on, {loss}")
-    found += [marlin.NOTE] if family == "marlin" else []
     eps = weights.settings.get("layer_norm_eps")
     if family == "hf" and eps not in (None, 1e-6):
         found.append(f"their config has LayerNorm eps {eps:g}; here it is 1e-6, as in the code that trained the published weights")

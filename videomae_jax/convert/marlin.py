@@ -1,7 +1,7 @@
 """MARLIN's checkpoints, the whole model or its encoder -> arrays under the names of VideoMAE.
 
 Source: names and shapes of its released code. The networks are VideoMAE's under other names, with two
-differences: the head's values come channel first, and all norms have eps 1e-5, where ours have 1e-6. Position tables are
+differences: the head's values come channel first, and all norms have eps 1e-5, which configs/marlin say. Position tables are
 stored, but fixed ones like ours. The critic is in no published file: --allow=missing:critic/.* (of an encoder alone also decoder/.*).
 """
 
@@ -18,7 +18,6 @@ NAMES = ((r"\.patch_embedding\.projection\.", ".patch_embed.proj."), (r"\.mlp\.l
 FIXED = r"(encoder|decoder)\.pos_embedding\.emb"
 PRETRAINED = dataclasses.replace(videomae.PRETRAINED, name="MARLIN encoder and decoder", inert=(FIXED,))
 CHANNELS = 3
-NOTE = "MARLIN's norms have eps 1e-5; here it is 1e-6, which changes outputs of small variance a little"
 
 
 def renamed(state: dict[str, np.ndarray], /) -> dict[str, np.ndarray]:

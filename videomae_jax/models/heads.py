@@ -28,13 +28,14 @@ class Classifier(nn.Module):
     classes: int
     dropout: float = 0.0
     init_scale: float = 0.001
+    eps: float = layers.LN_EPS
 
     @nn.compact
     def __call__(self, tokens: Array, /, *, keys: Key | None = None) -> Classified:
         """[B N D] raw tokens of the last block, `keys` [B] or None for evaluation -> Classified."""
         if self.classes < 1 or not 0 <= self.dropout < 1:
             raise UserError(f"a head with {self.classes} classes and dropout {self.dropout}; allowed are 1 class and more, and 0 <= dropout < 1")
-        pooled = layers.LayerNorm(dtype=jnp.float32, name="norm")(tokens.astype(jnp.float32).mean(1))
+        pooled = layers.LayerNorm(self.eps, name="norm")(tokens.astype(jnp.float32).mean(1))
         x = drop(pooled, keys, rate=self.dropout)
         # PyTorch's trunc_normal_ cuts at +-2 in absolute terms, a hundred deviations away: nothing is cut.
         start = nn.initializers.normal(0.02 * self.init_scale)

@@ -18,7 +18,7 @@ from videomae_jax.models import attention
 from videomae_jax.parallel import shard
 from videomae_jax.types import Array, Key
 
-LN_EPS = 1e-6  # every LayerNorm of V1 and V2 (factories)
+LN_EPS = 1e-6  # every LayerNorm of V1 and V2 (factories); MARLIN has others
 
 
 def uniform(bound: float, /) -> Any:
@@ -164,6 +164,7 @@ class Block(nn.Module):
     hidden: int
     attention: str = "xla"
     dtype: Any = jnp.float32
+    eps: float = LN_EPS
 
     @nn.compact
     def __call__(self, x: Array, /, *, layer: Array, rate: Array, keys: Key | None, valid: Array | None) -> Array:
@@ -173,10 +174,10 @@ class Block(nn.Module):
             folded = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, layer), 2))(keys)
             drops = (folded[:, 0], folded[:, 1])
         x = shard(x, "batch", None, None)
-        y = LayerNorm(dtype=self.dtype, name="norm1")(x)
+        y = LayerNorm(self.eps, self.dtype, name="norm1")(x)
         y = Attention(self.heads, self.attention, self.dtype, name="attn")(y, valid=valid)
         x = x + drop_path(y, drops[0], rate=rate)
-        y = Mlp(self.hidden, self.dtype, name="mlp")(LayerNorm(dtype=self.dtype, name="norm2")(x))
+        y = Mlp(self.hidden, self.dtype, name="mlp")(LayerNorm(self.eps, self.dtype, name="norm2")(x))
         return x + drop_path(y, drops[1], rate=rate)
 
 
@@ -211,6 +212,7 @@ class Stack(nn.Module):
     unroll: int = 1
     attention: str = "xla"
     dtype: Any = jnp.float32
+    eps: float = LN_EPS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -236,7 +238,7 @@ class Stack(nn.Module):
             body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=False)
         scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth, unroll=self.unroll,
                        metadata_params={nn.PARTITION_NAME: "layers"})
-        block = Block(self.heads, self.hidden, self.attention, self.dtype, name="block")
+        block = Block(self.heads, self.hidden, self.attention, self.dtype, self.eps, name="block")
         per_layer = (jnp.arange(self.depth), jnp.asarray(np.linspace(0, self.drop_path, self.depth), jnp.float32))
         (x, kept), _ = scan(block, (x, jnp.zeros((len(keep), *x.shape), x.dtype)), per_layer)
         return Stacked(tokens=x, kept=kept)

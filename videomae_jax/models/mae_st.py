@@ -53,10 +53,10 @@ class Encoder(vit.Encoder):
         x = patches.standardise(x, mean=self.mean, std=self.std)
         x = layers.Linear(self.width, (None, "embed"), layers.xavier(self.values, self.width), layers.uniform(self.values**-0.5), dtype=dtype, name="embed")(x)
         x = Sequence(self.grid, self.width, name="sequence")(x, ids=ids)
-        stack = layers.Stack(self.depth, self.heads, self.hidden, self.drop_path, self.remat, self.unroll, self.attention, dtype, name="stack")
+        stack = layers.Stack(self.depth, self.heads, self.hidden, self.drop_path, self.remat, self.unroll, self.attention, dtype, self.eps, name="stack")
         out = stack(x, keys=keys, valid=with_class(valid), keep=keep)
         kept = out.kept[:, :, 1:] if keep else out.kept
-        return vit.Encoded(tokens=layers.LayerNorm(dtype=dtype, name="norm")(out.tokens)[:, 1:], kept=kept, last=out.tokens[:, 1:])
+        return vit.Encoded(tokens=layers.LayerNorm(self.eps, dtype, name="norm")(out.tokens)[:, 1:], kept=kept, last=out.tokens[:, 1:])
 
 
 class Decoder(vit.Decoder):
@@ -80,9 +80,9 @@ class Decoder(vit.Decoder):
         x = Sequence(grid, self.width, name="sequence")(x, ids=jnp.concatenate([visible, target], axis=1))
         if valid is not None:
             valid = jnp.concatenate([valid, jnp.ones(target.shape, bool)], axis=1)
-        stack = layers.Stack(self.depth, self.heads, self.hidden, 0.0, self.remat, self.unroll, self.attention, dtype, name="stack")
+        stack = layers.Stack(self.depth, self.heads, self.hidden, 0.0, self.remat, self.unroll, self.attention, dtype, self.eps, name="stack")
         x = stack(x, valid=with_class(valid)).tokens[:, 1 + visible.shape[1]:]
-        x = layers.LayerNorm(dtype=dtype, name="norm")(x)
+        x = layers.LayerNorm(self.eps, dtype, name="norm")(x)
         values //= self.every
         head = layers.Linear(values, ("embed", None), layers.xavier(self.width, values), dtype=dtype, name="head")
         return head(x).astype(jnp.float32)

@@ -25,7 +25,7 @@ class Encoder(patches.Tubelets, nn.Module):
     """ViT over the visible tubelets: embed, add the fixed position table, blocks, final norm (V2 modeling_pretrain).
 
     Only the V visible patches are embedded; the result equals embedding all N and gathering. `patch` is
-    (time, rows, columns); `mean` and `std` are the loader statistics applied to patches in [0, 1].
+    (time, rows, columns); `mean` and `std` are the loader statistics applied to patches in [0, 1], `eps` is that of every LayerNorm.
     """
 
     width: int
@@ -43,6 +43,7 @@ class Encoder(patches.Tubelets, nn.Module):
     unroll: int = 1
     attention: str = "xla"
     dtype: str = "float32"
+    eps: float = layers.LN_EPS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,9 +62,9 @@ class Encoder(patches.Tubelets, nn.Module):
         bound = self.values**-0.5  # the convolution keeps PyTorch's default: U(+-1/sqrt(fan_in)), bias too
         x = layers.Linear(self.width, (None, "embed"), layers.uniform(bound), layers.uniform(bound), dtype=dtype, name="embed")(x)
         x = x + patches.looked_up(self.positions(), ids, dtype=dtype)
-        stack = layers.Stack(self.depth, self.heads, self.hidden, self.drop_path, self.remat, self.unroll, self.attention, dtype, name="stack")
+        stack = layers.Stack(self.depth, self.heads, self.hidden, self.drop_path, self.remat, self.unroll, self.attention, dtype, self.eps, name="stack")
         out = stack(x, keys=keys, valid=valid, keep=keep)
-        return Encoded(tokens=layers.LayerNorm(dtype=dtype, name="norm")(out.tokens), kept=out.kept, last=out.tokens)
+        return Encoded(tokens=layers.LayerNorm(self.eps, dtype, name="norm")(out.tokens), kept=out.kept, last=out.tokens)
 
 
 class Decoder(nn.Module):
@@ -80,6 +81,7 @@ class Decoder(nn.Module):
     unroll: int = 1
     attention: str = "xla"
     dtype: str = "float32"
+    eps: float = layers.LN_EPS
 
     def positions(self, grid: Grid, /) -> np.ndarray:
         """The fixed table f32 [N D] of the decoder's own width."""
@@ -97,9 +99,9 @@ class Decoder(nn.Module):
         x = jnp.concatenate([x + seen, mask_token + hidden], axis=1)
         if valid is not None:
             valid = jnp.concatenate([valid, jnp.ones(target.shape, bool)], axis=1)
-        stack = layers.Stack(self.depth, self.heads, self.hidden, 0.0, self.remat, self.unroll, self.attention, dtype, name="stack")
+        stack = layers.Stack(self.depth, self.heads, self.hidden, 0.0, self.remat, self.unroll, self.attention, dtype, self.eps, name="stack")
         x = stack(x, valid=valid).tokens[:, visible.shape[1]:]
-        x = layers.LayerNorm(dtype=dtype, name="norm")(x)
+        x = layers.LayerNorm(self.eps, dtype, name="norm")(x)
         head = layers.Linear(values, ("embed", None), layers.xavier(self.width, values), dtype=dtype, name="head")
         return head(x).astype(jnp.float32)
 
