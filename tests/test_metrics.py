@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import pathlib
 import re
+import subprocess
+import sys
 from typing import Any
 
 import jax.numpy as jnp
@@ -92,6 +95,16 @@ def test_writer_purges_tensorboard_after_the_step(step: int, purge: int, tmp_pat
     writer.write(9, {"loss": 1.0})
     writer.close()
     assert calls == [purge, ("loss", 1.0, 9), "closed"]
+
+
+def test_torch_is_not_loaded_with_tensorboard(tmp_path: pathlib.Path) -> None:
+    """One that cannot be imported is not noticed, and can be asked for afterwards."""
+    (tmp_path / "torch.py").write_text("raise RuntimeError('loaded')")
+    code = ("import pathlib, sys; from videomae_jax import metrics; metrics.Writer(pathlib.Path(sys.argv[1]), step=0, lead=True).close()\n"
+            "try:\n    import torch\nexcept RuntimeError as error:\n    print(error)")
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{pathlib.Path(__file__).resolve().parents[1]}"}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "loaded\n", done.stderr
 
 
 def test_only_the_lead_writes(tmp_path: pathlib.Path) -> None:

@@ -171,7 +171,7 @@ def test_another_gelu_is_noticed(golden: Golden, monkeypatch: pytest.MonkeyPatch
 def test_another_eps_is_noticed(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's default 1e-5 in place of 1e-6, the smallest of the known differences between ports, moves some gradients."""
     norm = layers.LayerNorm
-    monkeypatch.setattr(layers, "LayerNorm", lambda **kw: norm(eps=1e-5, **kw))
+    monkeypatch.setattr(layers, "LayerNorm", lambda eps, *a, **kw: norm(1e-5, *a, **kw))
     found = golden.distances(golden.params, label="raw", run=afresh())
     assert max(found.values()) > FORWARD, found
 

@@ -250,7 +250,7 @@ def test_memory_is_bounded(workers: int, tmp_path: pathlib.Path) -> None:
                 time.sleep(0.05)
             time.sleep(1)
             assert len(log.read_text().splitlines()) == (taken + most) * BATCH
-            assert len(left(stream._running.batches.segments or "none")) <= most
+            assert len(left(stream._running.batches.segments or "none")) <= most + bool(workers)  # and the list of the processes
 
 
 def test_a_failing_read_leaves_no_writer_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,8 +46,6 @@ class Writer:
         self._events = None
         if not lead:
             return
-        from tensorboardX import SummaryWriter
-
         path = directory / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _complete(line) and json.loads(line)["step"] <= step]
@@ -55,7 +53,7 @@ class Writer:
             temporary.write_text("".join(f"{line}\n" for line in kept))
             os.replace(temporary, path)
         self._file = path.open("a")
-        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+        self._events = _summary_writer()(str(directory / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float], /) -> None:
         """One line of metrics.jsonl and one TensorBoard scalar per value. A full disk costs the line, not the run."""
@@ -74,6 +72,19 @@ class Writer:
         if self._file is not None:
             self._file.close()
             self._events.close()
+
+
+def _summary_writer() -> Any:
+    """tensorboardX's class. Where torch is installed its import would load that too, a second and 200 MB for nothing."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def _complete(line: str, /) -> bool:

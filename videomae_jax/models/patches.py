@@ -98,6 +98,6 @@ def sincos(tokens: int, width: int, /) -> np.ndarray:
 def looked_up(table: np.ndarray, ids: Array, /, *, dtype: jnp.dtype) -> Array:
     """Rows [B V D] of a constant table f32 [N D] at `ids` i32 [B V], in `dtype`.
 
-    The compiler is kept from looking them up itself where the ids are constants too: all tokens of long clips took it 17 s.
+    The compiler is kept from looking them up itself where the ids are constants too: for all tokens of long clips that takes it longer than the rest.
     """
     return jax.lax.optimization_barrier(jnp.asarray(table).astype(dtype))[ids]
