@@ -1,6 +1,7 @@
 """Configs: binding, overriding, building, storing and comparing, and every mistake a user can make."""
 
 import dataclasses
+import json
 import pathlib
 
 import ml_collections
@@ -211,6 +212,17 @@ def test_free_fields_may_also_appear(key: str) -> None:
         node = node[group]
     node[name] = 1
     assert configs.compare(before, after)["free"] == [f"{key}: '<absent>' -> 1"]
+
+
+@pytest.mark.parametrize(("now", "never"), [("1e-6", []), ("1e-5", ["objective.encoder.eps: 1e-06 -> 1e-05"])])
+def test_parameters_that_are_new_had_their_defaults(now: str, never: list[str]) -> None:
+    """A run that began before the encoder had an `eps` goes on, unless it has another now."""
+    new, before = example(), json.loads(configs.to_json(example()))
+    configs.override(new, {"objective.encoder.eps": now})
+    del before["objective"]["encoder"]["eps"]
+    assert configs.compare(before, new) == {"free": [], "extend": [], "fork": [], "never": never}
+    before["objective"]["__symbol__"] = "elsewhere.MAE"  # not imported
+    assert len(configs.compare(before, new)["never"]) == 1 + len(never)
 
 
 def test_lists_and_tuples_are_the_same_once_stored() -> None:

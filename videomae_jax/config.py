@@ -31,30 +31,28 @@ def _parameters(symbol: Any, /) -> dict[str, inspect.Parameter]:
     return {k: p for k, p in parameters.items() if not (linen and k in _LINEN_FIELDS)}
 
 
+def _defaults(symbol: Any, /) -> dict[str, Any]:
+    """Values of the parameters that have one, as config data."""
+    fields = dataclasses.fields(symbol) if dataclasses.is_dataclass(symbol) else ()
+    made = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
+    known = {k: p.default for k, p in _parameters(symbol).items() if p.default is not inspect.Parameter.empty}
+    return {k: plain(made.get(k, v)) for k, v in known.items()}
+
+
 def spec(symbol: Any, /, **kw: Any) -> ml_collections.ConfigDict:
     """A config node for `symbol(**kw)` with all defaults written out.
 
     Raises UserError for a parameter that the symbol does not have, or a required one that is missing.
     """
     path = f"{symbol.__module__}.{symbol.__qualname__}"
-    parameters = _parameters(symbol)
-    fields = dataclasses.fields(symbol) if dataclasses.is_dataclass(symbol) else ()
-    factories = {f.name: f.default_factory for f in fields if f.default_factory is not dataclasses.MISSING}
+    parameters, defaults = _parameters(symbol), _defaults(symbol)
     for name in kw:
         if name not in parameters:
             raise UserError(f"{path} has no parameter {name!r}; it has {', '.join(parameters)}")
-    node: dict[str, Any] = {SYMBOL: path}
-    for name, parameter in parameters.items():
-        if name in kw:
-            value = kw[name]
-        elif name in factories:
-            value = factories[name]()
-        elif parameter.default is not inspect.Parameter.empty:
-            value = parameter.default
-        else:
+    for name in parameters:
+        if name not in kw and name not in defaults:
             raise UserError(f"{path} needs a value for {name!r}")
-        node[name] = plain(value)
-    return _dict(node)
+    return _dict({SYMBOL: path} | {name: plain(kw[name]) if name in kw else defaults[name] for name in parameters})
 
 
 def plain(value: Any, /) -> Any:
@@ -240,9 +238,24 @@ EXTEND = (r"total",)
 FORK = (r"batch_size", r"seed", r"data\..*", r"optimizers\.\w+\.(?!__symbol__).*", r"ema")  # another optimiser has another state
 
 
+def _completed(node: Any, /) -> Any:
+    """Config data with the parameters that its symbols have gained since, at their defaults: what was meant when there were none."""
+    if isinstance(node, (list, tuple)):
+        return tuple(_completed(v) for v in node)
+    if not isinstance(node, (ml_collections.ConfigDict, dict)):
+        return node
+    values = {k: _completed(node[k]) for k in node}
+    if SYMBOL not in values:
+        return values
+    try:
+        return _defaults(symbol(values[SYMBOL])) | values
+    except UserError:  # of a package that only the run's own command trusts, or gone
+        return values
+
+
 def compare(old: Any, new: Any, /) -> dict[str, list[str]]:
     """Differences of two configs by what a resumed run needs to accept them: {"free" | "extend" | "fork" | "never": lines}."""
-    before, after = flat(from_json(to_json(old))), flat(from_json(to_json(new)))  # as stored: a list equals a tuple
+    before, after = flat(_completed(from_json(to_json(old)))), flat(from_json(to_json(new)))  # as stored: a list equals a tuple
     result: dict[str, list[str]] = {"free": [], "extend": [], "fork": [], "never": []}
     for key in sorted(before.keys() | after.keys()):
         left, right = before.get(key, "<absent>"), after.get(key, "<absent>")
