@@ -18,6 +18,7 @@ from videomae_jax.objectives.base import External
 from videomae_jax.objectives.marlin import MARLIN
 
 PATCH, TOKENS = (2, 8, 8), 64
+SIZES = ("--heads=4", "--decoder-heads=3", "--trained-frames=8", "--trained-size=32", "--config.objective.critic.hidden=8")  # what files do not tell
 OBJECTIVE = MARLIN(vit.Encoder(width=32, depth=2, heads=4, hidden=64, patch=PATCH, frames=8, size=32),
                    vit.Decoder(width=24, depth=1, heads=3, hidden=48), critic=critic.Critic(hidden=8))
 
@@ -59,8 +60,7 @@ def theirs() -> tuple[dict[str, np.ndarray], Any]:
 def converted(folder: pathlib.Path, state: dict[str, np.ndarray], *allowed: str, family: str = "auto") -> int:
     """The exit code of the command."""
     np.savez(folder / "a.npz", **state)
-    return main(["convert", f"--from={family}", str(folder / "a.npz"), f"--out={folder}/run", "--heads=4", "--decoder-heads=3", "--trained-frames=8", "--trained-size=32",
-                 "--config.objective.critic.hidden=8", *(f"--allow=missing:{x}" for x in allowed)])
+    return main(["convert", f"--from={family}", str(folder / "a.npz"), f"--out={folder}/run", *SIZES, *(f"--allow=missing:{x}" for x in allowed)])
 
 
 def test_whole_model(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 import test_convert as conversion
+import test_convert_marlin as marlin
 import test_parity as parity
 import transformers
 from flax import traverse_util
@@ -143,15 +144,20 @@ def classification(folder: pathlib.Path, /) -> list[Row]:
 
 
 def others(folder: pathlib.Path, /) -> list[Row]:
-    """MAE-ST and VideoPrism."""
+    """MAE-ST, MARLIN and VideoPrism."""
     arrays, tree = conversion.mae_st_state()
     convert("--from=mae_st", conversion.save(folder / "a.npz", arrays), f"--out={folder}/mae_st", "--heads=2", "--decoder-heads=2")
+    faces, face_tree = marlin.theirs()
+    convert("--from=marlin", conversion.save(folder / "c.npz", faces), f"--out={folder}/marlin", "--allow=missing:critic/.*", *marlin.SIZES)
     prism = conversion.videoprism_state()
     convert("--from=videoprism", conversion.save(folder / "b.npz", prism), f"--out={folder}/prism", "--allow=missing:head/.*")
     model, video = videomae_jax.load(folder / "prism"), np.random.default_rng(1).integers(0, 256, (2, 3, 12, 12, 3), np.uint8)
     want = conversion.videoprism_reference(prism, video / 255)
     wanted = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep="/").items()}
+    wanted_faces = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(face_tree, sep="/").items() if not k.startswith("critic/")}
+    found_faces = {k: v for k, v in flat(folder / "marlin").items() if not k.startswith("critic/")}
     return [Row("--from=mae_st", "pretraining", "a tree written out by hand", same(flat(folder / "mae_st"), wanted), {}),
+            Row("--from=marlin", "pretraining without the critic", "a tree written out by hand", same(found_faces, wanted_faces), {}),
             Row("--from=videoprism", "video encoder", "its description in numpy, float64", None,
                 {"tokens": parity.distance(model.encode(video).tokens.reshape(want.shape), want)})]
 
