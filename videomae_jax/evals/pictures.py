@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from videomae_jax import parallel
 from videomae_jax.evals.base import Context
+from videomae_jax.evals.reconstruction import predictions
 from videomae_jax.models import patches
 
 GREY = 0.5
@@ -39,11 +40,8 @@ class Pictures:
         """Draws; returns {"psnr_hidden"}, the PSNR in dB over the predicted hidden patches of the drawn clips."""
         objective = context.assembly.objective
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
-        predict = context.assembly.evaluator(
-            lambda params, extra, batch, rng: (objective.predict(params, extra, batch, rng), objective.patchify(batch), batch["valid"]))
         directory, errors, number = context.directory / "reconstructions", [], 0
-        for batch in context.sweep(source, batch_size=self.clips):
-            predicted, pixels, valid = jax.device_get(predict(context.params, context.extra, batch, context.rng))
+        for predicted, pixels, valid in predictions(context, source, batch_size=self.clips):
             for row in np.flatnonzero(valid):
                 masks = jax.tree.map(lambda x, row=row: np.asarray(x)[row], predicted.masks)
                 panels, error = compose(objective, pixels[row], predicted.patches[row], masks)

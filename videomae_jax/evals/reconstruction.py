@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import scipy.interpolate
 
@@ -32,11 +31,8 @@ class Reconstruction:
         """{"loss", "loss_zero", "loss_nearest", "loss_linear", "loss_trivial"} over at most `clips` clips."""
         objective = context.assembly.objective
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
-        predict = context.assembly.evaluator(
-            lambda params, extra, batch, rng: (objective.predict(params, extra, batch, rng), objective.patchify(batch), batch["valid"]))
         totals: dict[str, float] = {}
-        for batch in context.sweep(source, batch_size=min(self.batch_size, self.clips)):
-            predicted, pixels, valid = jax.device_get(predict(context.params, context.extra, batch, context.rng))
+        for predicted, pixels, valid in predictions(context, source, batch_size=min(self.batch_size, self.clips)):
             sums = self.sums(objective, pixels, predicted, valid)
             totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
         losses = {f"loss{k}": v / totals["weight"] for k, v in totals.items() if k != "weight"}
@@ -58,6 +54,14 @@ class Reconstruction:
         for name, guess in arrays.items():
             result[name] = float((np.mean((guess - predicted.targets) ** 2, axis=-1, dtype=np.float64) * weight).sum())
         return result
+
+
+def predictions(context: Context, source: Any, /, *, batch_size: int) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+    """What the objective predicts for every batch of a sweep, its patches f32 [B N P] in [0, 1] and `valid` bool [B]; errors as there."""
+    objective = context.assembly.objective
+    predict = context.assembly.evaluator(
+        lambda params, extra, batch, rng: (objective.predict(params, extra, batch, rng), objective.patchify(batch), batch["valid"]))
+    return context.results(lambda batch: predict(context.params, context.extra, batch, context.rng), source, batch_size=batch_size)
 
 
 def rows(pixels: np.ndarray, masks: Any, /) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
