@@ -46,8 +46,8 @@ def in_restore(arrive: Callable[[], None], /) -> None:
 
     before = Checkpointer.check_files
 
-    def check(self: Any, *args: Any) -> None:
-        before(self, *args)
+    def check(self: Any, *args: Any, **kw: Any) -> None:
+        before(self, *args, **kw)
         arrive()
     Checkpointer.check_files = check
 
