@@ -171,6 +171,19 @@ def test_nothing_is_set_aside_while_nothing_is_readable(tmp_path: pathlib.Path) 
     saver.close()
 
 
+def test_a_lost_process_is_no_damage(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that dies amid a restore breaks a collective of the others: the run is started again, and no checkpoint is accused."""
+    saver = save(tmp_path, (1,))
+
+    def check(*_: Any, **__: Any) -> None:
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+    monkeypatch.setattr(Checkpointer, "check_files", check)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="closed by peer"):
+        saver.latest_good(state()[1], rng=state()[0].rng)
+    saver.close()
+
+
 def test_another_model_is_an_error_that_names_the_leaf(tmp_path: pathlib.Path) -> None:
     """Shapes, missing leaves and another optimiser; it is never taken for damage."""
     saver = save(tmp_path, (1,))

@@ -174,7 +174,7 @@ class Checkpointer:
     def _reading(self, step: int, /) -> Iterator[None]:
         try:
             yield
-        except UserError:
+        except (UserError, jax.errors.JaxRuntimeError):  # such as a process that is lost amid a collective: no fault of the checkpoint
             raise
         except Exception as error:  # what a damaged directory raises is not specified by the storage layer
             raise DamagedError(f"checkpoint {step} in {self.directory} cannot be read ({reason(error)})") from error
