@@ -68,6 +68,24 @@ def shared_programs() -> Iterator[None]:
             yield
 
 
+@contextlib.contextmanager
+def compilations() -> Iterator[list[float]]:
+    """The seconds of every compilation within."""
+    import jax
+
+    found: list[float] = []
+
+    def note(event: str, seconds: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+
 def world(folder: pathlib.Path, /) -> pathlib.Path:
     """The index of 16 training and 8 validation clips, written as files."""
     from videomae_jax.__main__ import main as run

@@ -1,10 +1,8 @@
 """Checkpoints: what they hold, on which mesh they can be read, and what happens to damaged, failed and half-written ones."""
 
-import gc
 import pathlib
 import random
 import resource
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,13 +19,6 @@ from videomae_jax.step import TrainState
 # Orbax leaves coroutines behind when a file cannot be read; Python reports them when they are collected.
 pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"), pytest.mark.usefixtures("collected")]
 MESHES = {"fsdp": parallel.Layout(data=1, fsdp=8), "mixed": parallel.Layout(data=2, fsdp=2, tensor=2), "one": parallel.Layout(data=1)}
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """What a test leaves behind is reported to this module, not to the next."""
-    yield
-    gc.collect()
 
 
 def mesh_of(name: str) -> Any:

@@ -18,6 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+import runs
 import tiny
 
 from videomae_jax import config as configs
@@ -178,29 +179,23 @@ class Trajectory:
 @functools.cache
 def trajectory(name: str, directory: pathlib.Path) -> Trajectory:
     """Runs it; the checkpoint goes to directory/name."""
-    run, compiled = assembled(name, SHARED), []
+    run, compiled = assembled(name, SHARED), 0
     state, train = placed(run, initial(name)), run.step()
     states, metrics = [host(state)], []
     saver = Checkpointer(directory / name)
 
-    def count(event: str, _: float, **__: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
     drawn = batches(run, start=0, count=5)
     for number, batch in enumerate(drawn, 1):
-        jax.monitoring.register_event_duration_secs_listener(count)
-        try:
+        with runs.compilations() as found:
             state, values = train(state, *batch)
-        finally:
-            jax.monitoring.unregister_event_duration_listener(count)
+        compiled += len(found)
         states.append(host(state))
         metrics.append(jax.device_get(values))
         if number == 2:
             saver.save(2, state, meta={"step": 2})
             saver.wait()
     saver.close()
-    return Trajectory(run, train, states, metrics, len(compiled))
+    return Trajectory(run, train, states, metrics, compiled)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from videomae_jax import config as configs
 from videomae_jax import hlo, optim, parallel
 from videomae_jax.assembly import assemble
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
 %fused_slice (param_0.1: f32[12,8,4], param_1.1: s32[]) -> f32[8,4] {

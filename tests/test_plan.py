@@ -17,6 +17,8 @@ from videomae_jax.data import sources
 from videomae_jax.errors import UserError
 from videomae_jax.plan import Choice, Compiled, Estimate, Input, Planner
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 SMALL = {"objective.encoder.width": "32", "objective.encoder.hidden": "64", "objective.encoder.depth": "2", "objective.decoder.width": "32",
          "objective.decoder.hidden": "64", "objective.encoder.size": "32", "data.size": "32", "batch_size": "16"}
 

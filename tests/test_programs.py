@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 
 from videomae_jax import config as configs
 from videomae_jax import programs
@@ -95,17 +96,9 @@ def test_a_second_evaluation_compiles_nothing(tmp_path: pathlib.Path) -> None:
     state = run.create()
     for number in range(2):
         params = jax.tree.map(lambda x, number=number: x * (1 + number), state.params)
-        context, compiled = Noise(run, params, run.seen(state.extra), number, tmp_path), []
-
-        def count(event: str, _: float, compiled: list[str] = compiled, **__: Any) -> None:
-            if event == "/jax/core/compile/backend_compile_duration":
-                compiled.append(event)
-
-        jax.monitoring.register_event_duration_secs_listener(count)
-        try:
+        context = Noise(run, params, run.seen(state.extra), number, tmp_path)
+        with runs.compilations() as compiled:
             for name, evaluator in evaluators.items():
                 assert evaluator.run(context), name
-        finally:
-            jax.monitoring.unregister_event_duration_listener(count)
         counts.append(len(compiled))
     assert counts[0] > 0 and counts[1] == 0, counts

@@ -45,7 +45,7 @@ class Assembly:
 
     @functools.cached_property
     def programs(self) -> Programs:
-        """Those of this run."""
+        """Those of this run, which its state and its evaluators are made by."""
         return Programs()
 
     def create(self) -> TrainState:
@@ -63,8 +63,8 @@ class Assembly:
         if not initial:
             return self.programs.jit(fresh, out_shardings=self.shardings)(self.rng())
         externals.check_positions(initial, encoder=getattr(self.objective, "encoder", None))
-        loaded = externals.load(jax.jit(params, out_shardings=self.shardings.params)(self.rng()), initial, root="params")
-        return jax.jit(rest, out_shardings=self.shardings)(self.rng(), loaded)
+        loaded = externals.load(self.programs.jit(params, out_shardings=self.shardings.params)(self.rng()), initial, root="params")
+        return self.programs.jit(rest, out_shardings=self.shardings)(self.rng(), loaded)
 
     def _example(self) -> dict[str, Any]:
         return base.dummy(self.fields)
@@ -151,7 +151,9 @@ def assemble(config: ml_collections.ConfigDict, /, *, trust: tuple[str, ...] = (
     base.check_phases(objective.phases())
     drawn = base.draws(objective.phases())
     parallel.check_batch(config.batch_size * source.repeats, mesh=mesh, microbatches=config.microbatches)
-    fields, source = source.fields, ingest.placed(source, platform=parallel.platform(mesh), batch_size=config.batch_size, ways=parallel.batch_ways(mesh))
+    with parallel.use(mesh):
+        platform = parallel.target().platform
+    fields, source = source.fields, ingest.placed(source, platform=platform, batch_size=config.batch_size, ways=parallel.batch_ways(mesh))
     steps_per_epoch = len(source) / (config.batch_size * drawn)
     total = configs.duration(config.total, total=None, steps_per_epoch=steps_per_epoch)
     if total < 1:

@@ -157,11 +157,6 @@ def target() -> Target:
     return Target(devices[0].platform, len(devices), getattr(devices[0], "compute_capability", ""))
 
 
-def platform(mesh: Mesh, /) -> str:
-    """"cpu", "gpu" or "tpu": what a run on this mesh is put together for."""
-    return _TARGETS[-1].platform if _TARGETS else mesh.devices.flat[0].platform
-
-
 def estimating() -> bool:
     """Whether what is traced is meant for hardware that is not here (`aim`)."""
     return bool(_TARGETS)

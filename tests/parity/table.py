@@ -154,10 +154,10 @@ def others(folder: pathlib.Path, /) -> list[Row]:
     model, video = videomae_jax.load(folder / "prism"), np.random.default_rng(1).integers(0, 256, (2, 3, 12, 12, 3), np.uint8)
     want = conversion.videoprism_reference(prism, video / 255)
     wanted = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep="/").items()}
-    wanted_faces = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(face_tree, sep="/").items() if not k.startswith("critic/")}
-    found_faces = {k: v for k, v in flat(folder / "marlin").items() if not k.startswith("critic/")}
+    both = (flat(folder / "marlin"), traverse_util.flatten_dict(face_tree, sep="/"))
+    networks = [{k: np.asarray(v) for k, v in found.items() if not k.startswith("critic/")} for found in both]
     return [Row("--from=mae_st", "pretraining", "a tree written out by hand", same(flat(folder / "mae_st"), wanted), {}),
-            Row("--from=marlin", "pretraining without the critic", "a tree written out by hand", same(found_faces, wanted_faces), {}),
+            Row("--from=marlin", "pretraining without the critic", "a tree written out by hand", same(*networks), {}),
             Row("--from=videoprism", "video encoder", "its description in numpy, float64", None,
                 {"tokens": parity.distance(model.encode(video).tokens.reshape(want.shape), want)})]
 

@@ -231,13 +231,14 @@ class _Running:
 
     def __init__(self, batches: Batches, /, *, workers: int) -> None:
         self.batches, self.workers, self.taken = batches, workers, 0
+        name = f"{batches.segments}pids"
         dataset = grain.MapDataset.source(batches).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD))
         if workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain reads a flag of its own in this process, where absl need not run
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-            dataset = dataset.mp_prefetch(options, worker_init_fn=functools.partial(_begin_worker, f"{batches.segments}pids"))
-        self.processes = Workers(workers, name=f"{batches.segments}pids")
+            dataset = dataset.mp_prefetch(options, worker_init_fn=functools.partial(_begin_worker, name))
+        self.processes = Workers(workers, name=name)
         self.iterator: Any = iter(dataset)
 
     def take(self) -> Batch:
