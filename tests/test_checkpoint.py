@@ -15,6 +15,7 @@ from videomae_jax import checkpoint, fingerprints, parallel
 from videomae_jax.checkpoint import Checkpointer, DamagedError, load_params, named, transfer
 from videomae_jax.errors import UserError
 from videomae_jax.step import TrainState
+from videomae_jax.stopping import StorageError
 
 # Orbax leaves coroutines behind when a file cannot be read; Python reports them when they are collected.
 pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"), pytest.mark.usefixtures("collected")]
@@ -163,15 +164,18 @@ def test_nothing_is_set_aside_while_nothing_is_readable(tmp_path: pathlib.Path) 
 
 
 def test_a_lost_process_is_no_damage(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that dies amid a restore breaks a collective of the others: the run is started again, and no checkpoint is accused."""
-    saver = save(tmp_path, (1,))
+    """One that dies amid a restore breaks a collective of the others: the run is started again, and no checkpoint is passed over."""
+    saver = save(tmp_path, (1, 2))
 
     def check(*_: Any, **__: Any) -> None:
-        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        raise ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
 
     monkeypatch.setattr(Checkpointer, "check_files", check)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="closed by peer"):
+    with pytest.raises(StorageError, match="closed by peer.*all processes have to start again"):
         saver.latest_good(state()[1], rng=state()[0].rng)
+    monkeypatch.undo()
+    assert saver.steps() == [1, 2]
     saver.close()
 
 

@@ -174,7 +174,7 @@ class Checkpointer:
     def _reading(self, step: int, /) -> Iterator[None]:
         try:
             yield
-        except (UserError, jax.errors.JaxRuntimeError):  # such as a process that is lost amid a collective: no fault of the checkpoint
+        except UserError:
             raise
         except Exception as error:  # what a damaged directory raises is not specified by the storage layer
             raise DamagedError(f"checkpoint {step} in {self.directory} cannot be read ({reason(error)})") from error
@@ -279,7 +279,8 @@ class Checkpointer:
             return self.restore(step, abstract, rng=rng)
         except DamagedError as error:
             if jax.process_count() > 1 and not error.agreed:
-                raise UserError(f"{error}; move it away and start all processes again") from error
+                # As likely another process was lost amid a collective, whose errors have no type of their own: no user's mistake.
+                raise StorageError(f"{error}; all processes have to start again; if it repeats, move the checkpoint away") from error
             self._warn(f"{error}; trying the one before")
             return None
 
