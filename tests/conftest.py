@@ -6,13 +6,14 @@ import pathlib
 from collections.abc import Iterator
 
 import pytest
-from runs import QUICK
+from runs import QUICK, THREADS
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join([
     os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8",
     # Eight devices share two cores here: the default limit would abort a slow collective.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600", QUICK])
+os.environ.update(THREADS)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # commands that tests start inherit it
 FIRST = ("test_contract", "test_resume", "test_processes", "test_av_mae")  # files of minutes: none of them starts when all others are done
 

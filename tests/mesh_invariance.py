@@ -78,17 +78,19 @@ def drive(steps: int, processes: int, process: int, coordinator: str, /) -> None
 
 def run(steps: int, processes: int, /) -> dict[str, list[float]]:
     """The losses of every mesh of so many processes; the last one of each is shown as soon as it is there."""
+    from runs import THREADS
+
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}" if processes > 1 else ""
     flags = f"--xla_force_host_platform_device_count={DEVICES // processes} --xla_cpu_collective_call_terminate_timeout_seconds=600"
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    env = os.environ | THREADS | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     words = [[sys.executable, __file__, f"--steps={steps}", f"--drive={processes},{i},{address}"] for i in range(processes)]
     started = [subprocess.Popen(w, cwd=ROOT, env=env, text=True, stdout=None if i else subprocess.PIPE) for i, w in enumerate(words)]
     found = {}
     try:
         for line in started[0].stdout:  # the lead's; the others print nothing
-            if line.startswith("["):
+            if line.startswith('["'):  # not the notes of the collectives between processes, "[Gloo] ..."
                 name, values = json.loads(line)
                 found[name] = values
                 print(f"{name}: {values[-1]:.9f}", file=sys.stderr, flush=True)

@@ -31,6 +31,9 @@ TOTAL, SAVE = 9, 3
 # Programs that run a few times each take far longer to compile well than to run: a step of the contract a quarter of the time with these.
 # Later versions of jaxlib do not know the flag and end the process.
 QUICK = "--xla_cpu_parallel_codegen_split_count=1" + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10.")
+# XLA's pool has a thread per core, and a collective holds its thread until the other devices arrive: eight devices can hold
+# all threads of two cores while what they wait for has none. NPROC sets the size of the pool.
+THREADS = {"NPROC": "64"}
 TRACE = "VIDEOMAE_JAX_TEST_TRACE"  # file that the driver records batches in
 # configs/tiny.py at its smallest, with everything that draws numbers: crops, masks, drop-path, two copies of a decode.
 FIELDS = {
@@ -104,7 +107,7 @@ def command(*words: str, devices: int = 1, point: tuple[str, int] | None = None,
             trace: pathlib.Path | None = None, **kw: Any) -> "subprocess.Popen[str]":
     """Starts `python -m videomae_jax WORDS` on forced CPU devices, the driver that ends it at a point, or a line for the shell."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_collective_call_terminate_timeout_seconds=600 {QUICK}"
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": cache(),
+    env = os.environ | THREADS | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": cache(),
                         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1", "PYTHONFAULTHANDLER": "1"}
     env |= {TRACE: str(trace)} if trace else {}
     point = ("", 0) if trace and not point else point
