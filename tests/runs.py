@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -244,12 +244,13 @@ def recorded(path: pathlib.Path, /, *, hosts: int) -> dict[int, list[str]]:
     return {batches[0]["first"]: [row for batch in batches for row in batch["rows"]] for batches in zip(*parts, strict=False)}
 
 
-def pair(words: list[str], /, *, codes: tuple[int, int], point: tuple[str, int] = ("", 0), trace: pathlib.Path | None = None) -> list[str]:
-    """What two processes of one device each, which form one run, wrote on standard error; the second has the point."""
+def pair(words: list[str], /, *, codes: tuple[int, int], point: tuple[str, int] = ("", 0), trace: pathlib.Path | None = None,
+         each: Sequence[Sequence[str]] = ((), ())) -> list[str]:
+    """What two processes of one device each, which form one run, wrote on standard error; the second has the point, `each` words of its own."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    both = [command(*words, f"--coordinator={address}", "--processes=2", f"--process={i}", point=point if i else ("", 0), trace=trace) for i in range(2)]
+    both = [command(*words, *each[i], f"--coordinator={address}", "--processes=2", f"--process={i}", point=point if i else ("", 0), trace=trace) for i in range(2)]
     with concurrent.futures.ThreadPoolExecutor(len(both)) as readers:  # both pipes are read at a time: a full one would stop its process
         waits = [readers.submit(finish, process, code=code) for process, code in zip(both, codes, strict=True)]
         try:

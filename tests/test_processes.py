@@ -83,6 +83,15 @@ def test_parameters_are_those_of_one_process(chain: Chain) -> None:
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+def test_a_disk_of_each_host_is_no_run_directory(tmp_path: pathlib.Path) -> None:
+    """Both end before the first step and say why; nothing but an empty folder is left, which the next try may use."""
+    words = ["train", *runs.arguments(runs.world(tmp_path / "world"))]
+    said = runs.pair(words, codes=(2, 2), each=[[f"--workdir={tmp_path / host / 'run'}"] for host in ("a", "b")])
+    for text in said:
+        assert "process 1 of 2 does not see what process 0 writes to --workdir=" in text and "Traceback" not in text, text
+    assert not list((tmp_path / "a" / "run").iterdir()) and not (tmp_path / "b").exists()
+
+
 @pytest.mark.slow
 def test_stuck_loader_of_one_process_ends_both(tmp_path: pathlib.Path) -> None:
     """The second never gets its batch: both leave their stacks, both name it, and both end: the first with the watchdog's code."""

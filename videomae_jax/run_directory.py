@@ -4,7 +4,9 @@ import collections
 import json
 import os
 import pathlib
+import secrets
 import sys
+import time
 from typing import Any
 
 import jax
@@ -21,6 +23,7 @@ from videomae_jax.evals.base import Context, Headlined
 GROUPS = ("objective", "data", "eval_data", "optimizers", "evaluators", "checkpoint", "log", "mesh")
 NEEDED: dict[str, Any] = {**dict.fromkeys(GROUPS, dict), "total": (str, int), "batch_size": int}  # of a stored config
 
+VISIBLE = 10.0  # seconds until a new file has to be seen by every host
 WINDOW = 1000  # decoded clips over which the share of unreadable ones is taken
 
 
@@ -56,6 +59,7 @@ def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool
     elif directory.exists() and not directory.is_dir():
         raise UserError(f"--workdir={directory} is a file; needed is a folder, or a name that is still free")
     parallel.barrier("claimed")
+    check_shared(directory)
     if parallel.is_lead():
         values = card.card(run)
         try:
@@ -65,6 +69,35 @@ def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool
         except OSError as error:
             raise UserError(f"cannot write to --workdir={directory}: {error.strerror} ({error.filename})") from error
     parallel.barrier("written")
+
+
+def check_shared(directory: pathlib.Path, /, *, seconds: float = VISIBLE) -> None:
+    """Raises UserError, in every process, unless all of them see in `directory` what the lead writes there.
+
+    Each host with a disk of its own under the same name would otherwise train until the first save, which no process can finish.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    token = multihost_utils.broadcast_one_to_all(np.frombuffer(secrets.token_bytes(16), np.uint8)).tobytes().hex()
+    path, failed = directory / f".shared.{token}", ""
+    try:
+        if parallel.is_lead():
+            directory.mkdir(parents=True, exist_ok=True)
+            path.write_text(token)
+    except OSError as error:
+        failed = f"cannot write to --workdir={directory}: {error.strerror} ({error.filename})"
+    parallel.barrier("shared file written")
+    end = time.monotonic() + seconds  # network file systems show a new file late
+    while not (seen := path.exists()) and time.monotonic() < end:
+        time.sleep(0.1)
+    blind = np.flatnonzero(~multihost_utils.process_allgather(np.asarray(seen)))
+    if parallel.is_lead():
+        path.unlink(missing_ok=True)
+    if blind.size:
+        raise UserError(failed or f"process {blind[-1]} of {jax.process_count()} does not see what process 0 writes to --workdir={directory}; "
+                        "allowed is a folder that all hosts share, such as NFS, Lustre or a mounted bucket")
 
 
 def check_newest(run: Assembly, directory: pathlib.Path, /) -> None:
