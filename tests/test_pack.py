@@ -301,8 +301,28 @@ def test_a_recipe_changes_its_symbol_and_its_index(done: pathlib.Path) -> None:
     assert {k: (v.shape, v.dtype.name) for k, v in made.read(0, rng=rng()).items()} == {k: ((2, *f.shape), f.dtype) for k, f in made.fields.items()}
     with pytest.raises(UserError, match=r"cannot be drawn from this packing; allowed are DenseRandom and DenseCentre with stride 3 or a multiple"):
         evaluation_source(config, split="val").read(0, rng=rng())
+    with pytest.raises(UserError, match=r"with stride 3 or a multiple$"):
+        source(done, sampling=clips.DenseFinetune(stride=3)).read(0, rng=rng())
     configs.override(config, {"eval_data.sampling.stride": "3"})
     assert evaluation_source(config, split="val").read(0, rng=rng())["video"].shape == (1, *made.fields["video"].shape)
+
+
+def test_fine_tuning_reads_windows_of_every_frame(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The spacing clip x stride / (clip - 1) of V2 within windows of 16 frames, at random and at the centre; a packing with gaps is refused."""
+    assert entry.main(command(folder, tmp_path / "out", "--stride=1", "--frames=16", "--windows=1")) == 0
+
+    def made(position: str, **kw: Any) -> packed.PackedClips:
+        return source(tmp_path / "out", **({"frames": 4, "sampling": clips.DenseFinetune(stride=3, position=position)} | kw))
+
+    centre, random = made("centre"), made("random")
+    row = next(r for r in range(len(centre)) if centre.name(r) == "cfr.mp4")
+    (window,) = packing.about(packed.record(tmp_path / "out" / centre.record(row)["path"], int(centre.record(row)["packed"]), name="x"))["ids"]
+    assert window == list(range(window[0], window[0] + 16))
+    assert numbers(centre, row) == [window[i] for i in (2, 6, 10, 13)], "12 frames about the middle, the last of which is one less"
+    seen = {tuple(n - window[0] for n in numbers(random, row, seed)) for seed in range(40)}
+    assert seen == {(e - 12, e - 8, e - 4, e - 1) for e in range(12, 16)}
+    with pytest.raises(UserError, match="clips of 6 frames need 18 packed ones, and .* has 16 a window; allowed are up to 5 frames, or a packing with --frames=18"):
+        made("random", frames=6).read(row, rng=rng())
 
 
 @pytest.mark.parametrize("kind", ["raw", "packed"])

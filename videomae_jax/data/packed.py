@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ class PackedClips(sources.VideoClips):
     """VideoClips of the `index.parquet` that `pack` wrote: a read draws a version, a window of the video, then frames of it.
 
     `sampling` means what it means for the source videos, so a recipe changes its index and this symbol alone: DenseRandom and
-    DenseCentre whose stride is the packed one or a multiple, PerSecond whose rate divides the packed one. A window that holds
-    more frames than a clip is cut at random or at its centre; DenseCentre takes version 0 and the middle window. Raises
+    DenseCentre whose stride is the packed one or a multiple, DenseFinetune where every frame was packed (stride 1), PerSecond whose
+    rate divides the packed one. A window that holds more frames than a clip is cut at random or at its centre; at the centre it is
+    version 0 and the middle window. A video shorter than a window goes on with its last frame, for DenseFinetune too. Raises
     UserError for anything else, because what was not packed cannot be read.
     """
 
@@ -29,41 +31,43 @@ class PackedClips(sources.VideoClips):
             raise UserError(f"index {self.index} is not of packed clips; make them with: python -m videomae_jax pack {self.index} --out=DIR")
 
     @functools.cached_property
-    def _packing(self) -> tuple[packing.Settings, int, int, str]:
-        """(settings, versions, packed frames from one frame of a clip to the next, where windows are cut)."""
+    def _packing(self) -> tuple[packing.Settings, int, Any]:
+        """(settings, versions, which frames of a window make a clip)."""
         path = self._opened.home / packing.MANIFEST
         try:
             found = json.loads(path.read_text())
             settings, versions = packing.Settings(**found["settings"]), int(found["versions"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is no manifest of a packed folder: {error}") from error
-        step, position = _step(self.sampling, settings)
-        if (need := (self.frames - 1) * step + 1) > settings.frames:
+        inside = _inside(self.sampling, settings)
+        per, more = (inside.stride, 0) if isinstance(inside, clips.DenseFinetune) else (int(inside.step), 1)  # frames of a window a frame of a clip
+        if (need := (self.frames - more) * per + more) > settings.frames:
             raise UserError(f"clips of {self.frames} frames need {need} packed ones, and {self.index} has {settings.frames} a window; allowed are "
-                            f"up to {(settings.frames - 1) // step + 1} frames, or a packing with --frames={need}")
-        return settings, versions, step, position
+                            f"up to {(settings.frames - more) // per + more} frames, or a packing with --frames={need}")
+        return settings, versions, inside
 
     def clip(self, row: int, /, *, rng: np.random.Generator) -> sources.Clip:
-        record, (settings, versions, step, position) = self.record(row), self._packing
-        drawn = position == "random"
+        record, (settings, versions, inside) = self.record(row), self._packing
+        drawn = inside.position == "random"
         version = int(rng.integers(versions)) if drawn and versions > 1 else 0
         shard, place = self._opened.home / record["path"], int(record["packed"])
         if versions > 1:
             shard = shard.parent.with_name(f"v{version}") / shard.name
         found = fetch(shard, place, name=record["name"])
         video = found[int(rng.integers(len(found))) if drawn and len(found) > 1 else len(found) // 2]
-        room = settings.frames - (self.frames - 1) * step
-        start = (int(rng.integers(room)) if room > 1 else 0) if drawn else (room - 1) // 2
-        return sources.Clip(video, start + step * np.arange(self.frames, dtype=np.int64), index.info_of(record), self.label_of(record))
+        return sources.Clip(video, inside.ids(settings.frames, clip=self.frames, rng=rng), index.info_of(record), self.label_of(record))
 
 
-def _step(sampling: Any, settings: packing.Settings, /) -> tuple[int, str]:
-    """Packed frames from one frame of a clip to the next, and "random" or "centre"."""
+def _inside(sampling: Any, settings: packing.Settings, /) -> clips.Spaced | clips.DenseFinetune:
+    """The sampling of a window's frames that gives what `sampling` gives of the source's."""
     if isinstance(sampling, (clips.DenseRandom, clips.DenseCentre)) and not settings.rate and sampling.stride % settings.stride == 0:
-        return sampling.stride // settings.stride, "random" if isinstance(sampling, clips.DenseRandom) else "centre"
+        return clips.Spaced(Fraction(sampling.stride // settings.stride), "random" if isinstance(sampling, clips.DenseRandom) else "centre")
+    if isinstance(sampling, clips.DenseFinetune) and not settings.rate and settings.stride == 1:
+        return sampling
     if isinstance(sampling, clips.PerSecond) and settings.rate and settings.rate / sampling.rate == settings.rate // sampling.rate:
-        return int(settings.rate // sampling.rate), sampling.position
-    unit = f"PerSecond with a rate that divides {settings.rate:g}" if settings.rate else f"DenseRandom and DenseCentre with stride {settings.stride} or a multiple"
+        return clips.Spaced(Fraction(int(settings.rate // sampling.rate)), sampling.position)
+    unit = f"PerSecond with a rate that divides {settings.rate:g}" if settings.rate else (
+        f"DenseRandom and DenseCentre with stride {settings.stride} or a multiple" + ", DenseFinetune" * (settings.stride == 1))
     raise UserError(f"sampling {sampling} cannot be drawn from this packing; allowed are {unit}")
 
 
