@@ -115,6 +115,27 @@ print(input_benchmark.growth(source, opens=30))
     assert without < 10 and 100 < keeping < 140
 
 
+def test_damaged_videos_are_left_out(listed: str, tmp_path: pathlib.Path) -> None:
+    """Of three rows the middle one was damaged after it was indexed: the next takes its place; where none can be read it is one line."""
+    for name in "abc":
+        (tmp_path / f"{name}.mkv").write_bytes((pathlib.Path(listed).parent / "a.mkv").read_bytes())
+    index.write(index.build(tmp_path), tmp_path / "index.parquet")
+
+    def damage(name: str) -> None:
+        path = tmp_path / f"{name}.mkv"
+        path.write_bytes(bytes(path.stat().st_size))
+
+    damage("b")
+    source = sources.VideoClips(index=str(tmp_path / "index.parquet"), split="all", frames=4, size=32)
+    seeds = [seed for _, seed in input_benchmark.draws(3)]
+    assert input_benchmark.drawn(source, 3) == ((0, seeds[0]), (2, seeds[1]), (0, seeds[2]))
+    assert input_benchmark.growth(source, opens=3) < 100
+    for name in "ac":
+        damage(name)
+    with pytest.raises(UserError, match=r"16 videos in a row cannot be read; the last one is .*\.mkv: open: "):
+        input_benchmark.drawn(source, 2)
+
+
 @pytest.mark.parametrize("crops", ["device", "host"])
 def test_command(crops: str, listed: str, capsys: pytest.CaptureFixture[str]) -> None:
     """One JSON line with exactly its keys; stages and verdict for people on standard error."""

@@ -1,5 +1,6 @@
 """Measuring the input of a training run: CPU time a clip by stage, beside the usual loader, and whether input or computation is the bound."""
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -20,6 +21,7 @@ from videomae_jax.data.footage import Settings
 from videomae_jax.errors import UserError
 
 SECONDS = 10.0  # of a written video
+SPARE = 16  # videos in a row that cannot be read, before the index is none to measure
 TUNED = 2  # crops of a decode in fine-tuning, as V2's
 
 
@@ -67,31 +69,54 @@ def draws(decodes: int, /) -> tuple[tuple[int, int], ...]:
     return tuple(enumerate(places[place] for place in range(decodes)))
 
 
-def read(source: sources.Source, number: int, /, *, seed: int) -> Any:
-    """A clip, from row `number` or, where there are fewer, around again."""
-    return source.read(number % len(source), rng=np.random.default_rng(seed))
+@functools.cache
+def drawn(source: sources.VideoClips, decodes: int, /) -> tuple[tuple[int, int], ...]:
+    """(row, seed) of the clips of a repeat: the rows in turn, around again where there are fewer, without those that cannot be read.
+
+    Raises UserError where SPARE rows in a row cannot.
+    """
+    found, row = [], 0
+    for _, seed in draws(decodes):
+        failures: list[str] = []
+        while len(failures) < SPARE:
+            try:
+                source.read(row % len(source), rng=np.random.default_rng(seed))
+                break
+            except decode.DecodeError as error:
+                failures.append(str(error))
+                row += 1
+        else:
+            raise UserError(f"{SPARE} videos in a row cannot be read; the last one is {failures[-1]}")
+        found.append((row % len(source), seed))
+        row += 1
+    return tuple(found)
+
+
+def read(source: sources.Source, row: int, /, *, seed: int) -> Any:
+    """A clip."""
+    return source.read(row, rng=np.random.default_rng(seed))
 
 
 def runs_of(source: sources.VideoClips, settings: Settings, /, *, name: str) -> dict[str, Callable[[int], None]]:
     """What is timed of a source, each going one stage further than the one before: {"raw open": ..., "raw read": ...}."""
     def at_stage(stage: str) -> Callable[[int], None]:
         def run(decodes: int) -> None:
-            for number, seed in draws(decodes):
-                footage.stages(source.clip(number % len(source), rng=np.random.default_rng(seed)))[stage]()
+            for row, seed in drawn(source, decodes):
+                footage.stages(source.clip(row, rng=np.random.default_rng(seed)))[stage]()
         return run
 
     def converted(decodes: int) -> None:
-        for number, seed in draws(decodes):
-            clip = source.clip(number % len(source), rng=np.random.default_rng(seed))
+        for row, seed in drawn(source, decodes):
+            clip = source.clip(row, rng=np.random.default_rng(seed))
             (decode.planes if settings.crops == "device" else decode.decode)(clip.video, clip.ids, info=clip.info)
 
     shipped = planes.PlaneClips(source) if settings.crops == "device" else source
 
     def whole(decodes: int) -> None:
-        for number, seed in draws(decodes):
-            read(shipped, number, seed=seed)
+        for row, seed in drawn(source, decodes):
+            read(shipped, row, seed=seed)
 
-    examples = tuple(read(shipped, number, seed=seed) for number, seed in draws(settings.decodes))
+    examples = tuple(read(shipped, row, seed=seed) for row, seed in drawn(source, settings.decodes))
     held = Held(shipped.fields, shipped.repeats, examples)
 
     def batched(decodes: int) -> None:
@@ -108,7 +133,7 @@ class Device:
     def __init__(self, source: sources.VideoClips, settings: Settings, /) -> None:
         self.mesh = parallel.Layout().mesh(jax.devices()[:1])
         shipped = planes.PlaneClips(source) if settings.crops == "device" else source
-        held = Held(shipped.fields, shipped.repeats, tuple(read(shipped, number, seed=seed) for number, seed in draws(settings.decodes)))
+        held = Held(shipped.fields, shipped.repeats, tuple(read(shipped, row, seed=seed) for row, seed in drawn(source, settings.decodes)))
         with pipeline.sweep(held, batch_size=settings.decodes) as stream:
             self.batch = next(stream)
         self.cut = jax.jit(lambda batch: ingest.ingest(batch, fields=source.fields))
@@ -129,13 +154,17 @@ def resident() -> float:
 
 
 def growth(source: sources.Source, /, *, opens: int) -> float:
-    """MB by which the resident set grows over `opens` reads, from the state after a fifth of them as warm-up."""
+    """MB by which the resident set grows over `opens` reads, from the state after a fifth of them as warm-up; a video that cannot be read counts as any."""
+    def opened(number: int) -> None:
+        with contextlib.suppress(decode.DecodeError):
+            read(source, number % len(source), seed=number)
+
     for number in range(max(opens // 5, 1)):
-        read(source, number, seed=number)
+        opened(number)
     gc.collect()
     before = resident()
     for number in range(opens):
-        read(source, number, seed=number)
+        opened(number)
     gc.collect()
     return resident() - before
 
@@ -184,8 +213,8 @@ def finetuning(raw: sources.VideoClips, settings: Settings, /) -> dict[str, Call
     device, own = Device(source, settings), runs_of(source, settings, name="fine-tuning")
 
     def hosted(decodes: int) -> None:
-        for number, seed in draws(decodes):
-            read(source, number, seed=seed)
+        for row, seed in drawn(source, decodes):
+            read(source, row, seed=seed)
 
     runs = {name: own[name] for name in ("fine-tuning read", "fine-tuning batch")} | {"fine-tuning transfer": device.transfer}
     if settings.crops == "device":
@@ -197,8 +226,8 @@ def finetuning(raw: sources.VideoClips, settings: Settings, /) -> dict[str, Call
 
 def usual(loader: footage.UsualLoader, decodes: int, /) -> None:
     """Reads the clips of a repeat by the usual loader."""
-    for number, seed in draws(decodes):
-        loader.read(number % len(loader.source), rng=np.random.default_rng(seed))
+    for row, seed in drawn(loader.source, decodes):
+        loader.read(row, rng=np.random.default_rng(seed))
 
 
 def source_of(symbol: Callable[..., sources.VideoClips], path: str, settings: Settings, /) -> sources.VideoClips:
