@@ -1,5 +1,6 @@
 """Checkpoints: what they hold, on which mesh they can be read, and what happens to damaged, failed and half-written ones."""
 
+import functools
 import pathlib
 import random
 import resource
@@ -163,6 +164,32 @@ def test_nothing_is_set_aside_while_nothing_is_readable(tmp_path: pathlib.Path) 
     saver.close()
 
 
+@pytest.mark.parametrize("here", [True, False])
+def test_metadata_that_one_of_several_cannot_read(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, here: bool) -> None:
+    """All of them go back to the step before: the one that cannot, and the others, which are told."""
+    said: list[str] = []
+    saver, found = save(tmp_path, (1, 2), warn=said.append), []
+    if here:
+        damage(tmp_path / "00000002", "metadata", random.Random(0))
+
+    def gathered(bad: np.ndarray) -> np.ndarray:
+        found.append(bool(bad))
+        return np.asarray([bool(bad), not here and len(found) == 1])  # the other process cannot read the newest
+
+    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", gathered)
+    monkeypatch.setattr(checkpoint, "_anywhere", functools.partial(as_two, checkpoint._anywhere, monkeypatch))
+    assert saver.latest_good(state()[1], rng=state()[0].rng).step == 1
+    assert found[0] == here and ("process 1 finds a file" in said[0] or here) and "trying the one before" in said[0]
+    saver.close()
+
+
+def as_two(asked: Any, monkeypatch: pytest.MonkeyPatch, wrong: str) -> str:
+    """`asked` as one of two processes; the storage layer would wait for the other."""
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        return asked(wrong)
+
+
 def test_a_lost_process_is_no_damage(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that dies amid a restore breaks a collective of the others: the run is started again, and no checkpoint is passed over."""
     saver = save(tmp_path, (1, 2))
@@ -223,7 +250,7 @@ def test_failed_save_is_reported_and_the_next_one_succeeds(tmp_path: pathlib.Pat
         saver.check()
     assert "checkpoint 2 cannot be written" in said[0] and "No space left on device" in said[0]
     assert saver.steps() == [1]
-    with pytest.raises(UserError, match="the last checkpoint, of step 2, is not written .*No space left.*; its steps are \\[1\\]"):
+    with pytest.raises(StorageError, match="the last checkpoint, of step 2, is not written .*No space left.*; its steps are \\[1\\]"):
         saver.wait()
     monkeypatch.setattr(ocp.JsonCheckpointHandler, "finalize", before)
     saver.save(3, state(seed=3)[0], meta={"step": 3})

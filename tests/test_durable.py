@@ -238,6 +238,19 @@ def test_a_run_outlives_its_directory_and_an_outage(tmp_path: pathlib.Path, stor
     assert [line for line in one if "loss" in line] == [line for line in two if "loss" in line]
 
 
+def test_an_outage_at_the_start_of_a_run_that_has_begun(tmp_path: pathlib.Path, storage: Storage) -> None:
+    """The run goes on with what is in its directory; one that has never used the place is refused."""
+    said: list[str] = []
+    storage.fault = away
+    (tmp_path / "run").mkdir()
+    place = Durable(Place(str(tmp_path / "place")), tmp_path / "run", warn=said.append)
+    with pytest.raises(UserError, match="cannot be read .*no route to host"):
+        place.recall()
+    (tmp_path / "run" / durable.OWNER).write_text('{"run": "this"}')
+    place.recall()
+    assert place.failures == 1 and "no route to host); the run goes on with what is in" in said[0]
+
+
 def test_a_place_belongs_to_one_run(tmp_path: pathlib.Path) -> None:
     """Another run directory that holds a run is refused; a new one takes the run up; names that leave the place are refused."""
     place, saver = two(tmp_path / "a")

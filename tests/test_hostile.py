@@ -70,6 +70,21 @@ def test_any_config_json_is_a_config_or_an_error_of_one_line(tmp_path: pathlib.P
             run_directory.open_run(tmp_path)
 
 
+@pytest.mark.parametrize("node", [
+    {configs.SYMBOL: "videomae_jax.__main__.main", "argv": ["config", "--config=evil.py"]},
+    {configs.SYMBOL: "videomae_jax.config.load", "path": "evil.py"},
+    {configs.SYMBOL: "videomae_jax.run_directory.write", "path": "evil.txt", "text": "pwned"},
+    {configs.SYMBOL: "videomae_jax.metrics.Writer", "directory": "evil", "step": 0, "lead": True},
+    {configs.SYMBOL: "videomae_jax.checkpoint.Checkpointer", "directory": "evil"}])
+def test_a_stored_config_calls_no_function(node: dict[str, Any], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's own commands, functions and classes that write are no parts of a config."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text("import pathlib\npathlib.Path('pwned').touch()\n")
+    with pytest.raises(UserError, match=r"refusing to build '.*', which is no dataclass; allowed are the classes that configs are made of"):
+        configs.build(node)
+    assert [p.name for p in tmp_path.iterdir()] == ["evil.py"]
+
+
 def test_a_run_that_cannot_be_built_is_one_line(tmp_path: pathlib.Path) -> None:
     """A value of the wrong kind reaches a constructor: evaluators and exports print no traceback."""
     values = json.loads(configs.to_json(configs.load("configs/tiny.py")))
@@ -81,11 +96,11 @@ def test_a_run_that_cannot_be_built_is_one_line(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("leaves", [None, [], 3, {"params": 3}, {"params": {"a": None}}, {"params": {"a": {"shape": 3, "dtype": "x", "checksum": 1}}},
                                     {"params": {"a": {"shape": [1], "dtype": "float32"}}}])
-def test_sealed_metadata_that_describe_no_arrays_are_damage(tmp_path: pathlib.Path, leaves: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sealed_metadata_that_describe_no_arrays_are_damage(tmp_path: pathlib.Path, leaves: Any) -> None:
     """A checksum protects against accidents alone; what carries a right one may still be anything."""
-    (tmp_path / "00000001").mkdir()
+    (tmp_path / "00000001" / "meta").mkdir(parents=True)
+    (tmp_path / "00000001" / "meta" / "metadata").write_text(json.dumps(manifest.seal({"leaves": leaves, "step": 1})))
     saver = Checkpointer(tmp_path)
-    monkeypatch.setattr(saver._manager, "restore", lambda step, args: {"meta": manifest.seal({"leaves": leaves, "step": 1})})
     with pytest.raises(DamagedError, match="its metadata do not describe arrays"):
         saver.meta(1)
     saver.close()

@@ -1,8 +1,8 @@
 """The books of a run: every second in one class, over kills and restarts, against a simulated clock."""
 
 import json
-import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +12,7 @@ import pytest
 
 from videomae_jax import __main__ as command_line
 from videomae_jax import ledger
+from videomae_jax.errors import UserError
 from videomae_jax.ledger import CLASSES, Ledger, goodput
 
 
@@ -35,10 +36,9 @@ class Time:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
-    """Replaces the time of the ledger and of the files it renews."""
+    """Replaces the time of the ledger."""
     found = Time()
     monkeypatch.setattr(ledger, "time", found)
-    monkeypatch.setattr(ledger.os, "utime", lambda path, plain=os.utime: plain(path, (found.now, found.now)))
     return found
 
 
@@ -51,6 +51,7 @@ def spend(books: Ledger, clock: Time, **seconds: float) -> None:
 
 def killed_and_resumed(directory: pathlib.Path, clock: Time) -> None:
     """A run that saves step 3, is killed after step 5, rests for 30 s, goes on from 3, and rolls back from 6 to 4."""
+    directory.mkdir(exist_ok=True)
     clock.now += 4
     books = Ledger(directory, lead=True, began=clock.now - 4)  # imports
     clock.now += 2
@@ -87,6 +88,29 @@ def test_every_second_is_in_one_class(tmp_path: pathlib.Path, clock: Time) -> No
     assert found.starts == 2 and found.wall == pytest.approx(clock.now - begin, abs=1e-3)
     assert sum(found.seconds.values()) == pytest.approx(found.wall, rel=1e-6)
     assert found.share == pytest.approx(21 / (found.wall - 30))
+
+
+def test_a_copy_has_the_same_books(tmp_path: pathlib.Path, clock: Time) -> None:
+    """The times of files are those of the copying: neither the copy nor a start from it counts the time between as lost."""
+    killed_and_resumed(tmp_path / "a", clock)
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
+    clock.now += 86400
+    want = goodput(tmp_path / "a")
+    assert goodput(tmp_path / "b") == want
+    spend(Ledger(tmp_path / "b", lead=True), clock, init=5)
+    found = goodput(tmp_path / "b")
+    assert found.seconds["lost"] == want.seconds["lost"] and found.seconds["idle"] == pytest.approx(want.seconds["idle"] + 86400)
+
+
+@pytest.mark.parametrize("line", ["[]", "3", "{}", '{"begin": "x", "alive": null}', '{"begin": 1, "alive": []}', '{"resume": null}',
+                                  '{"to": 1, "step": 2, "seconds": {"other": 3}}', '{"to": 1, "step": 2, "seconds": {"step": null}}', '{"to": 1, "step": 2}'])
+def test_a_line_that_no_ledger_writes_is_one_error(line: str, tmp_path: pathlib.Path, clock: Time) -> None:
+    """Whatever stands in the file."""
+    killed_and_resumed(tmp_path, clock)
+    path = tmp_path / "ledger.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(UserError, match=r"ledger.jsonl is damaged: .* is no line of a ledger"):
+        goodput(tmp_path)
 
 
 def test_half_a_line_and_other_processes_do_no_harm(tmp_path: pathlib.Path, clock: Time) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import struct
 import subprocess
 import sys
 from typing import Any
@@ -74,27 +75,28 @@ def test_writer_flushes_every_line(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(("step", "purge"), [(-1, 0), (0, 1), (7, 8)])
-def test_writer_purges_tensorboard_after_the_step(step: int, purge: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also after step 0; scalars go to both files."""
-    calls: list[Any] = []
-
-    class Events:
-        def __init__(self, directory: str, purge_step: int) -> None:
-            calls.append(purge_step)
-
-        def add_scalar(self, name: str, value: float, at: int) -> None:
-            calls.append((name, value, at))
-
-        def close(self) -> None:
-            calls.append("closed")
-
-    import tensorboardX
-
-    monkeypatch.setattr(tensorboardX, "SummaryWriter", Events)
+def test_writer_purges_tensorboard_after_the_step(step: int, purge: int, tmp_path: pathlib.Path) -> None:
+    """Also after step 0; scalars go to both files, at once."""
     writer = Writer(tmp_path, step=step, lead=True)
-    writer.write(9, {"loss": 1.0})
+    writer.write(9, {"loss": 1.5, "lr": 0.25})
+    first, second, *scalars = events(tmp_path / "tensorboard")
+    assert first.file_version == "brain.Event:2"
+    assert (second.step, second.session_log.status) == (purge, second.session_log.START)
+    assert [(e.step, e.summary.value[0].tag, e.summary.value[0].simple_value) for e in scalars] == [(9, "loss", 1.5), (9, "lr", 0.25)]
     writer.close()
-    assert calls == [purge, ("loss", 1.0, 9), "closed"]
+
+
+def events(directory: pathlib.Path) -> list[Any]:
+    """Of the only file there, in the framing of TFRecord: length, its checksum, data, their checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    (path,) = directory.iterdir()
+    data, found = path.read_bytes(), []
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        found.append(Event.FromString(data[12: 12 + size]))
+        data = data[16 + size:]
+    return found
 
 
 def test_torch_is_not_loaded_with_tensorboard(tmp_path: pathlib.Path) -> None:

@@ -18,18 +18,18 @@ TOTAL = 15
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """A run by two processes, one, and two again, beside a straight run by one; all over two devices. `kept` follows the first leg."""
+    """A run by two processes, one, and two again, twice, beside a straight run by one; all over two devices. `kept` follows the first leg."""
 
     straight: pathlib.Path
     chained: pathlib.Path
     kept: list[str]
     said: list[list[str]]
-    hosts: tuple[int, ...] = (2, 1, 2)
+    hosts: tuple[int, ...] = (2, 1, 2, 2)
 
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """Runs all legs once. Ctrl-C reaches the second process only, in step 4: it exits with 130, the lead with 75."""
+    """Runs all legs once. Signals reach the second process only: after Ctrl-C in step 4 it exits with 130 and the lead with 75, after SIGTERM both with 75."""
     folder = tmp_path_factory.mktemp("processes")
     straight, chained = folder / "straight" / "run", folder / "chained" / "run"
     words = ["train", *runs.arguments(runs.world(folder / "world"), total=TOTAL)]
@@ -38,7 +38,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     said = [runs.pair(words, codes=(75, 130), point=("step:SIGINT", 4), trace=chained.parent / "leg0")]
     kept = sorted(p.name for p in (chained / "checkpoints").iterdir())
     said += [[runs.finish(runs.command(*words, devices=2, point=("step:SIGTERM", 3), trace=chained.parent / "leg1"), code=75)[1]]]
-    said += [runs.pair(words, codes=(0, 0), trace=chained.parent / "leg2")]
+    said += [runs.pair(words, codes=(75, 75), point=("step:SIGTERM", 2), trace=chained.parent / "leg2")]
+    said += [runs.pair(words, codes=(0, 0), trace=chained.parent / "leg3")]
     return Chain(straight, chained, kept, said)
 
 
@@ -49,7 +50,9 @@ def test_processes_stop_at_one_step_with_one_checkpoint(chain: Chain) -> None:
     assert "stopped at step" not in chain.said[0][1]
     assert chain.kept == [f"{(step - 1) // 3 * 3:08d}", f"{step:08d}"]
     assert f"resuming from step {step} " in chain.said[1][0] and f"resuming from step {step + 3} " in chain.said[2][0]
-    assert "finished at step 15" in chain.said[2][0] and "finished" not in chain.said[2][1]
+    last = int(re.search(r"stopped at step (\d+) of 15", chain.said[2][0])[1])
+    assert step + 3 < last < 15 and "stopped at step" not in chain.said[2][1] and f"resuming from step {last} " in chain.said[3][0]
+    assert "finished at step 15" in chain.said[3][0] and "finished" not in chain.said[3][1]
     assert (chain.chained / "summary.json").exists()
 
 

@@ -126,14 +126,18 @@ def test_new_tries_become_rarer(tmp_path: pathlib.Path, monkeypatch: pytest.Monk
 
 
 def test_metrics_on_a_full_disk_end_nothing(tmp_path: pathlib.Path, capsys: Any) -> None:
-    """The line is lost and said so."""
+    """Lines and events are lost and said so, however many there are; the end of the run is the same."""
     writer = Writer(tmp_path, step=-1, lead=True)
     writer._file.close()
+    writer._events.close()
     writer._file = open("/dev/full", "w")  # noqa: SIM115 (closed by the writer)
-    writer.write(3, {"loss": 1.0})
-    assert "metrics of step 3 cannot be written (No space left on device)" in capsys.readouterr().err
-    writer._file = (tmp_path / "other").open("w")
+    writer._events._writer._py_recordio_writer._writer = open("/dev/full", "wb")  # noqa: SIM115
+    for step in range(2000):
+        writer.write(step, {"loss": 1.0})
     writer.close()
+    said = capsys.readouterr().err
+    for what in ("the metrics of step 3", "the TensorBoard events of step 3", "the last metrics", "the last TensorBoard events"):
+        assert f"{what} cannot be written (No space left on device)" in said
 
 
 def test_fuzzed_checkpoints_are_detected(tmp_path: pathlib.Path) -> None:

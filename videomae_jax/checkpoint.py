@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import json
 import pathlib
 import re
 import time
@@ -160,10 +161,10 @@ class Checkpointer:
         self._warn(f"checkpoint {self._step} cannot be written to {self.directory} ({self._failure}); training goes on, it is tried again")
 
     def wait(self) -> None:
-        """Until the last save is committed. Raises UserError when it failed."""
+        """Until the last save is committed. Raises StorageError when it failed: the run goes on from the one before."""
         self.check(wait=True)
         if self._failure:
-            raise UserError(f"the last checkpoint, of step {self._step}, is not written to {self.directory} ({self._failure}); its steps are {self.steps()}")
+            raise StorageError(f"the last checkpoint, of step {self._step}, is not written to {self.directory} ({self._failure}); its steps are {self.steps()}")
 
     def close(self) -> None:
         """Waits and releases the threads."""
@@ -181,8 +182,8 @@ class Checkpointer:
 
     def meta(self, step: int, /) -> dict[str, Any]:
         """The JSON saved at `step`. Raises DamagedError when it cannot be read or is not what was saved."""
-        with self._reading(step):
-            found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        with self._reading(step):  # as every process for itself can: the storage layer lets all of them wait for one
+            found = json.loads((self.directory / f"{step:08d}" / "meta" / "metadata").read_text())
         if not isinstance(found, dict) or seal(found) != found:
             raise DamagedError(f"checkpoint {step} in {self.directory} is damaged: its metadata do not match their checksum", agreed=True)
         if not manifest.described(found.get("leaves")):
@@ -197,13 +198,19 @@ class Checkpointer:
         if "files" not in meta:
             return
         wrong = manifest.problem(self.directory / f"{step:08d}", step=step, part=jax.process_index(), parts=jax.process_count(), sizes=sizes)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            elsewhere = np.flatnonzero(multihost_utils.process_allgather(np.asarray(bool(wrong))))
-            wrong = wrong or (f"process {elsewhere[0]} finds a file that is not what was saved" if elsewhere.size else "")
-        if wrong:
+        if wrong := _anywhere(wrong):
             raise DamagedError(f"checkpoint {step} in {self.directory} is damaged: {wrong}", agreed=True)
+
+    def _agreed_meta(self, step: int, /) -> dict[str, Any]:
+        """`meta`. Raises DamagedError on every process when one of them cannot read it."""
+        meta, wrong = {}, ""
+        try:
+            meta = self.meta(step)
+        except DamagedError as error:
+            wrong = str(error)
+        if found := _anywhere(wrong):
+            raise DamagedError(wrong or f"checkpoint {step} in {self.directory} is damaged: {found}", agreed=True)
+        return meta
 
     def restore(self, step: int, abstract: TrainState, /, *, rng: jax.Array, items: Sequence[str] = ITEMS) -> Restored:
         """The state of `step`, placed as `abstract` (shapes with shardings) says: any mesh, whatever the saved one was.
@@ -214,7 +221,7 @@ class Checkpointer:
         A single process compares large files, which hold nothing but values, while the storage layer reads them: nobody waits for it alone.
         """
         with concurrent.futures.ThreadPoolExecutor(1) as pool, self._reading(step):
-            meta, alone = self.meta(step), jax.process_count() == 1
+            meta, alone = self._agreed_meta(step), jax.process_count() == 1
             self.check_files(step, meta, sizes=(0, BULK) if alone else manifest.ALL)
             self.check_leaves(step, meta, abstract, items=items)
             bulk = pool.submit(self.check_files, step, meta, sizes=(BULK, float("inf"))) if alone else None
@@ -327,6 +334,16 @@ class Checkpointer:
             if found := unlike(getattr(abstract, item), meta["leaves"].get(item, {})):
                 what = "model" if item == "params" else f"model or optimiser ({item})"
                 raise UserError(f"checkpoint {self.directory}/{step:08d} is of another {what}: {found}")
+
+
+def _anywhere(wrong: str, /) -> str:
+    """What is wrong here or else in which process something is; "" on all of them where nothing is."""
+    if jax.process_count() == 1:
+        return wrong
+    from jax.experimental import multihost_utils
+
+    elsewhere = np.flatnonzero(multihost_utils.process_allgather(np.asarray(bool(wrong))))
+    return wrong or (f"process {elsewhere[0]} finds a file that is not what was saved" if elsewhere.size else "")
 
 
 def reason(error: Exception, /) -> str:

@@ -71,9 +71,10 @@ def _dict(values: dict[str, Any], /) -> ml_collections.ConfigDict:
 
 
 def symbol(path: str, /, *, trust: tuple[str, ...] = ()) -> Any:
-    """The class or function at import path `path`, which must be *defined* in this package, in `configs` or in a trusted one.
+    """The class at import path `path`, which must be *defined* in this package, in `configs` or in a trusted one.
 
-    A name that an allowed module merely imports from elsewhere is refused as well.
+    A name that an allowed module merely imports from elsewhere is refused as well, and so is what is no dataclass, functions
+    above all: a config of somebody else's could call a command that runs a file. A trusted package may offer anything.
     """
     allowed = ("videomae_jax", "configs", *trust)
     refusal = UserError(f"refusing to import {path!r}: allowed packages are {', '.join(allowed)}; add one with --trust=PACKAGE")
@@ -88,6 +89,9 @@ def symbol(path: str, /, *, trust: tuple[str, ...] = ()) -> Any:
         raise UserError(f"config names {path!r}, which cannot be imported: {error}") from error
     if str(getattr(found, "__module__", "")).split(".")[0] not in allowed:
         raise refusal
+    if path.split(".")[0] not in trust and not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise UserError(f"refusing to build {path!r}, which is no dataclass; allowed are the classes that configs are made of, such as "
+                        "'videomae_jax.masking.Random', and what --trust=PACKAGE names")
     return found
 
 

@@ -23,6 +23,7 @@ from videomae_jax.errors import UserError
 RETRY = (10.0, 300.0)  # seconds to the first new try after a failed copy, doubled each time up to the second
 ROW = 4  # failures in a row after which the end of a run waits no longer
 EXIT = 600.0  # seconds that the end of a run waits for a copy
+STOPPED = 15.0  # and a run that was told to stop, which is killed 30 s later by most schedulers; the next start copies what is missing
 THREADS = 4
 MOST = 64  # steps there that are looked at
 OWNER = "durable.json"  # which run the place belongs to: the same number here and there
@@ -243,7 +244,7 @@ class Durable:
     def recall(self) -> None:
         """Brings back config, metrics and the like into a run directory that is new or gone.
 
-        Raises UserError where the place cannot be read or belongs to another run.
+        Raises UserError where the place belongs to another run, or cannot be read and this run has not used it before.
         """
         if not parallel.is_lead():
             return
@@ -253,7 +254,12 @@ class Durable:
             names = [name for pattern in RUN for name in self._fs.glob(f"{self._root}/{pattern}")] if owned else []
             texts = {posixpath.basename(name): self._fs.cat_file(name) for name in names}
         except Exception as error:  # every client raises errors of its own
-            raise UserError(f"{self._place.path} cannot be read ({type(error).__name__}: {str(error)[:100]})") from error
+            text = f"{self._place.path} cannot be read ({type(error).__name__}: {str(error)[:100]})"
+            if (self._directory / OWNER).exists():
+                self.failures += 1
+                self._warn(f"{text}; the run goes on with what is in {self._directory}")
+                return
+            raise UserError(text) from error
         if (self._directory / "config.json").exists():
             own = self._directory / OWNER
             if owned and not (own.exists() and own.read_bytes() == texts[OWNER]):

@@ -9,27 +9,29 @@ import threading
 import time
 from collections.abc import Mapping
 
+from videomae_jax.errors import UserError
+
 CLASSES = ("init", "compile", "step", "data_wait", "checkpoint", "evaluation", "restore", "lost", "idle")
 REPEATED = ("step", "data_wait", "checkpoint", "evaluation")  # lost when a later start has to do them again
+SIGN = "ledger.alive"  # when the last process of a run was last known to work: seconds since 1970
 INTERVAL = 10.0  # seconds between lines where nothing else asks for one
 
 
 class Ledger:
     """Charges time to the class that was entered last; appends a line where a checkpoint may begin anew, and now and then.
 
-    What a killed process did after its last line is known from the time of the file, which `alive` renews. Processes
-    other than the lead keep no books. `began` is the wall time at which the process or call began.
+    What a killed process did after its last line is known from SIGN, which `alive` renews: a time in a file of its own, for the
+    time *of* a file is lost when the run directory is copied. Processes other than the lead keep no books. `began` is the wall time at which the process or call began.
     """
 
     def __init__(self, directory: pathlib.Path, /, *, lead: bool, began: float | None = None) -> None:
         now = time.time()
         began = now if began is None else began
-        self._path, self._lead, self._lock = directory / "ledger.jsonl", lead, threading.Lock()
+        self._path, self._sign, self._lead, self._lock = directory / "ledger.jsonl", directory / SIGN, lead, threading.Lock()
         self._spent: dict[str, float] = {}
         self._class, self._since = "init", time.monotonic() - (now - began)
         self._written = time.monotonic()
-        alive = self._path.stat().st_mtime if self._path.exists() else None
-        self._append({"begin": began, "alive": alive})
+        self._append({"begin": began, "alive": _alive(directory)})
 
     def enter(self, name: str, /) -> None:
         """From now on time belongs to `name`, one of CLASSES."""
@@ -51,10 +53,10 @@ class Ledger:
         self._append({"resume": step})
 
     def alive(self) -> None:
-        """Renews the time of the file."""
+        """Leaves a sign of life."""
         if self._lead:
             with contextlib.suppress(OSError):  # a full or absent disk costs accuracy, not the run
-                os.utime(self._path)
+                self._sign.write_text(repr(time.time()))
 
     def _charge(self) -> None:
         now = time.monotonic()
@@ -121,9 +123,17 @@ def goodput(directory: pathlib.Path, /) -> Goodput | None:
     for _, spent in open_lines:
         for name, seconds in spent.items():
             total[name] += seconds
-    end = max(path.stat().st_mtime, last)
+    end = max(_alive(directory) or last, last)
     total["lost"] += end - last
     return Goodput(total, end - first, sum("begin" in line for line in lines))
+
+
+def _alive(directory: pathlib.Path, /) -> float | None:
+    """The last sign of life; None where there is none, or half of one of a killed process."""
+    try:
+        return float((pathlib.Path(directory) / SIGN).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _lines(path: pathlib.Path, /) -> list[dict]:
@@ -131,8 +141,26 @@ def _lines(path: pathlib.Path, /) -> list[dict]:
     found = []
     for text in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(text))
+            line = json.loads(text)
+            if not _described(line):
+                raise UserError(f"{path} is damaged: {text[:80]!r} is no line of a ledger")
+            found.append(line)
     return found
+
+
+def _described(line: object, /) -> bool:
+    """Whether a line is one that a ledger writes."""
+    def number(value: object) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+    if not isinstance(line, dict):
+        return False
+    if "begin" in line:
+        return number(line["begin"]) and (line.get("alive") is None or number(line["alive"]))
+    if "resume" in line:
+        return number(line["resume"])
+    spent = line.get("seconds")
+    return number(line.get("to")) and number(line.get("step")) and isinstance(spent, dict) and all(k in CLASSES and number(v) for k, v in spent.items())
 
 
 def text(found: Goodput, /) -> str:

@@ -1,11 +1,12 @@
 """Means that add up over devices and micro-batches; writers; the progress line."""
 
+import contextlib
 import json
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
 import flax.struct
@@ -43,7 +44,7 @@ class Writer:
 
     def __init__(self, directory: pathlib.Path, /, *, step: int, lead: bool) -> None:
         self._file: TextIO | None = None
-        self._events = None
+        self._events: _Scalars | None = None
         if not lead:
             return
         path = directory / "metrics.jsonl"
@@ -53,38 +54,73 @@ class Writer:
             temporary.write_text("".join(f"{line}\n" for line in kept))
             os.replace(temporary, path)
         self._file = path.open("a")
-        self._events = _summary_writer()(str(directory / "tensorboard"), purge_step=step + 1)
+        self._events = _Scalars(directory / "tensorboard", purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float], /) -> None:
-        """One line of metrics.jsonl and one TensorBoard scalar per value. A full disk costs the line, not the run."""
+        """One line of metrics.jsonl and one TensorBoard scalar per value. A full disk costs lines, not the run."""
         if self._file is None:
             return
-        try:
+        with _tolerant(f"the metrics of step {step}"):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
-        except OSError as error:
-            sys.stderr.write(f"the metrics of step {step} cannot be written ({error.strerror})\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        with _tolerant(f"the TensorBoard events of step {step}"):
+            self._events.write(step, values)
 
     def close(self) -> None:
         """Flushes and closes the files."""
         if self._file is not None:
-            self._file.close()
-            self._events.close()
+            with _tolerant("the last metrics"):
+                self._file.close()
+            with _tolerant("the last TensorBoard events"):
+                self._events.close()
 
 
-def _summary_writer() -> Any:
-    """tensorboardX's class. Where torch is installed its import would load that too, a second and 200 MB for nothing."""
+@contextlib.contextmanager
+def _tolerant(what: str, /) -> Iterator[None]:
+    """A full or absent disk is said, and training goes on; what Python still holds is written once there is room."""
+    try:
+        yield
+    except OSError as error:
+        sys.stderr.write(f"{what} cannot be written ({error.strerror})\n")
+
+
+class _Scalars:
+    """TensorBoard events of a folder, written by the thread that has them.
+
+    tensorboardX's SummaryWriter hands them to a thread of its own, which a full disk ends; the next ones would wait for it for ever.
+    """
+
+    def __init__(self, directory: pathlib.Path, /, *, purge_step: int) -> None:
+        with _without_torch():
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2
+            from tensorboardX.summary import scalar
+        directory.mkdir(parents=True, exist_ok=True)
+        self._event, self._scalar, self._writer = event_pb2.Event, scalar, EventsWriter(str(directory / "events"))
+        self._writer.write_event(self._event(wall_time=time.time(), step=purge_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)))
+
+    def write(self, step: int, values: Mapping[str, float], /) -> None:
+        """One scalar per value. Raises OSError."""
+        for name, value in values.items():
+            self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Raises OSError."""
+        self._writer.close()
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Where torch is installed, importing tensorboardX would load that too, a second and 200 MB for nothing."""
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None
     try:
-        from tensorboardX import SummaryWriter
+        yield
     finally:
         if hidden:
             del sys.modules["torch"]
-    return SummaryWriter
 
 
 def _complete(line: str, /) -> bool:

@@ -237,8 +237,11 @@ class Faults:
             for name in ("faults", "quarantine") if stage == "timeout" else ("faults",):
                 if row not in self._seen[name]:
                     self._seen[name].add(row)
-                    with self._paths[name].open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+                    try:
+                        with self._paths[name].open("a") as file:
+                            file.write(json.dumps(line) + "\n")
+                    except OSError as error:  # costs the line, not the run
+                        sys.stderr.write(f"{self._paths[name]} cannot be written ({error.strerror}): {json.dumps(line)}\n")
         decoded = batch["key"][:, 1] == 0
         self._recent.append((int(decoded.sum()), int(np.count_nonzero(batch["fault"][decoded]))))
         self._check()

@@ -18,7 +18,7 @@ from videomae_jax.errors import UserError
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = 75  # exit code after SIGTERM: EX_TEMPFAIL of sysexits.h, "the same command goes on", for whoever supervises a run
 STORAGE = 74  # exit code where a checkpoint of several processes cannot be written or read: EX_IOERR, the same command goes on from the newest that is whole
-NOTICE = b"\nstopping: this step ends, then a checkpoint is saved; a second signal ends at once and loses what came after the last one\n"
+NOTICE = b"\nstopping: this step ends, then a checkpoint is saved; Ctrl-C (again) ends at once and loses what came after the last one\n"
 
 
 MOMENT = 3.0  # seconds that the first process of several gives the others to end by themselves: its own end takes them along
@@ -36,7 +36,8 @@ class Stop:
     """Turns SIGINT and SIGTERM into a request that the loop reads between steps.
 
     With several processes the agreement is left to jax's preemption service, which listens to SIGTERM: a process that
-    gets SIGINT sends SIGTERM to itself. A second signal ends the process at once. Use as a context manager.
+    gets SIGINT sends SIGTERM to itself. From then on SIGINT ends the process at once; SIGTERM does not, for a scheduler
+    sends it to all processes of a job, and a script that started this one passes its own on. Use as a context manager.
     """
 
     def __init__(self) -> None:
@@ -55,8 +56,8 @@ class Stop:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.signal = number
-        for installed in self._before:
-            signal.signal(installed, signal.SIG_DFL)
+        for installed in self._before:  # a process that this one starts inherits no handler, where it would inherit SIG_IGN
+            signal.signal(installed, signal.SIG_DFL if installed == signal.SIGINT else lambda *_: None)
         os.write(2, NOTICE)
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -28,11 +28,19 @@ def main(argv: list[str]) -> int:
     options, assignments = arguments.parse(parser, argv)
     config = arguments.resolve(options, assignments)
     from videomae_jax import stopping
+    from videomae_jax.errors import UserError
 
+    if "://" in options.workdir:
+        raise UserError(f"--workdir={options.workdir} is no folder; allowed is one that all hosts share (a bucket that is mounted, too), and "
+                        f"--durable={options.workdir} copies checkpoints there")
     several = bool(options.coordinator) and (options.processes > 1 or options.coordinator == "auto")
-    with stopping.together(several=several, lead=options.process == 0):
-        arguments.start(options)
-        return run(config, options, argv)
+    try:
+        with stopping.together(several=several, lead=options.process == 0):
+            arguments.start(options)
+            return run(config, options, argv)
+    except stopping.StorageError as error:  # of several processes none comes here
+        say(f"error: {error}")
+        return stopping.STORAGE
 
 
 def run(config: Any, options: argparse.Namespace, argv: list[str], /) -> int:
@@ -78,7 +86,7 @@ def add_safety(parser: argparse.ArgumentParser, /) -> None:
                         "that led there (0 = never)")
     parser.add_argument("--rollbacks", type=int, default=3, metavar="N", help="go back at most N times")
     parser.add_argument("--durable", default="", metavar="PLACE", help="copy every checkpoint to this folder or address (gs://...) too, in the background, and "
-                        "resume from there when --workdir is new or damaged; what fails there never stops the run")
+                        "resume from there when --workdir is new or damaged; what fails there stops no run that has begun")
     parser.add_argument("--durable-keep", type=int, default=2, metavar="N", help="checkpoints that stay there")
     parser.add_argument("--durable-keep-every", type=int, default=0, metavar="N", help="and for ever those whose step is a multiple of N (0 = none)")
     parser.add_argument("--norms", action="store_true", help="log the norm of every gradient, by layer")
