@@ -3,6 +3,7 @@
 #   bash launch/aot_matrix.sh OUT.jsonl [SIZES] [TOPOLOGIES]
 # What OUT.jsonl already holds is not repeated. `python -m videomae_jax plan --table=OUT.jsonl` prints the table.
 set -uo pipefail
+status=0
 cd "$(dirname "$0")/.."
 out=${1:?OUT.jsonl is missing}
 python=${VIDEOMAE_PYTHON:-.venv/bin/python}
@@ -13,7 +14,9 @@ for size in ${2:-b g s l h 4b 22b}; do
       *) config=configs/pretrain/vit_$size.py name=videomae_v2_${size^^} ;; esac
     grep -q "\"topology\": \"$topology\", \"config\": \"$name\"" "$out" && continue
     echo "$name on $topology" >&2
-    line=$("$python" -m videomae_jax plan --config="$config" --topology="$topology" 2>/dev/null | tail -n 1)
-    [[ $line == \{* ]] && printf '%s\n' "$line" >>"$out" || echo "no plan of $name on $topology" >&2
+    line=$("$python" -m videomae_jax plan --config="$config" --topology="$topology" 2>"$out.error" | tail -n 1)
+    if [[ $line == \{* ]]; then printf '%s\n' "$line" >>"$out"; else echo "no plan of $name on $topology: $(tail -n 1 "$out.error")" >&2; status=1; fi
   done
 done
+rm -f "$out.error"
+exit $status

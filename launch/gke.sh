@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A run on a GKE cluster as a JobSet (launch/jobset.yaml), from an image built with launch/Dockerfile.
 #   bash launch/gke.sh --name=NAME --image=IMAGE --accelerator=tpu-v5p-slice --torus=4x8x8 --hosts=64 [--slices=N] [--chips=4]
-#       [--chip=v5p] [--namespace=default] [--init-timeout=1800] [--max-restarts=50] [--logs=logs] [--follow=1] [--dry-run] -- train --workdir=gs://...
+#       [--chip=v5p] [--namespace=default] [--init-timeout=1800] [--max-restarts=50] [--logs=logs] [--follow=1] [--dry-run] -- train --workdir=/MOUNTED/...
 # --follow=1 waits for the end and collects a log for each pod.
 set -euo pipefail
 source "$(dirname "$0")/options.sh"

@@ -5,6 +5,7 @@
 # (configs/smoke_accelerator.py). The embedded data set is written below data/ as H.264 files and kept for the next time.
 # SMOKE=short makes it a one-minute check that every part works; its numbers mean nothing.
 set -euo pipefail
+case "${1:-}" in -*) echo "error: $1 is no run directory, and there are no options" >&2; exit 2 ;; esac
 source "$(dirname "$0")/environment.sh"
 install requirements.txt
 python="$VENV/bin/python"

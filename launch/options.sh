@@ -1,12 +1,13 @@
 # Sourced by the launchers for other machines: options, --dry-run, grids.
 #
 #   bash launch/LAUNCHER.sh [--option=value ...] [--dry-run] -- train --config=FILE --workdir=DIR ...
-#   bash launch/LAUNCHER.sh [--option=value ...] [--dry-run] --grid=configs/scaling/v2.py --root=gs://BUCKET/runs
+#   bash launch/LAUNCHER.sh [--option=value ...] [--dry-run] --grid=configs/scaling/v2.py --root=/MOUNTED/runs
 #
 # What stands behind -- is the command line of `python -m videomae_jax`. With --grid every cell that is not finished is
 # submitted; the cells with their chip-hours are printed first. --dry-run prints exactly what would run and runs nothing.
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+COUNTS="nodes gpus cpus hosts slices chips num-nodes processes devices port init-timeout max-restarts" # options that are numbers
 DRY_RUN=
 COMMAND=()
 declare -A OPTION
@@ -34,6 +35,10 @@ parse_options() {
     esac
   done
   for name in $required; do [ -n "${OPTION[$name]}" ] || fail "--$name=VALUE is missing (see --help)"; done
+  for name in $COUNTS; do
+    [[ ${OPTION[$name]-1} =~ ^([1-9][0-9]*)?$ ]] || fail "--$name=${OPTION[$name]}; allowed are whole numbers of 1 and more"
+  done
+  (source "$here/launch/xla_flags.sh" && flags_of "${OPTION[chip]:-}" >/dev/null) || exit 2
   if [ -n "${OPTION[grid]}" ]; then
     [ ${#COMMAND[@]} -eq 0 ] || fail "--grid brings its own commands; nothing may follow --"
     [ -n "${OPTION[root]}" ] || fail "--grid needs --root=DIR, below which every cell has its run directory"

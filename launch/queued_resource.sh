@@ -2,7 +2,7 @@
 # A run on TPUs that do not exist yet: a queued resource whose start-up script fetches the source and trains. A slice that was
 # taken away and is granted again starts the same script, and so resumes.
 #   bash launch/queued_resource.sh --name=NAME --zone=ZONE --accelerator-type=v5p-512 --bucket=gs://BUCKET [--slices=N] [--spot=1]
-#       [--project=P] [--runtime-version=v2-alpha-tpuv5] [--chip=v5p] [--init-timeout=1800] [--dry-run] -- train --workdir=gs://...
+#       [--project=P] [--runtime-version=v2-alpha-tpuv5] [--chip=v5p] [--init-timeout=1800] [--dry-run] -- train --workdir=/MOUNTED/...
 set -euo pipefail
 source "$(dirname "$0")/options.sh"
 parse_options "$0" "name zone accelerator-type bucket" "project runtime-version=tpu-ubuntu2204-base slices=1 spot chip init-timeout=1800" "$@"

@@ -5,8 +5,7 @@
 set -euo pipefail
 source "$(dirname "$0")/options.sh"
 parse_options "$0" "" "name processes=2 devices=1 port logs=logs init-timeout=120" "$@"
-[[ ${OPTION[processes]} =~ ^[1-9][0-9]*$ ]] || fail "--processes=${OPTION[processes]}; allowed are 1 and more"
-[[ ${OPTION[devices]} =~ ^[1-9][0-9]*$ ]] || fail "--devices=${OPTION[devices]}; allowed are 1 and more"
+[ ${#COMMAND[@]} -eq 0 ] || [ "${COMMAND[0]}" = train ] || fail "${COMMAND[0]} runs in one process; allowed behind -- is train"
 python=${VIDEOMAE_PYTHON:-$here/.venv/bin/python}
 
 free_port() { "$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])'; }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A run on a GKE cluster through xpk, from an image built with launch/Dockerfile.
 #   bash launch/xpk.sh --name=NAME --cluster=C --image=IMAGE --tpu-type=v5p-512 [--slices=N] [--zone=Z] [--project=P] [--chip=v5p]
-#       [--init-timeout=1800] [--max-restarts=50] [--dry-run] -- train --workdir=gs://...
+#       [--init-timeout=1800] [--max-restarts=50] [--dry-run] -- train --workdir=/MOUNTED/...
 # GPUs: --device-type=h100-80gb-8 --num-nodes=N in place of --tpu-type.
 set -euo pipefail
 source "$(dirname "$0")/options.sh"

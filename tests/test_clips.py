@@ -133,6 +133,8 @@ def test_long_videos() -> None:
     clips.LongVideo(window=100).ids(350, clip=16, rng=rng)
     assert rng.ranges == [(0, 3), (0, 37)]
     assert ids(clips.at(clips.LongVideo(window=100, sampling=clips.PerSecond(10)), fps=Fraction(20)), 250, draw=1, clip=4) == [101, 103, 105, 107]
+    assert clips.restrided(clips.LongVideo(window=100), 2) == clips.LongVideo(window=100, sampling=clips.DenseRandom(stride=2))
+    assert clips.restrided(clips.SparseFinetune(), 2) == clips.SparseFinetune()
 
 
 SAMPLINGS = [clips.DenseRandom(), clips.DenseRandom(stride=1), clips.DenseCentre(), clips.DenseFinetune(), clips.DenseFinetune(position="centre"),

@@ -96,6 +96,7 @@ def test_labels_from_a_csv(clip: bytes, tmp_path: pathlib.Path, capsys: pytest.C
     ("path,label\n", "lists no video"), ("path,label\na.mp4,x\nb.mp4,x,y\n", ":3 has more values than the 2 columns"),
     ("path,label\na.mp4,x\n./a.mp4,y\n", ":3 names 'a.mp4' a second time"), ("path,label,split\na.mp4,x,dev\n", ":2: split 'dev'; allowed are train, val, test"),
     ("path,label,split\na.mp4,x\n", "split ''; allowed are"), ("path,label,frames\na.mp4,x,3\n", "column 'frames' is one that the index fills itself"),
+    ("path,label,packed\na.mp4,x,3\n", "column 'packed' is one that the index fills itself"),
     ("path,label,a,a\na.mp4,x,1,2\n", "column 'a' occurs 2 times"), ("path,label,\na.mp4,x,1\n", "column '' occurs 1 times"),
     ("path,label\na.mp4,x\nabsent.mp4,y\n../b.mp4,z\n", "names 2 files that are not videos in"), ("path,label\na.txt,x\n", "first 'a.txt'"),
     (b"path,label\na.mp4,\xff\xfe\n", "is no csv file in UTF-8")])
@@ -115,6 +116,8 @@ def test_mistakes_in_a_csv(text: str | bytes | None, message: str, clip: bytes, 
     (["{}/empty", "--out={}/i.parquet"], "no videos in"), (["{}/v", "--out={}/i.csv"], "allowed is a file name that ends in .parquet"),
     (["{}/v", "--out={}/v/a.mp4/i.parquet"], "cannot write to"), (["{}/v", "--out={}/f.parquet"], "f.parquet is a folder"),
     (["{}/v", "--out=/proc/i.parquet"], "cannot write to /proc"),
+    *((["{}/v", "--out={}/i.parquet", f"--fps={x}"], f"--fps={x}; allowed are numbers above 0") for x in ("nan", "inf", "0.0", "-1.0")),
+    (["{}/v", "--out={}/i.parquet", "--workers=0"], "--workers=0; allowed are 1 and more"),
     *((["{}/v", "--out={}/i.parquet", f"--val-fraction={x}"], "allowed is 0 <= val_fraction < 1") for x in (1, -0.1, "nan"))])
 def test_mistakes_in_the_command(words: list[str], message: str, clip: bytes, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture,
                                  monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +150,36 @@ def test_no_readable_video(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
     assert {r["status"].split(":")[0] for r in table_of(tmp_path / "i.parquet").values()} == {"open"}
     with pytest.raises(UserError, match="no readable video in split 'train'; it has no readable video at all"):
         len(sources.VideoClips(index=str(tmp_path / "i.parquet")))
+
+
+def test_what_hangs_is_given_up_before_every_frame_is_decoded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that nobody writes to, with and without --verify."""
+    os.mkfifo(tmp_path / "a.mp4")
+    monkeypatch.setattr(decode, "TIMEOUT", 0.25)
+    for verify in (False, True):
+        found = index.describe_job(index.Job(str(tmp_path / "a.mp4"), verify=verify))
+        assert found["status"].startswith("timeout: ")
+
+
+def test_what_may_not_be_read_is_one_line(written: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """An index, labels, and whatever else a command opens. (Root may read everything, so the refusal is made here.)"""
+    def refuse(self: pathlib.Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "read_bytes", refuse)
+        with pytest.raises(UserError, match=r"parquet cannot be read \(Permission denied\)"):
+            index.load(written)
+    labels = written.parent / "labels.csv"
+    labels.write_text("path,label\na.mp4,x\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "open", refuse)
+        with pytest.raises(UserError, match=r"labels.csv cannot be read \(Permission denied\)"):
+            index.read_labels(labels, directory=written.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr("videomae_jax.commands.index.main", lambda argv: refuse(labels))
+        assert entry.main(["index"]) == 2
+    assert capsys.readouterr().err.endswith("labels.csv cannot be accessed: Permission denied\n")
 
 
 def test_verify_finds_what_a_header_hides(clip: bytes, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:

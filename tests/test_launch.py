@@ -13,7 +13,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "launch"
-TRAIN = ["--", "train", "--config=configs/pretrain/vit_g.py", "--workdir=gs://bucket/runs/a b", "--config.name=it's"]
+TRAIN = ["--", "train", "--config=configs/pretrain/vit_g.py", "--workdir=/mnt/bucket/runs/a b", "--config.name=it's"]
 CASES = {
     "tpu_vm": ["tpu_vm.sh", "--name=pod", "--zone=us-east5-a", "--project=p", "--chip=v5e"],
     "tpu_vm_slices": ["tpu_vm.sh", "--name=pod-0,pod-1", "--zone=us-east5-a", "--init-timeout=900", "--logs=collected"],
@@ -82,7 +82,12 @@ def test_the_manifest_is_yaml_with_the_words_of_the_run() -> None:
 @pytest.mark.parametrize(("argv", "message"), [
     (["tpu_vm.sh", "--name=a", *TRAIN], "--zone=VALUE is missing"), (["tpu_vm.sh", "--name=a", "--zone=z"], "no command; write it behind --"),
     (["tpu_vm.sh", "--nme=a", *TRAIN], "unknown option --nme; allowed are .*--name .*--zone"), (["slurm.sh", "--nodes=1", "--per=core", *TRAIN], "--per=core; allowed are gpu and node"),
-    (["simulate.sh", "--processes=0", *TRAIN], "--processes=0; allowed are 1 and more"), (["xpk.sh", "--name=a", "--cluster=c", "--image=i", *TRAIN], "--tpu-type=TYPE or"),
+    *(([*words, *TRAIN], f"{words[-1]}; allowed are whole numbers of 1 and more") for words in (
+        ["simulate.sh", "--processes=0"], ["simulate.sh", "--port=abc"], ["slurm.sh", "--nodes=abc"], ["slurm.sh", "--nodes=2", "--per=node", "--cpus=x"],
+        ["queued_resource.sh", "--name=a", "--zone=z", "--accelerator-type=t", "--bucket=b", "--slices=two"])),
+    (["simulate.sh", "--", "evaluate", "runs/x"], "evaluate runs in one process; allowed behind -- is train"),
+    (["slurm.sh", "--nodes=2", "--chip=v4", *TRAIN], "no flags for chip 'v4'; allowed are v5e"), (["local.sh", "--dry-run"], "--dry-run is no run directory"),
+    (["xpk.sh", "--name=a", "--cluster=c", "--image=i", *TRAIN], "--tpu-type=TYPE or"),
     (["slurm.sh", "--nodes=1", "nodes", *TRAIN], "nodes is no option"), (["slurm.sh", "--nodes=1", "--grid=g.py", "--root=r", *TRAIN], "nothing may follow --"),
     (["slurm.sh", "--nodes=1", "--grid=g.py"], "--grid needs --root=DIR")])
 def test_mistakes_are_one_line(argv: list[str], message: str) -> None:

@@ -184,6 +184,36 @@ def test_a_killed_packing_goes_on_to_the_same_bytes(folder: pathlib.Path, done: 
     assert not list(out.rglob(".*partial*"))
 
 
+def test_a_faster_process_takes_away_what_a_slower_one_writes(folder: pathlib.Path, done: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that share the work by accident: the slower one ends well, with the shards of the faster."""
+    plan = packing.planned(str(folder / "index.parquet"), tmp_path / "p", settings=packing.Settings(**SMALL, windows=3), shards=4)
+    plain, faster = packing._write_shard, []
+
+    def overtaken(plan: packing.Plan, version: int, shard: int, records: Any, temporary: pathlib.Path) -> dict[str, Any]:
+        if shard == 3 and not faster:
+            faster.append(True)
+            temporary.write_bytes(b"half")
+            packing.pack(plan)
+            assert not temporary.exists()
+            packing.array_record.ArrayRecordReader(str(temporary)).num_records()
+            raise RuntimeError("open() failed")
+        return plain(plan, version, shard, records, temporary)
+
+    monkeypatch.setattr(packing, "_write_shard", overtaken)
+    assert len(packing.pack(plan)) == 4 and faster
+    assert not list((tmp_path / "p").rglob(".*partial*"))
+
+
+def test_more_parts_than_shards(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    """Said, with the option that helps; a packed folder that says nothing of itself is refused."""
+    assert entry.main(command(folder, tmp_path / "p", "--shard=5/8")) == 0
+    assert "part 5 of 8 has nothing to do: the packing has 4 shards a version; more of them with --shards=N" in capsys.readouterr().err
+    (tmp_path / "p" / "pack.json").write_text("{")
+    assert entry.main(command(folder, tmp_path / "p")) == 2
+    error = capsys.readouterr().err
+    assert "pack.json does not say how" in error and error.count("\n") == 1
+
+
 def test_finished_shards_stay_and_damaged_ones_are_repeated(folder: pathlib.Path, done: pathlib.Path, tmp_path: pathlib.Path,
                                                             capsys: pytest.CaptureFixture) -> None:
     """A second call writes no shard; a cut one is seen by its size, a changed one by --verify; a further version is added."""
@@ -214,7 +244,8 @@ def test_the_last_line(folder: pathlib.Path, done: pathlib.Path, capsys: pytest.
 
 @pytest.mark.parametrize(("words", "text"), [
     (["--stride=2"], "holds another packing: stride is 3 there and 2 here"), (["--shards=2"], "shards is 4 there and 2 here"), (["--shard=2/2"], "allowed is I/N"),
-    (["--crf=60"], "crf is 60"), (["--shards=99"], "99 shards of 9 readable videos"), (["--workers=0"], "--workers=0; allowed are 1")])
+    (["--crf=60"], "crf is 60"), (["--preset=warp"], "preset is 'warp'; allowed are ultrafast"),
+    *((["--rate", rate], f"rate is {float(rate)}; allowed are 0 ") for rate in ("nan", "inf", "0.00001")), (["--shards=99"], "99 shards of 9 readable videos"), (["--workers=0"], "--workers=0; allowed are 1")])
 def test_mistakes(words: list[str], text: str, folder: pathlib.Path, done: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     """One line, before anything is written."""
     before = content(done)

@@ -53,8 +53,12 @@ def test_without_libtpu_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch
     """Before anything is traced."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(forecast, "Planner", None)
-    with pytest.raises(UserError, match=r"--topology=v5p-512 compiles with libtpu, .* pip install -r launch/plan_requirements.txt"):
+    with pytest.raises(UserError, match=r"--topology=v5p-512 compiles with libtpu, .* pip install 'libtpu=="):
         forecast.make(small(), "v5p-512", fixed=frozenset())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1")
+    with pytest.raises(UserError, match=r"libtpu 0.0.1 is not the one of jax .*: pip install 'libtpu=="):
+        topologies.tpu_devices(topologies.find("v5p-512"))
 
 
 # -- estimates --------------------------------------------------------------------------------------------------------------
@@ -159,8 +163,18 @@ def test_what_the_user_sets_is_not_chosen() -> None:
     made = Choice("as given", 2, 2, 4, 1).apply(config)
     assert made.objective.encoder.remat == "dots" and made.objective.decoder.remat == "none" and made.mesh.data == 2 and config.mesh.data == -1
     assert len(set(one.choices(free=True))) > 3
-    with pytest.raises(UserError, match="mesh data=-1 fsdp=3 tensor=1 does not fit the 8 devices of h100x8"):
-        list(Planner(small(mesh__fsdp="3"), topologies.find("h100x8"), fixed=frozenset({"mesh.fsdp"}), trust=()).choices())
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"mesh__fsdp": "3"}, "mesh data=-1 fsdp=3 tensor=1 does not fit 8 devices"), ({"mesh__fsdp": "0"}, "sizes are positive"),
+    ({"mesh__data": "-2", "mesh__fsdp": "-4"}, "sizes are positive"), ({"mesh__data": "8", "microbatches": "3"}, "is not divisible by 8 batch devices x 3 micro-batches"),
+    ({"mesh__tensor": "8", "objective__encoder__width": "36", "objective__encoder__heads": "3"}, "bytes of state stay whole on every device"),
+    ({"microbatches": "3"}, "in 3 micro-batches cannot be split evenly over the 8 devices of h100x8"), ({"batch_size": "3"}, "clips .* cannot be split evenly over the 8 devices")])
+def test_what_a_run_would_refuse_is_no_plan(fields: dict[str, str], message: str) -> None:
+    """Meshes, batches and micro-batches: one line, as `train` has."""
+    fixed = frozenset(name.replace("__", ".") for name in fields)
+    with pytest.raises(UserError, match=message):
+        list(Planner(small(**fields), topologies.find("h100x8"), fixed=fixed, trust=()).choices())
 
 
 def test_meshes_worth_trying() -> None:
@@ -265,6 +279,11 @@ def test_plan_of_gpus_end_to_end(tmp_path: Any, capsys: pytest.CaptureFixture[st
     assert command.main([f"--table={tmp_path}/plans.jsonl"]) == 0
     row = capsys.readouterr().out.splitlines()[-1]
     assert row.startswith("| tiny | h100x8 | ") and row.endswith("| estimate |")
+    (tmp_path / "plans.jsonl").write_text('{"x": 1}\n')
+    with pytest.raises(UserError, match="is no readable file of plans as JSON lines"):
+        command.main([f"--table={tmp_path}/plans.jsonl"])
+    with pytest.raises(UserError, match="--memory=nan --videos=0; allowed are positive numbers"):
+        command.main(["--config=configs/tiny.py", "--topology=h100x8", "--memory=nan"])
 
 
 def test_what_does_not_fit_comes_with_ways_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

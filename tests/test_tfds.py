@@ -14,9 +14,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from test_decode import bars, spelt
 
-from videomae_jax.data import clips, decode, pipeline, transforms
+from videomae_jax import config as configs
+from videomae_jax.data import clips, decode, pipeline, sources, transforms
 from videomae_jax.data.tfds_source import TfdsClips
 from videomae_jax.errors import UserError
+from videomae_jax.evals.base import evaluation_source
 
 
 def stored(number: int, /) -> io.BytesIO:
@@ -132,6 +134,19 @@ def test_mistakes(builder: Any, tmp_path: pathlib.Path) -> None:
     tfrecord = copied(builder, tmp_path, dataset_info=lambda info: info.update(fileFormat="tfrecord"))
     with pytest.raises(UserError, match="is stored as tfrecord; allowed is array_record"):
         len(source(builder, folder=str(tfrecord)))
+
+
+def test_a_config_changes_its_symbol(builder: Any) -> None:
+    """As the README says: the fields of the new class are there, those of the old one are gone, and what is needed is asked for."""
+    config = configs.load("configs/tiny.py")
+    configs.override(config, {"data.__symbol__": "videomae_jax.data.tfds_source.TfdsClips"})
+    assert "index" not in config.data and config.data.frames == 8
+    with pytest.raises(UserError, match="TfdsClips needs a value for 'folder'"):
+        configs.build(config.data)
+    configs.override(config, {"data.folder": str(builder.data_dir), "data.frames": "4"})
+    assert len(configs.build(config.data)) == 6 and len(evaluation_source(config, split="val")) == 2
+    configs.override(config, {"data.__symbol__": "videomae_jax.data.sources.NoiseClips"})
+    assert configs.build(config.data) == sources.NoiseClips(frames=4, size=config.data.size, repeats=config.data.repeats)
 
 
 def test_damage_is_replaced(builder: Any, tmp_path: pathlib.Path) -> None:

@@ -42,6 +42,9 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except PermissionError as error:
+        sys.stderr.write(f"error: {error.filename or 'a file'} cannot be accessed: {error.strerror}\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130

@@ -105,7 +105,7 @@ def build(node: Any, /, *, trust: tuple[str, ...] = ()) -> Any:
         unknown = sorted(set(values) - set(_parameters(target)))
         if unknown:
             raise UserError(f"{node[SYMBOL]} has no parameter {unknown[0]!r}; it has {', '.join(_parameters(target))}")
-        missing = [k for k, p in _parameters(target).items() if p.default is inspect.Parameter.empty and k not in values]
+        missing = [k for k, p in _parameters(target).items() if p.default is inspect.Parameter.empty and values.get(k) is None]
         if missing:
             raise UserError(f"{node[SYMBOL]} needs a value for {missing[0]!r}")
         return target(**values)
@@ -165,7 +165,8 @@ def override(config: ml_collections.ConfigDict, assignments: dict[str, str], /) 
     """Sets `a.b.c` fields in place.
 
     A field that holds a string takes the text as it is ("none" and "10" too). Raises UserError for a field that does not
-    exist or a value whose type differs from the present one; only a field that holds None takes any type.
+    exist or a value whose type differs from the present one; only a field that holds None takes any type. A new `__symbol__`
+    gives its node the fields of the new class: those that both have keep their values, the others begin at their defaults.
     """
     for path, text in assignments.items():
         node, *_, name = config, *path.split(".")
@@ -185,6 +186,22 @@ def override(config: ml_collections.ConfigDict, assignments: dict[str, str], /) 
             raise UserError(f"--config.{path}={text} is of type {type(value).__name__}; allowed is type {type(old).__name__}, such as {old!r}")
         with node.ignore_type():
             node[name] = value
+        if name == SYMBOL:
+            _become(node)
+
+
+def _become(node: ml_collections.ConfigDict, /) -> None:
+    """Gives a node the fields of its symbol; one without a default is None until it is set. What cannot be imported without trust stays as it is."""
+    try:
+        target = symbol(node[SYMBOL])
+    except UserError:  # `build` says so, which knows what is trusted
+        return
+    known = dict.fromkeys(_parameters(target)) | _defaults(target)
+    with node.unlocked(), node.ignore_type():
+        for name in [n for n in node if n != SYMBOL and n not in known]:
+            del node[name]
+        for name in [n for n in known if n not in node]:
+            node[name] = known[name]
 
 
 def _child(node: Any, name: str, /, *, path: str) -> Any:

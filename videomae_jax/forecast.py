@@ -129,7 +129,7 @@ def fed(run: assembly.Assembly, topology: Topology, seconds: float, feed: Input,
 
 
 def stage(config: Any, topology: Topology, mfu: float, /, *, trust: tuple[str, ...]) -> dict[str, Any]:
-    """Chip-hours of another config at the same utilisation, with its tests: every view of every video, forward only."""
+    """Chip-hours of training another config at the same utilisation."""
     with config.ignore_type(), config.unlocked():
         config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
     run = assembly.assemble(config, trust=trust, devices=jax.devices()[:1])

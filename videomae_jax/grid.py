@@ -29,6 +29,8 @@ def cells(config: Any, /, *, root: str, topology: str = "", trust: tuple[str, ..
     Costs are estimates of the fastest choice that fits `topology`; nothing is compiled. Raises UserError for a config without
     cells, or one that does not fit.
     """
+    if "://" in root:
+        raise UserError(f"--root={root} is no folder; allowed is one that all hosts share (a bucket that is mounted, too)")
     if not config.get("grid", None):
         raise UserError(f"config {config.name!r} has no cells in config.grid")
     planners: dict[str, Any] = {}

@@ -43,16 +43,20 @@ class Layout:
         Raises UserError when the sizes do not multiply to the number of devices.
         """
         devices = jax.devices() if devices is None else devices
+        # Linen's logical constraints assert under the Explicit axis type that jax.make_mesh defaults to.
+        return Mesh(arrange(self.sizes(len(devices)), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+    def sizes(self, devices: int, /) -> tuple[int, int, int]:
+        """(data, fsdp, tensor) over so many devices. Raises UserError as `mesh` does."""
         sizes = [self.data, self.fsdp, self.tensor]
         if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
             raise UserError(f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor}; sizes are positive and at most one is -1")
         known = math.prod(s for s in sizes if s != -1)
-        if -1 in sizes and len(devices) % known == 0:
-            sizes[sizes.index(-1)] = len(devices) // known
-        if math.prod(sizes) != len(devices):
-            raise UserError(f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not fit {len(devices)} devices")
-        # Linen's logical constraints assert under the Explicit axis type that jax.make_mesh defaults to.
-        return Mesh(arrange(tuple(sizes), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        if -1 in sizes and devices % known == 0:
+            sizes[sizes.index(-1)] = devices // known
+        if math.prod(sizes) != devices:
+            raise UserError(f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not fit {devices} devices")
+        return tuple(sizes)
 
 
 def arrange(sizes: tuple[int, ...], devices: list[Any], /) -> np.ndarray:
@@ -102,7 +106,7 @@ def initialize(*, coordinator: str, processes: int, process: int, timeout: int =
     given = {} if coordinator == "auto" else {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
     try:
         jax.distributed.initialize(**given, initialization_timeout=timeout, heartbeat_timeout_seconds=peer_limit)
-    except ValueError as error:  # no cluster
+    except (ValueError, IndexError) as error:  # no cluster, or an address without a port
         raise UserError(f"--coordinator={coordinator}: {error}; give --coordinator=HOST:PORT --processes=N --process=I") from error
 
 

@@ -159,23 +159,31 @@ class Planner:
         remats = tuple(RECOMPUTE) if known and not any(name.endswith(".remat") for name in fixed) else ("as given",)
         if self.topology.chip.platform == "cpu":  # its memory is the host's
             remats = tuple(r for r in remats if r != "offload")
+        found = False
         for sizes in self.meshes(fixed):
-            rows = self.run.clips // (sizes["data"] * sizes["fsdp"])
-            counts = [2**k for k in range(rows.bit_length()) if rows % 2**k == 0]
+            rows, left = divmod(self.run.clips, sizes["data"] * sizes["fsdp"])
+            counts = [2**k for k in range(rows.bit_length())]
             if "microbatches" in fixed or self.run.objective.batch_coupled:
                 counts = [self.config.microbatches]
+            counts = [] if left else [count for count in counts if rows % count == 0]
+            found |= bool(counts)
             for remat, count in itertools.product(remats, counts):
                 yield Choice(remat, count, **sizes)
+        if not found:
+            count = f" in {self.config.microbatches} micro-batches" if "microbatches" in fixed or self.run.objective.batch_coupled else ""
+            raise UserError(f"batch of {self.run.clips} clips (decoded clips x repeats){count} cannot be split evenly over the {self.topology.devices} devices of "
+                            f"{self.topology.name}; allowed are multiples of them, such as --config.batch_size={self.topology.devices}, or other topologies")
 
     def meshes(self, fixed: frozenset[str], /) -> list[dict[str, int]]:
         """Meshes worth trying: the user's, else all data-parallel where the state is small, and split within a slice and beyond."""
         devices = self.topology.devices
         given = self.config.mesh
         if any(name.startswith("mesh.") for name in fixed) or (given.data, given.fsdp, given.tensor) != (-1, 1, 1):
-            known = math.prod(s for s in (given.data, given.fsdp, given.tensor) if s != -1)
-            sizes = {k: devices // known if given[k] == -1 else given[k] for k in ("data", "fsdp", "tensor")}
-            if math.prod(sizes.values()) != devices:
-                raise UserError(f"mesh data={given.data} fsdp={given.fsdp} tensor={given.tensor} does not fit the {devices} devices of {self.topology.name}")
+            layout = parallel.Layout(**given)
+            sizes = dict(zip(parallel.AXES, layout.sizes(devices), strict=True))
+            mesh = parallel.abstract_mesh(**sizes)  # what a run would refuse is no plan
+            parallel.check_replication(self.run.boxed, mesh=mesh, limit=layout.replicated)
+            parallel.check_batch(self.run.clips, mesh=mesh, microbatches=self.config.microbatches if "microbatches" in fixed else 1)
             return [sizes]
         within = devices // self.topology.slices
         powers = [f for f in (2**k for k in range(devices.bit_length())) if devices % f == 0 and self._splits(f, devices)]
@@ -223,7 +231,10 @@ class Planner:
                     break
         for name in self._larger() if len(found) < 3 else ():
             other = Planner(self.config, find(name), fixed=frozenset(), trust=self.trust)
-            fits = [e for e in map(other.of, other.choices()) if e.bytes * factor <= other.limit]
+            try:
+                fits = [e for e in map(other.of, other.choices()) if e.bytes * factor <= other.limit]
+            except UserError:  # the user's mesh or batch is none of that topology
+                continue
             if fits:
                 best = min(fits, key=lambda e: e.seconds)
                 found.append(self._way(best, f"--topology={name}, {best.choice.options()}", other.topology, factor))
@@ -244,6 +255,7 @@ class Planner:
         """Topologies with more memory: more chips of the kind, then other chips."""
         chip = self.topology.chip.name
         if self.topology.chip.platform != "tpu":
-            return [f"h200x{self.topology.all_chips}", f"h100x{2 * max(4, self.topology.all_chips)}"]
+            count = max(4, self.topology.all_chips)
+            return [f"h200x{self.topology.all_chips}", *(f"{kind}x{n}" for n in (2 * count, 4 * count) for kind in ("h100", "h200"))]
         more = [f"{chip}-{n}" for n in TORUS.get(chip, {}) if find(f"{chip}-{n}").all_chips > self.topology.all_chips]
         return [*more, "v5p-512", "tpu7x-512"]

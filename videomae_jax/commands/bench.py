@@ -92,7 +92,7 @@ def input_(argv: list[str], /) -> int:
     from videomae_jax.errors import UserError
 
     for name, least in (("videos", 1), ("step_ms", 0), ("batch", 1), ("cores", 1)):
-        if getattr(options, name) < least:
+        if not getattr(options, name) >= least:
             raise UserError(f"--{name.replace('_', '-')}={getattr(options, name)}; allowed are {least} and more")
     settings = footage.Settings(**{field.name: getattr(options, field.name) for field in fields})
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import math
 import os
 import pathlib
 from fractions import Fraction
@@ -21,11 +22,14 @@ def main(argv: list[str]) -> int:
     from videomae_jax.data import index, lists
     from videomae_jax.errors import UserError
 
-    out, fps = pathlib.Path(options.out), Fraction(options.fps).limit_denominator(1001)
+    out = pathlib.Path(options.out)
     if out.suffix != ".parquet":
         raise UserError(f"--out={options.out}; allowed is a file name that ends in .parquet")
-    if not fps > 0:
+    if not 0 < options.fps < math.inf:
         raise UserError(f"--fps={options.fps}; allowed are numbers above 0")
+    if options.workers < 1:
+        raise UserError(f"--workers={options.workers}; allowed are 1 and more")
+    fps = Fraction(options.fps).limit_denominator(1001)
     if bool(options.list) == bool(options.directory):
         raise UserError("needed is a folder, or --list=FILE with --root=DIR, and not both")
     index.claim(out)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 
 from videomae_jax.commands import arguments
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     if not options.config or not options.topology:
         raise UserError("plan needs --config=FILE and --topology=NAME, or --grid=FILE (see python -m videomae_jax plan --help)")
     config = arguments.resolve(options, assignments)
-    if options.memory < 0 or options.videos < 0:
+    if not 0 <= options.memory < math.inf or options.videos < 0:
         raise UserError(f"--memory={options.memory:g} --videos={options.videos}; allowed are positive numbers")
     if options.topology != "local":
         os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator of this machine has no part in it
@@ -68,7 +69,8 @@ def table(path: str, /) -> int:
     try:
         with open(path) as file:
             plans = [json.loads(line) for line in file if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"--table={path} is no readable file of JSON lines: {error}") from error
-    print("\n".join(forecast.markdown(plans)))
+        rows = forecast.markdown(plans)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--table={path} is no readable file of plans as JSON lines: {error!r}") from error
+    print("\n".join(rows))
     return 0

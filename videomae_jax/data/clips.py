@@ -242,6 +242,13 @@ class LongVideo:
         return start + self.sampling.ids(frames - start if number == count - 1 else self.window, clip=clip, rng=rng)
 
 
+def restrided(sampling: Any, stride: int, /) -> Any:
+    """The sampling, or the one within its windows, with another stride; one without a stride stays."""
+    if hasattr(sampling, "stride"):
+        return dataclasses.replace(sampling, stride=stride)
+    return dataclasses.replace(sampling, sampling=restrided(sampling.sampling, stride)) if hasattr(sampling, "sampling") else sampling
+
+
 @functools.singledispatch
 def at(sampling: Any, /, *, fps: Fraction) -> Any:
     """The sampling for a video of `fps` frames a second; those that count frames do not depend on it."""

@@ -1,12 +1,11 @@
 """Clips of indices that list frame folders and pictures, alone or among video files."""
 
-import dataclasses
 import os
 from typing import Any
 
 import numpy as np
 
-from videomae_jax.data import pictures, remote, sources
+from videomae_jax.data import clips, pictures, remote, sources
 
 
 class FrameClips(sources.VideoClips):
@@ -23,7 +22,7 @@ class FrameClips(sources.VideoClips):
 
     def sampling_of(self, record: dict[str, Any], /) -> Any:
         stride = record["stride"]
-        return self.sampling if stride is None or not hasattr(self.sampling, "stride") else dataclasses.replace(self.sampling, stride=stride)
+        return self.sampling if stride is None else clips.restrided(self.sampling, stride)
 
     def locate(self, record: dict[str, Any], /) -> Any:
         if record["template"] is None:

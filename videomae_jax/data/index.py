@@ -5,7 +5,6 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
-import math
 import multiprocessing
 import os
 import pathlib
@@ -29,6 +28,7 @@ SPLITS = ("train", "val", "test")
 FOLDERS = {"train": "train", "training": "train", "val": "val", "validation": "val", "valid": "val", "test": "test", "testing": "test"}
 DIGEST = b"parquet_sha256"
 PATIENCE = 10.0  # seconds between two words on the progress of a scan
+VERIFY = 3600.0  # seconds that decoding every frame of a video may take
 PARALLEL = 64  # videos below which starting processes takes longer than scanning
 SCHEMA = pa.schema([
     ("path", pa.string()), ("name", pa.string()), ("label", pa.string()), ("split", pa.string()), ("status", pa.string()),
@@ -39,6 +39,7 @@ SCHEMA = pa.schema([
 # Columns that may be missing or empty: bytes and seconds since 1970 of the file (not known), how the pictures of a folder are
 # called (the path is a video file), and a stride that goes before that of the sampling (none).
 OPTIONAL = ("size", "mtime", "template", "stride")
+PACKED = "packed"  # column of an index of packed clips
 LISTED = ("path", "name", "label", "split")  # columns that do not come from the file
 
 
@@ -114,7 +115,9 @@ class Job:
 def describe_job(job: Job, /) -> dict[str, Any]:
     """`describe` for whatever a job is; a read without an answer ends after twice the time that a file may take."""
     try:
-        return deadline.call(lambda: _describe(job), seconds=math.inf if job.verify else 2 * decode.TIMEOUT, name=lambda: job.path)
+        if job.verify and not remote.is_remote(job.path):  # what hangs does so at once, while decoding all of a film takes its time
+            deadline.call(lambda: _describe(dataclasses.replace(job, verify=False)), seconds=2 * decode.TIMEOUT, name=lambda: job.path)
+        return deadline.call(lambda: _describe(job), seconds=VERIFY if job.verify else 2 * decode.TIMEOUT, name=lambda: job.path)
     except decode.DecodeError as error:
         return {"status": f"{error.stage}: {error.cause}"}
 
@@ -167,6 +170,8 @@ def read_labels(path: pathlib.Path, /, *, directory: pathlib.Path) -> dict[str, 
                 if "split" in row and row["split"] not in SPLITS:
                     raise UserError(f"{path}:{reader.line_num}: split {row['split']!r}; allowed are {', '.join(SPLITS)}")
                 rows[name] = row
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no csv file in UTF-8: {error}") from error
     if not rows:
@@ -178,7 +183,7 @@ def _check_header(path: pathlib.Path, header: list[str], /) -> None:
     """Raises UserError for missing, reserved, repeated or nameless columns."""
     if not {"path", "label"} <= set(header):
         raise UserError(f"{path} begins with the columns {', '.join(header) or '(none)'}; needed is the header path,label[,split][,more columns]")
-    reserved = sorted((set(header) - {"path", "label", "split"}) & set(SCHEMA.names))
+    reserved = sorted((set(header) - {"path", "label", "split"}) & {*SCHEMA.names, PACKED})
     if reserved:
         raise UserError(f"{path}: column {reserved[0]!r} is one that the index fills itself; rename it")
     wrong = [column for column in header if not column or header.count(column) > 1]
@@ -308,7 +313,10 @@ def load(path: str | pathlib.Path, /) -> pa.Table:
     path = remote.local(path, what="index")
     if not path.is_file():
         raise UserError(f"no index {path}; make one with: python -m videomae_jax index DIR --out={path}")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest().encode()
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest().encode()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
     cached = _mapped(path.with_suffix(".arrow"), digest)
     if cached is not None:
         return cached

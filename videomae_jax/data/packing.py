@@ -40,6 +40,8 @@ VIDEOS_PER_SHARD = 1000  # what a killed process loses at most: minutes
 BLOCK = 16  # pixels a side over which verification compares means: encoders keep these even of noise
 TOLERANCE = 16.0  # grey levels, mean over the blocks of a frame
 TICKS = 512  # units of an mp4 clock per frame
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
+RATES = (0.01, 1000.0)  # frames a second
 SETTINGS, MANIFEST = "pack.json", "manifest.json"
 
 
@@ -64,10 +66,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field, least in (("frames", 1), ("stride", 1), ("rate", 0), ("short_side", 16), ("windows", 1), ("gop", 1), ("crf", 0), ("seed", 0)):
-            if getattr(self, field) < least:
+            if not getattr(self, field) >= least:
                 raise UserError(f"{field} is {getattr(self, field)}; allowed are {least} and more")
         if self.crf > 51:
             raise UserError(f"crf is {self.crf}; allowed are 0 (lossless) to 51")
+        if self.rate and not RATES[0] <= self.rate <= RATES[1]:
+            raise UserError(f"rate is {self.rate}; allowed are 0 (by stride) and {RATES[0]:g} to {RATES[1]:g} frames a second")
+        if self.preset not in PRESETS:
+            raise UserError(f"preset is {self.preset!r}; allowed are {', '.join(PRESETS)}")
 
     def of(self, record: dict[str, Any], /) -> "Settings":
         """With the stride that an index row has of its own."""
@@ -256,8 +262,11 @@ def claim(plan: Plan, /) -> None:
         if strangers:
             raise UserError(f"{plan.folder} is not empty and holds no {SETTINGS}, so it is no packed folder; use another --out")
         replace(path, json.dumps(wanted, indent=2).encode())
-    found = json.loads(path.read_text())
-    old, new = ({**x, **x["settings"]} for x in (found, wanted))
+    try:
+        found = json.loads(path.read_text())
+        old, new = ({**x, **x["settings"]} for x in (found, wanted))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} does not say how {plan.folder} was packed ({error!r}); use another --out, or remove the folder") from error
     differences = [f"{k} is {old.get(k)!r} there and {new[k]!r} here" for k in new if k != "settings" and old.get(k) != new[k]]
     if differences:
         raise UserError(f"{plan.folder} holds another packing: {'; '.join(differences)}; use the same options or another --out")
@@ -265,16 +274,36 @@ def claim(plan: Plan, /) -> None:
 
 def replace(path: pathlib.Path, data: bytes, /) -> None:
     """Writes a file as a whole: killed processes leave the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    for last in (False, True):
+        temporary = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
+        temporary.write_bytes(data)
+        try:
+            os.replace(temporary, path)
+            return
+        except FileNotFoundError:  # a process that finished the same packing has just taken it for one of a killed process
+            if last:
+                raise
 
 
 def write_shard(plan: Plan, version: int, shard: int, records: Iterator[Packed], /) -> dict[str, Any]:
-    """Writes, reads back and names one shard; its manifest. Raises OSError, and RuntimeError where the disk gives back something else."""
+    """Writes, reads back and names one shard; its manifest, or that of another process that was faster.
+
+    Raises OSError, and RuntimeError where the disk gives back something else.
+    """
+    temporary = plan.path(version, shard).with_name(f".{plan.path(version, shard).name}.partial-{secrets.token_hex(8)}")
+    try:
+        return _write_shard(plan, version, shard, records, temporary)
+    except (OSError, RuntimeError):
+        # Whoever finishes a packing takes away what killed processes left, and cannot tell it from what slower ones still write.
+        found = None if temporary.exists() else plan.manifest(version, shard)
+        if found is None:
+            raise
+        return found
+
+
+def _write_shard(plan: Plan, version: int, shard: int, records: Iterator[Packed], temporary: pathlib.Path, /) -> dict[str, Any]:
     path, digests, failed, levels, count = plan.path(version, shard), [], {}, [], 0
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
     with contextlib.closing(array_record.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")) as writer:
         for row, packed in zip(plan.range(shard), records, strict=True):
             writer.write(packed.data)
@@ -317,6 +346,8 @@ def pack(plan: Plan, /, *, part: int = 0, parts: int = 1, workers: int = 1, veri
     """
     claim(plan)
     jobs = [(v, s) for v in range(plan.versions) for s in range(plan.shards) if s % parts == part]
+    if not jobs:
+        say(f"part {part} of {parts} has nothing to do: the packing has {plan.shards} shards a version; more of them with --shards=N")
     with contextlib.ExitStack() as stack:
         run: Callable[..., Iterator[Packed]] = map
         if workers > 1:

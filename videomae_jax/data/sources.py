@@ -120,6 +120,15 @@ class Clip(NamedTuple):
     label: int
 
 
+def check_numbers(source: Any, /) -> None:
+    """Raises UserError for a count or a limit of a source that is out of range."""
+    for field, least in (("frames", 1), ("size", 1), ("repeats", 1), ("limit", 0)):
+        if getattr(source, field) < least:
+            raise UserError(f"{field} is {getattr(source, field)}; allowed are {least} and more")
+    if not source.timeout > 0 or not 0 <= source.max_bad_fraction <= 1:
+        raise UserError(f"timeout is {source.timeout}, max_bad_fraction {source.max_bad_fraction}; allowed are seconds above 0 and shares from 0 to 1")
+
+
 @dataclasses.dataclass(frozen=True)
 class VideoClips:
     """Clips of the readable videos of an index: `video` u8 [K T size size 3] and `label` i32 [K].
@@ -150,11 +159,7 @@ class VideoClips:
     def __post_init__(self) -> None:
         if self.crops not in CROPS:
             raise UserError(f"crops {self.crops!r}; allowed are {', '.join(CROPS)}")
-        for field, least in (("frames", 1), ("size", 1), ("repeats", 1), ("limit", 0)):
-            if getattr(self, field) < least:
-                raise UserError(f"{field} is {getattr(self, field)}; allowed are {least} and more")
-        if not self.timeout > 0 or not 0 <= self.max_bad_fraction <= 1:
-            raise UserError(f"timeout is {self.timeout}, max_bad_fraction {self.max_bad_fraction}; allowed are seconds above 0 and shares from 0 to 1")
+        check_numbers(self)
 
     def __getstate__(self) -> dict[str, Any]:
         # The mapped table stays behind: every process maps the file itself.

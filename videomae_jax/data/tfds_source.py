@@ -59,9 +59,7 @@ class TfdsClips:
     max_bad_fraction: float = 0.01
 
     def __post_init__(self) -> None:
-        for field, least in (("frames", 1), ("size", 1), ("repeats", 1), ("limit", 0)):
-            if getattr(self, field) < least:
-                raise UserError(f"{field} is {getattr(self, field)}; allowed are {least} and more")
+        sources.check_numbers(self)
         if not self.fps > 0:
             raise UserError(f"fps is {self.fps}; allowed are numbers above 0")
 
