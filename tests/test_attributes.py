@@ -13,7 +13,6 @@ import pytest
 from videomae_jax import config as configs
 from videomae_jax import losses, parallel
 from videomae_jax.assembly import assemble
-from videomae_jax.checkpoint import transfer
 from videomae_jax.data import attributes as data
 from videomae_jax.data import clips, index, synthetic, transforms
 from videomae_jax.errors import UserError
@@ -22,6 +21,7 @@ from videomae_jax.evals.base import Context
 from videomae_jax.mixing import Mixing
 from videomae_jax.models import heads, vit
 from videomae_jax.objectives.attributes import Attributes
+from videomae_jax.transfer import transfer
 
 COUNT, ROWS = 3, 4
 ENCODER = vit.Encoder(width=16, depth=1, heads=2, hidden=32, patch=(2, 8, 8), frames=4, size=16)

@@ -13,10 +13,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from videomae_jax import checkpoint, fingerprints, parallel
-from videomae_jax.checkpoint import Checkpointer, DamagedError, load_params, named, transfer
+from videomae_jax.checkpoint import Checkpointer, DamagedError, load_params, named
 from videomae_jax.errors import UserError
 from videomae_jax.step import TrainState
 from videomae_jax.stopping import StorageError
+from videomae_jax.transfer import transfer
 
 # Orbax leaves coroutines behind when a file cannot be read; Python reports them when they are collected.
 pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"), pytest.mark.usefixtures("collected")]

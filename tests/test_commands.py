@@ -13,8 +13,11 @@ import pytest
 import runs
 from runs import shared_programs  # noqa: F401 (a fixture)
 
+from videomae_jax import config as configs
 from videomae_jax import metrics, run_directory
 from videomae_jax.__main__ import main
+from videomae_jax.assembly import assemble
+from videomae_jax.stopping import StorageError
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_a_run_leaves_its_files(trained: pathlib.Path, index: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """config.json, card, metrics, summary, pictures, two checkpoints; no temporary files; a second call does nothing and says so."""
     names = {p.name for p in trained.iterdir()}
-    assert names == {"config.json", "recipe_card.json", "recipe_card.txt", "metrics.jsonl", "ledger.jsonl", "summary.json", "tensorboard", "reconstructions", "checkpoints"}
+    assert names == {"config.json", "recipe_card.json", "recipe_card.txt", "metrics.jsonl", "ledger.jsonl", "ledger.alive", "summary.json", "tensorboard", "reconstructions", "checkpoints"}
     assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["00000006", "00000009"]
     summary = json.loads((trained / "summary.json").read_text())
     results = summary["results"]
@@ -60,7 +63,7 @@ def test_a_run_leaves_its_files(trained: pathlib.Path, index: pathlib.Path, caps
     assert main(["train", *runs.arguments(index), f"--workdir={trained}"]) == 0
     assert "nothing to do" in capsys.readouterr().err
     after = listing(trained)
-    own = ("tensorboard", "ledger.jsonl")  # the second call opens an events file and accounts for its own time
+    own = ("tensorboard", "ledger.")  # the second call opens an events file and accounts for its own time
     assert {k: v for k, v in after.items() if not k.startswith(own)} == {k: v for k, v in before.items() if not k.startswith(own)}
 
 
@@ -207,6 +210,51 @@ def test_run_directory_of_another_config(trained: pathlib.Path, index: pathlib.P
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("changed since the run began: ")]
     assert len(said) == len([c for c in changes if c.startswith("--config")])
     assert main(words) == 0  # the new config is now the stored one
+
+
+def test_a_mistake_is_corrected_in_the_same_directory(index: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that has saved nothing has nothing to lose, not even by another model; one with a durable place may have saved there."""
+    from videomae_jax import train as loop
+
+    monkeypatch.setattr(loop, "train", lambda run, *_, **__: loop.Result(state=None, first=run.total, step=run.total, finished=True))
+    words = ["train", *runs.arguments(index), f"--workdir={tmp_path / 'run'}"]
+    monkeypatch.setattr(run_directory, "summarise", lambda *_, **__: None)
+    assert main(words) == 0
+    assert main([*words, "--config.objective.encoder.width=64"]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["objective"]["encoder"]["width"] == 64
+    (tmp_path / "run" / "durable.json").write_text("{}")
+    assert main(words) == 2
+
+
+def test_names_of_classes_lie_beside_the_weights(index: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Of a run with a head: whoever has its directory needs no index to name what it predicts."""
+    config = configs.load("configs/finetune/shapes.py")
+    configs.override(config, {"data.index": str(index)})
+    names = configs.build(config.data).classes
+    configs.override(config, {"objective.head.classes": str(len(names)), "objective.pretrained": ""})
+    run_directory.claim(assemble(config), tmp_path / "run", extend=False, fork=False, say=print)
+    assert json.loads((tmp_path / "run" / "classes.json").read_text()) == list(names)
+
+
+def test_an_address_is_no_run_directory(index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """pathlib would make a folder `gs:` of it."""
+    monkeypatch.chdir(tmp_path)
+    message = refused(capsys, "train", "--config=configs/tiny.py", f"--config.data.index={index}", "--workdir=gs://bucket/run")
+    assert message.startswith("--workdir=gs://bucket/run is no folder; allowed is one that all hosts share") and "--durable=gs://bucket/run" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_last_save_that_fails_is_tried_again_by_a_supervisor(index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """74, and one line: exit code 2 would end the supervision."""
+    from videomae_jax import train as loop
+
+    def full(*_: Any, **__: Any) -> None:
+        raise StorageError("the last checkpoint, of step 9, is not written")
+
+    monkeypatch.setattr(loop, "train", full)
+    assert main(["train", *runs.arguments(index), f"--workdir={tmp_path / 'run'}"]) == 74
+    assert capsys.readouterr().err.splitlines()[-1] == "error: the last checkpoint, of step 9, is not written"
 
 
 def test_checkpoint_of_another_model_or_optimiser(trained: pathlib.Path, index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,6 +60,7 @@ def test_mistakes(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) ->
     one, two = record(tmp_path / "a", LONG), record(tmp_path / "b", SHORT)
     for words, message in ((["--compare", one], "expected 2 arguments"), (["--compare", one, one], "is given twice"),
                            (["--compare", one, two, "--out=x.pdf"], "ends in .html"), ([one, "--compare", one, two], "needed are two runs"),
+                           (["--compare", one, two, "--out=/dev/null/x.html"], "cannot write to --out=/dev/null/x.html: "),
                            ([], "name a run directory"), (["--compare", one, tmp_path], "holds no config.json")):
         assert main(["report", *map(str, words)]) == 2
         assert message in capsys.readouterr().err

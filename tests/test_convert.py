@@ -211,6 +211,9 @@ def test_classification_equals_transformers(live: Any, tmp_path: pathlib.Path) -
     logits, features = predict(params)
     close(logits, model(pixels).logits)
     close(features["video"].pooled, model.fc_norm(model.videomae(pixels).last_hidden_state.mean(1)))
+    named = json.loads((tmp_path / "hf/config.json").read_text())
+    (tmp_path / "hf/config.json").write_text(json.dumps(named | {"id2label": named["id2label"] | {"3": "run"}}))
+    assert main(["convert", "--from=hf", f"{tmp_path}/hf", f"--out={tmp_path}/other"]) == 2 and not (tmp_path / "other").exists()
     assert main(["convert", "--to=hf", f"{tmp_path}/run", f"--out={tmp_path}/back"]) == 0
     again = live.VideoMAEForVideoClassification.from_pretrained(tmp_path / "back")
     assert again.config.id2label == labels

@@ -97,6 +97,8 @@ def test_checkpoints_of_another_run(tmp_path: pathlib.Path, item: str, of_run: b
 
 @pytest.mark.parametrize(("external", "message"), [
     (dict(path="absent.npz"), r"'absent.npz' for params are not there; allowed are a run directory"),
+    (dict(path="junk.npz"), r"'junk.npz' for params cannot be read \(.*\); allowed are a run directory"),
+    (dict(path="weights.pth"), r"'weights.pth' for params are none that can be read; .*`convert` makes a run directory of others"),
     (dict(into="params/middle"), "external into 'params/middle': 'middle' is not among left, right"),
     (dict(into="params/left/w/x"), "'x' is not among an array"),
     (dict(into="params/left"), r"weights.npz into params/left: .*w is not in the source"),
@@ -105,6 +107,8 @@ def test_checkpoints_of_another_run(tmp_path: pathlib.Path, item: str, of_run: b
 def test_strays_are_named(external: dict[str, Any], message: str, file: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing file, a missing or unused leaf and a wrong shape each say which."""
     monkeypatch.chdir(tmp_path)
+    for name in ("junk.npz", "weights.pth"):
+        pathlib.Path(name).write_bytes(b"no archive")
     np.savez("small.npz", **{"left/w": MATRIX[:2, :2], "right/w": MATRIX})
     run = dataclasses.replace(run_of(), objective=toy.Toy(weights=(External(**({"into": "params", "path": file} | external)),)))
     with pytest.raises(UserError, match=message):

@@ -19,7 +19,7 @@ from test_decode import encode, encoded, flipped, spelt
 from videomae_jax import __main__ as entry
 from videomae_jax import config as configs
 from videomae_jax.commands import pack
-from videomae_jax.data import clips, decode, footage, index, packed, packing, pipeline, sources, transforms
+from videomae_jax.data import clips, decode, encoding, footage, index, packed, packing, pipeline, sources, transforms
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import evaluation_source
 
@@ -159,7 +159,7 @@ def test_sizes(folder: pathlib.Path) -> None:
 def test_one_thread_encodes() -> None:
     """x264 says so itself, in every stream: with more threads it would give other bytes, and how many it takes depends on the machine."""
     video = footage.scene(frames=4, seed=0)  # x264 takes one thread for smaller pictures anyway
-    blobs = {packing.encode(video, fps=decode.Fraction(10), settings=packing.Settings()) for _ in range(3)}
+    blobs = {encoding.encode(video, fps=decode.Fraction(10), preset="medium", crf=20, gop=16) for _ in range(3)}
     assert len(blobs) == 1 and re.findall(rb"(\w*)threads=(\d+)", next(iter(blobs))) == [(b"", b"1"), (b"lookahead_", b"1"), (b"sliced_", b"0")]
 
 
@@ -296,12 +296,13 @@ def test_what_is_encoded_is_checked(monkeypatch: pytest.MonkeyPatch, folder: pat
     made = sources.VideoClips(index=str(folder / "index.parquet"), split="all")
     facts = settings.facts(made.record(2))
     video = made.decode(made.clip(2, rng=rng()))[:6]
-    blob = packing.encode(video, fps=decode.Fraction(10), settings=settings)
-    assert packing.compare(video, blob, facts=facts, name="x") > 20
+    options = {name: getattr(settings, name) for name in ("preset", "crf", "gop")}
+    blob = encoding.encode(video, fps=decode.Fraction(10), **options)
+    assert encoding.compare(video, blob, facts=facts, name="x") > 20
     with pytest.raises(RuntimeError, match="grey levels on average"):
-        packing.compare(video[::-1], blob, facts=facts, name="x")
+        encoding.compare(video[::-1], blob, facts=facts, name="x")
     with pytest.raises(RuntimeError, match="differs from what its index would say.*frames"):
-        packing.compare(video, packing.encode(video[:5], fps=decode.Fraction(10), settings=settings), facts=facts, name="x")
+        encoding.compare(video, encoding.encode(video[:5], fps=decode.Fraction(10), **options), facts=facts, name="x")
     plan = packing.planned(str(folder / "index.parquet"), tmp_path / "p", settings=settings, shards=1)
     plain = packing.array_record.ArrayRecordReader.read
     monkeypatch.setattr(packing.array_record.ArrayRecordReader, "read", lambda self, places: [plain(self, places)[0][:-1] + b"?"])

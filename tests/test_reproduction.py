@@ -110,6 +110,8 @@ def test_the_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> N
     shown = capsys.readouterr()
     assert shown.out.startswith("| row | views |") and json.loads(shown.err)["not run"] == sum(bool(r.stages) for r in ROWS)
     assert entry.main(["report", "--against=memory"]) == 2
+    assert entry.main(["report", "--against=paper", f"--runs={tmp_path}/none"]) == 2
+    assert "none is no folder; allowed is the one that holds the run directories" in capsys.readouterr().err
 
 
 def test_mistakes(tmp_path: pathlib.Path) -> None:
@@ -118,6 +120,16 @@ def test_mistakes(tmp_path: pathlib.Path) -> None:
         with pytest.raises(UserError, match=message):
             Row(**({"name": "r", "stages": (), "top1": 1.0, "top5": 0, "evidence": "code"} | change))
     run_of(tmp_path, row("V2 g K400"), top1=1.0)
-    (tmp_path / "finetune_k400_g" / "summary.json").write_text("{")
-    with pytest.raises(UserError, match="summary.json is damaged"):
+    folder = tmp_path / "finetune_k400_g"
+    for text in ("{", "[]"):
+        (folder / "summary.json").write_text(text)
+        with pytest.raises(UserError, match="summary.json is damaged"):
+            judge(row("V2 g K400"), tmp_path)
+    for results in ([], {}, None):
+        (folder / "summary.json").write_text(json.dumps({"steps": 10, "results": results}))
+        assert judge(row("V2 g K400"), tmp_path).verdict == "not run"
+    (folder / "summary.json").write_text(json.dumps({"steps": 10, "results": {"test/top1": 50.0}}))
+    assert any("tested on an unknown number of videos" in note for note in judge(row("V2 g K400"), tmp_path).notes)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match="holds no config.json"):
         judge(row("V2 g K400"), tmp_path)

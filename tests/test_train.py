@@ -26,7 +26,7 @@ from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context
 from videomae_jax.models import vit
 from videomae_jax.objectives import mae
-from videomae_jax.stopping import Stop
+from videomae_jax.stopping import Stop, StorageError
 
 ME = pathlib.Path(__file__).stem
 
@@ -176,7 +176,7 @@ def test_failed_save_does_not_end_the_run(tmp_path: pathlib.Path, monkeypatch: p
     assert sum("checkpoint 3 cannot be written" in line for line in said) == 1
     assert sorted(p.name for p in (tmp_path / "a" / "checkpoints").iterdir() if p.name.isdigit()) == ["00000006"]
     failing.append("00000006")
-    with pytest.raises(UserError, match="the last checkpoint, of step 6, is not written"):
+    with pytest.raises(StorageError, match="the last checkpoint, of step 6, is not written"):
         go(build(), tmp_path / "b", say=said.append)
 
 

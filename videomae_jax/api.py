@@ -24,15 +24,14 @@ import numpy as np
 
 from videomae_jax import config as configs
 from videomae_jax import externals, parallel, run_directory
-from videomae_jax.checkpoint import Checkpointer, load_params, transfer
+from videomae_jax.checkpoint import Checkpointer, load_params
 from videomae_jax.data import decode
 from videomae_jax.errors import UserError
 from videomae_jax.evals import pictures
 from videomae_jax.evals.base import evaluation_source
 from videomae_jax.objectives import base
+from videomae_jax.transfer import transfer
 from videomae_jax.types import Extra, Params
-
-CLASSES = "classes.json"  # names of the classes in the order of the head, where a run directory has them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +251,7 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, frames: int = 
 
 def of_run(path: pathlib.Path, /, *, step: int | None) -> Stored:
     """The contents of a run directory, with the averaged weights where it keeps them."""
-    config, names, found = run_directory.open_run(path), path / CLASSES, chosen(path, step=step)
+    config, names, found = run_directory.open_run(path), path / run_directory.CLASSES, chosen(path, step=step)
     params = load_params(path / "checkpoints", step=found, item="ema" if config.ema else "params")
     return Stored(config, params, tuple(json.loads(names.read_text())) if names.is_file() else (), found)
 

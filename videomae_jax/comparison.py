@@ -22,7 +22,10 @@ def write(directories: Sequence[pathlib.Path], out: pathlib.Path, /) -> pathlib.
     if out.suffix != ".html":
         raise UserError(f"--out={out}; allowed is a file name that ends in .html")
     records = [report.load(directory) for directory in directories]
-    run_directory.write(out, page(records, names=labels(directories)))
+    try:
+        run_directory.write(out, page(records, names=labels(directories)))
+    except OSError as error:
+        raise UserError(f"cannot write to --out={out}: {error.strerror}") from error
     return out
 
 

@@ -6,6 +6,7 @@ replace. Frozen ones never enter a checkpoint: a resumed run reads its files aga
 
 import hashlib
 import pathlib
+import zipfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,10 +16,11 @@ from flax import traverse_util
 
 from videomae_jax import config as configs
 from videomae_jax import head_rows, parallel
-from videomae_jax.checkpoint import load_params, transfer
+from videomae_jax.checkpoint import load_params
 from videomae_jax.errors import UserError
 from videomae_jax.models import resized
 from videomae_jax.objectives.base import External
+from videomae_jax.transfer import transfer
 from videomae_jax.types import Params
 
 
@@ -28,11 +30,16 @@ def read(external: External, /) -> Params:
     if path.is_dir():
         newest = _newest(path)
         return load_params(newest.parent, step=int(newest.name), item=external.item)
-    if path.suffix != ".npz" or not path.is_file():
-        raise UserError(f"external weights {external.path!r} for {external.into} are not there; allowed are a run directory, "
-                        "a directory of checkpoints and an .npz file")
-    with np.load(path) as arrays:
-        return traverse_util.unflatten_dict(dict(arrays), sep="/")
+    allowed = "allowed are a run directory, a directory of checkpoints and an .npz file of arrays"
+    if not path.is_file():
+        raise UserError(f"external weights {external.path!r} for {external.into} are not there; {allowed}")
+    if path.suffix != ".npz":
+        raise UserError(f"external weights {external.path!r} for {external.into} are none that can be read; {allowed}; `convert` makes a run directory of others")
+    try:
+        with np.load(path) as arrays:  # allow_pickle stays off
+            return traverse_util.unflatten_dict(dict(arrays), sep="/")
+    except (ValueError, OSError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise UserError(f"external weights {external.path!r} for {external.into} cannot be read ({error}); {allowed}") from error
 
 
 def _newest(directory: pathlib.Path, /) -> pathlib.Path:

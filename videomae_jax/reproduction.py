@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from videomae_jax import config as configs
+from videomae_jax import run_directory
 from videomae_jax.errors import UserError
 
 EVIDENCE = ("code", "abstract", "secondary", "unverified")
@@ -148,13 +149,14 @@ def judge(row: Row, runs: pathlib.Path, /, *, tolerance: float = TOLERANCE) -> V
     stage = row.stages[-1]
     folder = runs / stage.run
     summary, card = (_read(folder / name) for name in ("summary.json", "recipe_card.json"))
-    top1 = summary.get("results", {}).get("test/top1")
+    results = summary.get("results")
+    top1 = results.get("test/top1") if isinstance(results, dict) else None
     if top1 is None or summary.get("steps") != card.get("steps"):
         return Verdict(row, "not run")
     notes = changes(stage, folder)
-    videos, wanted = summary["results"].get("test/videos"), COUNTS[stage.data][1]
+    videos, wanted = results.get("test/videos"), COUNTS[stage.data][1]
     if videos != wanted:
-        notes += (f"tested on {videos:.0f} videos; the official list has {wanted}",)
+        notes += (f"tested on {f'{videos:.0f}' if videos else 'an unknown number of'} videos; the official list has {wanted}",)
     if not row.top1:
         return Verdict(row, "no figure", top1, notes)
     return Verdict(row, "match" if top1 >= row.top1 - tolerance else "miss", top1, notes)
@@ -164,7 +166,7 @@ def changes(stage: Stage, folder: pathlib.Path, /) -> tuple[str, ...]:
     """How the stored config of a run differs from the shipped one, paths and what any run may change aside."""
     shipped = configs.load(f"configs/{stage.config}.py")
     configs.override(shipped, dict(word.removeprefix("--config.").split("=", 1) for word in stage.words))
-    found = configs.compare(shipped, configs.from_json((folder / "config.json").read_text()))
+    found = configs.compare(shipped, run_directory.open_run(folder))
     lines = [line for kind in ("never", "fork", "extend") for line in found[kind]]
     return tuple(line for line in lines if not line.startswith(tuple(f"{place}:" for place in PLACES)))
 
@@ -174,9 +176,12 @@ def _read(path: pathlib.Path, /) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object")
+    return found
 
 
 def lines(verdicts: Iterable[Verdict], /) -> list[str]:

@@ -17,12 +17,14 @@ from videomae_jax import config as configs
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer, DamagedError
 from videomae_jax.data.decode import STAGES
+from videomae_jax.durable import OWNER
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context, Headlined
 
 GROUPS = ("objective", "data", "eval_data", "optimizers", "evaluators", "checkpoint", "log", "mesh")
 NEEDED: dict[str, Any] = {**dict.fromkeys(GROUPS, dict), "total": (str, int), "batch_size": int}  # of a stored config
 
+CLASSES = "classes.json"  # names of the classes in the order of the head
 VISIBLE = 10.0  # seconds until a new file has to be seen by every host
 WINDOW = 1000  # decoded clips over which the share of unreadable ones is taken
 
@@ -45,6 +47,8 @@ def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool
     stored = directory / "config.json"
     if stored.exists():
         difference = configs.compare(open_run(directory), run.config)
+        if not begun(directory):
+            difference = dict.fromkeys(difference, [])
         if difference["never"]:
             raise UserError(f"{directory} holds another config, and these fields may never change: {'; '.join(difference['never'])}; use a new --workdir")
         if difference["fork"] and not fork:
@@ -65,10 +69,17 @@ def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool
         try:
             write(directory / "recipe_card.json", json.dumps(values, indent=2))
             write(directory / "recipe_card.txt", card.text(values))
+            if getattr(getattr(run.objective, "head", None), "classes", 0) == len(run.source.classes) > 0:
+                write(directory / CLASSES, json.dumps(run.source.classes))  # for whoever has the weights without the data
             write(stored, configs.to_json(run.config))  # last: what makes it a run directory
         except OSError as error:
             raise UserError(f"cannot write to --workdir={directory}: {error.strerror} ({error.filename})") from error
     parallel.barrier("written")
+
+
+def begun(directory: pathlib.Path, /) -> bool:
+    """Whether a run has saved anything, here or in a durable place: before, a mistake in its config may be corrected in the same directory."""
+    return (directory / OWNER).exists() or any(path.name[:8].isdigit() for folder in directory.glob("checkpoints*") for path in folder.iterdir())
 
 
 def check_shared(directory: pathlib.Path, /, *, seconds: float = VISIBLE) -> None:

@@ -45,6 +45,8 @@ def against(argv: list[str], /) -> int:
     options = parser.parse_args(argv)
     from videomae_jax import reproduction
 
+    if not pathlib.Path(options.runs).is_dir():
+        raise UserError(f"--runs={options.runs} is no folder; allowed is the one that holds the run directories")
     text, counts = reproduction.page(pathlib.Path(options.runs), tolerance=options.tolerance)
     print(text, end="")
     arguments.say(json.dumps(counts))

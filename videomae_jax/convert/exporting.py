@@ -10,13 +10,13 @@ import numpy as np
 
 from videomae_jax import config as configs
 from videomae_jax import externals, run_directory
-from videomae_jax.api import CLASSES
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.convert import videomae
 from videomae_jax.convert.importing import Imported
 from videomae_jax.errors import UserError
 from videomae_jax.models import resized, vit
 from videomae_jax.objectives.base import External
+from videomae_jax.run_directory import CLASSES
 from videomae_jax.step import TrainState
 
 TARGETS = ("hf", "videomae")

@@ -64,6 +64,8 @@ def in_folder(path: pathlib.Path, /) -> tuple[pathlib.Path, ...]:
     """The weight files of a folder of Hugging Face, the parts of an index in the order of their names."""
     found = next((path / name for name in FOLDER if (path / name).is_file()), None)
     if found is None:
+        if (path / "checkpoints").is_dir():
+            raise UserError(f"{path} is a run directory, which needs no conversion; --to=FAMILY writes its weights for others")
         raise UserError(f"{path} is no run directory, for it has no checkpoints, and it holds none of {', '.join(FOLDER)}")
     if found.suffix != ".json":
         return (found,)

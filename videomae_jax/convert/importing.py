@@ -17,7 +17,6 @@ from flax import traverse_util
 
 from videomae_jax import config as configs
 from videomae_jax import interpolation, parallel
-from videomae_jax.checkpoint import transfer
 from videomae_jax.convert import files, mae_st, marlin, videomae, videoprism
 from videomae_jax.convert.report import Report
 from videomae_jax.convert.videomae import Layout, State
@@ -26,6 +25,7 @@ from videomae_jax.masking import Grid
 from videomae_jax.models import resized
 from videomae_jax.models import videoprism as models
 from videomae_jax.objectives.base import dummy
+from videomae_jax.transfer import transfer
 from videomae_jax.types import Params
 
 # How names of each family begin, and the shipped config whose data, masks and evaluators a converted run starts with.
@@ -217,7 +217,7 @@ def tower(state: State, /, *, prefix: str, stack: str, given: int, known: Mappin
     hidden, width = next(v.shape for k, v in state.items() if k.startswith(f"{prefix}0.") and k.endswith(("fc1.weight", "intermediate.dense.weight")))
     if not given and width not in known:
         option = "--heads" if stack.startswith("encoder") else "--decoder-heads"
-        raise UserError(f"the number of heads of the {stack.split('/')[0]} of width {width} is neither in the weights nor in a config beside them; give it with {option}=N")
+        raise UserError(f"the number of heads of the {stack.split('/')[0]} of width {width} is neither in the weights nor in a config beside them; convert them first, with {option}=N")
     return {"width": width, "depth": depth, "heads": int(given or known[width]), "hidden": hidden}
 
 
@@ -347,5 +347,7 @@ def notes(weights: files.Weights, /, *, family: str) -> tuple[str, ...]:
 def class_names(settings: Mapping[str, Any], /, *, count: int) -> tuple[str, ...]:
     """Names of the classes from Hugging Face's id2label; () where they are absent or mere numbers."""
     labels = settings.get("id2label") or {}
+    if isinstance(labels, dict) and labels and count and len(labels) != count:
+        raise UserError(f"the config beside the weights names {len(labels)} classes (id2label) for a head of {count}; correct one of them")
     names = tuple(str(labels.get(str(i), labels.get(i, ""))) for i in range(count))
     return () if not all(names) or all(re.fullmatch(r"LABEL_\d+", n) for n in names) else names

@@ -143,7 +143,7 @@ def from_hf(state: State, /, *, heads: int, decoder_heads: int) -> Params:
     """{"encoder", "decoder"} parameters, float32, of a `VideoMAEForPreTraining` state dict (Hugging Face transformers).
 
     The numbers of heads are not in a state dict; they stand in config.json, and a wrong one that divides the width goes
-    unnoticed here (`checkpoint.transfer` onto a model of ours compares the shapes). Both names of the q and v biases are
+    unnoticed here (`transfer.transfer` onto a model of ours compares the shapes). Both names of the q and v biases are
     accepted (`Biases`). Numerically equal models need LayerNorm eps 1e-6 on their side, which transformers does not set
     (1e-12 in the blocks, 1e-5 in decoder.norm). Raises UserError with the names of arrays that are missing or left over,
     and when the source has lost its q and v biases; warns when all are 0. Encoder-only checkpoints are not covered.

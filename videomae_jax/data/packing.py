@@ -13,7 +13,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import multiprocessing
@@ -25,21 +24,16 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-import av
 import numpy as np
 import pyarrow as pa
 from array_record.python import array_record_module as array_record
-from PIL import Image
 
-from videomae_jax.data import clips, decode, frame_folders, index, sources
+from videomae_jax.data import clips, decode, encoding, frame_folders, index, sources
 from videomae_jax.errors import UserError
 
 MAGIC = b"VMJ1"
 HEAD = struct.Struct("<4sII")  # MAGIC, number of windows, bytes of the json; then one u32 a window: its bytes
 VIDEOS_PER_SHARD = 1000  # what a killed process loses at most: minutes
-BLOCK = 16  # pixels a side over which verification compares means: encoders keep these even of noise
-TOLERANCE = 16.0  # grey levels, mean over the blocks of a frame
-TICKS = 512  # units of an mp4 clock per frame
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
 RATES = (0.01, 1000.0)  # frames a second
 SETTINGS, MANIFEST = "pack.json", "manifest.json"
@@ -107,9 +101,9 @@ class Settings:
         fps = (Fraction(record["fps_num"], record["fps_den"]) / self.step(Fraction(record["fps_num"], record["fps_den"]))).limit_denominator(1001)
         width, height = self.size(width=record["width"], height=record["height"])
         return {"status": "ok", "codec": "h264", "width": width, "height": height, "rotation": 0, "frames": self.frames, "fps_num": fps.numerator,
-                "fps_den": fps.denominator, "duration": float(self.frames / fps), "time_base_num": 1, "time_base_den": fps.numerator * TICKS,
-                "pts_start": 0, "pts_step": fps.denominator * TICKS if self.frames > 1 else 0, "pts": None,
-                "keys": [k * fps.denominator * TICKS for k in range(0, self.frames, self.gop)]}
+                "fps_den": fps.denominator, "duration": float(self.frames / fps), "time_base_num": 1, "time_base_den": fps.numerator * encoding.TICKS,
+                "pts_start": 0, "pts_step": fps.denominator * encoding.TICKS if self.frames > 1 else 0, "pts": None,
+                "keys": [k * fps.denominator * encoding.TICKS for k in range(0, self.frames, self.gop)]}
 
 
 class Packed(NamedTuple):
@@ -119,31 +113,6 @@ class Packed(NamedTuple):
     windows: int
     psnr: float
     error: str
-
-
-def encode(video: np.ndarray, /, *, fps: Fraction, settings: Settings) -> bytes:
-    """u8 [T H W 3], even sides -> an mp4 of one constant rate: the same bytes on every call, in every process and under any load."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4", options={"video_track_timescale": str(fps.numerator * TICKS)}) as out:
-        stream = out.add_stream("libx264", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = video.shape[2], video.shape[1], "yuv420p"
-        stream.codec_context.thread_count = 1  # the number of threads would change the bytes
-        # No B-frames and no filters that the fast-decode tune leaves out; keys at fixed places, so that all windows have one table of times.
-        stream.options = {"preset": settings.preset, "tune": "fastdecode", "crf": str(settings.crf), "g": str(settings.gop), "keyint_min": str(settings.gop),
-                          "bf": "0", "sc_threshold": "0"}
-        for number, picture in enumerate(video):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame.pts = number
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    return file.getvalue()
-
-
-def shrink(video: np.ndarray, /, *, width: int, height: int) -> np.ndarray:
-    """u8 [T H W 3] resized with PIL's antialiased bicubic filter, which keeps more detail than the crop's bilinear one."""
-    if video.shape[1:3] == (height, width):
-        return video
-    return np.stack([np.asarray(Image.fromarray(np.ascontiguousarray(p)).resize((width, height), Image.Resampling.BICUBIC)) for p in video])
 
 
 def pack_row(source: sources.VideoClips, row: int, /, *, version: int, settings: Settings) -> Packed:
@@ -157,34 +126,18 @@ def pack_row(source: sources.VideoClips, row: int, /, *, version: int, settings:
         frames = source.decode(sources.Clip(source.locate(record), np.concatenate(chosen), info, -1))
     except decode.DecodeError as error:
         return Packed(HEAD.pack(MAGIC, 0, 0), 0, 0.0, f"{error.stage}: {error.cause}")
-    frames = shrink(frames, width=facts["width"], height=facts["height"])
+    frames = encoding.shrink(frames, width=facts["width"], height=facts["height"])
     blobs, levels = [], []
     for number in range(len(chosen)):
         video = frames[number * settings.frames: (number + 1) * settings.frames]
-        blobs.append(encode(video, fps=fps, settings=settings))
-        levels.append(compare(video, blobs[-1], facts=facts, name=record["name"]))
+        blobs.append(encoding.encode(video, fps=fps, preset=settings.preset, crf=settings.crf, gop=settings.gop))
+        levels.append(encoding.compare(video, blobs[-1], facts=facts, name=record["name"]))
     text = json.dumps({"name": record["name"], "label": record["label"], "split": record["split"], "version": version,
                        "settings": dataclasses.asdict(settings), "source": {k: record[k] for k in ("codec", "width", "height", "rotation", "frames",
                        "fps_num", "fps_den", "time_base_num", "time_base_den")}, "ids": [ids.tolist() for ids in chosen],
                        "pts": [info.pts[ids].tolist() for ids in chosen]}, sort_keys=True).encode()
     head = HEAD.pack(MAGIC, len(blobs), len(text)) + struct.pack(f"<{len(blobs)}I", *map(len, blobs))
     return Packed(head + text + b"".join(blobs), len(blobs), float(np.mean(levels)), "")
-
-
-def compare(video: np.ndarray, blob: bytes, /, *, facts: dict[str, Any], name: str) -> float:
-    """PSNR in dB of an encoded window. Raises RuntimeError where it has other frames or times than it should have."""
-    found = index.describe(blob)
-    wrong = {k: (found.get(k), v) for k, v in facts.items() if found.get(k) != v}
-    if wrong:
-        raise RuntimeError(f"{name}: the packed clip differs from what its index would say: {wrong}")
-    again = decode.decode(blob, np.arange(len(video)), info=index.info_of(facts))
-    difference = again.astype(np.float32) - video
-    frames, rows, columns = len(video), video.shape[1] // BLOCK, video.shape[2] // BLOCK
-    if rows and columns:
-        blocks = difference[:, : rows * BLOCK, : columns * BLOCK].reshape(frames, rows, BLOCK, columns, BLOCK, 3).mean((2, 4, 5))
-        if (worst := float(np.abs(blocks).mean((1, 2)).max())) > TOLERANCE:
-            raise RuntimeError(f"{name}: a packed frame differs from its source by {worst:.1f} grey levels on average; allowed are {TOLERANCE:g}")
-    return float(10 * np.log10(255**2 / max(float((difference**2).mean()), 1e-2)))
 
 
 def windows(record: bytes, /) -> list[bytes]:
