@@ -11,10 +11,11 @@ parse_options "$0" "name cluster image" "tpu-type device-type num-nodes slices=1
 submit() { # submit NAME COMMAND...
   local name=$1
   shift
-  # xpk restarts on 42 and 127-255 only; 75 is a run that a signal stopped with its state saved. It gives 30 s by default.
+  # xpk restarts on 42 and 127-255 only; 75 is a run that a signal stopped with its state saved, 74 one whose checkpoint a process could not
+  # write or read, 1 a crash. It gives 30 s by default.
   do_or_show xpk workload create --workload="$name" --cluster="${OPTION[cluster]}" --docker-image="${OPTION[image]}" \
     $(optional tpu-type device-type num-nodes zone project) ${OPTION[tpu-type]:+--num-slices="${OPTION[slices]}"} \
-    --max-restarts="${OPTION[max-restarts]}" --restart-on-exit-codes=75 --termination-grace-period-seconds=300 \
+    --max-restarts="${OPTION[max-restarts]}" --restart-on-exit-codes=1,74,75 --termination-grace-period-seconds=300 \
     --command="INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }bash launch/host.sh $(quoted "$@")"
 }
 

@@ -292,14 +292,19 @@ def slurm(tmp_path: pathlib.Path, bin_folder: pathlib.Path, **more: str) -> dict
 
 
 def test_a_stopped_job_is_queued_again(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
-    """Exit code 75 says that the state is saved; any other failure is passed on."""
+    """Exit code 75 says that the state is saved; a stuck run, a storage fault and a crash go on too, up to a limit; mistakes and Ctrl-C do not."""
     tool(bin_folder, "python", '#!/usr/bin/env bash\nexit "${CODE}"\n')
     env = slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(bin_folder / "python"))
     call = ("slurm.sh", "--nodes=1", "--gpus=2", "--", "train")
     assert run(*call, env=env | {"CODE": "75"}).returncode == 0
     assert (tmp_path / "requeued").read_text() == f"requeue {env['SLURM_JOB_ID']}\n"
-    assert run(*call, env=env | {"CODE": "3"}).returncode == 3
+    for code in ("2", "127", "130"):
+        assert run(*call, env=env | {"CODE": code}).returncode == int(code)
+    assert run(*call, env=env | {"CODE": "3", "SLURM_RESTART_COUNT": "20"}).returncode == 3
     assert len((tmp_path / "requeued").read_text().splitlines()) == 1
+    for number, (code, before) in enumerate((("42", "0"), ("74", "19"), ("1", "3"), ("75", "99")), 2):
+        assert run(*call, env=env | {"CODE": code, "SLURM_RESTART_COUNT": before}).returncode == 0
+        assert len((tmp_path / "requeued").read_text().splitlines()) == number
 
 
 def test_host_waits_for_a_run_that_saves_on_sigterm(tmp_path: pathlib.Path) -> None:
