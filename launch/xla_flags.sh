@@ -1,4 +1,5 @@
 # Compiler flags and environment for each chip, exported by `export_flags CHIP`; the values of the user come last and win.
+# DETERMINISTIC=1 makes GPUs give the same bits in every run (CPUs and TPUs do).
 #
 # Sources: apple/axlearn compiler_options.py, AI-Hypercomputer/maxtext xla_flags_library.py, NVIDIA/JAX-Toolbox
 # GPU_performance.md (2026-08). Left out on purpose: xla_tpu_spmd_rng_bit_generator_unsafe (masks would depend on the mesh)
@@ -40,6 +41,8 @@ export_flags() { # export_flags CHIP
   case "$1" in
     v5e | v5p | v6e | tpu7x) export LIBTPU_INIT_ARGS="$flags${LIBTPU_INIT_ARGS:+ $LIBTPU_INIT_ARGS}" ;;
     a100 | h100 | h200 | b200)
+      # The same bits for the same seed, which scatters and some convolutions otherwise do not give.
+      [ -z "${DETERMINISTIC:-}" ] || flags+=" --xla_gpu_deterministic_ops=true"
       export XLA_FLAGS="$flags${XLA_FLAGS:+ $XLA_FLAGS}" XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
       # Latency-hiding scheduler, pipelined collectives and double-buffered loops in one switch.
       export JAX_OPTIMIZATION_LEVEL="${JAX_OPTIMIZATION_LEVEL:-O1}" NCCL_NVLS_ENABLE="${NCCL_NVLS_ENABLE:-1}"

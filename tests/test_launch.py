@@ -142,6 +142,14 @@ def test_flags_of_a_chip(chip: str, variable: str, flag: str) -> None:
     assert ("CUDA_DEVICE_MAX_CONNECTIONS" in values) == (chip == "h100")  # a B200 gets slower by it
 
 
+def test_the_same_bits_on_a_gpu_are_asked_for() -> None:
+    """DETERMINISTIC=1 adds the flag, which costs time, on GPUs alone."""
+    for chip, variables, wanted in (("h100", {"DETERMINISTIC": "1"}, True), ("h100", {}, False), ("v5p", {"DETERMINISTIC": "1"}, False)):
+        done = subprocess.run(["bash", "-c", f"source launch/xla_flags.sh && export_flags {chip} && env"], cwd=ROOT, capture_output=True, text=True, check=True,
+                              env={"PATH": os.environ["PATH"]} | variables)
+        assert ("--xla_gpu_deterministic_ops=true" in done.stdout) == wanted
+
+
 def test_an_unknown_chip_is_refused() -> None:
     """One line with those that are known."""
     done = subprocess.run(["bash", "-c", "source launch/xla_flags.sh; flags_of v4"], cwd=ROOT, capture_output=True, text=True)

@@ -32,6 +32,24 @@ def abstract(*shape: int, names: tuple[str | None, ...] | None = None) -> Any:
     return leaf if names is None else nn.LogicallyPartitioned(leaf, names)
 
 
+# -- processes ------------------------------------------------------------------------------------------------------
+
+
+def test_a_silent_peer_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its limit and that of the start are given to JAX, whose own are 100 and 300 s; an address without a port is one line."""
+    asked: dict[str, Any] = {}
+    monkeypatch.delenv("JAX_PLATFORMS")  # with which the collectives of this process would be changed
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: asked.update(given))
+    parallel.initialize(coordinator="host:1", processes=2, process=1, timeout=7)
+    assert asked == {"coordinator_address": "host:1", "num_processes": 2, "process_id": 1, "initialization_timeout": 7, "heartbeat_timeout_seconds": 15}
+    parallel.initialize(coordinator="host:1", processes=2, process=1, peer_limit=9)
+    assert asked["heartbeat_timeout_seconds"] == 9
+    monkeypatch.undo()
+    monkeypatch.delenv("JAX_PLATFORMS")
+    with pytest.raises(UserError, match="--coordinator=nonsense: .*; give --coordinator=HOST:PORT --processes=N --process=I"):
+        parallel.initialize(coordinator="nonsense", processes=2, process=0)
+
+
 # -- layout ---------------------------------------------------------------------------------------------------------
 
 
