@@ -126,6 +126,7 @@ def test_mistakes(pretrained: pathlib.Path, finetuned: pathlib.Path) -> None:
     model, classifier = videomae_jax.load(pretrained), videomae_jax.load(finetuned)
     for call, message in ((lambda: model.encode(np.zeros((3, 32, 32, 3), np.uint8)), r"this model takes \(\[B,\] 4, 32, 32, 3\)"),
                           (lambda: model.encode(np.zeros((4, 32, 32, 3), np.int64)), "clips of int64; allowed are uint8"),
+                          (lambda: model.encode(np.full((4, 32, 32, 3), 200.0)), "clips of floats from 200 to 200; allowed are floats in"),
                           (lambda: model.encode(clips(model), layer=2), "layer 2; allowed are -1 and 0 to 1"),
                           (lambda: model.classify(clips(model)), "MAE has no classes; allowed are fine-tuned runs"),
                           (lambda: classifier.reconstruct(clips(classifier)), "Classify does not reconstruct pixels"),

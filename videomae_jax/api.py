@@ -34,6 +34,9 @@ from videomae_jax.transfer import transfer
 from videomae_jax.types import Extra, Params
 
 
+SLACK = 0.1  # beyond [0, 1], for resizing filters that overshoot
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoding:
     """`tokens` f32 [B t h w D] in the order time, rows, columns; `pooled` f32 [B D]; `valid` bool [B t h w], False for padding."""
@@ -143,6 +146,8 @@ class Model:
                             "channels); load(..., frames=, size=) opens it for others")
         if clips.dtype != np.uint8 and not np.issubdtype(clips.dtype, np.floating):
             raise UserError(f"clips of {clips.dtype}; allowed are uint8 in 0..255 and floats in [0, 1]")
+        if clips.dtype != np.uint8 and not (-SLACK <= clips.min() and clips.max() <= 1 + SLACK):
+            raise UserError(f"clips of floats from {clips.min():g} to {clips.max():g}; allowed are floats in [0, 1] and uint8 in 0..255")
         return clips if clips.dtype == np.uint8 else clips.astype(np.float32)
 
     def submit(self, program: Any, clips: np.ndarray, /, *, rows: int = 0, rng: Any = None, **more: np.ndarray) -> Any:
