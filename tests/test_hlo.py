@@ -218,6 +218,19 @@ def sharded() -> Any:
     return run, run.compile()
 
 
+def test_the_program_does_not_grow_with_the_depth() -> None:
+    """Blocks are one loop, so that ViT-g compiles as fast as a model of few layers; unrolled they are not."""
+    def operations(**fields: str) -> int:
+        small = tiny.tiny(configs.load("configs/tiny.py"))
+        configs.override(small, {f"objective.encoder.{k}": v for k, v in fields.items()})
+        run = assemble(small, trust=tiny.TRUST, devices=jax.devices()[:1])
+        text = run.jitted_step().lower(run.abstract, run.abstract_frozen, *[run.abstract_batch()] * run.draws).as_text()
+        return text.count(" = ")
+
+    few, many, unrolled = operations(depth="2"), operations(depth="24"), operations(depth="24", unroll="24")
+    assert abs(many - few) < 0.02 * few and unrolled > 1.5 * few
+
+
 def test_the_step_moves_what_it_must(sharded: Any) -> None:
     """No all-to-all; parameters are gathered a layer at a time; every gradient is reduced once; nothing else is large."""
     run, compiled = sharded

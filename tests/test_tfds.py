@@ -146,6 +146,7 @@ def test_a_config_changes_its_symbol(builder: Any) -> None:
     configs.override(config, {"data.folder": str(builder.data_dir), "data.frames": "4"})
     assert len(configs.build(config.data)) == 6 and len(evaluation_source(config, split="val")) == 2
     configs.override(config, {"data.__symbol__": "videomae_jax.data.sources.NoiseClips"})
+    assert set(config.eval_data) == {"repeats"} and len(evaluation_source(config, split="val")) > 0
     assert configs.build(config.data) == sources.NoiseClips(frames=4, size=config.data.size, repeats=config.data.repeats)
 
 

@@ -188,6 +188,9 @@ def override(config: ml_collections.ConfigDict, assignments: dict[str, str], /) 
             node[name] = value
         if name == SYMBOL:
             _become(node)
+        if path == f"data.{SYMBOL}":  # what evaluation changes of the data, it can change of fields that are left
+            for field in [f for f in config.get("eval_data", {}) if f not in node]:
+                del config.eval_data[field]
 
 
 def _become(node: ml_collections.ConfigDict, /) -> None:
