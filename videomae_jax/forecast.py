@@ -54,16 +54,18 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
     clips = run.clips * run.draws
     flops = run.objective.cost().train_flops * clips
     peak = topology.all_chips * chip.tflops * 1e12
+    feeding = fed(run, topology, seconds, feed)
+    hours = run.total * seconds * feeding["input_slowdown"] / 3600  # hosts that cannot keep up are paid for as well
     result = {
         "topology": name, "config": config.name, "chips": topology.all_chips, "hosts": topology.hosts, "fits": fits,
         "bytes_per_chip": round(compiled.bytes * chip.devices), "limit_bytes_per_chip": round(planner.limit * chip.devices),
         "host_bytes_per_chip": round(compiled.host * chip.devices),
         "remat": estimate.choice.remat, "microbatches": estimate.choice.microbatches, "mesh": estimate.choice.sizes,
         "flops_per_step": flops, "step_seconds": seconds, "predicted_mfu": flops / seconds / peak,
-        "steps": run.total, "hours": run.total * seconds / 3600, "chip_hours": run.total * seconds / 3600 * topology.all_chips,
+        "steps": run.total, "hours": hours, "chip_hours": hours * topology.all_chips,
         "compile_seconds": round(compiled.seconds, 1) if compiled.seconds else None, "compile_cpu_seconds": round(compiled.cpu, 1), "label": LABEL,
         "from": "compiled step" if compiled.program else "estimate",
-        **(wires(compiled.program, time) if time else {}), **fed(run, topology, seconds, feed),
+        **(wires(compiled.program, time) if time else {}), **feeding,
         "checkpoint_gb": assembly.state_bytes(run.abstract) / 1e9, "versions": versions()}
     result["stages"] = [{"config": config.name, "chip_hours": result["chip_hours"]}] + [
         stage(one, topology, result["predicted_mfu"], trust=trust) for one in then.values()]
