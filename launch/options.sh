@@ -36,7 +36,8 @@ parse_options() {
   done
   for name in $required; do [ -n "${OPTION[$name]}" ] || fail "--$name=VALUE is missing (see --help)"; done
   for name in $COUNTS; do
-    [[ ${OPTION[$name]-1} =~ ^([1-9][0-9]*)?$ ]] || fail "--$name=${OPTION[$name]}; allowed are whole numbers of 1 and more"
+    [[ ${OPTION[$name]-1} =~ ^[1-9][0-9]*$ || $name=${OPTION[$name]-} =~ ^(max-restarts=0|port=|num-nodes=)$ ]] ||
+      fail "--$name=${OPTION[$name]}; allowed are whole numbers of 1 and more"
   done
   (source "$here/launch/xla_flags.sh" && flags_of "${OPTION[chip]:-}" >/dev/null) || exit 2
   if [ -n "${OPTION[grid]}" ]; then

@@ -14,9 +14,8 @@ import pytest
 
 from videomae_jax import checkpoint, fingerprints, parallel
 from videomae_jax.checkpoint import Checkpointer, DamagedError, load_params, named
-from videomae_jax.errors import UserError
+from videomae_jax.errors import StorageError, UserError
 from videomae_jax.step import TrainState
-from videomae_jax.stopping import StorageError
 from videomae_jax.transfer import transfer
 
 # Orbax leaves coroutines behind when a file cannot be read; Python reports them when they are collected.

@@ -17,7 +17,7 @@ from videomae_jax import config as configs
 from videomae_jax import metrics, run_directory
 from videomae_jax.__main__ import main
 from videomae_jax.assembly import assemble
-from videomae_jax.stopping import StorageError
+from videomae_jax.errors import StorageError
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +224,17 @@ def test_a_mistake_is_corrected_in_the_same_directory(index: pathlib.Path, tmp_p
     assert json.loads((tmp_path / "run" / "config.json").read_text())["objective"]["encoder"]["width"] == 64
     (tmp_path / "run" / "durable.json").write_text("{}")
     assert main(words) == 2
+
+
+def test_what_a_killed_start_leaves_is_no_run(index: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file by which processes see that they share a directory."""
+    from videomae_jax import train as loop
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".shared.abc").touch()
+    monkeypatch.setattr(loop, "train", lambda run, *_, **__: loop.Result(state=None, first=run.total, step=run.total, finished=True))
+    monkeypatch.setattr(run_directory, "summarise", lambda *_, **__: None)
+    assert main(["train", *runs.arguments(index), f"--workdir={tmp_path / 'run'}"]) == 0
 
 
 def test_names_of_classes_lie_beside_the_weights(index: pathlib.Path, tmp_path: pathlib.Path) -> None:

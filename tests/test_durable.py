@@ -246,7 +246,11 @@ def test_an_outage_at_the_start_of_a_run_that_has_begun(tmp_path: pathlib.Path, 
     place = Durable(Place(str(tmp_path / "place")), tmp_path / "run", warn=said.append)
     with pytest.raises(UserError, match="cannot be read .*no route to host"):
         place.recall()
-    (tmp_path / "run" / durable.OWNER).write_text('{"run": "this"}')
+    (tmp_path / "run" / durable.OWNER).write_text('{"run": "this", "place": "elsewhere"}')
+    with pytest.raises(UserError, match="cannot be read"):
+        place.recall()
+    (tmp_path / "run" / durable.OWNER).unlink()
+    place.own()
     place.recall()
     assert place.failures == 1 and "no route to host); the run goes on with what is in" in said[0]
 

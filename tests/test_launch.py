@@ -85,6 +85,7 @@ def test_the_manifest_is_yaml_with_the_words_of_the_run() -> None:
     *(([*words, *TRAIN], f"{words[-1]}; allowed are whole numbers of 1 and more") for words in (
         ["simulate.sh", "--processes=0"], ["simulate.sh", "--port=abc"], ["slurm.sh", "--nodes=abc"], ["slurm.sh", "--nodes=2", "--per=node", "--cpus=x"],
         ["queued_resource.sh", "--name=a", "--zone=z", "--accelerator-type=t", "--bucket=b", "--slices=two"])),
+    (["slurm.sh", "--nodes=2", "--gpus=", *TRAIN], "--gpus=; allowed are whole numbers"),
     (["simulate.sh", "--", "evaluate", "runs/x"], "evaluate runs in one process; allowed behind -- is train"),
     (["slurm.sh", "--nodes=2", "--chip=v4", *TRAIN], "no flags for chip 'v4'; allowed are v5e"), (["local.sh", "--dry-run"], "--dry-run is no run directory"),
     (["xpk.sh", "--name=a", "--cluster=c", "--image=i", *TRAIN], "--tpu-type=TYPE or"),

@@ -86,6 +86,30 @@ def test_writer_purges_tensorboard_after_the_step(step: int, purge: int, tmp_pat
     writer.close()
 
 
+def test_events_behind_a_full_disk_can_be_read(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk takes a part of a line of values and then nothing, and has room again: the line is gone, those around it are whole."""
+    writer = Writer(tmp_path, step=-1, lead=True)
+    writer.write(1, {"loss": 1.0})
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def write(self, data: bytes) -> int:
+            return self.file.write(data[:7])
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    plain = writer._events._file
+    writer._events._file = Full(plain)
+    writer.write(2, {"loss": 2.0})
+    writer._events._file = plain
+    writer.write(3, {"loss": 3.0})
+    writer.close()
+    assert [e.step for e in events(tmp_path / "tensorboard")[2:]] == [1, 3]
+
+
 def events(directory: pathlib.Path) -> list[Any]:
     """Of the only file there, in the framing of TFRecord: length, its checksum, data, their checksum."""
     from tensorboardX.proto.event_pb2 import Event

@@ -204,6 +204,21 @@ def test_a_faster_process_takes_away_what_a_slower_one_writes(folder: pathlib.Pa
     assert not list((tmp_path / "p").rglob(".*partial*"))
 
 
+def test_a_shard_that_cannot_be_written_is_not_the_damaged_one_there(folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--verify finds damage, and the disk is full: an error, not the old manifest."""
+    plan = packing.planned(str(folder / "index.parquet"), tmp_path / "p", settings=packing.Settings(**SMALL), shards=2)
+    packing.pack(plan)
+    path = plan.path(0, 1)
+    path.write_bytes(bytes(path.stat().st_size))
+
+    def full(*_: Any) -> None:
+        raise RuntimeError("no space")
+
+    monkeypatch.setattr(packing.array_record, "ArrayRecordWriter", full)
+    with pytest.raises(RuntimeError, match="no space"):
+        packing.pack(plan, verify=True)
+
+
 def test_more_parts_than_shards(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     """Said, with the option that helps; a packed folder that says nothing of itself is refused."""
     assert entry.main(command(folder, tmp_path / "p", "--shard=5/8")) == 0

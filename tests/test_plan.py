@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import types
 from typing import Any
 
 import jax
@@ -56,6 +57,11 @@ def test_without_libtpu_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match=r"--topology=v5p-512 compiles with libtpu, .* pip install 'libtpu=="):
         forecast.make(small(), "v5p-512", fixed=frozenset())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", lambda **kw: types.SimpleNamespace(devices=[]))
+    pinned = next(r.split(";")[0].strip() for r in importlib.metadata.requires("jax") if r.startswith("libtpu")).partition("==")[2]
+    for good in (pinned.removesuffix(".*"), pinned.replace("*", "7")):
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, good=good: good)
+        assert topologies.tpu_devices(topologies.find("v5p-512")) == []
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1")
     with pytest.raises(UserError, match=r"libtpu 0.0.1 is not the one of jax .*: pip install 'libtpu=="):
         topologies.tpu_devices(topologies.find("v5p-512"))

@@ -131,12 +131,12 @@ def test_metrics_on_a_full_disk_end_nothing(tmp_path: pathlib.Path, capsys: Any)
     writer._file.close()
     writer._events.close()
     writer._file = open("/dev/full", "w")  # noqa: SIM115 (closed by the writer)
-    writer._events._writer._py_recordio_writer._writer = open("/dev/full", "wb")  # noqa: SIM115
+    writer._events._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
     for step in range(2000):
         writer.write(step, {"loss": 1.0})
     writer.close()
     said = capsys.readouterr().err
-    for what in ("the metrics of step 3", "the TensorBoard events of step 3", "the last metrics", "the last TensorBoard events"):
+    for what in ("the metrics of step 3", "the TensorBoard events of step 3", "the last metrics"):
         assert f"{what} cannot be written (No space left on device)" in said
 
 

@@ -150,6 +150,13 @@ def test_a_config_changes_its_symbol(builder: Any) -> None:
     assert configs.build(config.data) == sources.NoiseClips(frames=4, size=config.data.size, repeats=config.data.repeats)
 
 
+def test_a_new_symbol_comes_before_its_fields() -> None:
+    """In whatever order they are given, and where the evaluation data are locked."""
+    config = configs.load("configs/scaling/toy.py")
+    configs.override(config, {"data.length": "8", "data.__symbol__": "videomae_jax.data.sources.NoiseClips"})
+    assert config.data.length == 8 and "crop" not in config.eval_data
+
+
 def test_damage_is_replaced(builder: Any, tmp_path: pathlib.Path) -> None:
     """A cut shard is a typed error of every row in it."""
     folder = copied(builder, tmp_path)

@@ -253,7 +253,7 @@ def test_one_process_of_several_ends_at_once(tmp_path: pathlib.Path) -> None:
     """What would be closed on the way out waits for the others, and so do handlers of the end: neither runs. Code by error; a single process unwinds."""
     code = """
 import atexit, multiprocessing, sys, time
-from videomae_jax import stopping
+from videomae_jax import errors, stopping
 from videomae_jax.errors import UserError
 stopping.MOMENT = 0.1
 atexit.register(time.sleep, 600)
@@ -261,7 +261,7 @@ child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600
 child.start()
 print(child.pid, flush=True)
 with stopping.together(several=True, lead=sys.argv[2] == "0"):
-    raise {"user": UserError("a mistake"), "storage": stopping.StorageError("no disk"), "other": ValueError("a fault")}[sys.argv[1]]
+    raise {"user": UserError("a mistake"), "storage": errors.StorageError("no disk"), "other": ValueError("a fault")}[sys.argv[1]]
 """
     for kind, rank, wanted, text in (("user", "0", 2, "error: a mistake"), ("storage", "1", 74, "error: no disk"), ("other", "1", 1, "ValueError: a fault")):
         done = subprocess.run([sys.executable, "-c", code, kind, rank], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from videomae_jax.errors import UserError
+from videomae_jax.errors import STORAGE, StorageError, UserError
 
 COMMANDS = {
     "train": "pretrain, fine-tune or probe: --config=FILE --workdir=DIR [--config.a.b=value ...]",
@@ -42,8 +42,13 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except StorageError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return STORAGE
     except PermissionError as error:
-        sys.stderr.write(f"error: {error.filename or 'a file'} cannot be accessed: {error.strerror}\n")
+        if argv[0] == "train" or not error.filename:  # of a run that goes on for days it is as likely a fault of the storage, which passes
+            raise
+        sys.stderr.write(f"error: {error.filename} cannot be accessed: {error.strerror}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -18,11 +18,10 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from videomae_jax import manifest, parallel
 from videomae_jax.durable import Durable
-from videomae_jax.errors import UserError
+from videomae_jax.errors import StorageError, UserError
 from videomae_jax.fingerprints import different, fingerprints, named, unlike
 from videomae_jax.manifest import seal
 from videomae_jax.step import TrainState
-from videomae_jax.stopping import StorageError
 
 ITEMS = ("params", "opt", "extra", "ema")
 BULK = 1 << 20  # bytes from which on a file holds nothing but values of arrays
@@ -244,7 +243,7 @@ class Checkpointer:
     def load(self, step: int, /, *, item: str) -> Any:
         """An item of `step` as nested dicts of numpy arrays. Raises UserError when it is absent, DamagedError as `restore` does."""
         with self._reading(step):
-            meta = self.meta(step)
+            meta = self._agreed_meta(step)
             self.check_files(step, meta)
             saved = meta["leaves"]
             if item not in saved:

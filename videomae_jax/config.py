@@ -168,7 +168,8 @@ def override(config: ml_collections.ConfigDict, assignments: dict[str, str], /) 
     exist or a value whose type differs from the present one; only a field that holds None takes any type. A new `__symbol__`
     gives its node the fields of the new class: those that both have keep their values, the others begin at their defaults.
     """
-    for path, text in assignments.items():
+    order = sorted(assignments, key=lambda path: (not path.endswith(f".{SYMBOL}"), path.count(".") if path.endswith(f".{SYMBOL}") else 0))
+    for path, text in ((path, assignments[path]) for path in order):  # symbols first, the outer ones before: they bring the fields
         node, *_, name = config, *path.split(".")
         for part in path.split(".")[:-1]:
             node = _child(node, part, path=path)
@@ -190,7 +191,8 @@ def override(config: ml_collections.ConfigDict, assignments: dict[str, str], /) 
             _become(node)
         if path == f"data.{SYMBOL}":  # what evaluation changes of the data, it can change of fields that are left
             for field in [f for f in config.get("eval_data", {}) if f not in node]:
-                del config.eval_data[field]
+                with config.eval_data.unlocked():
+                    del config.eval_data[field]
 
 
 def _become(node: ml_collections.ConfigDict, /) -> None:

@@ -23,7 +23,6 @@ from videomae_jax.errors import UserError
 RETRY = (10.0, 300.0)  # seconds to the first new try after a failed copy, doubled each time up to the second
 ROW = 4  # failures in a row after which the end of a run waits no longer
 EXIT = 600.0  # seconds that the end of a run waits for a copy
-STOPPED = 15.0  # and a run that was told to stop, which is killed 30 s later by most schedulers; the next start copies what is missing
 THREADS = 4
 MOST = 64  # steps there that are looked at
 OWNER = "durable.json"  # which run the place belongs to: the same number here and there
@@ -37,6 +36,7 @@ class Place:
     path: str = ""
     keep_last: int = 2
     keep_every: int = 0
+    grace: float = 15.0  # seconds that a run which was told to stop waits for its copy; many schedulers kill after 30
 
     def __post_init__(self) -> None:
         if self.keep_last < 1 or self.keep_every < 0:
@@ -255,7 +255,7 @@ class Durable:
             texts = {posixpath.basename(name): self._fs.cat_file(name) for name in names}
         except Exception as error:  # every client raises errors of its own
             text = f"{self._place.path} cannot be read ({type(error).__name__}: {str(error)[:100]})"
-            if (self._directory / OWNER).exists():
+            if self._own().get("place") == self._place.path:
                 self.failures += 1
                 self._warn(f"{text}; the run goes on with what is in {self._directory}")
                 return
@@ -274,7 +274,15 @@ class Durable:
     def own(self) -> None:
         """Marks the run directory, which holds a run by now, so that no other run takes the place for its own."""
         if parallel.is_lead() and not (self._directory / OWNER).exists():
-            (self._directory / OWNER).write_text(json.dumps({"run": secrets.token_hex(16)}))
+            (self._directory / OWNER).write_text(json.dumps({"run": secrets.token_hex(16), "place": self._place.path}))
+
+    def _own(self) -> dict[str, Any]:
+        """What the run directory says of the place that it uses; {} where it says nothing."""
+        try:
+            found = json.loads((self._directory / OWNER).read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
 
 def _from_lead(value: np.ndarray, /) -> np.ndarray:

@@ -1,9 +1,12 @@
 """Means that add up over devices and micro-batches; writers; the progress line."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
+import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -85,29 +88,45 @@ def _tolerant(what: str, /) -> Iterator[None]:
 
 
 class _Scalars:
-    """TensorBoard events of a folder, written by the thread that has them.
+    """TensorBoard events of a folder, written by the thread that has them, a whole line of values or nothing.
 
     tensorboardX's SummaryWriter hands them to a thread of its own, which a full disk ends; the next ones would wait for it for ever.
     """
 
     def __init__(self, directory: pathlib.Path, /, *, purge_step: int) -> None:
         with _without_torch():
-            from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto import event_pb2
+            from tensorboardX.record_writer import masked_crc32c
             from tensorboardX.summary import scalar
         directory.mkdir(parents=True, exist_ok=True)
-        self._event, self._scalar, self._writer = event_pb2.Event, scalar, EventsWriter(str(directory / "events"))
-        self._writer.write_event(self._event(wall_time=time.time(), step=purge_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)))
+        self._event, self._scalar, self._sum, self._size = event_pb2.Event, scalar, masked_crc32c, 0
+        self._file = (directory / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}").open("ab", buffering=0)
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._append(self._event(wall_time=time.time(), file_version="brain.Event:2"), self._event(wall_time=time.time(), step=purge_step, session_log=start))
 
     def write(self, step: int, values: Mapping[str, float], /) -> None:
         """One scalar per value. Raises OSError."""
-        for name, value in values.items():
-            self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
-        self._writer.flush()
+        self._append(*(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)) for name, value in values.items()))
+
+    def _append(self, *events: Any) -> None:
+        """Whole records, in the framing of TFRecord; what a full disk took of them is taken away, for nothing behind half a record can be read."""
+        data = b"".join(self._record(event.SerializeToString()) for event in events)
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._size)
+            raise
+        self._size += len(data)
+
+    def _record(self, data: bytes, /) -> bytes:
+        head = struct.pack("<Q", len(data))
+        return head + struct.pack("<I", self._sum(head)) + data + struct.pack("<I", self._sum(data))
 
     def close(self) -> None:
         """Raises OSError."""
-        self._writer.close()
+        self._file.close()
 
 
 @contextlib.contextmanager

@@ -230,8 +230,8 @@ class Planner:
                     found.append(self._way(dataclasses.replace(one, bytes=one.bytes - saved / factor), text, self.topology, factor))
                     break
         for name in self._larger() if len(found) < 3 else ():
-            other = Planner(self.config, find(name), fixed=frozenset(), trust=self.trust)
             try:
+                other = Planner(self.config, find(name), fixed=frozenset(), trust=self.trust)
                 fits = [e for e in map(other.of, other.choices()) if e.bytes * factor <= other.limit]
             except UserError:  # the user's mesh or batch is none of that topology
                 continue

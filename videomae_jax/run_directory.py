@@ -1,6 +1,7 @@
 """The files of a run directory: config, card, faults, summary."""
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
@@ -25,6 +26,7 @@ GROUPS = ("objective", "data", "eval_data", "optimizers", "evaluators", "checkpo
 NEEDED: dict[str, Any] = {**dict.fromkeys(GROUPS, dict), "total": (str, int), "batch_size": int}  # of a stored config
 
 CLASSES = "classes.json"  # names of the classes in the order of the head
+SHARED = ".shared."  # begins the name of a file by which processes see whether they share the run directory
 VISIBLE = 10.0  # seconds until a new file has to be seen by every host
 WINDOW = 1000  # decoded clips over which the share of unreadable ones is taken
 
@@ -45,6 +47,11 @@ def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool
     anything is written.
     """
     stored = directory / "config.json"
+    if jax.process_count() > 1:  # NFS remembers for a minute that a folder was not there when it was looked for
+        if parallel.is_lead():
+            with contextlib.suppress(OSError):  # which `check_shared` says
+                directory.mkdir(parents=True, exist_ok=True)
+        parallel.barrier("made")
     if stored.exists():
         difference = configs.compare(open_run(directory), run.config)
         if not begun(directory):
@@ -58,7 +65,7 @@ def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool
         for line in (line for lines in difference.values() for line in lines):
             say(f"changed since the run began: {line}")
         check_newest(run, directory)
-    elif directory.is_dir() and any(directory.iterdir()):
+    elif directory.is_dir() and any(not path.name.startswith(SHARED) for path in directory.iterdir()):
         raise UserError(f"{directory} is not empty and holds no config.json, so it is not a run directory; use a new --workdir")
     elif directory.exists() and not directory.is_dir():
         raise UserError(f"--workdir={directory} is a file; needed is a folder, or a name that is still free")
@@ -69,7 +76,11 @@ def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool
         try:
             write(directory / "recipe_card.json", json.dumps(values, indent=2))
             write(directory / "recipe_card.txt", card.text(values))
-            if getattr(getattr(run.objective, "head", None), "classes", 0) == len(run.source.classes) > 0:
+            if not begun(directory):  # what an earlier try with another config left
+                for path in (directory / CLASSES, *directory.glob("quarantine*.jsonl"), *directory.glob("faults*.jsonl")):
+                    path.unlink(missing_ok=True)
+            head = getattr(run.objective, "head", None)
+            if getattr(head, "classes", 0) == len(run.source.classes) > 0 and "attributes" not in run.fields:
                 write(directory / CLASSES, json.dumps(run.source.classes))  # for whoever has the weights without the data
             write(stored, configs.to_json(run.config))  # last: what makes it a run directory
         except OSError as error:
@@ -79,7 +90,7 @@ def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool
 
 def begun(directory: pathlib.Path, /) -> bool:
     """Whether a run has saved anything, here or in a durable place: before, a mistake in its config may be corrected in the same directory."""
-    return (directory / OWNER).exists() or any(path.name[:8].isdigit() for folder in directory.glob("checkpoints*") for path in folder.iterdir())
+    return (directory / OWNER).exists() or (directory / "summary.json").exists() or any(path.name[:8].isdigit() for folder in directory.glob("checkpoints*") for path in folder.iterdir())
 
 
 def check_shared(directory: pathlib.Path, /, *, seconds: float = VISIBLE) -> None:
@@ -92,10 +103,12 @@ def check_shared(directory: pathlib.Path, /, *, seconds: float = VISIBLE) -> Non
     from jax.experimental import multihost_utils
 
     token = multihost_utils.broadcast_one_to_all(np.frombuffer(secrets.token_bytes(16), np.uint8)).tobytes().hex()
-    path, failed = directory / f".shared.{token}", ""
+    path, failed = directory / f"{SHARED}{token}", ""
     try:
         if parallel.is_lead():
             directory.mkdir(parents=True, exist_ok=True)
+            for left in directory.glob(f"{SHARED}*"):  # by a process that was killed here
+                left.unlink(missing_ok=True)
             path.write_text(token)
     except OSError as error:
         failed = f"cannot write to --workdir={directory}: {error.strerror} ({error.filename})"

@@ -13,19 +13,14 @@ from typing import Any
 
 import jax
 
-from videomae_jax.errors import UserError
+from videomae_jax.errors import STORAGE, StorageError, UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = 75  # exit code after SIGTERM: EX_TEMPFAIL of sysexits.h, "the same command goes on", for whoever supervises a run
-STORAGE = 74  # exit code where a checkpoint of several processes cannot be written or read: EX_IOERR, the same command goes on from the newest that is whole
 NOTICE = b"\nstopping: this step ends, then a checkpoint is saved; Ctrl-C (again) ends at once and loses what came after the last one\n"
 
 
 MOMENT = 3.0  # seconds that the first process of several gives the others to end by themselves: its own end takes them along
-
-
-class StorageError(RuntimeError):
-    """A checkpoint of a run over several processes cannot be written, or read by one of them: all of them have to start again."""
 
 
 class InterruptedEvaluation(Exception):

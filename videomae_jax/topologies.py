@@ -123,8 +123,11 @@ def tpu_devices(topology: Topology, /) -> list[Any]:
     wanted = next((r.split(";")[0].strip() for r in importlib.metadata.requires("jax") or () if r.startswith("libtpu")), "libtpu")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"--topology={topology.name} compiles with libtpu, which is not installed: pip install '{wanted}'; a GPU topology needs no extra")
-    version, pinned = importlib.metadata.version("libtpu"), wanted.partition("==")[2].removesuffix("*")
-    if not version.startswith(pinned):
+    try:
+        version, pinned = importlib.metadata.version("libtpu"), wanted.partition("==")[2].removesuffix("*")
+    except importlib.metadata.PackageNotFoundError:  # a nightly build has another name
+        version = pinned = ""
+    if not f"{version}.".startswith(pinned):
         raise UserError(f"libtpu {version} is not the one of jax {importlib.metadata.version('jax')}: pip install '{wanted}'")
     # No metadata server to ask, no log files, and no refusal where another process compiles as well.
     for key, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_LOG_DIR": "disabled", "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

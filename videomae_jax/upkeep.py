@@ -102,7 +102,7 @@ class Upkeep:
             self.save(state, step, cursor, last=True)
         self.saver.wait()
         if self.second:
-            self.second.wait(seconds=durable.STOPPED if self.stop.signal is not None else durable.EXIT)
+            self.second.wait(seconds=self.safety.second.grace if self.stop.signal is not None else durable.EXIT)
             parallel.barrier("copied")  # the others' orderly end would not wait so long
 
     def evaluate(self, state: TrainState, step: int, names: list[str], writer: metrics.Writer, /) -> bool:

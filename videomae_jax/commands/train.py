@@ -34,13 +34,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--workdir={options.workdir} is no folder; allowed is one that all hosts share (a bucket that is mounted, too), and "
                         f"--durable={options.workdir} copies checkpoints there")
     several = bool(options.coordinator) and (options.processes > 1 or options.coordinator == "auto")
-    try:
-        with stopping.together(several=several, lead=options.process == 0):
-            arguments.start(options)
-            return run(config, options, argv)
-    except stopping.StorageError as error:  # of several processes none comes here
-        say(f"error: {error}")
-        return stopping.STORAGE
+    with stopping.together(several=several, lead=options.process == 0):
+        arguments.start(options)
+        return run(config, options, argv)
 
 
 def run(config: Any, options: argparse.Namespace, argv: list[str], /) -> int:
@@ -89,6 +85,7 @@ def add_safety(parser: argparse.ArgumentParser, /) -> None:
                         "resume from there when --workdir is new or damaged; what fails there stops no run that has begun")
     parser.add_argument("--durable-keep", type=int, default=2, metavar="N", help="checkpoints that stay there")
     parser.add_argument("--durable-keep-every", type=int, default=0, metavar="N", help="and for ever those whose step is a multiple of N (0 = none)")
+    parser.add_argument("--durable-grace", type=float, default=15.0, metavar="SECONDS", help="how long a run that was told to stop waits for its last copy (15)")
     parser.add_argument("--norms", action="store_true", help="log the norm of every gradient, by layer")
     for name, seconds, what in (("step", None, "a step or a wait for data, and at least 10 median steps (60, on a CPU 300; 0 = no watchdog)"), ("compile", 3600, "the first step"),
                                 ("checkpoint", 1800, "what a save holds up"), ("evaluation", 1800, "one batch of an evaluation"),
@@ -106,7 +103,7 @@ def safety(options: argparse.Namespace, /) -> "Safety":
 
     limits = Limits(step=options.step_limit, compile=options.compile_limit, checkpoint=options.checkpoint_limit, evaluation=options.evaluation_limit,
                     init=options.start_limit, restore=options.start_limit)
-    second = Place(options.durable, options.durable_keep, options.durable_keep_every)
+    second = Place(options.durable, options.durable_keep, options.durable_keep_every, options.durable_grace)
     return Safety(Policy(options.row, options.rollbacks), limits, second, norms=options.norms, began=ledger.process_start())
 
 

@@ -249,7 +249,7 @@ def write_shard(plan: Plan, version: int, shard: int, records: Iterator[Packed],
     except (OSError, RuntimeError):
         # Whoever finishes a packing takes away what killed processes left, and cannot tell it from what slower ones still write.
         found = None if temporary.exists() else plan.manifest(version, shard)
-        if found is None:
+        if found is None or file_sha256(plan.path(version, shard)) != found["sha256"]:
             raise
         return found
 
