@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExcepti
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """New tries come at once."""
     monkeypatch.setattr(durable, "RETRY", (0.02, 0.02))
+    monkeypatch.setattr(durable, "PAUSE", 0.001)
     yield
     gc.collect()
 
@@ -104,6 +105,32 @@ def test_each_place_keeps_what_it_is_asked_to(tmp_path: pathlib.Path) -> None:
     for keep in ({"keep_last": 0}, {"keep_every": -1}):
         with pytest.raises(UserError, match="allowed are 1 and more"):
             Place("x", **keep)
+
+
+def test_a_fifth_of_all_requests_fails(tmp_path: pathlib.Path, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies are complete and read back all the same, because requests are repeated one by one; without that not one copy gets through."""
+    def fail(operation: str, path: str) -> None:
+        if rng.random() < 0.2:
+            failed.append(operation)
+            raise ConnectionError("reset by peer")
+
+    rng, failed, storage.fault = random.Random(0), [], fail
+    place, saver = two(tmp_path / "a", keep_last=3)
+    save(place, saver, 1, 2, 3)
+    assert place.steps(needed=True) == [1, 2, 3] and len(failed) > 20
+    for step in (1, 2, 3):
+        assert manifest.problem(tmp_path / "a" / "place" / f"{step:08d}", step=step) == ""
+    shutil.rmtree(tmp_path / "a" / "run" / "checkpoints" / "00000003")
+    saver.close()
+    _, again = two(tmp_path / "a", keep_last=3)
+    assert newest(again) == 3
+    again.close()
+    monkeypatch.setattr(durable, "TRIES", 1)
+    place, saver = two(tmp_path / "b")
+    saver.save(1, checkpoints.state(seed=1)[0], meta={"config": "{}", "samples": 4, "step": 1})
+    saver.wait()
+    assert not place.wait(seconds=20)
+    saver.close()
 
 
 def test_what_was_written_is_read_back(tmp_path: pathlib.Path, storage: Storage) -> None:

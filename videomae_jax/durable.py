@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from videomae_jax import manifest, parallel
 from videomae_jax.errors import UserError
 
 RETRY = (10.0, 300.0)  # seconds to the first new try after a failed copy, doubled each time up to the second
+TRIES, PAUSE = 5, 0.1  # of one request, and seconds after the first that failed, doubled each time
 ROW = 4  # failures in a row after which the end of a run waits no longer
 EXIT = 600.0  # seconds that the end of a run waits for a copy
 THREADS = 4
@@ -43,6 +45,28 @@ class Place:
             raise UserError(f"the durable place keeps the last {self.keep_last} and every {self.keep_every} steps; allowed are 1 and more, and 0 and more")
 
 
+def patiently(call: Callable[[], Any], /) -> Any:
+    """The result of a call that is repeated where it fails, TRIES times in all: a copy of many files would never end where one request in five fails."""
+    for number in range(TRIES - 1):
+        try:
+            return call()
+        except FileNotFoundError:  # an answer
+            raise
+        except Exception:  # every client raises errors of its own
+            time.sleep(PAUSE * 2**number)
+    return call()
+
+
+class _Patient:
+    """A file system whose single operations are tried `patiently`; `plain` is the one itself."""
+
+    def __init__(self, plain: Any, /) -> None:
+        self.plain = plain
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kw: patiently(lambda: getattr(self.plain, name)(*args, **kw))
+
+
 class Durable:
     """Copies the checkpoints of the run in `directory` to a place, from a thread of its own, and brings them back.
 
@@ -57,6 +81,7 @@ class Durable:
             self._fs, root = fsspec.core.url_to_fs(place.path)
         except (ImportError, ValueError) as error:
             raise UserError(f"{place.path} cannot be reached: {str(error).splitlines()[0]}") from error
+        self._fs = _Patient(self._fs)
         self._root, self._place, self._directory, self._warn = root.rstrip("/"), place, directory, warn
         self._waiting: set[int] = set()
         self._cut: int | None = None  # steps beyond it are to be removed
@@ -180,10 +205,17 @@ class Durable:
     def _send(self, path: pathlib.Path, to: str, wanted: list[int] | None, /) -> None:
         """Writes a file and reads it back; without a checksum of the manifest it has to be what it is here."""
         self._fs.makedirs(posixpath.dirname(to), exist_ok=True)
-        with path.open("rb") as source, self._fs.open(to, "wb") as out:
-            shutil.copyfileobj(source, out, manifest.PART)
-        with self._fs.open(to, "rb") as file:
-            found = manifest.total(file)
+
+        def write() -> None:
+            with path.open("rb") as source, self._fs.plain.open(to, "wb") as out:
+                shutil.copyfileobj(source, out, manifest.PART)
+
+        def read() -> list[int]:
+            with self._fs.plain.open(to, "rb") as file:
+                return manifest.total(file)
+
+        patiently(write)
+        found = patiently(read)
         if found != (wanted or manifest.checksum(path)):
             raise OSError(f"{to} does not match its checksum")
 
