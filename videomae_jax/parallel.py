@@ -101,12 +101,14 @@ def initialize(*, coordinator: str, processes: int, process: int, timeout: int =
     """
     if not coordinator:
         return
+    if coordinator != "auto" and not coordinator.rpartition(":")[2].isdigit():
+        raise UserError(f"--coordinator={coordinator}; allowed are HOST:PORT with --processes=N --process=I, and auto")
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     given = {} if coordinator == "auto" else {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
     try:
         jax.distributed.initialize(**given, initialization_timeout=timeout, heartbeat_timeout_seconds=peer_limit)
-    except (ValueError, IndexError) as error:  # no cluster, or an address without a port
+    except ValueError as error:  # no cluster
         raise UserError(f"--coordinator={coordinator}: {error}; give --coordinator=HOST:PORT --processes=N --process=I") from error
 
 
