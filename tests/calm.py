@@ -67,13 +67,7 @@ def run(words: list[str], /, *, processes: int, compile_: float, storage: float,
     several = [f"--coordinator={chaos._address()}", f"--processes={processes}"] if processes > 1 else []
     lines = [shlex.join(["exec", "env", *(f"{k}={v}" for k, v in chaos.ENV.items()), *begin, *several, *([f"--process={i}"] if several else [])])
              for i in range(processes)]
-    group = [runs.command(shell=line) for line in lines]
-    try:
-        said = [process.communicate(timeout=seconds)[1] for process in group]
-    finally:
-        for process in group:
-            process.kill()
-    return [process.returncode for process in group], "\n".join(said)
+    return chaos.ended([runs.command(shell=line) for line in lines], seconds=seconds, what="a calm run")
 
 
 def main(argv: list[str], /) -> int:

@@ -109,11 +109,16 @@ def once(words: list[str], plan: tuple[str, int, str] | None, /, *, processes: i
     else:
         address = _address()
         group = [start([*words, f"--coordinator={address}", f"--processes={processes}", f"--process={i}"], plan if i == victim else None) for i in range(processes)]
+    return ended(group, seconds=seconds, what=str(plan))
+
+
+def ended(group: list["subprocess.Popen[str]"], /, *, seconds: float, what: str) -> tuple[list[int], str]:
+    """Exit codes of processes and what all said. Raises AssertionError when one hangs; none is left."""
     try:
         said = [p.communicate(timeout=seconds)[1] for p in group]
         return [p.returncode for p in group], "\n".join(said)
     except subprocess.TimeoutExpired:
-        raise AssertionError(f"a process still runs after {seconds} s: {plan}") from None
+        raise AssertionError(f"a process still runs after {seconds} s: {what}") from None
     finally:
         for p in group:
             p.kill()

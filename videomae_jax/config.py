@@ -168,8 +168,9 @@ def override(config: ml_collections.ConfigDict, assignments: dict[str, str], /) 
     exist or a value whose type differs from the present one; only a field that holds None takes any type. A new `__symbol__`
     gives its node the fields of the new class: those that both have keep their values, the others begin at their defaults.
     """
-    order = sorted(assignments, key=lambda path: (not path.endswith(f".{SYMBOL}"), path.count(".") if path.endswith(f".{SYMBOL}") else 0))
-    for path, text in ((path, assignments[path]) for path in order):  # symbols first, the outer ones before: they bring the fields
+    symbols = sorted((path for path in assignments if path.endswith(f".{SYMBOL}")), key=lambda path: path.count("."))
+    for path in (*symbols, *(path for path in assignments if path not in symbols)):  # the outer symbols first: they bring the fields
+        text = assignments[path]
         node, *_, name = config, *path.split(".")
         for part in path.split(".")[:-1]:
             node = _child(node, part, path=path)

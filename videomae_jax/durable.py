@@ -78,10 +78,10 @@ class Durable:
 
     def __init__(self, place: Place, directory: pathlib.Path, /, *, warn: Callable[[str], None] = warnings.warn) -> None:
         try:
-            self._fs, root = fsspec.core.url_to_fs(place.path)
+            fs, root = fsspec.core.url_to_fs(place.path)
         except (ImportError, ValueError) as error:
             raise UserError(f"{place.path} cannot be reached: {str(error).splitlines()[0]}") from error
-        self._fs = _Patient(self._fs)
+        self._fs = _Patient(fs)
         self._root, self._place, self._directory, self._warn = root.rstrip("/"), place, directory, warn
         self._waiting: set[int] = set()
         self._cut: int | None = None  # steps beyond it are to be removed

@@ -159,18 +159,16 @@ class Planner:
         remats = tuple(RECOMPUTE) if known and not any(name.endswith(".remat") for name in fixed) else ("as given",)
         if self.topology.chip.platform == "cpu":  # its memory is the host's
             remats = tuple(r for r in remats if r != "offload")
-        found = False
+        found, given = False, "microbatches" in fixed or self.run.objective.batch_coupled
         for sizes in self.meshes(fixed):
             rows, left = divmod(self.run.clips, sizes["data"] * sizes["fsdp"])
-            counts = [2**k for k in range(rows.bit_length())]
-            if "microbatches" in fixed or self.run.objective.batch_coupled:
-                counts = [self.config.microbatches]
+            counts = [self.config.microbatches] if given else [2**k for k in range(rows.bit_length())]
             counts = [] if left else [count for count in counts if rows % count == 0]
             found |= bool(counts)
             for remat, count in itertools.product(remats, counts):
                 yield Choice(remat, count, **sizes)
         if not found:
-            count = f" in {self.config.microbatches} micro-batches" if "microbatches" in fixed or self.run.objective.batch_coupled else ""
+            count = f" in {self.config.microbatches} micro-batches" if given else ""
             raise UserError(f"batch of {self.run.clips} clips (decoded clips x repeats){count} cannot be split evenly over the {self.topology.devices} devices of "
                             f"{self.topology.name}; allowed are multiples of them, such as --config.batch_size={self.topology.devices}, or other topologies")
 

@@ -14,7 +14,6 @@ from typing import Any
 from videomae_jax.errors import UserError
 
 GIB = 2**30
-EXTRA = "launch/plan_requirements.txt"
 
 
 @dataclasses.dataclass(frozen=True)

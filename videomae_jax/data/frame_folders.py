@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from videomae_jax.data import clips, pictures, remote, sources
+from videomae_jax.data import clips, index, pictures, remote, sources
 
 
 class FrameClips(sources.VideoClips):
@@ -17,7 +17,7 @@ class FrameClips(sources.VideoClips):
     """
 
     def _check(self, table: Any, /) -> None:
-        if "packed" in table.schema.names:
+        if index.PACKED in table.schema.names:
             super()._check(table)
 
     def sampling_of(self, record: dict[str, Any], /) -> Any:

@@ -27,7 +27,7 @@ class PackedClips(sources.VideoClips):
     """
 
     def _check(self, table: Any, /) -> None:
-        if "packed" not in table.schema.names:
+        if index.PACKED not in table.schema.names:
             raise UserError(f"index {self.index} is not of packed clips; make them with: python -m videomae_jax pack {self.index} --out=DIR")
 
     @functools.cached_property
@@ -50,7 +50,7 @@ class PackedClips(sources.VideoClips):
         record, (settings, versions, inside) = self.record(row), self._packing
         drawn = inside.position == "random"
         version = int(rng.integers(versions)) if drawn and versions > 1 else 0
-        shard, place = self._opened.home / record["path"], int(record["packed"])
+        shard, place = self._opened.home / record["path"], int(record[index.PACKED])
         if versions > 1:
             shard = shard.parent.with_name(f"v{version}") / shard.name
         found = fetch(shard, place, name=record["name"])

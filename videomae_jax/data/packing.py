@@ -352,9 +352,9 @@ def write_index(plan: Plan, places: list[tuple[pathlib.Path, int]], errors: dict
     records = table.select(["width", "height", "fps_num", "fps_den", "stride"]).to_pylist()
     for row, (values, record, (path, place)) in enumerate(zip(rows, records, places, strict=True)):
         facts = plan.settings.of(record).facts(record) if row not in errors else {"status": errors[row]}
-        values.update(facts, path=str(path.resolve()), packed=str(place))
+        values.update(facts, path=str(path.resolve()), **{index.PACKED: str(place)})
     extra = [pa.field(name, pa.string()) for name in kept if name not in index.SCHEMA.names]
-    index.write(pa.Table.from_pylist(rows, schema=pa.schema([*index.SCHEMA, *extra, pa.field("packed", pa.string())])), plan.folder / "index.parquet")
+    index.write(pa.Table.from_pylist(rows, schema=pa.schema([*index.SCHEMA, *extra, pa.field(index.PACKED, pa.string())])), plan.folder / "index.parquet")
 
 
 def write_manifest(plan: Plan, /, *, clips: int, size: int, failed: int, sha256: dict[str, str]) -> None:

@@ -183,7 +183,7 @@ class VideoClips:
         """Raises UserError for an index of something else than video files."""
         if table.column("template").null_count < table.num_rows or table.column("stride").null_count < table.num_rows:
             raise UserError(f"index {self.index} lists folders of pictures; read it with --config.data.__symbol__=videomae_jax.data.frame_folders.FrameClips")
-        if "packed" in table.schema.names:
+        if index.PACKED in table.schema.names:
             raise UserError(f"index {self.index} is of packed clips; read it with --config.data.__symbol__=videomae_jax.data.packed.PackedClips")
 
     @property
