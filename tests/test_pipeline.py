@@ -375,6 +375,29 @@ def test_nothing_stays_after_a_crash(how: str, tmp_path: pathlib.Path) -> None:
         assert "leaked" not in text and "Exception ignored" not in text
 
 
+@dataclasses.dataclass(frozen=True)
+class Held(Rows):
+    """Rows whose processes stay for a while between the making of shared memory and its setting up."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        ftruncate = os.ftruncate
+        os.ftruncate = lambda *given: (time.sleep(1.0), ftruncate(*given))[1]
+
+
+def test_nothing_stays_of_memory_that_was_being_made(tmp_path: pathlib.Path) -> None:
+    """A training process that is killed takes its workers along, at whatever they are."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("import Rows", "import Held as Rows"))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    done = subprocess.run([sys.executable, script, "kill"], stdout=subprocess.PIPE, env=environment, text=True, timeout=120, check=False)
+    segments, *pids = done.stdout.split()
+    until = time.monotonic() + 30
+    while time.monotonic() < until and (left(segments) or any(map(alive, pids))):
+        time.sleep(0.2)
+    assert not left(segments) and not any(map(alive, pids)) and len(pids) == 2
+
+
 def alive(pid: str, /) -> bool:
     """Whether a process runs; a zombie does not."""
     stat = pathlib.Path(f"/proc/{pid}/stat")

@@ -30,7 +30,7 @@ from absl import flags
 from videomae_jax.data import deadline, decode
 from videomae_jax.data.decode import DecodeError
 from videomae_jax.data.sources import Source
-from videomae_jax.data.workers import Workers, announce
+from videomae_jax.data.workers import Workers, announce, new_segment
 from videomae_jax.errors import UserError
 
 Example = dict[str, np.ndarray]  # every key [K ...]
@@ -121,15 +121,15 @@ class Batches:
             batch = {k: np.empty(shape, dtype) for k, (shape, dtype, _) in self.layout.items()}
             self._read(number, batch)
             return batch
-        segment = shared_memory.SharedMemory(f"{self.segments}{number}", create=True, size=self.bytes)
+        memory = new_segment(f"{self.segments}{number}", size=self.bytes)
         try:
-            self._read(number, {k: np.ndarray(shape, dtype, segment.buf, place) for k, (shape, dtype, place) in self.layout.items()})
+            self._read(number, {k: np.ndarray(shape, dtype, memory.buf, place) for k, (shape, dtype, place) in self.layout.items()})
         except BaseException:
-            segment.unlink()
+            memory.unlink()
             raise
         finally:
-            segment.close()
-        return segment.name
+            memory.close()
+        return memory.name
 
     def _read(self, number: int, batch: Batch, /) -> None:
         """Fills the arrays of a batch; nothing writes to them any more when this returns or raises."""

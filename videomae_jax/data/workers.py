@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import weakref
-from multiprocessing import shared_memory
+from multiprocessing import resource_tracker, shared_memory
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,16 @@ def lost() -> str:
     return ", ".join(list(_lost.values()))
 
 
+def new_segment(name: str, /, *, size: int) -> shared_memory.SharedMemory:
+    """New shared memory of `size` bytes that does not stay behind, whenever the processes that know its name are killed.
+
+    The tracker that takes the names off memory of processes that are gone learns a name only after the memory was made; what
+    ends a process between the two would leave the memory there until the machine restarts. So it is told before.
+    """
+    resource_tracker.register(f"/{name}", "shared_memory")
+    return shared_memory.SharedMemory(name, create=True, size=size)
+
+
 class Workers:
     """Watches the `count` processes that a stream starts. Each says in shared memory of this `name` that it belongs to it.
 
@@ -33,7 +43,7 @@ class Workers:
 
     def __init__(self, count: int, /, *, name: str) -> None:
         self._closed = threading.Event()
-        self._segment = shared_memory.SharedMemory(name, create=True, size=8 * count) if count else None
+        self._segment = new_segment(name, size=8 * count) if count else None
         self._pids = np.ndarray(count, np.int64, self._segment.buf if count else None)
         if count:
             threading.Thread(target=self._watch, daemon=True, name="watch workers").start()
