@@ -74,6 +74,9 @@ optional() {
   for name in "$@"; do [ -z "${OPTION[$name]}" ] || echo "--$name=${OPTION[$name]}"; done
 }
 
+# supervised: what starts a command again, as often as --max-restarts allows.
+supervised() { echo "CRASHES=$((OPTION[max-restarts] + 1)) bash launch/supervise.sh"; }
+
 # for_each_run FUNCTION: calls it as FUNCTION NAME COMMAND...: once, or for every unfinished cell of the grid.
 for_each_run() {
   local function=$1 base=${OPTION[name]:-run} line

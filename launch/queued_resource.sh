@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# A run on TPUs that do not exist yet: a queued resource whose start-up script fetches the source and trains. A slice that was
-# taken away and is granted again starts the same script, and so resumes.
+# A run on TPUs that do not exist yet: a queued resource whose start-up script fetches the source and trains, and starts again
+# after a stop or a crash (launch/supervise.sh; --max-restarts counts crashes in a row). A slice that was taken away and is granted again starts
+# the same script, and so resumes.
 #   bash launch/queued_resource.sh --name=NAME --zone=ZONE --accelerator-type=v5p-512 --bucket=gs://BUCKET [--slices=N] [--spot=1]
-#       [--project=P] [--runtime-version=v2-alpha-tpuv5] [--chip=v5p] [--init-timeout=1800] [--dry-run] -- train --workdir=/MOUNTED/...
+#       [--project=P] [--runtime-version=v2-alpha-tpuv5] [--chip=v5p] [--init-timeout=1800] [--max-restarts=20] [--dry-run] -- train --workdir=/MOUNTED/...
 set -euo pipefail
 source "$(dirname "$0")/options.sh"
-parse_options "$0" "name zone accelerator-type bucket" "project runtime-version=tpu-ubuntu2204-base slices=1 spot chip init-timeout=1800" "$@"
+parse_options "$0" "name zone accelerator-type bucket" "project runtime-version=tpu-ubuntu2204-base slices=1 spot chip init-timeout=1800 max-restarts=20" "$@"
 scripts=$(mktemp -d)
 trap 'rm -rf "$scripts"' EXIT
 
@@ -21,7 +22,7 @@ export TPU_WORKER_ID=\$(sed -n "s/^WORKER_ID: '\(.*\)'/\1/p" <<<"\$environment")
 export MEGASCALE_SLICE_ID=\$(sed -n "s/^MEGASCALE_SLICE_ID: '\(.*\)'/\1/p" <<<"\$environment")
 mkdir -p /opt/videomae_jax && cd /opt/videomae_jax
 gcloud storage cp $(quoted "${OPTION[bucket]}/$1/source.tar.gz") - | tar -xz
-INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }bash launch/host.sh $(shift && quoted "$@")
+INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }$(supervised) bash launch/host.sh $(shift && quoted "$@")
 code=\$?
 gcloud storage cp logs/*.log $(quoted "${OPTION[bucket]}/$1/logs/")
 exit \$code

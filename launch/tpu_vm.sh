@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# A run on every host of a Cloud TPU VM that exists: source copied, started, logs collected.
-#   bash launch/tpu_vm.sh --name=NAME --zone=ZONE [--project=P] [--chip=v5e] [--init-timeout=600] [--logs=logs] [--dry-run] -- train ...
-# The same command resumes. Several slices: --name=A,B (they find each other through the metadata of a queued resource).
+# A run on every host of a Cloud TPU VM that exists: source copied, started, started again after a stop or a crash (launch/supervise.sh),
+# logs collected.
+#   bash launch/tpu_vm.sh --name=NAME --zone=ZONE [--project=P] [--chip=v5e] [--init-timeout=600] [--max-restarts=20]
+#       [--logs=logs] [--dry-run] -- train ...
+# --max-restarts counts crashes in a row. The same command resumes. Several slices: --name=A,B (they find each other through the metadata of a queued resource).
 set -euo pipefail
 source "$(dirname "$0")/options.sh"
-parse_options "$0" "name zone" "project chip init-timeout=600 logs=logs" "$@"
+parse_options "$0" "name zone" "project chip init-timeout=600 max-restarts=20 logs=logs" "$@"
 where=(--zone="${OPTION[zone]}" $(optional project))
 source_file="${TMPDIR:-/tmp}/videomae_jax.tar.gz"
 IFS=, read -ra vms <<<"${OPTION[name]}"
@@ -12,7 +14,7 @@ IFS=, read -ra vms <<<"${OPTION[name]}"
 start() { # start NAME COMMAND...: on every host of every slice, then the logs
   shift
   local remote vm pids=() code=0
-  remote="cd videomae_jax && INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }bash launch/host.sh $(quoted "$@")"
+  remote="cd videomae_jax && INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }$(supervised) bash launch/host.sh $(quoted "$@")"
   for vm in "${vms[@]}"; do
     local ssh=(gcloud compute tpus tpu-vm ssh "$vm" "${where[@]}" --worker=all --command="$remote")
     if [ -n "$DRY_RUN" ]; then quoted "${ssh[@]}"; continue; fi

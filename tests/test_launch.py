@@ -204,7 +204,7 @@ def bin_folder(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_a_tpu_vm_gets_the_source_runs_on_all_workers_and_returns_logs(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
-    """Two hosts: the committed tree unpacked, the command run on both, one log each brought back; a failure is passed on."""
+    """Two hosts: the committed tree unpacked, the command run on both, one log each brought back; a failure is passed on, a stop started again."""
     tool(bin_folder, "gcloud", GCLOUD)
     fake = bin_folder / "python"
     tool(bin_folder, "python", '#!/usr/bin/env bash\necho "$TPU_WORKER_ID got $*, proxy ${http_proxy:-none}, flags $LIBTPU_INIT_ARGS"\n[ "$3" != broken ]\n')
@@ -215,7 +215,10 @@ def test_a_tpu_vm_gets_the_source_runs_on_all_workers_and_returns_logs(tmp_path:
         log = (tmp_path / "logs" / "pod" / f"host_{n}.log").read_text()
         assert log.startswith(f"{n} got -m videomae_jax train --workdir=a b --coordinator=auto --init-timeout=600, proxy none, flags --xla_tpu")
         assert (tmp_path / "hosts" / str(n) / "videomae_jax" / "videomae_jax" / "step.py").is_file()
-    assert run("tpu_vm.sh", "--name=pod", "--zone=z", f"--logs={tmp_path}/logs", "--", "broken", env=env).returncode != 0
+    assert run("tpu_vm.sh", "--name=pod", "--zone=z", f"--logs={tmp_path}/logs", "--max-restarts=0", "--", "broken", env=env).returncode != 0
+    tool(bin_folder, "python", f'#!/usr/bin/env bash\n[ -f {tmp_path}/$TPU_WORKER_ID ] || {{ touch {tmp_path}/$TPU_WORKER_ID; exit 75; }}\necho again\n')
+    assert run("tpu_vm.sh", "--name=pod", "--zone=z", f"--logs={tmp_path}/logs", "--", "train", env=env | {"PAUSE": "0"}).returncode == 0
+    assert [(tmp_path / "logs" / "pod" / f"host_{n}.log").read_text().splitlines()[-1] for n in (0, 1)] == ["again", "again"]
 
 
 def test_kubectl_gets_the_manifest_and_returns_a_log_for_each_pod(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
@@ -309,11 +312,12 @@ def test_a_stopped_job_is_queued_again(tmp_path: pathlib.Path, bin_folder: pathl
     assert (tmp_path / "requeued").read_text() == f"requeue {env['SLURM_JOB_ID']}\n"
     for code in ("2", "127", "130"):
         assert run(*call, env=env | {"CODE": code}).returncode == int(code)
-    assert run(*call, env=env | {"CODE": "3", "SLURM_RESTART_COUNT": "20"}).returncode == 3
     assert len((tmp_path / "requeued").read_text().splitlines()) == 1
-    for number, (code, before) in enumerate((("42", "0"), ("74", "19"), ("1", "3"), ("75", "99")), 2):
-        assert run(*call, env=env | {"CODE": code, "SLURM_RESTART_COUNT": before}).returncode == 0
-        assert len((tmp_path / "requeued").read_text().splitlines()) == number
+    crashes = [("42", 0), ("74", 0), ("75", 0), ("1", 0), ("3", 0), ("1", 1)]  # 75 begins the row anew, and the third crash of a row is the last
+    for code, wanted in crashes:
+        assert run(*call, env=env | {"CODE": code, "CRASHES": "3", "SLURM_RESTART_COUNT": "99"}).returncode == wanted
+    assert len((tmp_path / "requeued").read_text().splitlines()) == 6
+    assert run(*call, env=env | {"CODE": "3", "CRASHES": "3", "STEADY": "0"}).returncode == 0, "a start that lasted began the row anew"
 
 
 def test_host_waits_for_a_run_that_saves_on_sigterm(tmp_path: pathlib.Path) -> None:
