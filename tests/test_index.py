@@ -14,7 +14,7 @@ import pytest
 from test_decode import encode, flipped, spelt
 
 from videomae_jax import __main__ as entry
-from videomae_jax.data import decode, index, sources
+from videomae_jax.data import columns, decode, index, sources
 from videomae_jax.errors import UserError
 
 
@@ -234,7 +234,7 @@ def test_what_is_stored_is_what_the_probe_tells(kind: dict[str, Any], tmp_path: 
     (tmp_path / "a.mkv").write_bytes(data)
     index.write(index.build(tmp_path, val_fraction=0.0), tmp_path / "i.parquet")
     row = table_of(tmp_path / "i.parquet")["a.mkv"]
-    info, stored = decode.probe(data), index.info_of(row)
+    info, stored = decode.probe(data), columns.info(row)
     assert (row["pts"] is None) == (len(np.unique(np.diff(info.pts))) <= 1)
     for field in vars(info):
         np.testing.assert_array_equal(getattr(stored, field), getattr(info, field))
@@ -382,6 +382,6 @@ def test_real_folder(real_videos: pathlib.Path, tmp_path: pathlib.Path, capsys: 
 def test_frames_are_those_of_the_file(written: pathlib.Path) -> None:
     """Stored times lead to the right frames."""
     row = table_of(written)["a.mp4"]
-    video = decode.decode(written.parent / row["path"], [11, 0, 5], info=index.info_of(row))
+    video = decode.decode(written.parent / row["path"], [11, 0, 5], info=columns.info(row))
     assert [spelt(p) for p in video] == [11, 0, 5]
     json.dumps(row)

@@ -12,7 +12,7 @@ from PIL import Image
 from test_decode import bars, encode, spelt
 
 from videomae_jax import __main__ as entry
-from videomae_jax.data import clips, decode, frame_folders, index, lists, packed, pictures, pipeline, remote, sources, transforms
+from videomae_jax.data import clips, columns, decode, frame_folders, index, lists, packed, pictures, pipeline, remote, sources, transforms
 from videomae_jax.errors import UserError
 
 
@@ -94,7 +94,7 @@ def test_a_fine_tuning_list_of_frames(root: pathlib.Path, tmp_path: pathlib.Path
     assert command("--list", tmp_path / "train.csv", "--format=frames", f"--root={root}", "--out", tmp_path / "i.parquet", "--fps=12") == 0
     made = source(tmp_path / "i.parquet", sampling=clips.SparseFinetune(position="centre"))
     assert len(made) == 1 and made.classes == ("2", "173") and numbers(made, 0) == [6, 16, 26, 36]
-    info = index.info_of(made.record(0))
+    info = columns.info(made.record(0))
     assert info.fps == 12 and info.duration == pytest.approx(40 / 12)
     status = index.load(tmp_path / "i.parquet").column("status").to_pylist()
     assert status == ["ok", "open: No such file or directory"]

@@ -19,7 +19,7 @@ from test_decode import encode, encoded, flipped, spelt
 from videomae_jax import __main__ as entry
 from videomae_jax import config as configs
 from videomae_jax.commands import pack
-from videomae_jax.data import clips, decode, encoding, footage, index, packed, packing, pipeline, sources, transforms
+from videomae_jax.data import clips, columns, decode, encoding, footage, index, packed, packing, pipeline, sources, transforms
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import evaluation_source
 
@@ -88,7 +88,7 @@ def test_every_packed_frame_is_the_one_it_claims_to_be(done: pathlib.Path) -> No
     made, seen = source(done), set()
     for row in range(len(made)):
         record = made.record(row)
-        info = index.info_of(record)
+        info = columns.info(record)
         for version in range(2):
             shard = done / record["path"].replace("v0", f"v{version}")
             data = packed._reader(str(shard)).read([int(record["packed"])])[0]
@@ -124,7 +124,7 @@ def test_rates(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     settings = packing.Settings(**SMALL | {"rate": 10.0, "windows": 2})
     packing.pack(packing.planned(str(folder / "index.parquet"), tmp_path / "p", settings=settings))
     made = source(tmp_path / "p", frames=3, sampling=clips.PerSecond(rate=5.0))
-    rates = {made.record(r)["name"]: index.info_of(made.record(r)).fps for r in range(len(made))}
+    rates = {made.record(r)["name"]: columns.info(made.record(r)).fps for r in range(len(made))}
     assert rates["cfr.mp4"] == 10
     row = next(r for r in range(len(made)) if made.name(r) == "cfr.mp4")
     assert np.diff(numbers(made, row)).tolist() == [6, 6]

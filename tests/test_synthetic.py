@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from videomae_jax import __main__ as program
-from videomae_jax.data import clips, decode, faces, index, pipeline, shapes, sources, synthetic, transforms
+from videomae_jax.data import clips, columns, decode, faces, index, pipeline, shapes, sources, synthetic, transforms
 from videomae_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -70,7 +70,7 @@ def test_written_then_read_by_the_pipeline(world: object, tmp_path: pathlib.Path
     rows = index.load(out).to_pylist()
     assert [row["status"] for row in rows] == ["ok"] * 5
     for row in rows:
-        info = index.info_of(row)
+        info = columns.info(row)
         assert (info.frames, info.width, info.height, float(info.fps), info.codec) == (8, world.size, world.size, world.fps, "h264")
         np.testing.assert_allclose(info.pts * float(info.time_base), np.arange(8) / world.fps, atol=1e-6)
     source = sources.VideoClips(index=str(out), split="train", frames=8, size=world.size, sampling=clips.DenseCentre(stride=1),

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from videomae_jax.data import audio, clips, index, sources
+from videomae_jax.data import audio, clips, columns, sources
 from videomae_jax.data.spectrogram import AST, LogMel
 from videomae_jax.errors import UserError
 
@@ -64,7 +64,7 @@ class AudioVideoClips(sources.VideoClips):
 
     def listen(self, row: int, /, *, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """(spectrogram f32 [S mels], valid bool [S]) beside the frames that `rng` draws for a row. Raises DecodeError."""
-        info = index.info_of(record := self.record(row))
+        info = columns.info(record := self.record(row))
         ids = clips.at(self.sampling, fps=info.fps).ids(info.frames, clip=self.frames, rng=rng)
         first, last = (int(info.pts[i]) * info.time_base for i in (ids.min(), ids.max()))
         last += 1 / info.fps

@@ -8,7 +8,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from videomae_jax.data import decode, index
+from videomae_jax.data import columns, decode, index
 
 BLOCK = 16  # pixels a side over which verification compares means: encoders keep these even of noise
 TOLERANCE = 16.0  # grey levels, mean over the blocks of a frame
@@ -46,11 +46,11 @@ def compare(video: np.ndarray, blob: bytes, /, *, facts: dict[str, Any], name: s
     wrong = {k: (found.get(k), v) for k, v in facts.items() if found.get(k) != v}
     if wrong:
         raise RuntimeError(f"{name}: the packed clip differs from what its index would say: {wrong}")
-    again = decode.decode(blob, np.arange(len(video)), info=index.info_of(facts))
+    again = decode.decode(blob, np.arange(len(video)), info=columns.info(facts))
     difference = again.astype(np.float32) - video
-    frames, rows, columns = len(video), video.shape[1] // BLOCK, video.shape[2] // BLOCK
-    if rows and columns:
-        blocks = difference[:, : rows * BLOCK, : columns * BLOCK].reshape(frames, rows, BLOCK, columns, BLOCK, 3).mean((2, 4, 5))
+    frames, rows, across = len(video), video.shape[1] // BLOCK, video.shape[2] // BLOCK
+    if rows and across:
+        blocks = difference[:, : rows * BLOCK, : across * BLOCK].reshape(frames, rows, BLOCK, across, BLOCK, 3).mean((2, 4, 5))
         if (worst := float(np.abs(blocks).mean((1, 2)).max())) > TOLERANCE:
             raise RuntimeError(f"{name}: a packed frame differs from its source by {worst:.1f} grey levels on average; allowed are {TOLERANCE:g}")
     return float(10 * np.log10(255**2 / max(float((difference**2).mean()), 1e-2)))

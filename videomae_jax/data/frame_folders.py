@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from videomae_jax.data import clips, index, pictures, remote, sources
+from videomae_jax.data import clips, columns, index, pictures, remote, sources
 
 
 class FrameClips(sources.VideoClips):
@@ -27,7 +27,7 @@ class FrameClips(sources.VideoClips):
     def locate(self, record: dict[str, Any], /) -> Any:
         if record["template"] is None:
             return super().locate(record)
-        place = record["path"]
+        place = columns.path(record)
         return pictures.Pictures(place if remote.is_remote(place) else os.fspath(self._opened.home / place), record["template"])
 
     def decode(self, clip: sources.Clip, /) -> np.ndarray:

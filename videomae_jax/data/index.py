@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from videomae_jax.data import deadline, decode, pictures, remote
+from videomae_jax.data import columns, deadline, decode, pictures, remote
 from videomae_jax.errors import UserError
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv")
@@ -71,13 +71,13 @@ def find(directory: pathlib.Path, /, *, suffixes: Sequence[str] = SUFFIXES) -> l
 def describe(video: decode.Video, /, *, verify: bool = False) -> dict[str, Any]:
     """Columns of one video; `status` is "ok" or "stage: cause". `verify` decodes every frame.
 
-    Presentation times that are an arithmetic progression are stored as `pts_start` and `pts_step`. Bytes have no `size` and `mtime`.
+    Bytes have no `size` and `mtime`.
     """
     try:
         info = decode.probe(video)
         if verify and (count := decode.count(video)) != info.frames:
             raise decode.DecodeError(decode.name(video), "decode", f"{count} of {info.frames} frames can be decoded")
-        return columns_of(info) | ({} if isinstance(video, bytes) else written(video))
+        return columns.of(info) | ({} if isinstance(video, bytes) else written(video))
     except decode.DecodeError as error:
         return {"status": f"{error.stage}: {error.cause}"}
 
@@ -86,16 +86,6 @@ def written(path: str, /) -> dict[str, Any]:
     """Size and time of the last change of a file."""
     found = os.stat(path)
     return {"size": found.st_size, "mtime": int(found.st_mtime)}
-
-
-def columns_of(info: decode.VideoInfo, /) -> dict[str, Any]:
-    """Columns of a readable video; `info_of` reads them."""
-    steps = np.diff(info.pts)
-    regular = len(steps) == 0 or bool((steps == steps[0]).all())
-    return {"status": "ok", "codec": info.codec, "width": info.width, "height": info.height, "rotation": info.rotation,
-            "frames": info.frames, "fps_num": info.fps.numerator, "fps_den": info.fps.denominator, "duration": info.duration,
-            "time_base_num": info.time_base.numerator, "time_base_den": info.time_base.denominator, "pts_start": int(info.pts[0]),
-            "pts_step": int(steps[0]) if regular and len(steps) else 0, "pts": None if regular else info.pts.tolist(), "keys": info.keys.tolist()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,18 +122,7 @@ def _describe(job: Job, /) -> dict[str, Any]:
     info = pictures.probe(video, fps=job.fps, start=job.start, frames=job.frames)
     for number in range(info.frames) if job.verify else ():
         pictures.decode(video, [number], info=info)
-    return columns_of(info) | {"template": job.template}
-
-
-def info_of(row: dict[str, Any], /) -> decode.VideoInfo:
-    """The VideoInfo that `describe` stored."""
-    if row["pts"] is None:
-        times = row["pts_start"] + row["pts_step"] * np.arange(row["frames"], dtype=np.int64)
-    else:
-        times = np.asarray(row["pts"], np.int64)
-    return decode.VideoInfo(codec=row["codec"], width=row["width"], height=row["height"], rotation=row["rotation"],
-                            fps=Fraction(row["fps_num"], row["fps_den"]), time_base=Fraction(row["time_base_num"], row["time_base_den"]),
-                            pts=times, keys=np.asarray(row["keys"], np.int64))
+    return columns.of(info) | {"template": job.template}
 
 
 def read_labels(path: pathlib.Path, /, *, directory: pathlib.Path) -> dict[str, dict[str, str]]:
@@ -299,7 +278,7 @@ def write(table: pa.Table, out: pathlib.Path, /) -> None:
     short = [os.path.relpath(p, home) if not remote.is_remote(p) and pathlib.PurePath(p).is_relative_to(home) else p for p in paths]
     table = table.set_column(table.schema.get_field_index("path"), "path", pa.array(short, pa.string()))
     temporary = _beside(out)
-    pq.write_table(table, temporary)
+    pq.write_table(table, temporary, write_page_checksum=True)
     os.replace(temporary, out)
     load(out)
 
@@ -321,13 +300,14 @@ def load(path: str | pathlib.Path, /) -> pa.Table:
     if cached is not None:
         return cached
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        table = pq.read_table(path, page_checksum_verification=True)
+        names = set(table.schema.names)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from error
-    missing = [name for name in SCHEMA.names if name not in table.schema.names and name not in OPTIONAL]
+    missing = [name for name in SCHEMA.names if name not in names and name not in OPTIONAL]
     if missing:
         raise UserError(f"{path} is no video index of this version: it lacks the columns {', '.join(missing)}; run the index command again")
-    for name in (name for name in OPTIONAL if name not in table.schema.names):
+    for name in (name for name in OPTIONAL if name not in names):
         table = table.append_column(name, pa.nulls(table.num_rows, SCHEMA.field(name).type))
     table = _typed(table, path).replace_schema_metadata({DIGEST: digest}).combine_chunks()
     return _mapped(path.with_suffix(".arrow"), digest) if _cache(table, path.with_suffix(".arrow")) else table
@@ -341,6 +321,10 @@ def _typed(table: pa.Table, path: pathlib.Path, /) -> pa.Table:
             table = table.set_column(place, field.name, table.column(place).cast(kind))
         except pa.ArrowException as error:
             raise UserError(f"{path}: column {field.name!r} is {field.type} and cannot be read as {kind}: {str(error).splitlines()[0]}") from error
+    try:
+        table.validate(full=True)
+    except pa.ArrowException as error:
+        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}; run the index command again") from error
     return table
 
 
@@ -350,12 +334,18 @@ def _beside(path: pathlib.Path, /) -> pathlib.Path:
 
 
 def _mapped(path: pathlib.Path, digest: bytes, /) -> pa.Table | None:
-    """The mapped table of a cache; None where it is missing, half-written, of fewer columns or stems from another Parquet file."""
+    """The mapped table of a cache; None where it is missing, half-written, of fewer columns or stems from another Parquet file.
+
+    All of it is looked at once: a damaged one would end whoever maps it by a signal.
+    """
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         known = (reader.schema.metadata or {}).get(DIGEST) == digest and set(SCHEMA.names) <= set(reader.schema.names)
-        return reader.read_all() if known else None
-    except (OSError, pa.ArrowException):
+        table = reader.read_all() if known else None
+        if table is not None:
+            table.validate(full=True)
+        return table
+    except (OSError, ValueError, pa.ArrowException):
         return None
 
 

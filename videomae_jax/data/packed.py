@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module as array_record
 
-from videomae_jax.data import clips, decode, index, packing, sources
+from videomae_jax.data import clips, columns, decode, index, packing, sources
 from videomae_jax.errors import UserError
 
 OPEN = 256  # shards that a process keeps open
@@ -50,12 +50,12 @@ class PackedClips(sources.VideoClips):
         record, (settings, versions, inside) = self.record(row), self._packing
         drawn = inside.position == "random"
         version = int(rng.integers(versions)) if drawn and versions > 1 else 0
-        shard, place = self._opened.home / record["path"], int(record[index.PACKED])
+        shard, place = self._opened.home / columns.path(record), columns.number(record, index.PACKED)
         if versions > 1:
             shard = shard.parent.with_name(f"v{version}") / shard.name
         found = fetch(shard, place, name=record["name"])
         video = found[int(rng.integers(len(found))) if drawn and len(found) > 1 else len(found) // 2]
-        return sources.Clip(video, inside.ids(settings.frames, clip=self.frames, rng=rng), index.info_of(record), self.label_of(record))
+        return sources.Clip(video, inside.ids(settings.frames, clip=self.frames, rng=rng), columns.info(record), self.label_of(record))
 
 
 def _inside(sampling: Any, settings: packing.Settings, /) -> clips.Spaced | clips.DenseFinetune:

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 from array_record.python import array_record_module as array_record
 
-from videomae_jax.data import clips, decode, encoding, frame_folders, index, sources
+from videomae_jax.data import clips, columns, decode, encoding, frame_folders, index, sources
 from videomae_jax.errors import UserError
 
 MAGIC = b"VMJ1"
@@ -119,7 +119,7 @@ def pack_row(source: sources.VideoClips, row: int, /, *, version: int, settings:
     """The record of a row of a source; every window is decoded again and compared with what went in."""
     record = source.record(row)
     settings = settings.of(record)
-    info, facts = index.info_of(record), settings.facts(record)
+    info, facts = columns.info(record), settings.facts(record)
     fps, digest = Fraction(facts["fps_num"], facts["fps_den"]), hashlib.sha256(f"{settings.seed}/{version}/{record['name']}".encode()).digest()
     chosen = settings.ids(info, rng=np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little"))))
     try:
@@ -144,8 +144,11 @@ def windows(record: bytes, /) -> list[bytes]:
     """The mp4 files of a record; [] for a video that could not be packed. Raises ValueError for anything but a record."""
     if record[:4] != MAGIC:
         raise ValueError(f"a record begins with {record[:4]!r}, not {MAGIC!r}")
-    _, count, length = HEAD.unpack_from(record)
-    sizes = struct.unpack_from(f"<{count}I", record, HEAD.size)
+    try:
+        _, count, length = HEAD.unpack_from(record)
+        sizes = struct.unpack_from(f"<{count}I", record, HEAD.size)
+    except struct.error as error:
+        raise ValueError(f"a record of {len(record)} bytes is cut: {error}") from error
     ends = np.cumsum([HEAD.size + 4 * count + length, *sizes]).tolist()
     if ends[-1] != len(record):
         raise ValueError(f"a record of {len(record)} bytes announces {ends[-1]}")

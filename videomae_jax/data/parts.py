@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from videomae_jax.data import clips, decode, framing, index, sources
+from videomae_jax.data import clips, columns, decode, framing, sources
 from videomae_jax.errors import UserError
 
 
@@ -29,7 +29,7 @@ class PartClips(sources.VideoClips):
     def beside(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """`parts` of the frames and under the windows that the clip draws."""
         record = self.record(row)
-        info = index.info_of(record)
+        info = columns.info(record)
         ids = clips.at(self.sampling, fps=info.fps).ids(info.frames, clip=self.frames, rng=rng)
         maps = self.maps(record, frames=info.frames)[ids]
         shown = [framing.window(self.crop, width=info.width, height=info.height, size=self.size, rng=rng) for _ in range(self.repeats)]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
-from videomae_jax.data import clips, decode, index, remote, transforms
+from videomae_jax.data import clips, columns, decode, index, remote, transforms
 from videomae_jax.errors import UserError
 
 KINDS = ("image", "labels", "flow", "boxes", "sequence", "static")
@@ -211,7 +211,7 @@ class VideoClips:
 
     def clip(self, row: int, /, *, rng: np.random.Generator) -> Clip:
         """What a read of `row` decodes; takes the draws that come before those of the crops."""
-        record, info = (record := self.record(row)), index.info_of(record)
+        record, info = (record := self.record(row)), columns.info(record)
         ids = clips.at(self.sampling_of(record), fps=info.fps).ids(info.frames, clip=self.frames, rng=rng)
         return Clip(self.locate(record), ids, info, self.label_of(record))
 
@@ -225,12 +225,12 @@ class VideoClips:
 
     def locate(self, record: dict[str, Any], /) -> decode.Video:
         """The file of an index row, or the bytes of an address. Raises DecodeError where it is another one than was indexed."""
-        if remote.is_remote(record["path"]):
-            data = remote.read(record["path"])
+        if remote.is_remote(place := columns.path(record)):
+            data = remote.read(place)
             if record["size"] not in (None, len(data)):
-                raise exchanged(record["path"], len(data), record)
+                raise exchanged(place, len(data), record)
             return data
-        path = self._opened.home / record["path"]
+        path = self._opened.home / place
         fresh(path, record)
         return path
 
