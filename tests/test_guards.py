@@ -1,6 +1,10 @@
 """An update that went wrong costs itself and nothing else; decided on the devices, whatever the mesh."""
 
 import dataclasses
+import os
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -8,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import runs
 import tiny
 import toy
 
@@ -90,6 +95,41 @@ def test_bad_update_costs_exactly_itself(kind: str, fields: dict[str, Any]) -> N
     assert [m["skipped"] for m in logged] == [0, 0, 1, 0]
     assert np.isfinite(logged[2]["loss"]) == (kind == "gradient") and not np.isfinite(logged[2]["grad_norm"])
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves((got.params, got.opt, got.extra, got.ema)))
+
+
+RANK = """
+import hashlib, sys
+import jax, numpy as np
+import test_guards as t
+from videomae_jax import parallel
+
+process, port = map(int, sys.argv[1:])
+parallel.initialize(coordinator=f"localhost:{port}", processes=2, process=process, peer_limit=60)
+run = t.run_of(devices=2, mesh={"data": 2, "fsdp": 1, "tensor": 1})
+for spoil in (False, True):
+    fed = t.batches(run, 4)
+    fed[2] = t.spoilt(fed[2], "nan") if spoil else None  # in the last row, which the second process reads
+    state, logged = t.steps(run, [b and {k: v[4 * process:4 * process + 4] for k, v in b.items()} for b in fed])
+    leaves = [x.addressable_data(0) for x in jax.tree.leaves((state.step, state.params, state.opt))]
+    print("result", [m["skipped"] for m in logged], hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in leaves)).hexdigest(), flush=True)
+"""
+
+
+def test_bad_row_of_one_process_costs_all_the_update() -> None:
+    """Two processes of jax.distributed agree: neither takes the update, both end with the bits of a run without it."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | runs.THREADS | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    started = [subprocess.Popen([sys.executable, "-c", RANK, str(i), port], env=env, text=True, stdout=subprocess.PIPE) for i in range(2)]
+    try:
+        said = [[line for line in process.communicate(timeout=300)[0].splitlines() if line.startswith("result")] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert said[0] == said[1] and len(said[0]) == 2
+    without, spoilt_row = (line.rsplit(" ", 1) for line in said[0])
+    assert (without[0], spoilt_row[0]) == ("result [0.0, 0.0, 0.0]", "result [0.0, 0.0, 1.0, 0.0]") and without[1] == spoilt_row[1]
 
 
 def test_without_the_check_one_batch_would_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
