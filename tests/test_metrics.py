@@ -266,8 +266,9 @@ def test_rates_of_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
         clock.put(step, {"loss": 1.0})
     clock.close()
     assert recorder.lines[0] == (1, {"loss": 1.0})
-    assert recorder.lines[1] == (10, {"loss": 1.0, "clips_per_second": 20.0, "data_wait": 0.25})
+    assert recorder.lines[1] == (10, {"loss": 1.0, "clips_per_second": 20.0, "data_wait": 0.25, "data_wait_ms": 50.0})
     assert recorder.lines[2][1]["data_wait"] == 1.0  # never above 1
+    assert recorder.lines[2][1]["data_wait_ms"] == 900.0
     assert clock.last["clips_per_second"] == 20.0
 
 

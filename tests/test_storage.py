@@ -17,7 +17,7 @@ from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.metrics import Writer
 
 pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"), pytest.mark.usefixtures("collected")]
-TIMED = ("clips_per_second", "data_wait", "save_blocked_s", "save_failures")
+TIMED = ("clips_per_second", "data_wait", "data_wait_ms", "save_blocked_s", "save_failures")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from videomae_jax.report import Record
 CURVES = ("loss", "grad_norm", "lr", "clips_per_second")  # of training; every value of an evaluator gets a chart beside them
 LIMITS = {"never": "another model or objective: the losses may measure different things", "fork": "data, batch, seed or optimiser",
           "extend": "length", "free": "no influence on what is learned"}
-TIMING = ("clips_per_second", "data_wait")  # they compare machines as well
+TIMING = ("clips_per_second", "data_wait", "data_wait_ms")  # they compare machines as well
 
 
 def write(directories: Sequence[pathlib.Path], out: pathlib.Path, /) -> pathlib.Path:
@@ -101,7 +101,7 @@ def caveats(records: Sequence[Record], /) -> str:
         lines.append("Seed and settings are equal: a difference is one of machines or code.")
     else:
         lines.append("One seed each: a difference says nothing about chance. `evaluate --suite=evidence` trains several.")
-    lines.append(f"{' and '.join(TIMING)} compare machines as much as runs.")
+    lines.append(f"{', '.join(TIMING)} compare machines as much as runs.")
     return "".join(report.note(line) for line in lines)
 
 

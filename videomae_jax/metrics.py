@@ -195,7 +195,8 @@ def clock(seconds: float, /) -> str:
 class Clock:
     """Holds metrics for one interval before it reads them, so that Python never waits for the device inside a step.
 
-    `more(step)` gives further values of a line; what is put into `next` goes out with the next line, once. A metric
+    A line has the clips a second of the interval, the share of its time that was spent waiting for data (`data_wait`) and that
+    time in ms a step (`data_wait_ms`). `more(step)` gives further values of a line; what is put into `next` goes out with the next line, once. A metric
     [L] becomes L values "<name>/<i>".
     """
 
@@ -230,6 +231,7 @@ class Clock:
             seconds = max(moment - self._mark[0], 1e-9)
             values["clips_per_second"] = (now - self._mark[1]) * self._clips / seconds
             values["data_wait"] = min(self.wait / seconds, 1.0)
+            values["data_wait_ms"] = 1000 * self.wait / (now - self._mark[1])
         self._mark, self.wait = (moment, now), 0.0
         self.last = self.last | values
         self._writer.write(step, values)
