@@ -46,9 +46,10 @@ def test_ratio_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("kind", "tflops"), [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H200", 989), ("NVIDIA A100-SXM4-80GB", 312), ("TPU v5 lite", 197),
-                                              ("TPU v5e", 197), ("TPU v5", 459), ("TPU v5p", 459), ("TPU v6 lite", 918), ("TPU v6e", 918)])
+                                              ("TPU v5e", 197), ("TPU v5", 459), ("TPU v5p", 459), ("TPU v6 lite", 918), ("TPU v6e", 918),
+                                              ("TPU7x", 1153.5), ("NVIDIA B200", 2250)])
 def test_known_peaks(kind: str, tflops: float) -> None:
-    """The names that jax gives to devices; a longer name goes before its beginning."""
+    """The names that jax gives to devices; a chip may be several devices."""
     assert benchmarks.known_peak(types.SimpleNamespace(device_kind=kind)).tflops == tflops
 
 

@@ -15,14 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomae_jax import parallel
+from videomae_jax import parallel, topologies
 from videomae_jax.assembly import Assembly
 from videomae_jax.data import pipeline
 from videomae_jax.errors import UserError
 
-# Dense bfloat16 TFLOP/s of one device, from the makers' data sheets; the first name found in the device kind counts.
-PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "TPU v5 lite": 197.0, "TPU v5e": 197.0, "TPU v5p": 459.0, "TPU v5": 459.0,
-         "TPU v6": 918.0}
 SIDE = 2048  # of the square matrices whose product measures a peak
 SECOND = 1.0  # a repeat lasts about this long where the number of steps is left open
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -126,11 +123,9 @@ class Product:
 
 
 def known_peak(device: Any, /) -> Peak | None:
-    """The table's peak of a device, None when it is not listed."""
-    for name, tflops in PEAKS.items():
-        if name.lower() in device.device_kind.lower():
-            return Peak(tflops, f"table: {name}, dense bfloat16")
-    return None
+    """The data sheet's peak of a device, of which a chip may have several; None when it is not listed."""
+    chip = topologies.chip_of(device.device_kind)
+    return Peak(chip.tflops / chip.devices, f"data sheet: {chip.name}, dense bfloat16") if chip else None
 
 
 def device_bytes(devices: list[Any], /) -> dict[str, Any]:

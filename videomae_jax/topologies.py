@@ -38,7 +38,8 @@ class Chip:
 
 
 # ICI rates: jax-ml/scaling-book (90 GB/s a link and direction on v5p, 45 on v5e, 90 on v6e), and for PCIe of TPUs; hosts: machine types
-# ct5lp-hightpu-4t, ct5p-hightpu-4t, ct6e-standard-4t, tpu7x-standard-4t, a3-highgpu-8g, a3-ultragpu-8g.
+# ct5lp-hightpu-4t, ct5p-hightpu-4t, ct6e-standard-4t, tpu7x-standard-4t, a3-highgpu-8g,
+# a3-ultragpu-8g, a4-highgpu-8g.
 CHIPS = {
     "v5e": Chip("v5e", 197, 15.75 * GIB, 0.819e12, 180e9, 12.5e9, 4, 112),
     "v5p": Chip("v5p", 459, 95.74 * GIB, 2.765e12, 540e9, 25e9, 4, 208),
@@ -47,6 +48,7 @@ CHIPS = {
     "a100": Chip("a100", 312, 80e9, 2.04e12, 300e9, 200e9, 8, 96, platform="gpu", pcie=32e9),
     "h100": Chip("h100", 989, 80e9, 3.35e12, 450e9, 400e9, 8, 208, platform="gpu", pcie=64e9),
     "h200": Chip("h200", 989, 141e9, 4.8e12, 450e9, 400e9, 8, 224, platform="gpu", pcie=64e9),
+    "b200": Chip("b200", 2250, 180e9, 7.7e12, 900e9, 400e9, 8, 224, platform="gpu", pcie=64e9),
 }
 # Chips of a slice -> the shape of its torus. v5p counts two cores a chip in its name, the others count chips or cores as below.
 TORUS = {
@@ -93,12 +95,18 @@ def find(name: str, /) -> Topology:
         torus = TORUS[match[2]].get(match[3])
         if torus and int(match[1] or 1):
             return Topology(name, CHIPS[match[2]], int(match[1] or 1), math.prod(int(n) for n in torus.split("x")), torus)
-    if (match := re.fullmatch(r"(a100|h100|h200)x([1-9]\d*)", name)) and (int(match[2]) < 8 or int(match[2]) % 8 == 0):
+    if (match := re.fullmatch(r"(a100|h100|h200|b200)x([1-9]\d*)", name)) and (int(match[2]) < 8 or int(match[2]) % 8 == 0):
         count = int(match[2])
         return Topology(name, CHIPS[match[1]], max(1, count // 8), min(8, count))
     sizes = "; ".join(f"{chip}-{', -'.join(sizes)}" for chip, sizes in TORUS.items())
-    raise UserError(f"topology {name!r}; allowed are {sizes}, each with Nx before it for N slices; a100xN, h100xN, h200xN for N GPUs "
+    raise UserError(f"topology {name!r}; allowed are {sizes}, each with Nx before it for N slices; a100xN, h100xN, h200xN, b200xN for N GPUs "
                     "(below 8, or a multiple of 8); local")
+
+
+def chip_of(kind: str, /) -> Chip | None:
+    """The chip of a device kind as JAX names it ("TPU v5 lite", "NVIDIA H100 80GB HBM3"), None for one that is not listed."""
+    name = kind.lower().replace("tpu v5 lite", "v5e").replace("tpu v6 lite", "v6e")
+    return next((c for c in CHIPS.values() if c.name in name), CHIPS["v5p"] if name == "tpu v5" else None)
 
 
 def local(*, memory: float, tflops: float) -> Topology:
@@ -106,10 +114,9 @@ def local(*, memory: float, tflops: float) -> Topology:
     import jax
 
     device = jax.devices()[0]
-    known = next((c for c in CHIPS.values() if c.name in device.device_kind.lower().replace("tpu v5 lite", "v5e").replace("tpu v5", "v5p")
-                  .replace("tpu v6 lite", "v6e")), None)
+    known = chip_of(device.device_kind)
     limit = (device.memory_stats() or {}).get("bytes_limit", 0) or memory
-    chip = dataclasses.replace(known, hbm=limit) if known else Chip(
+    chip = dataclasses.replace(known, hbm=limit * known.devices) if known else Chip(
         device.device_kind, tflops, limit, math.inf, math.inf, math.inf, jax.local_device_count(), os.cpu_count() or 1, platform=device.platform, pcie=math.inf)
     return Topology("local", chip, 1, jax.device_count() // chip.devices)
 
