@@ -16,6 +16,7 @@ from PIL import Image
 from test_decode import encode
 
 import videomae_jax
+from videomae_jax import runner
 from videomae_jax.__main__ import main
 from videomae_jax.data import clips, decode, three_crop
 from videomae_jax.runner import Program
@@ -55,6 +56,8 @@ def test_predictions_average_the_views_of_the_test(run: pathlib.Path, folder: pa
         np.testing.assert_allclose([float(rows[name][f"probability{i + 1}"]) for i in range(3)], total[order], atol=2e-6)
     assert rows["broken.mp4"]["class1"] == "" and rows["broken.mp4"]["error"].startswith("open: ")
     picture = np.asarray(Image.open(tmp_path / "p.png"))
+    assert main(["predict", str(run), str(folder / "broken.mp4"), f"--out={tmp_path}/none.csv"]) == 2 and not (tmp_path / "none.csv").exists()
+    assert "none of 1 videos can be read, and no table is written; first broken.mp4: open: " in capsys.readouterr().err
     assert picture.shape == (190, 800, 3) and all(picture[20:140, left: left + 150].std() > 5 for left in (5, 165)) and picture[5:150, 330:470].std() < 1
 
 
@@ -110,6 +113,28 @@ def test_the_folder_runs_without_this_package(run: pathlib.Path, tmp_path: pathl
     assert done.returncode == 0 and "pooled float32 (2, 16)" in done.stdout, done.stderr
     with np.load(tmp_path / "result.npz") as found:
         np.testing.assert_allclose(found["pooled"], videomae_jax.load(run).encode(video, layer=0).pooled, atol=1e-5)
+
+
+def test_mistakes_of_the_runner_are_one_line(run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing, foreign or misshapen clip, a place that cannot be written, another platform, a damaged folder."""
+    assert main(["export", str(run), f"--out={tmp_path}/out"]) == 0 == main(["export", str(run), f"--out={tmp_path}/tpu", "--platforms=tpu"])
+    np.save(tmp_path / "clip.npy", np.zeros((1, 4, 16, 16, 3), np.uint8))
+    np.save(tmp_path / "short.npy", np.zeros((1, 2, 16, 16, 3), np.uint8))
+    np.savez(tmp_path / "several.npz", a=np.zeros(1))
+    (tmp_path / "text.npy").write_text("no array")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    shutil.copytree(tmp_path / "out", tmp_path / "cut")
+    (tmp_path / "cut/weights.npz").write_bytes((tmp_path / "out/weights.npz").read_bytes()[:100])
+    capsys.readouterr()
+    for folder, words, message in (("out", ["absent.npy"], "absent.npy"), ("out", ["short.npy"], "allowed is uint8 of shape (B, 4, 16, 16, 3)"),
+                                   ("out", ["several.npz"], "several.npz holds several arrays"), ("out", ["text.npy"], "text.npy is no .npy file"),
+                                   ("out", ["empty.npy"], "empty.npy is no .npy file"), ("out", ["clip.npy", "--out=absent/x.npz"], "absent/x.npz"),
+                                   ("tpu", ["clip.npy"], "tpu"), ("cut", ["clip.npy"], "weights.npz")):
+        monkeypatch.setattr(runner, "__file__", str(tmp_path / folder / "run.py"))
+        monkeypatch.chdir(tmp_path)
+        assert runner.main(words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1 and message in said, said
 
 
 @pytest.mark.parametrize("kernel", ["cudnn", "splash"])

@@ -8,6 +8,8 @@ clip.npy is u8 [B T H W C] or one clip [T H W C]. In Python: `run = Program(fold
 import json
 import pathlib
 import sys
+import zipfile
+import zlib
 
 import jax
 import jax.export
@@ -17,14 +19,17 @@ PROGRAM, WEIGHTS, ABOUT = "program.bin", "weights.npz", "about.json"
 
 
 class Program:
-    """The program of a folder with its weights; `about` says what goes in and comes out."""
+    """The program of a folder with its weights; `about` says what goes in and comes out. Raises OSError and ValueError."""
 
     def __init__(self, folder: str | pathlib.Path, /) -> None:
         folder = pathlib.Path(folder)
         self.about = json.loads((folder / ABOUT).read_text())
         self._call = jax.jit(jax.export.deserialize((folder / PROGRAM).read_bytes()).call)
-        with np.load(folder / WEIGHTS, allow_pickle=False) as arrays:
-            self._weights = [jax.device_put(arrays[name]) for name in sorted(arrays.files)]
+        try:
+            with np.load(folder / WEIGHTS, allow_pickle=False) as arrays:
+                self._weights = [jax.device_put(arrays[name]) for name in sorted(arrays.files)]
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise ValueError(f"{folder / WEIGHTS} is damaged ({error})") from error
 
     def __call__(self, video: np.ndarray, /) -> dict[str, np.ndarray]:
         """u8 [B T H W C], any B -> arrays by name."""
@@ -34,18 +39,32 @@ class Program:
         return {name: np.asarray(value) for name, value in self._call(self._weights, video).items()}
 
 
+def answered(path: pathlib.Path, /) -> dict[str, np.ndarray]:
+    """What the program beside this file says of a .npy file. Raises OSError and ValueError with one line that names the file."""
+    try:
+        video = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no .npy file of an array ({error})") from error
+    if not isinstance(video, np.ndarray):
+        raise ValueError(f"{path} holds several arrays; allowed is a .npy file of one")
+    run = Program(pathlib.Path(__file__).parent)
+    return run(video[None] if video.ndim == 4 else video)
+
+
 def main(argv: list[str]) -> int:
-    """Runs the program beside this file on a .npy file."""
+    """Runs the program beside this file on a .npy file: 0, or 2 with one line on what is wrong."""
     paths = [word for word in argv if not word.startswith("--")]
     out = next((word.removeprefix("--out=") for word in argv if word.startswith("--out=")), "")
     if len(paths) != 1 or len(argv) != 1 + bool(out):
         sys.stderr.write("usage: python run.py clip.npy [--out=result.npz]\n")
         return 2
-    video = np.load(paths[0], allow_pickle=False)
-    run = Program(pathlib.Path(__file__).parent)
-    result = run(video[None] if video.ndim == 4 else video)
-    if out:
-        np.savez(out, **result)
+    try:
+        result = answered(pathlib.Path(paths[0]))
+        if out:
+            np.savez(out, **result)
+    except (OSError, ValueError, EOFError) as error:
+        sys.stderr.write(f"error: {str(error).splitlines()[0]}\n")
+        return 2
     for name, value in result.items():
         sys.stdout.write(f"{name} {value.dtype} {value.shape}\n")
     return 0

@@ -8,7 +8,7 @@ from videomae_jax.commands.arguments import say
 
 
 def main(argv: list[str]) -> int:
-    """Writes the table and the sheet; 0, or 1 when some videos could not be read."""
+    """Writes the table and the sheet; 0, or 1 when some videos could not be read. None that could is an error."""
     parser = arguments.Parser("predict", description="The likeliest classes of videos, from the views that the run was tested with: softmax of every "
                               "view, then their mean. A csv, and a picture with a frame of every video.")
     arguments.add_model(parser)
@@ -29,11 +29,13 @@ def main(argv: list[str]) -> int:
     classes = prediction.names(model, given=listed(pathlib.Path(options.classes)) if options.classes else ())
     top = min(options.top, len(classes))
     answers = prediction.predict(model, videos, classes=classes, top=top, say=say)
+    failed = sum(bool(a.error) for a in answers)
+    if failed == len(answers):
+        raise UserError(f"none of {failed} videos can be read, and no table is written; first {answers[0].name}: {answers[0].error}")
     picture = pathlib.Path(options.sheet) if options.sheet else out.with_suffix(".png")
     with arguments.writing(options.out):
         prediction.table(answers, out, top=top)
         prediction.sheet(answers, picture)
-    failed = sum(bool(a.error) for a in answers)
     print(f"{len(answers) - failed} videos of {len(answers)} classified: {out}, {picture}")
     return 1 if failed else 0
 
