@@ -34,7 +34,7 @@ def drive(argv: list[str], /) -> int:
     from videomae_jax.checkpoint import Checkpointer
 
     slow, storage, *words = argv
-    step, commit, compiled = assembly.Step.__call__, Checkpointer._sum_files, []
+    step, commit, compiled = assembly.Step.__call__, Checkpointer._seal, []
 
     def first(self: Any, *args: Any) -> Any:
         if not compiled:
@@ -45,7 +45,7 @@ def drive(argv: list[str], /) -> int:
         time.sleep(float(storage))
         commit(self)
 
-    assembly.Step.__call__, Checkpointer._sum_files = first, late
+    assembly.Step.__call__, Checkpointer._seal = first, late
     return command(words)
 
 

@@ -19,10 +19,11 @@ from orbax.checkpoint import checkpoint_managers as policies
 from videomae_jax import manifest, parallel
 from videomae_jax.durable import Durable
 from videomae_jax.errors import StorageError, UserError
-from videomae_jax.fingerprints import different, fingerprints, named, unlike
+from videomae_jax.fingerprints import different, named, started, unlike
 from videomae_jax.manifest import seal
 from videomae_jax.step import TrainState
 
+META = "meta/metadata"  # where the storage layer puts the JSON of a checkpoint
 ITEMS = ("params", "opt", "extra", "ema")
 BULK = 1 << 20  # bytes from which on a file holds nothing but values of arrays
 REASON = 160  # characters of a cause that a warning quotes
@@ -65,7 +66,7 @@ class Checkpointer:
     a run that is still training can be evaluated. `warn` is told of what went wrong and can be lived with.
 
     Every committed step is handed to the `second` place, if there is one; `latest_good` looks for steps in both.
-    The metadata hold a checksum of every leaf, computed on the devices at the time of saving, and one of themselves; beside
+    The metadata hold a checksum of every leaf, computed on the devices from what is saved, and one of themselves; beside
     them lies one of every file (`manifest`). A save that fails or is late is tried again (`due`); `failures` counts them.
     """
 
@@ -81,10 +82,11 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep), create=not read_only, cleanup_tmp_directories=not read_only,
             save_decision_policy=policies.FixedIntervalPolicy(1), step_format_fixed_length=8,
-            async_options=ocp.AsyncOptions(timeout_secs=BACKGROUND, post_finalization_callback=self._sum_files))
+            async_options=ocp.AsyncOptions(timeout_secs=BACKGROUND, post_finalization_callback=self._seal))
         self._manager = _Manager(pathlib.Path(directory).resolve(), options=options, handler_registry=handlers())
         self.directory, self._warn, self._second = pathlib.Path(directory), warn, second
         self._step, self._failure, self.failures = -1, "", 0  # of the newest save; of all
+        self._unsealed: Callable[[], dict[str, Any]] = dict  # gives the metadata of the newest save
         self._offered = -1  # newest step that the second place knows of
         self._again, self._pause = float("inf"), RETRY[0]  # when to try again, and how long to wait after the next failure
 
@@ -118,15 +120,17 @@ class Checkpointer:
         self.check(wait=True)
         self._step, self._failure, self._again = step, "", float("inf")
         items = {k: ocp.args.StandardSave(getattr(state, k)) for k in ITEMS if jax.tree.leaves(getattr(state, k))}
-        sealed = seal({**meta, "files": manifest.NAME, "leaves": {k: fingerprints(getattr(state, k)) for k in items}})
+        leaves = {k: started(getattr(state, k)) for k in items}
+        self._unsealed = lambda: {**meta, "files": manifest.NAME, "leaves": {k: answer() for k, answer in leaves.items()}}
         try:
-            self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(sealed)), force=True)
+            self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave({})), force=True)
         except Exception as error:  # what the storage layer raises is not specified
             self._failed(error)
 
-    def _sum_files(self) -> None:
-        """Runs in the background, on the lead alone, when all files of a save are there and nothing is committed."""
+    def _seal(self) -> None:
+        """Runs in the background, on the lead alone, when all files of a save are there and nothing is committed: training does not wait for checksums."""
         (found,) = self.directory.glob(f"{self._step:08d}.orbax-checkpoint-tmp*")
+        (found / META).write_text(json.dumps(seal(self._unsealed())))
         manifest.write(found, step=self._step)
 
     def check(self, *, wait: bool = False) -> None:
@@ -181,7 +185,7 @@ class Checkpointer:
     def meta(self, step: int, /) -> dict[str, Any]:
         """The JSON saved at `step`. Raises DamagedError when it cannot be read or is not what was saved."""
         with self._reading(step):  # as every process for itself can: the storage layer lets all of them wait for one
-            found = json.loads((self.directory / f"{step:08d}" / "meta" / "metadata").read_text())
+            found = json.loads((self.directory / f"{step:08d}" / META).read_text())
         if not isinstance(found, dict) or seal(found) != found:
             raise DamagedError(f"checkpoint {step} in {self.directory} is damaged: its metadata do not match their checksum", agreed=True)
         if not manifest.described(found.get("leaves")):

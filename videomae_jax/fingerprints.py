@@ -1,5 +1,6 @@
 """Checksums of arrays, computed where the arrays are: the same on every mesh and in every process."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,14 +35,24 @@ def checksum(x: Array, /) -> Array:
 _checksums = jax.jit(lambda arrays: jnp.stack([checksum(x) for x in arrays]))
 
 
-def fingerprints(tree: Any, /) -> dict[str, dict[str, Any]]:
-    """{"a/b/c": {"shape", "dtype", "checksum"}} of the arrays of a tree, the same on every mesh and in every process."""
+def started(tree: Any, /) -> Callable[[], dict[str, dict[str, Any]]]:
+    """What gives the `fingerprints` of a tree as it is now, whatever becomes of its arrays. Every process calls this; any may ask for the answer."""
     found = named(tree)
     if not found:
-        return {}
+        return dict
+    facts = {k: {"shape": list(x.shape), "dtype": str(x.dtype)} for k, x in found.items()}
     sums, first = _checksums(list(found.values())), next(iter(found.values()))
-    sums = np.asarray(parallel.gather(sums, mesh=first.sharding.mesh) if jax.process_count() > 1 else sums)
-    return {k: {"shape": list(x.shape), "dtype": str(x.dtype), "checksum": int(s)} for (k, x), s in zip(found.items(), sums, strict=True)}
+    if jax.process_count() > 1:
+        sums = parallel.spread(sums, mesh=first.sharding.mesh)
+
+    def answer() -> dict[str, dict[str, Any]]:
+        return {k: v | {"checksum": int(s)} for (k, v), s in zip(facts.items(), np.asarray(sums.addressable_data(0)), strict=True)}
+    return answer
+
+
+def fingerprints(tree: Any, /) -> dict[str, dict[str, Any]]:
+    """{"a/b/c": {"shape", "dtype", "checksum"}} of the arrays of a tree, the same on every mesh and in every process."""
+    return started(tree)()
 
 
 def different(tree: Any, saved: dict[str, Any], /) -> list[str]:

@@ -332,9 +332,14 @@ def put(value: Any, /, *, mesh: Mesh) -> Any:
     return _spread(mesh)(value)
 
 
+def spread(tree: Any, /, *, mesh: Mesh) -> Any:
+    """Every leaf as an array that each device has whole."""
+    return _spread(mesh)(tree)
+
+
 def gather(tree: Any, /, *, mesh: Mesh) -> Any:
     """Every leaf as a numpy array with its global value, on every process."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), _spread(mesh)(tree))
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), spread(tree, mesh=mesh))
 
 
 def is_lead() -> bool:
