@@ -1,9 +1,9 @@
 """What the checks of a restore cost, and how long a save holds up training: a state of the size of a recipe, without training it.
 
-    python tests/verification.py [--config=configs/pretrain/vit_b.py] [--repeats=5]
+    python tests/verification.py [--config=configs/pretrain/vit_b.py] [--repeats=5] [--cold] [--dir=DIR]
 
 Restores with all checks, without those of files, without those of arrays and without any come in turn, so that load and caches
-hit all alike. The last line is JSON: {"bytes", "blocked_s", "restore_s", "share_files", "share_arrays", "share"} with medians; shares
+hit all alike. With --cold the files leave the page cache before each, as on a machine that starts; --dir says on which storage. The last line is JSON: {"bytes", "blocked_s", "restore_s", "share_files", "share_arrays", "share"} with medians; shares
 are of a restore without checks, in wall time, and "cpu_share" in the time of all cores.
 """
 
@@ -40,6 +40,14 @@ def without(*checks: str) -> Iterator[None]:
         yield
 
 
+def forget(folder: pathlib.Path, /) -> None:
+    """Takes the files of a folder out of the page cache, once they are on the disk."""
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def state(config: str, /) -> Any:
     """The assembly of a config, and a state with noise for values: zeros would compress."""
     import jax
@@ -66,6 +74,8 @@ def main(argv: list[str], /) -> int:
     parser = argparse.ArgumentParser(description="measures checks")
     parser.add_argument("--config", default="configs/pretrain/vit_b.py")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--dir", default=None)
     options = parser.parse_args(argv)
     import jax
 
@@ -76,7 +86,7 @@ def main(argv: list[str], /) -> int:
     blocked: list[float] = []
     wall: dict[str, list[float]] = {kind: [] for kind in KINDS}
     cpu: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=options.dir) as name:
         saver = Checkpointer(pathlib.Path(name), keep_last=1)
         for step in range(options.repeats + 1):
             begin = time.monotonic()
@@ -86,6 +96,8 @@ def main(argv: list[str], /) -> int:
         del found
         for repeat in range(options.repeats + 1):  # the first compiles and fills caches
             for kind, left in KINDS.items():
+                if options.cold:
+                    forget(pathlib.Path(name))
                 with without(*left):
                     begin, used = time.monotonic(), time.process_time()
                     restored = saver.restore(options.repeats, run.abstract, rng=run.rng())
