@@ -260,7 +260,7 @@ def duration(text: str | int, /, *, total: int | None, steps_per_epoch: float) -
 
 # What a resumed run may change: freely, with --extend, with --fork, never (everything else).
 FREE = (r"name", r"mesh\..*", r"log\..*", r"checkpoint\..*", r"evaluators\..*", r"eval_data\..*", r"microbatches", r"workers",
-        r"threads", r"prefetch", r"evidence\..*", r"data\.(.*\.)?(timeout|max_bad_fraction)", r".*\.remat", r".*\.unroll", r".*\.attention")
+        r"threads", r"prefetch", r"evidence\..*", r"data\.(.*\.)?(timeout|max_bad_fraction|stage)", r".*\.remat", r".*\.unroll", r".*\.attention")
 EXTEND = (r"total",)
 FORK = (r"batch_size", r"seed", r"data\..*", r"optimizers\.\w+\.(?!__symbol__).*", r"ema")  # another optimiser has another state
 

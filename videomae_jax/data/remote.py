@@ -4,13 +4,21 @@ Videos and pictures may lie there: a clip is short, and its bytes decode like a 
 into memory and therefore local, or on a mounted file system (`local`).
 """
 
+import functools
+import hashlib
+import os
 import pathlib
+import shutil
+import tempfile
+import warnings
 from typing import Any
 
 import fsspec
 
 from videomae_jax.data.decode import DecodeError
 from videomae_jax.errors import UserError
+
+SPARE = 0.05  # of a disk that copies leave free
 
 
 def is_remote(path: Any, /) -> bool:
@@ -40,6 +48,47 @@ def read(address: str, /) -> bytes:
         return system.cat_file(address)
     except Exception as error:  # every client raises errors of its own
         raise DecodeError(address, "open", f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def staged(address: str, folder: str, /, *, size: int | None) -> bytes:
+    """The bytes of a file of `size` bytes (None: not known), from a copy in `folder` where there is one; else they are read, and kept there.
+
+    A copy has its name only when it is whole, so that threads, processes and runs may share a folder. Where less than SPARE of the
+    disk would stay free nothing more is kept. Raises DecodeError as `read` does; trouble with the folder is a warning, once a process.
+    """
+    name = hashlib.sha256(address.encode()).hexdigest()
+    path = pathlib.Path(folder, name[:2], name)
+    try:
+        data = path.read_bytes()
+        if size in (None, len(data)):
+            return data
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        _warn(folder, f"cannot be read ({error.strerror})")
+    data = read(address)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        disk = shutil.disk_usage(folder)
+        if disk.free - len(data) < SPARE * disk.total:
+            _warn(folder, f"keeps no more files: {disk.free / 1e9:.1f} of {disk.total / 1e9:.1f} GB are free")
+            return data
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+            try:
+                file.write(data)
+                file.close()
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        _warn(folder, f"cannot be written ({error.strerror})")
+    return data
+
+
+@functools.cache
+def _warn(folder: str, what: str, /) -> None:
+    warnings.warn(f"the stage {folder} {what}; videos are fetched from their addresses", stacklevel=3)
 
 
 def find(address: str, /, *, suffixes: tuple[str, ...]) -> list[str]:

@@ -139,7 +139,8 @@ class VideoClips:
     augmentation, VideoMAE V2: they share the frames and differ in crop and mask). `crops` says where a training run cuts
     them: on the "host", as `read` does, on the "device", or "auto"; `canvas` (height, width) is what then crosses to the
     device, 0 = derived (data.planes). A file whose size is not the one that the index holds is not read, and one that takes
-    longer than `timeout` seconds is given up; training ends when more than `max_bad_fraction` of the clips cannot be read.
+    longer than `timeout` seconds is given up; training ends when more than `max_bad_fraction` of the clips cannot be read. Videos at
+    addresses are kept in the folder `stage` of each host, for the next pass ("" = fetched each time; `remote.staged`).
     """
 
     index: str
@@ -155,6 +156,7 @@ class VideoClips:
     canvas: tuple[int, int] = (0, 0)
     timeout: float = 30.0  # what a watchdog of 60 s leaves room for
     max_bad_fraction: float = 0.01
+    stage: str = ""
 
     def __post_init__(self) -> None:
         if self.crops not in CROPS:
@@ -226,7 +228,7 @@ class VideoClips:
     def locate(self, record: dict[str, Any], /) -> decode.Video:
         """The file of an index row, or the bytes of an address. Raises DecodeError where it is another one than was indexed."""
         if remote.is_remote(place := columns.path(record)):
-            data = remote.read(place)
+            data = remote.staged(place, self.stage, size=record["size"]) if self.stage else remote.read(place)
             if record["size"] not in (None, len(data)):
                 raise exchanged(place, len(data), record)
             return data
