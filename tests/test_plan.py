@@ -272,7 +272,8 @@ def test_plan_of_gpus_end_to_end(tmp_path: Any, capsys: pytest.CaptureFixture[st
     """A table, then one line of JSON; hours are steps times the step, chips included; a later stage is costed."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     argv = [f"--config.{k}={v}" for k, v in SMALL.items() if not k.startswith("data")]
-    assert command.main(["--config=configs/tiny.py", "--config.data.size=32", "--topology=h100x8", "--videos=1000", "--then=configs/finetune/k400_b.py", *argv]) == 0
+    assert command.main(["--config=configs/tiny.py", "--config.data.size=32", "--topology=h100x8", "--videos=1000", "--then=configs/finetune/k400_b.py",
+                         "--then=configs/finetune/k400_b.py,2000,500", *argv]) == 0
     out = capsys.readouterr().out.splitlines()
     result = json.loads(out[-1])
     assert {"topology", "bytes_per_chip", "fits", "flops_per_step", "predicted_mfu", "chip_hours", "compile_seconds"} <= result.keys()
@@ -280,7 +281,10 @@ def test_plan_of_gpus_end_to_end(tmp_path: Any, capsys: pytest.CaptureFixture[st
     assert result["chip_hours"] == pytest.approx(8 * result["hours"]) and result["input_slowdown"] > 1  # a tiny model waits for its hosts
     assert result["hours"] == pytest.approx(result["steps"] * result["step_seconds"] * result["input_slowdown"] / 3600)
     assert result["predicted_mfu"] == pytest.approx(result["flops_per_step"] / result["step_seconds"] / (8 * 989e12))
-    assert [s["config"] for s in result["stages"]] == ["tiny", "finetune_k400_B"] and result["stages"][1]["chip_hours"] > 0
+    first, second = result["stages"][1:]
+    assert [s["config"] for s in result["stages"]] == ["tiny", "finetune_k400_B", "finetune_k400_B"] and first["chip_hours"] > 0
+    assert second["chip_hours"] == pytest.approx(2 * first["chip_hours"], rel=0.05) and "test_chip_hours" not in first
+    assert (second["tested"], second["views"]) == (500, 15) and any("test of 500 videos in 15 views" in line for line in out)
     assert any(line.strip().startswith("fits") for line in out) and out[0] == "plan of tiny"
     (tmp_path / "plans.jsonl").write_text(out[-1] + "\n")
     assert command.main([f"--table={tmp_path}/plans.jsonl"]) == 0
@@ -289,6 +293,9 @@ def test_plan_of_gpus_end_to_end(tmp_path: Any, capsys: pytest.CaptureFixture[st
     (tmp_path / "plans.jsonl").write_text('{"x": 1}\n')
     with pytest.raises(UserError, match="is no readable file of plans as JSON lines"):
         command.main([f"--table={tmp_path}/plans.jsonl"])
+    for word in ("x.py,0", "x.py,a", "x.py,1,2,3"):
+        with pytest.raises(UserError, match=f"--then={word}; allowed are FILE, FILE,N and FILE,N,TESTED"):
+            command.main(["--config=configs/tiny.py", "--topology=h100x8", f"--then={word}"])
     with pytest.raises(UserError, match="--memory=nan --videos=0; allowed are positive numbers"):
         command.main(["--config=configs/tiny.py", "--topology=h100x8", "--memory=nan"])
 

@@ -106,12 +106,34 @@ def test_the_page(tmp_path: pathlib.Path) -> None:
 
 def test_the_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     """The page on standard output, the counts on standard error."""
-    assert entry.main(["report", "--against=paper", f"--runs={tmp_path}"]) == 0
+    assert entry.main(["report", "--against=paper", "--topology=", f"--runs={tmp_path}"]) == 0
     shown = capsys.readouterr()
     assert shown.out.startswith("| row | views |") and json.loads(shown.err)["not run"] == sum(bool(r.stages) for r in ROWS)
     assert entry.main(["report", "--against=memory"]) == 2
     assert entry.main(["report", "--against=paper", f"--runs={tmp_path}/none"]) == 2
     assert "none is no folder; allowed is the one that holds the run directories" in capsys.readouterr().err
+
+
+def test_chip_hours(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """By hand: 800 epochs of 240,436 videos over the rate of a third of the peak; a test is its views forward. Chips scale nothing, a peak does."""
+    monkeypatch.setattr(reproduction, "ROWS", (row("V1 B K400, 800 epochs"),))
+    assert entry.main(["report", "--against=paper", f"--runs={tmp_path}", "--topology=h100x8"]) == 0
+    out = capsys.readouterr().out
+    pretrain, tune = reproduction.chip_hours("h100x8").values()
+    config = configs.load("configs/videomae/k400_b.py")
+    cost = configs.build(config.objective).cost()
+    steps = 800 * (240_436 / config.batch_size)
+    assert pretrain == {"config": config.name, "chip_hours": pytest.approx(steps * config.batch_size * config.data.repeats * cost.train_flops
+                                                                         / (989e12 * reproduction.MFU * 3600), rel=1e-3)}
+    tuned = configs.build(configs.load("configs/finetune/v1_k400_b1600.py").objective).cost()
+    assert (tune["tested"], tune["views"]) == (19_796, 15)
+    assert tune["test_chip_hours"] == pytest.approx(19_796 * 15 * 2 * tuned.macs / (989e12 * reproduction.MFU * 3600))
+    total = pretrain["chip_hours"] + tune["chip_hours"] + tune["test_chip_hours"]
+    assert f"Chip-hours: {pretrain['chip_hours']:,.0f} + {tune['chip_hours']:,.0f}, with tests {total:,.0f} [computed]." in out
+    assert "Chip-hours are of h100x8 at 35 % of the chips' peak; model, unvalidated." in out
+    on_tpu = next(iter(reproduction.chip_hours("v5p-512").values()))
+    assert on_tpu["chip_hours"] == pytest.approx(pretrain["chip_hours"] * 989 / 459)
+    assert entry.main(["report", "--against=paper", f"--runs={tmp_path}", "--topology=abacus"]) == 2
 
 
 def test_mistakes(tmp_path: pathlib.Path) -> None:

@@ -40,8 +40,8 @@ def here() -> Topology:
 
 
 def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, ...] = (), feed: Input = Input(),
-         memory: float = 0.0, then: Mapping[str, Any] = {}, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """The plan of a config on the topology `name` as plain data; `then` are further stages, costed at the same utilisation."""
+         memory: float = 0.0, then: Sequence[tuple[Any, int]] = (), say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """The plan of a config on the topology `name` as plain data; `then` are further stages and the videos each is tested on, costed at the same utilisation."""
     topology = here() if name == "local" else find(name)
     if topology.chip.platform == "tpu" and name != "local":
         tpu_devices(topology)  # fails now, not after minutes
@@ -68,7 +68,7 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
         **(wires(compiled.program, time) if time else {}), **feeding,
         "checkpoint_gb": assembly.state_bytes(run.abstract) / 1e9, "versions": versions()}
     result["stages"] = [{"config": config.name, "chip_hours": result["chip_hours"]}] + [
-        stage(one, topology, result["predicted_mfu"], trust=trust) for one in then.values()]
+        stage(one, topology, result["predicted_mfu"], tested=tested, trust=trust) for one, tested in then]
     result["ways_out"] = [] if fits else planner.ways_out(max(1.0, compiled.bytes / estimate.bytes))
     return result
 
@@ -130,13 +130,19 @@ def fed(run: assembly.Assembly, topology: Topology, seconds: float, feed: Input,
             "input_slowdown": max(1.0, cores / topology.chip.cores), "input": feed.source}
 
 
-def stage(config: Any, topology: Topology, mfu: float, /, *, trust: tuple[str, ...]) -> dict[str, Any]:
-    """Chip-hours of training another config at the same utilisation."""
+def stage(config: Any, topology: Topology, mfu: float, /, *, tested: int = 0, trust: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Chip-hours of training another config at the same utilisation, and of a test of `tested` videos in the most views that it declares."""
     with config.ignore_type(), config.unlocked():
         config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
     run = assembly.assemble(config, trust=trust, devices=jax.devices()[:1])
     rate = topology.chip.tflops * 1e12 * mfu * 3600
-    return {"config": config.name, "chip_hours": run.total * run.clips * run.draws * run.objective.cost().train_flops / rate}
+    cost = run.objective.cost()
+    found = {"config": config.name, "chip_hours": run.total * run.clips * run.draws * cost.train_flops / rate}
+    cuts = [getattr(configs.build(node, trust=trust), "views", None) for node in config.evaluators.values()]
+    views = [cut.sampling.views * cut.crop.views for cut in cuts if hasattr(cut, "sampling")]
+    if tested:
+        found |= {"tested": tested, "views": max(views, default=1), "test_chip_hours": tested * max(views, default=1) * 2 * cost.macs / rate}
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -164,7 +170,9 @@ def table(plan: Mapping[str, Any], /) -> list[str]:
     if "seconds" in plan:
         rows.insert(4, ("of it", ", ".join(f"{k.replace('_', ' ')} {1e3 * v:.1f} ms" for k, v in plan["seconds"].items())))
         rows.insert(5, ("collectives", ", ".join(f"{k} {v / 1e9:.2f} GB" for k, v in plan["collective_bytes"].items()) + " a device"))
-    rows += [("stage", f"{s['config']}: {s['chip_hours']:,.0f} chip-hours") for s in plan["stages"][1:]]
+    for one in plan["stages"][1:]:
+        test = f", test of {one['tested']:,} videos in {one['views']} views {one['test_chip_hours']:,.1f}" if "tested" in one else ""
+        rows.append(("stage", f"{one['config']}: {one['chip_hours']:,.0f} chip-hours{test}"))
     rows += [("way out", line) for line in plan["ways_out"]]
     compiled = f", compiled in {plan['compile_seconds']:.0f} s ({plan['compile_cpu_seconds']:.0f} s of CPU)" if plan["compile_seconds"] else ""
     rows.append(("from", f"{plan['from']}{compiled}; {plan['label']}"))

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import pathlib
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from videomae_jax import config as configs
@@ -20,6 +20,7 @@ EVIDENCE = ("code", "abstract", "secondary", "unverified")
 COUNTS = {"k400": (240_436, 19_796), "k600": (366_006, 27_935), "k710": (658_340, 66_803), "ssv2": (168_913, 24_777), "ucf101": (9_537, 3_783),
           "hmdb51": (3_570, 1_530), "hybrid": (1_348_000, 0)}
 TOLERANCE = 0.3  # points of top-1: twice the binomial deviation of 85 % on 20,000 videos, rounded
+MFU = 0.35  # of the peak, for chip-hours: what `plan` predicts of B to g on GPUs is 22 to 37 %, of L to g on TPUs 40 to 53 %
 PLACES = ("data.index", "objective.pretrained", "objective.classes", "objective.weights")  # what differs from machine to machine
 
 
@@ -184,8 +185,23 @@ def _read(path: pathlib.Path, /) -> dict[str, Any]:
     return found
 
 
-def lines(verdicts: Iterable[Verdict], /) -> list[str]:
-    """A Markdown page: the table of all rows, then the commands and data counts of every row that has a recipe."""
+def chip_hours(topology: str, /, *, say: Callable[[str], None] = lambda line: None) -> dict[Stage, dict[str, Any]]:
+    """`forecast.stage` of every stage at MFU of the chip's peak. Raises UserError for an unknown topology."""
+    from videomae_jax import forecast, topologies
+
+    where, found = topologies.find(topology), {}
+    for stage in dict.fromkeys(stage for row in ROWS for stage in row.stages):
+        say(f"counting {stage.config}")
+        config = configs.load(f"configs/{stage.config}.py")
+        configs.override(config, dict(word.removeprefix("--config.").split("=", 1) for word in stage.words))
+        trained, tested = COUNTS[stage.data]
+        config = forecast.without_index(config, videos=trained)
+        found[stage] = forecast.stage(config, where, MFU, tested=tested if "test" in config.evaluators else 0)
+    return found
+
+
+def lines(verdicts: Iterable[Verdict], /, *, hours: Mapping[Stage, Mapping[str, Any]] = {}) -> list[str]:
+    """A Markdown page: the table of all rows, then the commands, data counts and `chip_hours` of every row that has a recipe."""
     shown = ["| row | views | published top-1 / top-5 | evidence | measured top-1 | verdict |", "|---|---|---|---|---|---|"]
     kept = list(verdicts)
     for v in kept:
@@ -198,13 +214,17 @@ def lines(verdicts: Iterable[Verdict], /) -> list[str]:
         counts: Mapping[str, tuple[int, int]] = {stage.data: COUNTS[stage.data] for stage in v.row.stages}
         shown += ["", "Clips: " + "; ".join(f"{name} {train:,} train" + (f", {val:,} val" if val else "") for name, (train, val) in counts.items()) + "."]
         shown += [f"Reported: {v.row.hours}."] if v.row.hours else []
+        if hours:
+            each = [hours[stage] for stage in v.row.stages]
+            total = sum(one["chip_hours"] + one.get("test_chip_hours", 0.0) for one in each)
+            shown += ["Chip-hours: " + " + ".join(f"{one['chip_hours']:,.0f}" for one in each) + f", with tests {total:,.0f} [computed]."]
     return shown
 
 
-def page(runs: pathlib.Path, /, *, tolerance: float = TOLERANCE) -> tuple[str, dict[str, int]]:
+def page(runs: pathlib.Path, /, *, tolerance: float = TOLERANCE, hours: Mapping[Stage, Mapping[str, Any]] = {}) -> tuple[str, dict[str, int]]:
     """The page as text and the number of rows of every verdict."""
     verdicts = [judge(row, runs, tolerance=tolerance) for row in ROWS]
     counts: dict[str, int] = {}
     for v in verdicts:
         counts[v.verdict] = counts.get(v.verdict, 0) + 1
-    return "\n".join(lines(verdicts)) + "\n", counts
+    return "\n".join(lines(verdicts, hours=hours)) + "\n", counts

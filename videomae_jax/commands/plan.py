@@ -19,7 +19,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--measure", metavar="FILE", help="what `bench input` printed, or JSON with decode_seconds, crop_seconds, bytes_per_decode of one core")
     parser.add_argument("--memory", type=float, default=0.0, metavar="GB", help="plan for this much memory a device instead of the chip's")
     parser.add_argument("--videos", type=int, default=0, metavar="N", help="videos of the data set where config.data.index is not there (default 1,350,000)")
-    parser.add_argument("--then", action="append", default=[], metavar="FILE", help="config of a later stage (fine-tuning), for the cost; repeatable")
+    parser.add_argument("--then", action="append", default=[], metavar="FILE[,N[,TESTED]]",
+                        help="config of a later stage (fine-tuning), for the cost; videos it is trained on (default: those of --videos) and tested on; repeatable")
     parser.add_argument("--grid", metavar="FILE", help="instead: list the cells of a config's grid, their chip-hours and the commands of the unfinished ones")
     parser.add_argument("--root", default="runs", metavar="DIR", help="with --grid: folder of the run directories (default: runs)")
     parser.add_argument("--table", metavar="FILE", help="instead: the JSON lines of earlier plans as a table")
@@ -41,7 +42,10 @@ def main(argv: list[str]) -> int:
     from videomae_jax import forecast, plan
 
     videos = options.videos or forecast.VIDEOS
-    then = {path: forecast.without_index(configs.load(path), videos=videos, trust=tuple(options.trust)) for path in options.then}
+    then = []
+    for word in options.then:
+        path, trained, tested = later(word, videos)
+        then.append((forecast.without_index(configs.load(path), videos=trained, trust=tuple(options.trust)), tested))
     config = forecast.without_index(config, videos=videos, trust=tuple(options.trust))
     result = forecast.make(config, options.topology, fixed=frozenset(assignments), trust=tuple(options.trust),
                            feed=plan.Input.read(options.measure) if options.measure else plan.Input(), memory=options.memory * 1e9, then=then, say=say)
@@ -49,6 +53,15 @@ def main(argv: list[str]) -> int:
         print(line)
     print(json.dumps(result))
     return 0 if result["fits"] else 1
+
+
+def later(word: str, videos: int, /) -> tuple[str, int, int]:
+    """Config, training and test videos of a --then."""
+    path, *counts = word.split(",")
+    if len(counts) > 2 or not all(n.isdigit() and int(n) for n in counts):
+        raise UserError(f"--then={word}; allowed are FILE, FILE,N and FILE,N,TESTED with numbers of videos")
+    trained, tested = (*map(int, counts), *(videos, 0)[len(counts):])
+    return path, trained, tested
 
 
 def grid(options: argparse.Namespace, /) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 
 from videomae_jax.commands import arguments
@@ -42,12 +43,19 @@ def against(argv: list[str], /) -> int:
     parser.add_argument("--against", choices=["paper"], required=True, help="what to compare with")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of run directories (default: runs)")
     parser.add_argument("--tolerance", type=float, default=0.3, metavar="POINTS", help="how far below the published top-1 still is a match (default 0.3)")
+    parser.add_argument("--topology", default="h100x64", metavar="NAME", help="chips whose hours every stage is counted in, which takes some seconds: "
+                        "h100x64 (default), v5p-512, ...; nothing for none")
     options = parser.parse_args(argv)
+    if options.topology:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator of this machine has no part in it
     from videomae_jax import reproduction
 
     if not pathlib.Path(options.runs).is_dir():
         raise UserError(f"--runs={options.runs} is no folder; allowed is the one that holds the run directories")
-    text, counts = reproduction.page(pathlib.Path(options.runs), tolerance=options.tolerance)
+    hours = reproduction.chip_hours(options.topology, say=arguments.say) if options.topology else {}
+    text, counts = reproduction.page(pathlib.Path(options.runs), tolerance=options.tolerance, hours=hours)
+    if hours:
+        text += f"\nChip-hours are of {options.topology} at {100 * reproduction.MFU:g} % of the chips' peak; model, unvalidated.\n"
     print(text, end="")
     arguments.say(json.dumps(counts))
     return 0
