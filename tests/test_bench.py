@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from videomae_jax import __main__ as command_line
-from videomae_jax import assembly, benchmarks
+from videomae_jax import assembly, benchmarks, masking
 from videomae_jax import config as configs
 from videomae_jax.benchmarks import Lap, Peak
 from videomae_jax.commands import bench
@@ -203,7 +203,7 @@ def test_a_config_keeps_its_batch() -> None:
     ([], "arguments are required: kind"), (["nothing"], "invalid choice: 'nothing'"), (["step"], "either --size or --config"),
     (["step", "--size=B", "--config=configs/tiny.py"], "either --size or --config"), (["step", "--size=X"], "invalid choice: 'X'"),
     (["step", "--size=B", "--repeats=0"], "--repeats=0; allowed are 1 and more"), (["step", "--size=B", "--peak-tflops=-1"], "--peak-tflops=-1.0; allowed are 0"),
-    (["step", "--size=B", "--against=torch"], "needs --mode=v1"), (["step", "--size=B", "--config.objective.nothing=1"], "unknown config key"),
+    (["step", "--size=B", "--config.objective.nothing=1"], "unknown config key"),
 ])
 def test_mistakes_are_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2 and the permitted set."""
@@ -263,9 +263,19 @@ def config_tokens(run: assembly.Assembly) -> Any:
     return run.objective.cost().tokens
 
 
+def test_v2_has_a_rival_too(reference: Any) -> None:
+    """Half of the tokens are decoded on their blocks, beside ours in one run; it says what it is."""
+    config, _ = options("--config=configs/tiny.py", "--mode=dual", "--batch=8", *SMALL)
+    run = assembly.assemble(config)
+    rival = reference.Step(run.objective, clips=8, dtype="float32", attention="sdpa", device="cpu")
+    rival(2)
+    assert 0.5 < rival.loss < 2.5 and rival.name.startswith("VideoMAE V2 on the blocks of Hugging Face")
+    assert rival.about["parameters"] == sum(math.prod(x.shape) for x in jax.tree.leaves(run.abstract.params))
+
+
 def test_another_model_is_refused(reference: Any, run: assembly.Assembly) -> None:
-    """Theirs decodes every hidden token and has square patches."""
-    with pytest.raises(UserError, match="sees 16 and decodes 32 of 64"):
-        reference.settings(dataclasses.replace(run.objective, encoder_mask=dataclasses.replace(run.objective.encoder_mask, ratio=0.75)))
+    """Theirs takes tubes and has square patches."""
+    with pytest.raises(UserError, match="needs a tube mask; this one sees 7 of 64 tokens"):
+        reference.settings(dataclasses.replace(run.objective, encoder_mask=masking.Random(layout="token", ratio=0.9)))
     with pytest.raises(UserError, match="SimpleNamespace is something else"):
         reference.settings(types.SimpleNamespace())

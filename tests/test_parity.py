@@ -309,6 +309,36 @@ def test_model_equals_the_live_one(live: Any, size: str, label: str) -> None:
     check(found | {f"grad/{k}": v for k, v in traverse_util.flatten_dict(pairs, sep="/").items()})
 
 
+@pytest.mark.parametrize("label", NORMALISATIONS)
+def test_dual_masking_equals_v2_on_their_blocks(live: Any, label: str) -> None:
+    """Loss and every gradient under a second mask that selects seen and hidden tokens alike; the loss counts the hidden ones alone."""
+    import torch
+
+    from videomae_jax import torch_reference
+
+    model = live.build(live.SMALL, seed=9)
+    model.config.norm_pix_loss = label == "normalised"
+    video, masked = live.clips(live.SMALL, batch=2, seed=10), live.tube(live.SMALL, batch=2, seed=11)
+    rng = np.random.default_rng(12)
+    selected = np.stack([rng.permutation(masked.shape[1]) < masked.shape[1] // 2 for _ in range(2)])
+    assert (selected & ~masked).any(1).all()
+    unit = torch.from_numpy(video.astype(np.float32) / np.float32(255))
+    pixels = ((unit - torch.tensor(live.MEAN)) / torch.tensor(live.STD)).permute(0, 1, 4, 2, 3).contiguous()
+    loss = torch_reference.Dual(model)(pixels, torch.from_numpy(masked), torch.from_numpy(selected))
+    loss.backward()
+    heads = {"heads": SMALL.encoder.heads, "decoder_heads": SMALL.decoder.heads}
+    params = videomae.from_hf({k: v.numpy() for k, v in model.state_dict().items()}, **heads)
+    ids = np.stack([np.flatnonzero(row) for row in selected]).astype(np.int32)
+    visible = mask_of(masked).visible
+    masks = masking.Mask(visible, jnp.asarray(ids), jnp.asarray(np.take_along_axis(masked, ids, 1), jnp.float32), jnp.ones(visible.shape, bool))
+    objective = dataclasses.replace(SMALL, target=targets.Pixels(normalise=NORMALISATIONS[label]))
+    batch = {"video": jnp.asarray(unit.numpy()), "key": jnp.zeros((2, 2), jnp.uint32), "valid": jnp.ones(2, bool)}
+    ours = jax.device_get(compiled(objective, params, batch, masks))
+    wanted = videomae.from_hf({name: p.grad.numpy() for name, p in model.named_parameters()}, **heads)
+    pairs = jax.tree.map(distance, ours["grad"], wanted)
+    check({"loss": distance(ours["loss"], loss.detach().numpy())} | {f"grad/{k}": v for k, v in traverse_util.flatten_dict(pairs, sep="/").items()})
+
+
 @pytest.mark.parametrize("biases", Biases)
 def test_transformers_loads_what_we_write(live: Any, biases: Biases, tmp_path: pathlib.Path) -> None:
     """`from_pretrained` of our arrays: no key missing or unexpected, no bias lost, the same bits."""
