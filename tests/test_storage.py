@@ -71,6 +71,34 @@ def test_transient_faults_cost_no_step(straight: tuple[pathlib.Path, Any], tmp_p
     saver.close()
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_fifth_of_all_operations_fail(straight: tuple[pathlib.Path, Any], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """At random, at the start of saves, at their commit and at their manifest: no step is lost, each failure is told, what is kept is good."""
+    rng, failed, said = random.Random(seed), [], []
+
+    def fault() -> None:
+        if rng.random() < 0.2:
+            failed.append(1)
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "RETRY", (0.0, 0.0))
+    monkeypatch.setattr(upkeep, "LAST", (0.1,) * 20)
+    faulty(monkeypatch, "save", fault)
+    faulty(monkeypatch, "commit", fault)
+    write = checkpoint.manifest.write
+    monkeypatch.setattr(checkpoint.manifest, "write", lambda *a, **k: (fault(), write(*a, **k))[1])
+    run = loops.build(total=8, checkpoint__every=1, evaluators__recorder__every="")
+    result = loops.go(run, tmp_path, say=said.append)
+    assert result.finished and len(failed) >= 3
+    loops.equal((result.state.params, result.state.opt), (straight[1].state.params, straight[1].state.opt))
+    assert lines(tmp_path) == lines(straight[0])
+    assert sum("cannot be written" in line for line in said) == len(failed)
+    saver = Checkpointer(tmp_path / "checkpoints", read_only=True)
+    assert saver.steps()[-1] == 8
+    loops.equal(saver.restore(8, run.abstract, rng=run.rng()).state.params, straight[1].state.params)
+    saver.close()
+
+
 def test_last_save_is_repeated_at_once(straight: tuple[pathlib.Path, Any], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A storage that comes back within the grace of a preempted job loses nothing of the run."""
     failures = iter([False, True, True])
