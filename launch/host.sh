@@ -22,9 +22,10 @@ number=${SLURM_PROCID:-${TPU_WORKER_ID:-${JOB_COMPLETION_INDEX:-$(hostname)}}}
 slice=${MEGASCALE_SLICE_ID:-}
 log="${LOGS:-logs}/host_${slice:+${slice}_}$number.log"
 mkdir -p "$(dirname "$log")"
-exec {out}> >(tee -a "$log")
+# The log goes on where whoever reads the output has gone away.
+exec {out}> >(tee -p -a "$log")
 tees=$!
-exec {err}> >(tee -a "$log" >&2)
+exec {err}> >(tee -p -a "$log" >&2)
 tees="$tees $!"
 "$python" -m videomae_jax "${arguments[@]}" >&"$out" 2>&"$err" &
 child=$!

@@ -74,8 +74,8 @@ optional() {
   for name in "$@"; do [ -z "${OPTION[$name]}" ] || echo "--$name=${OPTION[$name]}"; done
 }
 
-# supervised: what starts a command again, as often as --max-restarts allows.
-supervised() { echo "CRASHES=$((OPTION[max-restarts] + 1)) bash launch/supervise.sh"; }
+# supervised: what starts a command again, as often as --max-restarts allows. A start that only waited for the other hosts is a crash of a row.
+supervised() { echo "CRASHES=$((OPTION[max-restarts] + 1)) STEADY=$((OPTION[init-timeout] + 600)) bash launch/supervise.sh"; }
 
 # for_each_run FUNCTION: calls it as FUNCTION NAME COMMAND...: once, or for every unfinished cell of the grid.
 for_each_run() {

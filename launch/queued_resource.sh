@@ -22,10 +22,13 @@ export TPU_WORKER_ID=\$(sed -n "s/^WORKER_ID: '\(.*\)'/\1/p" <<<"\$environment")
 export MEGASCALE_SLICE_ID=\$(sed -n "s/^MEGASCALE_SLICE_ID: '\(.*\)'/\1/p" <<<"\$environment")
 mkdir -p /opt/videomae_jax && cd /opt/videomae_jax
 gcloud storage cp $(quoted "${OPTION[bucket]}/$1/source.tar.gz") - | tar -xz
-INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }$(supervised) bash launch/host.sh $(shift && quoted "$@")
-code=\$?
-gcloud storage cp logs/*.log $(quoted "${OPTION[bucket]}/$1/logs/")
-exit \$code
+export BUCKET_LOGS=$(quoted "${OPTION[bucket]}/$1/logs/")
+INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }$(supervised) bash -c '
+bash launch/host.sh "\$@" & child=\$! # its output goes to the bucket after every start
+trap "kill -TERM \$child" TERM
+while :; do wait \$child; code=\$?; kill -0 \$child 2>/dev/null || break; done
+gcloud storage cp logs/*.log "\$BUCKET_LOGS" || true
+exit \$code' start $(shift && quoted "$@")
 SCRIPT
 }
 

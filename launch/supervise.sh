@@ -17,6 +17,7 @@ forward() {
   [ -n "$running" ] || exit "$code" # within a pause
   [ -z "$child" ] || kill "-$1" "$child" 2>/dev/null
 }
+trap '' PIPE # whoever started this may go away
 trap 'forward TERM' TERM
 trap 'forward INT' INT
 

@@ -3,7 +3,7 @@
 # logs collected.
 #   bash launch/tpu_vm.sh --name=NAME --zone=ZONE [--project=P] [--chip=v5e] [--init-timeout=600] [--max-restarts=20]
 #       [--logs=logs] [--dry-run] -- train ...
-# --max-restarts counts crashes in a row. The same command resumes. Several slices: --name=A,B (they find each other through the metadata of a queued resource).
+# --max-restarts counts crashes in a row. A run outlives the connection; while it does, another start is refused. The same command resumes. Several slices: --name=A,B (they find each other through the metadata of a queued resource).
 set -euo pipefail
 source "$(dirname "$0")/options.sh"
 parse_options "$0" "name zone" "project chip init-timeout=600 max-restarts=20 logs=logs" "$@"
@@ -14,7 +14,7 @@ IFS=, read -ra vms <<<"${OPTION[name]}"
 start() { # start NAME COMMAND...: on every host of every slice, then the logs
   shift
   local remote vm pids=() code=0
-  remote="cd videomae_jax && INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }$(supervised) bash launch/host.sh $(quoted "$@")"
+  remote="cd videomae_jax && exec 9>.running && flock -n 9 && INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }$(supervised) bash launch/host.sh $(quoted "$@")"
   for vm in "${vms[@]}"; do
     local ssh=(gcloud compute tpus tpu-vm ssh "$vm" "${where[@]}" --worker=all --command="$remote")
     if [ -n "$DRY_RUN" ]; then quoted "${ssh[@]}"; continue; fi
@@ -29,9 +29,10 @@ start() { # start NAME COMMAND...: on every host of every slice, then the logs
   return $code
 }
 
+unpack="mkdir -p videomae_jax && { flock -n videomae_jax/.running tar -xzf videomae_jax.tar.gz -C videomae_jax || { echo 'error: a run is under way on this host (its log: videomae_jax/logs); pkill -TERM -f launch/supervise.sh saves and ends it' >&2; exit 2; }; }"
 pack_source "$source_file"
 for vm in "${vms[@]}"; do
   do_or_show gcloud compute tpus tpu-vm scp "$source_file" "$vm:videomae_jax.tar.gz" "${where[@]}" --worker=all
-  do_or_show gcloud compute tpus tpu-vm ssh "$vm" "${where[@]}" --worker=all --command="mkdir -p videomae_jax && tar -xzf videomae_jax.tar.gz -C videomae_jax"
+  do_or_show gcloud compute tpus tpu-vm ssh "$vm" "${where[@]}" --worker=all --command="$unpack"
 done
 for_each_run start

@@ -78,6 +78,15 @@ def test_any_value_of_any_column(folder: pathlib.Path, kind: type[sources.VideoC
     assert total["damaged"] > 50 and total["read"] > 200
 
 
+def test_a_spoilt_row_does_not_end_a_packing(folder: pathlib.Path) -> None:
+    """It is left out, as any video that cannot be read."""
+    rows = pq.read_table(folder / "index.parquet").to_pylist()
+    rows[1]["keys"] = None
+    pq.write_table(pa.Table.from_pylist(rows, schema=index.SCHEMA), folder / "spoilt.parquet")
+    packing.pack(packing.planned(str(folder / "spoilt.parquet"), folder / "q", settings=packing.Settings(frames=6, stride=2, preset="ultrafast"), shards=1))
+    assert outcome(packed.PackedClips, folder / "q/index.parquet") == {"read": 2}
+
+
 def test_bytes_of_an_index(folder: pathlib.Path) -> None:
     """Pages have checksums, so what is read from a spoilt file is what was written."""
     raw, rng, total = (folder / "index.parquet").read_bytes(), random.Random(0), Counter[str]()

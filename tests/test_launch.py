@@ -221,6 +221,23 @@ def test_a_tpu_vm_gets_the_source_runs_on_all_workers_and_returns_logs(tmp_path:
     assert [(tmp_path / "logs" / "pod" / f"host_{n}.log").read_text().splitlines()[-1] for n in (0, 1)] == ["again", "again"]
 
 
+def test_a_tpu_vm_refuses_a_second_run(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """A run goes on when the connection breaks, and its log too; the same command again says so, and leaves its source alone."""
+    tool(bin_folder, "gcloud", GCLOUD)
+    tool(bin_folder, "python", f'#!/usr/bin/env bash\necho begun\nwhile [ ! -f {tmp_path}/end ]; do sleep 0.1; done\necho done\n')
+    env = environment(tmp_path, STAND_IN=str(tmp_path), VIDEOMAE_PYTHON=str(bin_folder / "python"))
+    words = ["bash", str(ROOT / "launch" / "tpu_vm.sh"), "--name=pod", "--zone=z", f"--logs={tmp_path}/logs", "--", "train"]
+    log = tmp_path / "hosts" / "0" / "videomae_jax" / "logs" / "host_0.log"
+    with subprocess.Popen(words, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        first.stdout.readline()
+        first.stdout.close()  # the connection is gone
+        second = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+        assert second.returncode == 2 and "error: a run is under way on this host" in second.stderr
+        (tmp_path / "end").touch()
+        assert first.wait(timeout=60) == 0
+    assert log.read_text().splitlines() == ["begun", "done"]
+
+
 def test_kubectl_gets_the_manifest_and_returns_a_log_for_each_pod(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
     """The stand-in runs the container's command once for each pod of the manifest."""
     tool(bin_folder, "kubectl", f"#!{sys.executable}\n" + KUBECTL)

@@ -125,11 +125,15 @@ def test_mistakes_of_the_runner_are_one_line(run: pathlib.Path, tmp_path: pathli
     (tmp_path / "empty.npy").write_bytes(b"")
     shutil.copytree(tmp_path / "out", tmp_path / "cut")
     (tmp_path / "cut/weights.npz").write_bytes((tmp_path / "out/weights.npz").read_bytes()[:100])
+    for name in ("program.bin", "about.json"):
+        shutil.copytree(tmp_path / "out", tmp_path / name)
+        (tmp_path / name / name).write_bytes((tmp_path / "out" / name).read_bytes()[:100] if name == "program.bin" else b"{}")
     capsys.readouterr()
     for folder, words, message in (("out", ["absent.npy"], "absent.npy"), ("out", ["short.npy"], "allowed is uint8 of shape (B, 4, 16, 16, 3)"),
                                    ("out", ["several.npz"], "several.npz holds several arrays"), ("out", ["text.npy"], "text.npy is no .npy file"),
                                    ("out", ["empty.npy"], "empty.npy is no .npy file"), ("out", ["clip.npy", "--out=absent/x.npz"], "absent/x.npz"),
-                                   ("tpu", ["clip.npy"], "tpu"), ("cut", ["clip.npy"], "weights.npz")):
+                                   ("tpu", ["clip.npy"], "tpu"), ("cut", ["clip.npy"], "weights.npz"),
+                                   ("program.bin", ["clip.npy"], "program.bin is damaged"), ("about.json", ["clip.npy"], "about.json is damaged")):
         monkeypatch.setattr(runner, "__file__", str(tmp_path / folder / "run.py"))
         monkeypatch.chdir(tmp_path)
         assert runner.main(words) == 2

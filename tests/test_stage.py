@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import os
 import pathlib
 import warnings
 from collections.abc import Iterator
@@ -13,12 +14,13 @@ from test_decode import encode
 
 from videomae_jax import config as configs
 from videomae_jax.data import decode, index, pipeline, remote, sources
+from videomae_jax.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """Warnings come once a process; every test hears them."""
-    remote._warn.cache_clear()
+    remote._warned.clear()
     yield
     fsspec.filesystem("memory").store.clear()
 
@@ -56,6 +58,7 @@ def test_a_video_is_fetched_once(tmp_path: pathlib.Path, fetched: collections.Co
             np.testing.assert_array_equal(made.read(row, rng=np.random.default_rng(row))["video"], want[row])
     assert dict(fetched) == {f"memory://bucket/{n}.mp4": 1 for n in "abc"} and len(files(tmp_path)) == 3
     for path in files(tmp_path):
+        assert path.stat().st_mode & 0o444 == 0o444  # whoever else works on this host may read it
         path.write_bytes(path.read_bytes()[:100])  # of another size than is indexed
     np.testing.assert_array_equal(made.read(0, rng=np.random.default_rng(0))["video"], want[0])
     assert sum(fetched.values()) == 4
@@ -63,6 +66,18 @@ def test_a_video_is_fetched_once(tmp_path: pathlib.Path, fetched: collections.Co
     with pytest.raises(decode.DecodeError, match="open: FileNotFoundError"):
         made.read(1, rng=np.random.default_rng(1))
     np.testing.assert_array_equal(made.read(0, rng=np.random.default_rng(0))["video"], want[0])
+    before = {path: path.read_bytes() for path in files(tmp_path)}
+    fsspec.filesystem("memory").pipe_file("/bucket/c.mp4", b"exchanged")
+    for size in (7, None):
+        assert remote.staged("memory://bucket/c.mp4", made.stage, size=size) == b"exchanged"
+    assert {path: path.read_bytes() for path in files(tmp_path)} == before, "what is not the indexed file is not kept"
+
+
+@pytest.mark.parametrize("stage", ["gs://bucket/stage", "~/stage"])
+def test_a_stage_is_a_folder_of_the_host(stage: str) -> None:
+    """An address would become a folder of that name."""
+    with pytest.raises(UserError, match=f"stage '{stage}'; allowed is the path of a folder on a disk of the host"):
+        sources.VideoClips(index="i.parquet", stage=stage)
 
 
 def test_threads_and_killed_writers_share_a_stage(tmp_path: pathlib.Path, fetched: collections.Counter[str]) -> None:
@@ -74,14 +89,19 @@ def test_threads_and_killed_writers_share_a_stage(tmp_path: pathlib.Path, fetche
     (path,) = files(tmp_path)
     path.rename(path.with_name(".half"))
     path.with_name(".half").write_bytes(b"half")
-    assert len(remote.staged("memory://bucket/a.mp4", made.stage, size=None)) == size
+    os.utime(path.with_name(".half"), (0, 0))
+    path.with_name(".under_way").write_bytes(b"half")
+    remote._sweep.cache_clear()
+    assert len(remote.staged("memory://bucket/a.mp4", made.stage, size=size)) == size
+    assert [p.name for p in files(tmp_path)] == [".under_way", path.name], "what was left an hour ago and more is gone"
 
 
 def test_a_full_or_closed_disk_is_a_warning(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Said once; videos come from their addresses."""
     made = world(tmp_path)
-    monkeypatch.setattr(remote.shutil, "disk_usage", lambda folder: collections.namedtuple("Usage", "total used free")(10**9, 96 * 10**7, 4 * 10**7))
-    with pytest.warns(UserWarning, match="keeps no more files: 0.0 of 1.0 GB are free"):
+    free = iter(range(4 * 10**8, 0, -(10**8)))
+    monkeypatch.setattr(remote.shutil, "disk_usage", lambda folder: collections.namedtuple("Usage", "total used free")(10**10, 0, next(free)))
+    with pytest.warns(UserWarning, match=r"keeps no more files \(0.4 of 10.0 GB are free\)"):
         made.read(0, rng=np.random.default_rng(0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -60,6 +60,13 @@ def test_a_signal_goes_to_the_command_and_ends_the_loop(tmp_path: pathlib.Path) 
     assert process.returncode == 1 and starts(tmp_path) == 1
 
 
+def test_whoever_started_it_may_go_away(tmp_path: pathlib.Path) -> None:
+    """A connection that broke is a pipe that nobody reads: the run is started again all the same."""
+    process = supervise(tmp_path, "1 1 0")
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0 and starts(tmp_path) == 3
+
+
 def wait_for(folder: pathlib.Path) -> None:
     """Until the stub has begun."""
     deadline = time.monotonic() + 60

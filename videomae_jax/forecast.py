@@ -141,7 +141,7 @@ def stage(config: Any, topology: Topology, mfu: float, /, *, tested: int = 0, tr
     cuts = [getattr(configs.build(node, trust=trust), "views", None) for node in config.evaluators.values()]
     views = [cut.sampling.views * cut.crop.views for cut in cuts if hasattr(cut, "sampling")]
     if tested:
-        found |= {"tested": tested, "views": max(views, default=1), "test_chip_hours": tested * max(views, default=1) * 2 * cost.macs / rate}
+        found |= {"tested": tested, "views": max(views, default=1), "test_chip_hours": tested * max(views, default=1) * cost.test_flops / rate}
     return found
 
 

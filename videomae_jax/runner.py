@@ -23,8 +23,16 @@ class Program:
 
     def __init__(self, folder: str | pathlib.Path, /) -> None:
         folder = pathlib.Path(folder)
-        self.about = json.loads((folder / ABOUT).read_text())
-        self._call = jax.jit(jax.export.deserialize((folder / PROGRAM).read_bytes()).call)
+        try:
+            self.about = json.loads((folder / ABOUT).read_text())
+            self.about["input"]["video"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / ABOUT} is damaged ({error!r})") from error
+        data = (folder / PROGRAM).read_bytes()
+        try:
+            self._call = jax.jit(jax.export.deserialize(data).call)
+        except Exception as error:  # what a damaged program raises is not specified
+            raise ValueError(f"{folder / PROGRAM} is damaged ({type(error).__name__}: {error})") from error
         try:
             with np.load(folder / WEIGHTS, allow_pickle=False) as arrays:
                 self._weights = [jax.device_put(arrays[name]) for name in sorted(arrays.files)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from videomae_jax.data import clips, columns, decode, framing, sources
+from videomae_jax.data import clips, columns, decode, framing, remote, sources
 from videomae_jax.errors import UserError
 
 
@@ -36,10 +36,10 @@ class PartClips(sources.VideoClips):
         return {"parts": np.stack([w.nearest(maps, frame=(info.height, info.width), size=self.size) for w in shown])}
 
     def maps(self, record: dict[str, Any], /, *, frames: int) -> np.ndarray:
-        """u8 [frames h w] of a row of the index. Raises DecodeError for a missing or damaged file, UserError for a missing column."""
+        """u8 [frames h w] of a row of the index. Raises DecodeError for a missing or damaged file, UserError for a missing column and an address."""
         if self.parts not in record:
             raise UserError(f"index {self.index} has no column {self.parts!r} with part maps; it has {', '.join(record)}")
-        path = self._opened.home / (record[self.parts] or "")
+        path = self._opened.home / remote.local(record[self.parts] or "", what="part maps")
         try:
             loaded = np.load(path)
             maps = loaded if isinstance(loaded, np.ndarray) else loaded[self.array]

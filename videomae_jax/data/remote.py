@@ -4,12 +4,14 @@ Videos and pictures may lie there: a clip is short, and its bytes decode like a 
 into memory and therefore local, or on a mounted file system (`local`).
 """
 
+import contextlib
 import functools
 import hashlib
 import os
 import pathlib
 import shutil
 import tempfile
+import time
 import warnings
 from typing import Any
 
@@ -19,6 +21,7 @@ from videomae_jax.data.decode import DecodeError
 from videomae_jax.errors import UserError
 
 SPARE = 0.05  # of a disk that copies leave free
+_warned: set[tuple[str, str]] = set()  # folders and kinds of trouble that were told
 
 
 def is_remote(path: Any, /) -> bool:
@@ -51,44 +54,61 @@ def read(address: str, /) -> bytes:
 
 
 def staged(address: str, folder: str, /, *, size: int | None) -> bytes:
-    """The bytes of a file of `size` bytes (None: not known), from a copy in `folder` where there is one; else they are read, and kept there.
+    """The bytes of a file of `size` bytes, from a copy in `folder` where there is one; else they are read, and kept there.
 
-    A copy has its name only when it is whole, so that threads, processes and runs may share a folder. Where less than SPARE of the
-    disk would stay free nothing more is kept. Raises DecodeError as `read` does; trouble with the folder is a warning, once a process.
+    A copy has its name only when it is whole, so that threads, processes and runs may share a folder. What has another size is returned
+    and not kept, nor is a file whose size is not known (None). Where less than SPARE of the disk would stay free nothing more is kept.
+    Raises DecodeError as `read` does; trouble with the folder is a warning, once a process.
     """
+    if size is None:
+        return read(address)
     name = hashlib.sha256(address.encode()).hexdigest()
     path = pathlib.Path(folder, name[:2], name)
     try:
         data = path.read_bytes()
-        if size in (None, len(data)):
+        if len(data) == size:
             return data
     except FileNotFoundError:
         pass
     except OSError as error:
-        _warn(folder, f"cannot be read ({error.strerror})")
+        _warn(folder, "cannot be read", error.strerror)
     data = read(address)
+    if len(data) != size:
+        return data
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
         disk = shutil.disk_usage(folder)
         if disk.free - len(data) < SPARE * disk.total:
-            _warn(folder, f"keeps no more files: {disk.free / 1e9:.1f} of {disk.total / 1e9:.1f} GB are free")
+            _warn(folder, "keeps no more files", f"{disk.free / 1e9:.1f} of {disk.total / 1e9:.1f} GB are free")
             return data
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
             try:
                 file.write(data)
                 file.close()
+                os.chmod(file.name, 0o644)  # other users of the host may read it
                 os.replace(file.name, path)
             except BaseException:
                 os.unlink(file.name)
                 raise
     except OSError as error:
-        _warn(folder, f"cannot be written ({error.strerror})")
+        _warn(folder, "cannot be written", error.strerror)
     return data
 
 
+def _warn(folder: str, what: str, why: str | None, /) -> None:
+    if (folder, what) not in _warned:
+        _warned.add((folder, what))
+        warnings.warn(f"the stage {folder} {what} ({why}); videos are fetched from their addresses", stacklevel=3)
+
+
 @functools.cache
-def _warn(folder: str, what: str, /) -> None:
-    warnings.warn(f"the stage {folder} {what}; videos are fetched from their addresses", stacklevel=3)
+def _sweep(folder: pathlib.Path, /) -> None:
+    """Removes what killed processes left half-written, an hour ago and earlier."""
+    for path in folder.glob(".*"):
+        with contextlib.suppress(OSError):  # another process was faster, or it is another user's
+            if time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
 
 
 def find(address: str, /, *, suffixes: tuple[str, ...]) -> list[str]:

@@ -121,11 +121,20 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Multiply-adds of the forward pass of one clip, the tokens it runs through, and the multiply-adds of `frozen` parts among them."""
+    """Multiply-adds of the forward pass of one clip, the tokens it runs through, and the multiply-adds of `frozen` parts among them.
+
+    `unused` are those that only training needs, such as a teacher's.
+    """
 
     macs: float
     tokens: Mapping[str, int]
     frozen: float = 0.0
+    unused: float = 0.0
+
+    @property
+    def test_flops(self) -> float:
+        """FLOPs of a prediction for one clip."""
+        return 2 * (self.macs - self.unused)
 
     @property
     def train_flops(self) -> float:
