@@ -218,6 +218,63 @@ def sharded() -> Any:
     return run, run.compile()
 
 
+OFFLOADED = """HloModule jit_step, is_scheduled=true
+
+%copied (param_0.1: bf16[12,16,4]) -> bf16[12,16,4] {
+  %param_0.1 = bf16[12,16,4]{2,1,0:T(16,128)(2,1)} parameter(0)
+  ROOT %copy.1 = bf16[12,16,4]{2,1,0:T(8,128)(2,1)} copy(%param_0.1)
+}
+
+%fused_update (param_0.3: bf16[12,16,4], param_1.3: bf16[16,4], param_2.3: s32[]) -> bf16[12,16,4] {
+  %param_0.3 = bf16[12,16,4]{2,1,0} parameter(0)
+  %param_1.3 = bf16[16,4]{1,0} parameter(1)
+  %bitcast.3 = bf16[1,16,4]{2,1,0} bitcast(%param_1.3)
+  %param_2.3 = s32[] parameter(2)
+  %tiled = bf16[12,16,4]{2,1,0:T(8,128)(2,1)} fusion(%param_0.3), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%copied
+  ROOT %dynamic-update-slice.3 = bf16[12,16,4]{2,1,0} dynamic-update-slice(%tiled, %bitcast.3, %param_2.3)
+}
+
+%gathered (param_0.4: bf16[100], param_1.4: token[]) -> bf16[800] {
+  %param_0.4 = bf16[100]{0} parameter(0)
+  %param_1.4 = token[] parameter(1)
+  ROOT %all-gather.4 = bf16[800]{0} all-gather(%param_0.4), replica_groups=mesh['a'=8] {'a'}, dimensions={0}
+}, execution_thread="sparsecore"
+
+%moved (param_0.5: f32[1000]) -> f32[1000] {
+  %param_0.5 = f32[1000]{0} parameter(0)
+  ROOT %copy.5 = f32[1000]{0} copy(%param_0.5)
+}, execution_thread="sparsecore"
+
+ENTRY %main (stack: bf16[12,16,4], x: bf16[16,4], i: s32[], w: bf16[100], y: f32[1000]) -> bf16[12,16,4] {
+  %stack = bf16[12,16,4]{2,1,0} parameter(0)
+  %x = bf16[16,4]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %w = bf16[100]{0} parameter(3)
+  %y = f32[1000]{0} parameter(4)
+  %none = token[] after-all()
+  %gather.start = ((bf16[100]{0}, token[]), bf16[800]{0}) call-start(%w, %none), async_execution_thread="sparsecore", to_apply=%gathered
+  %move.start = ((f32[1000]{0}), f32[1000]{0}, u32[]{:S(8)}) call-start(%y), async_execution_thread="sparsecore", to_apply=%moved
+  %update = bf16[12,16,4]{2,1,0} fusion(%stack, %x, %i), kind=kLoop, calls=%fused_update
+  %gather.done = bf16[800]{0} call-done(%gather.start)
+  %move.done = f32[1000]{0} call-done(%move.start)
+  ROOT %out = bf16[12,16,4]{2,1,0} bitcast(%update)
+}
+"""
+
+
+def test_what_other_cores_do_is_found_and_hides() -> None:
+    """TPU7x gathers on its SparseCore: a call that the program does not wait for; an update in place through another tiling moves its slice alone."""
+    program = hlo.Program(OFFLOADED, devices=8)
+    (one,) = program.collectives
+    assert (one.kind, one.bytes, one.hidden, one.caller, len(one.groups[0])) == ("all-gather", 8 * 100 * 2, True, "gather.start", 8)
+    assert program.traffic(*of(program, "main", "update")) == 2 * (16 * 4 * 2)
+    assert program.beside(program.computations["main"]["move.start"]) == 2 * 4000 and program.traffic(*of(program, "main", "move.start")) == 0
+    slow = program.time(hlo.Rates(1.0, 1000.0, lambda c: 5.0))
+    assert slow.memory == pytest.approx((256 + 8000) / 1000) and slow.wire == 5.0
+    assert slow.step == pytest.approx(8.0), "the longest of 0.256 s of computing, 5 s of the wire and 8 s of the other core's moving"
+    assert program.time(hlo.Rates(1.0, 1e6, lambda c: 5.0)).step == 5.0
+
+
 def test_the_program_does_not_grow_with_the_depth() -> None:
     """Blocks are one loop, so that ViT-g compiles as fast as a model of few layers; unrolled they are not."""
     def operations(**fields: str) -> int:

@@ -17,7 +17,7 @@ SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast")
 # What moves no data of its own: names, views, and the second half of a copy or collective.
 FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all", "partition-id", "replica-id",
-        "iota", "copy-done", "slice-done", "dynamic-slice-done", "dynamic-update-slice-done", "async-done", "async-update", "opt-barrier", "domain", "all-reduce-done", "all-gather-done",
+        "iota", "copy-done", "call-start", "call-done", "slice-done", "dynamic-slice-done", "dynamic-update-slice-done", "async-done", "async-update", "opt-barrier", "domain", "all-reduce-done", "all-gather-done",
         "collective-permute-done")
 # Products of all queries with all keys in JAX's splash kernels; the backward one that also gives the gradient of queries has one more.
 KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
@@ -71,7 +71,7 @@ class Collective:
     """A collective of one device: `bytes` is the whole array of a group (gathered or before reduction), times `times`.
 
     `loop` says whether it runs in a loop, `hidden` whether the program issues it ahead of its use, `groups` are the
-    device numbers that take part together (empty = all).
+    device numbers that take part together (empty = all). `caller` is the instruction that holds it where it is part of another, else itself.
     """
 
     kind: str
@@ -81,6 +81,7 @@ class Collective:
     loop: bool
     hidden: bool
     name: str
+    caller: str
 
     def wire(self, devices: int, /) -> float:
         """Bytes that a device sends each time, for the ring or torus algorithms that reach the bandwidth bound."""
@@ -156,25 +157,26 @@ class Program:
 
     @functools.cached_property
     def collectives(self) -> tuple[Collective, ...]:
-        """Every collective; one that a fusion holds counts as issued ahead, because the fusion computes meanwhile."""
+        """Every collective; one that a fusion holds, or a call of another core, counts as issued ahead: something computes meanwhile."""
         found = []
         for one, body, times, loop in self.runs():
             if (kind := one.op.removesuffix("-start")) in COLLECTIVES:
                 found.append(self._collective(one, body, kind, times, loop, one.op != kind))
-            elif one.op == "fusion":
+            elif one.op in ("fusion", "call-start"):
                 inner = [(i, self.computations[c]) for c in one.called for i in self.computations.get(c, {}).values()
                          if i.op.removesuffix("-start") in COLLECTIVES]
                 for i, within in inner:
                     scatter = i.op == "all-reduce" and "all-reduce-scatter" in one.rest
-                    found.append(self._collective(i, within, "reduce-scatter" if scatter else i.op.removesuffix("-start"), times, loop, True))
+                    found.append(self._collective(i, within, "reduce-scatter" if scatter else i.op.removesuffix("-start"), times, loop, True, caller=one.name))
         return tuple(found)
 
-    def _collective(self, one: Instruction, body: Mapping[str, Instruction], kind: str, times: int, loop: bool, hidden: bool, /) -> Collective:
+    def _collective(self, one: Instruction, body: Mapping[str, Instruction], kind: str, times: int, loop: bool, hidden: bool, /,
+                    *, caller: str = "") -> Collective:
         groups = _groups(one.rest, kind)
         size = sum(s.bytes for name in one.operands if name in body for s in body[name].shapes)
         if kind == "all-gather":
             size *= len(groups[0]) if groups else self.devices
-        return Collective(kind, size, times, groups, loop, hidden, one.name)
+        return Collective(kind, size, times, groups, loop, hidden, one.name, caller or one.name)
 
     def flops(self, one: Instruction, body: Mapping[str, Instruction], /) -> float:
         """Operations of the matrix products in an instruction: 2 a multiply-add."""
@@ -202,6 +204,12 @@ class Program:
             return _plain_traffic(one, [s for shapes in inputs for s in shapes])
         return self._read(inner, inputs) + self._written(one, inner)
 
+    def beside(self, one: Instruction, /) -> float:
+        """Bytes that a call of another core (the SparseCore of a TPU) moves in the device's memory while the program goes on."""
+        if one.op != "call-start":
+            return 0.0
+        return sum(self.traffic(i, self.computations[c]) for c in one.called for i in self.computations.get(c, {}).values())
+
     def _read(self, inner: Mapping[str, Instruction], inputs: list[tuple[Shape, ...]], /) -> float:
         """Bytes that a fusion reads: a parameter counts whole unless all its users take slices or update it in place."""
         total = 0.0
@@ -217,7 +225,7 @@ class Program:
         for user in body.values():
             if name not in user.operands:
                 continue
-            if user.op in ("bitcast", "reshape"):
+            if user.op in ("bitcast", "reshape") or (user.op == "fusion" and "output_to_operand_aliasing" in user.rest):  # the latter is a new tiling in place
                 yield from self._parts(user.name, body)
             elif user.op == "fusion" and user.called:
                 nested = self.computations[user.called[0]]
@@ -245,26 +253,26 @@ class Program:
     def time(self, rates: Rates, /) -> Time:
         """Seconds on a device of `rates`: each instruction takes the longer of its operations and its bytes.
 
-        Within a computation (the body of a loop, the rest of the program) collectives that are issued ahead, and copies from
-        and to the host, hide behind what is computed there; other collectives add to it.
+        Within a computation (the body of a loop, the rest of the program) collectives that are issued ahead, copies from
+        and to the host, and what other cores move, hide behind what is computed there; other collectives add to it.
         """
         spent: dict[int, list[float]] = {}
         total = dict(compute=0.0, memory=0.0, host=0.0)
         for one, body, times, _ in self.runs():
             far = _moved(one, body) / rates.host if one.op in COPIES and any(s.far for s in one.shapes) else 0.0
-            compute, memory = self.flops(one, body) / rates.flops, self.traffic(one, body) / rates.memory
+            compute, memory, beside = self.flops(one, body) / rates.flops, self.traffic(one, body) / rates.memory, self.beside(one) / rates.memory
             total["compute"] += times * compute
-            total["memory"] += times * memory
+            total["memory"] += times * (memory + beside)
             total["host"] += times * far
             here = spent.setdefault(id(body), [0.0, 0.0, 0.0, 0.0])
             here[0] += times * max(compute, memory)
-            here[3] += times * far
+            here[3] += times * (far + beside)
         where = {name: id(body) for body in self.computations.values() for name in body}
         wire = 0.0
         for one in self.collectives:
             seconds = one.times * rates.wire(one)
             wire += seconds
-            spent.setdefault(where[one.name] if where[one.name] in spent else 0, [0.0, 0.0, 0.0, 0.0])[1 if one.hidden else 2] += seconds
+            spent[where[one.caller]][1 if one.hidden else 2] += seconds
         step = sum(max(busy, hidden, far) + open_ for busy, hidden, open_, far in spent.values())
         return Time(step, total["compute"], total["memory"], wire, step - sum(busy for busy, *_ in spent.values()), total["host"])
 
