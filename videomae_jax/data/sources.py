@@ -161,7 +161,7 @@ class VideoClips:
     def __post_init__(self) -> None:
         if self.crops not in CROPS:
             raise UserError(f"crops {self.crops!r}; allowed are {', '.join(CROPS)}")
-        if remote.is_remote(self.stage) or self.stage.startswith("~"):
+        if not isinstance(self.stage, str) or remote.is_remote(self.stage) or self.stage.startswith("~"):
             raise UserError(f"stage {self.stage!r}; allowed is the path of a folder on a disk of the host")
         check_numbers(self)
 
