@@ -34,7 +34,7 @@ ARRIVED = "chaos: arrived"
 PAUSE = 1.5  # seconds until a stopped process goes on
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGSTOP")
 PLACES = {"step": 6, "save": 2, "restore": 1, "evaluation": 2, "worker": 6}  # and how often a start may pass it before the signal
-TIMED = ("clips_per_second", "data_wait", "data_wait_ms", "save_blocked_s", "save_failures")
+TIMED = (*runs.TIMED, "save_failures")
 # All programs of a start come from the cache, however small; nobody else needs more threads than there are cores.
 ENV = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", "OPENBLAS_NUM_THREADS": "1",
        "PYTHONPATH": os.pathsep.join((str(runs.ROOT), str(runs.ROOT / "tests")))}

@@ -13,8 +13,6 @@ import runs
 
 from videomae_jax import metrics
 
-TIMED = ("clips_per_second", "data_wait", "data_wait_ms", "save_blocked_s")  # the only values that may differ between two runs of one config
-
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
@@ -32,7 +30,7 @@ def undisturbed(index: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def lines(directory: pathlib.Path) -> list[dict[str, float]]:
     """metrics.jsonl without timings."""
-    return [{k: v for k, v in line.items() if k not in TIMED} for line in metrics.read(directory)]
+    return [{k: v for k, v in line.items() if k not in runs.TIMED} for line in metrics.read(directory)]
 
 
 def same(directory: pathlib.Path, undisturbed: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import corruption
 import orbax.checkpoint as ocp
 import pytest
+import runs
 import test_train as loops
 from runs import shared_programs  # noqa: F401 (a fixture)
 
@@ -17,7 +18,7 @@ from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.metrics import Writer
 
 pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"), pytest.mark.usefixtures("collected")]
-TIMED = ("clips_per_second", "data_wait", "data_wait_ms", "save_blocked_s", "save_failures")
+TIMED = (*runs.TIMED, "save_failures")
 
 
 @pytest.fixture(scope="module")

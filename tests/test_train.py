@@ -126,8 +126,7 @@ def test_stopped_run_repeats_neither_evaluation_nor_save(straight: tuple[pathlib
     assert [step for step, _, _ in Recorder.seen] == [6]
     equal(second.state.params, straight[1].state.params)
     equal(second.state.opt, straight[1].state.opt)
-    timed = ("clips_per_second", "data_wait", "data_wait_ms", "save_blocked_s")
-    lines = [[{k: v for k, v in line.items() if k not in timed} for line in metrics.read(d)] for d in (tmp_path, straight[0])]
+    lines = [[{k: v for k, v in line.items() if k not in runs.TIMED} for line in metrics.read(d)] for d in (tmp_path, straight[0])]
     assert lines[0] == lines[1]
     before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "checkpoints").rglob("*"))
     third = go(build(), tmp_path)

@@ -115,28 +115,18 @@ class Packed(NamedTuple):
     error: str
 
 
-def unpacked(error: decode.DecodeError, /) -> Packed:
-    """The record of a video that cannot be read."""
-    return Packed(HEAD.pack(MAGIC, 0, 0), 0, 0.0, f"{error.stage}: {error.cause}")
-
-
 def pack_row(source: sources.VideoClips, row: int, /, *, version: int, settings: Settings) -> Packed:
     """The record of a row of a source; every window is decoded again and compared with what went in."""
     record = source.record(row)
     try:
-        info = columns.info(record)
-    except decode.DecodeError as error:
-        return unpacked(error)
-    settings = settings.of(record)
-    facts = settings.facts(record)
-    fps, digest = Fraction(facts["fps_num"], facts["fps_den"]), hashlib.sha256(f"{settings.seed}/{version}/{record['name']}".encode()).digest()
-    chosen = settings.ids(info, rng=np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little"))))
-    try:
+        info, settings = columns.info(record), settings.of(record)
+        facts, digest = settings.facts(record), hashlib.sha256(f"{settings.seed}/{version}/{record['name']}".encode()).digest()
+        chosen = settings.ids(info, rng=np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little"))))
         frames = source.decode(sources.Clip(source.locate(record), np.concatenate(chosen), info, -1))
     except decode.DecodeError as error:
-        return unpacked(error)
+        return Packed(HEAD.pack(MAGIC, 0, 0), 0, 0.0, f"{error.stage}: {error.cause}")
     frames = encoding.shrink(frames, width=facts["width"], height=facts["height"])
-    blobs, levels = [], []
+    fps, blobs, levels = Fraction(facts["fps_num"], facts["fps_den"]), [], []
     for number in range(len(chosen)):
         video = frames[number * settings.frames: (number + 1) * settings.frames]
         blobs.append(encoding.encode(video, fps=fps, preset=settings.preset, crf=settings.crf, gop=settings.gop))
