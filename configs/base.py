@@ -48,8 +48,8 @@ def videomae_v2(size: str, *, videos: int, lr: float, warmup: int, epochs: int, 
     config.name = f"videomae_v2_{size}"
     config.total = f"{epochs}ep"
     config.batch_size = videos
-    encoder = vit.encoder(size, dtype="bfloat16", remat=remat, attention="auto")
-    decoder = vit.decoder(size, dtype="bfloat16", remat=remat, attention="auto")
+    encoder = vit.encoder(size, dtype="bfloat16", remat=remat)
+    decoder = vit.decoder(size, dtype="bfloat16", remat=remat)
     config.objective = spec(mae.MAE, encoder=encoder, decoder=decoder, encoder_mask=masking.Random(ratio=0.9, layout="tube"),
                             decoder_mask=masking.RunningCell(ratio=0.5))
     config.data = spec(sources.VideoClips, index="index.parquet", frames=16, size=224, repeats=4,

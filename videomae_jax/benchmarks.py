@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomae_jax import parallel, topologies
+from videomae_jax import parallel, profiling, topologies
 from videomae_jax.assembly import Assembly
 from videomae_jax.data import pipeline
 from videomae_jax.errors import UserError
@@ -164,12 +164,12 @@ def _rounded(values: Mapping[str, float], /) -> dict[str, float]:
 
 
 def step(run: Assembly, /, *, steps: int, repeats: int, warmup: int, peak_tflops: float, dtype: str, rival: Any = None,
-         say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+         profile: str = "", say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """The figures of a run's training step as plain data.
 
     `steps` of a repeat may be 0: about a second each. `peak_tflops` of one device overrides the table; where neither
     knows it, the peak is the best matrix product of `dtype` among the repeats. `rival` is another implementation of the
-    same step: an object with `name`, `about` and `__call__(steps)`, timed in turns with ours.
+    same step: an object with `name`, `about` and `__call__(steps)`, timed in turns with ours. `profile` is a folder for a trace.
     """
     devices = list(run.mesh.devices.flat)
     training = Training(run)
@@ -199,6 +199,12 @@ def step(run: Assembly, /, *, steps: int, repeats: int, warmup: int, peak_tflops
         "compile_seconds": round(training.compile_seconds, 2), "versions": versions()}
     if not np.isfinite(training.loss):
         raise UserError(f"the loss of the benchmarked step is {training.loss}; its figures would mean nothing")
+    if profile:
+        taken = profiling.profile(training, training.compiled.as_text(), profile, wall=statistics.median(x.wall for x in laps["ours"]))
+        result["profile"] = {"folder": profile, "ms_by_kind": _rounded({k: 1e3 * v for k, v in taken.by(0).items()}),
+                             "ms_by_part": _rounded({k: 1e3 * v for k, v in taken.by(1).items()})}
+        for line in taken.lines():
+            say(line)
     if rival is not None:
         result["against"] = {"name": rival.name, **rival.about, "steps": runs["rival"][1],
                              **figures(laps["rival"], clips=clips, flops=flops, peak=peak), "times_longer": ratio(laps["rival"], laps["ours"])}

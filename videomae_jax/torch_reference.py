@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     raise UserError(f"--against=torch needs PyTorch and transformers ({error}); install tests/parity/requirements.txt") from error
 
-ATTENTION = ("sdpa", "eager")
+COMPILED = ("none", "blocks", "whole")  # what torch.compile gets: nothing, every transformer block (one kind of block compiles once), the loss
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, which their processor takes off
 
 
@@ -63,7 +63,7 @@ class Step:
     float32 parameters; bfloat16 means autocast. The batch holds normalised float frames, as its processor hands them out.
     """
 
-    def __init__(self, objective: Any, /, *, clips: int, dtype: str, attention: str, device: str, compiled: bool = False) -> None:
+    def __init__(self, objective: Any, /, *, clips: int, dtype: str, attention: str, device: str, compiled: str = "none") -> None:
         torch.manual_seed(0)
         self._model = transformers.VideoMAEForPreTraining._from_config(settings(objective), attn_implementation=attention)
         self._model.to(device).train()
@@ -82,8 +82,11 @@ class Step:
             self._loss = lambda: model(self._pixels, self._masked, selected)
         else:
             self._loss = lambda: self._model(self._pixels, bool_masked_pos=self._masked).loss
-        if compiled:
+        if compiled == "whole":
             self._loss = torch.compile(self._loss)
+        elif compiled == "blocks":
+            for block in (*self._model.videomae.encoder.layer, *self._model.decoder.decoder_layers):
+                block.compile()
         self.loss = math.nan
         trained = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
         self.about = {"versions": {"torch": torch.__version__, "transformers": transformers.__version__}, "attention": attention, "compiled": compiled,
@@ -123,8 +126,11 @@ def settings(objective: Any, /) -> Any:
         norm_pix_loss=normalise == "channel", use_mean_pooling=False)
 
 
-def fastest(run: Assembly, /, *, dtype: str, say: Callable[[str], None]) -> Step:
-    """The rival with whichever attention implementation, on GPUs also compiled, takes the least time for one step after a first one."""
+def fastest(run: Assembly, /, *, dtype: str, compiled: tuple[str, ...] = (), say: Callable[[str], None]) -> Step:
+    """The rival in whichever way takes the least time for one step after a first one.
+
+    CPUs try both implementations of attention, GPUs scaled_dot_product_attention under each of `compiled`, by default all of `COMPILED`.
+    """
     from videomae_jax import benchmarks
 
     platform = next(iter(run.mesh.devices.flat)).platform
@@ -132,19 +138,20 @@ def fastest(run: Assembly, /, *, dtype: str, say: Callable[[str], None]) -> Step
     if platform not in ("cpu", "gpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise UserError(f"--against=torch: this PyTorch ({torch.__version__}) does not run on {platform}")
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    ways = [("sdpa", how) for how in compiled or COMPILED] if device == "cuda" else [(a, how) for how in compiled or ("none",) for a in ("sdpa", "eager")]
 
-    def build(attention: str, compiled: bool) -> Step:
+    def build(attention: str, compiled: str) -> Step:
         return Step(run.objective, clips=run.clips * run.draws, dtype=dtype, attention=attention, device=device, compiled=compiled)
 
     seconds = {}
-    for how in ((attention, compiled) for compiled in ((False, True) if device == "cuda" else (False,)) for attention in ATTENTION):
-        name, trial = f"torch with {how[0]} attention{', compiled' * how[1]}", build(*how)
+    for way in ways:
+        name, trial = f"torch with {way[0]} attention, {way[1]} compiled", build(*way)
         try:
             trial(1)
-            seconds[how] = benchmarks.lap(trial, steps=1).wall
-            say(f"{name}: {1e3 * seconds[how]:.0f} ms a step")
+            seconds[way] = benchmarks.lap(trial, steps=1).wall
+            say(f"{name}: {1e3 * seconds[way]:.0f} ms a step")
         except Exception as error:  # torch.compile needs a C compiler and more; without it the plain ones still are rivals
-            if not how[1]:
+            if way[1] == "none":
                 raise
             say(f"{name} is left out: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
         del trial
@@ -152,4 +159,6 @@ def fastest(run: Assembly, /, *, dtype: str, say: Callable[[str], None]) -> Step
         torch.compiler.reset()
         if device == "cuda":
             torch.cuda.empty_cache()
+    if not seconds:
+        raise UserError(f"--against=torch: no rival ran; tried {', '.join(way[1] for way in ways)} compiled")
     return build(*min(seconds, key=seconds.get))

@@ -18,6 +18,6 @@ def get_config() -> ml_collections.ConfigDict:
     """V2's ViT-g recipe with ViT-22B's encoder."""
     config = base.videomae_v2("g", videos=2048, lr=6e-4, warmup=30, epochs=300, clip=0.02, remat="full")
     config.name = "videomae_v2_22B"
-    config.objective.encoder = spec(vit.Encoder, width=6144, depth=48, heads=48, hidden=24576, patch=(2, 14, 14), dtype="bfloat16", remat="full", attention="auto")
-    config.objective.decoder = spec(vit.Decoder, width=1024, depth=4, heads=16, hidden=4096, dtype="bfloat16", remat="full", attention="auto")
+    config.objective.encoder = spec(vit.Encoder, width=6144, depth=48, heads=48, hidden=24576, patch=(2, 14, 14), dtype="bfloat16", remat="full", unroll=0, attention="auto")
+    config.objective.decoder = spec(vit.Decoder, width=1024, depth=4, heads=16, hidden=4096, dtype="bfloat16", remat="full", unroll=0, attention="auto")
     return config

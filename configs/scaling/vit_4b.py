@@ -17,5 +17,5 @@ def get_config() -> ml_collections.ConfigDict:
     """V2's ViT-g recipe with ViT-e's encoder."""
     config = base.videomae_v2("g", videos=2048, lr=6e-4, warmup=30, epochs=300, clip=0.02, remat="full")
     config.name = "videomae_v2_4B"
-    config.objective.encoder = spec(vit.Encoder, width=1792, depth=56, heads=16, hidden=15360, patch=(2, 14, 14), dtype="bfloat16", remat="full", attention="auto")
+    config.objective.encoder = spec(vit.Encoder, width=1792, depth=56, heads=16, hidden=15360, patch=(2, 14, 14), dtype="bfloat16", remat="full", unroll=0, attention="auto")
     return config

@@ -42,6 +42,9 @@ def options_of_step(argv: list[str], /) -> tuple[argparse.Namespace, dict[str, s
     parser.add_argument("--warmup", type=int, default=2, metavar="N", help="steps before the clock starts (default 2)")
     parser.add_argument("--peak-tflops", type=float, default=0.0, metavar="X", help="peak of one device for the MFU, where the table is not right")
     parser.add_argument("--against", choices=("torch",), help="also time the same in PyTorch on this machine, in turns: Hugging Face's VideoMAE, or V2 on its blocks")
+    parser.add_argument("--torch-compile", default="", metavar="WAYS", help="with --against: of none,blocks,whole those that torch.compile tries "
+                        "(default: all on GPUs, none on CPUs)")
+    parser.add_argument("--profile", default="", metavar="DIR", help="also trace three steps into DIR (for TensorBoard) and say where their time goes")
     options, assignments = arguments.parse(parser, argv)
     check(options)
     return options, assignments
@@ -52,6 +55,7 @@ def step(argv: list[str], /) -> int:
     options, assignments = options_of_step(argv)
     from videomae_jax import benchmarks
     from videomae_jax.assembly import assemble
+    from videomae_jax.errors import UserError
 
     config, dtype = prepared(options, assignments)
     run = assemble(config, trust=tuple(options.trust))
@@ -60,9 +64,12 @@ def step(argv: list[str], /) -> int:
     if options.against:
         from videomae_jax import torch_reference
 
-        rival = torch_reference.fastest(run, dtype=dtype, say=say)
+        ways = tuple(filter(None, options.torch_compile.split(",")))
+        if unknown := set(ways) - set(torch_reference.COMPILED):
+            raise UserError(f"--torch-compile={options.torch_compile}: {sorted(unknown)[0]!r}; allowed are {', '.join(torch_reference.COMPILED)}")
+        rival = torch_reference.fastest(run, dtype=dtype, compiled=ways, say=say)
     result = benchmarks.step(run, steps=options.steps, repeats=options.repeats, warmup=options.warmup, peak_tflops=options.peak_tflops,
-                             dtype=dtype, rival=rival, say=say)
+                             dtype=dtype, rival=rival, profile=options.profile, say=say)
     for line in benchmarks.lines(result):
         say(line)
     print(json.dumps(result | {"dtype": dtype, **layout(config.objective)}))

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from videomae_jax import parallel
 from videomae_jax.errors import UserError
@@ -21,8 +22,8 @@ BLOCK = 98  # most queries of a block: 98 x 1568 float32 logits are 0.6 MB, two 
 FLOOR = float(jnp.finfo(jnp.float32).min)  # logit of a padded key
 
 
-def attend(q: Array, k: Array, v: Array, /, *, implementation: str, valid: Array | None) -> Array:
-    """Softmax attention of scaled queries: [B N h d] x3 -> [B N h d]; softmax in float32; `valid` bool [B N] of keys.
+def attend(q: Array, k: Array, v: Array, /, *, implementation: str, valid: Array | None, scale: float = 1.0) -> Array:
+    """Softmax attention, [B N h d] x3 -> [B N h d], of `scale` times the queries; softmax in float32; `valid` bool [B N] of keys.
 
     `implementation` "xla" holds the logits of all queries and keys, "chunked" those of a block of queries, "cudnn" (GPUs,
     half precision) and "splash" (TPUs) none; "auto" is what `chosen` says.
@@ -33,7 +34,9 @@ def attend(q: Array, k: Array, v: Array, /, *, implementation: str, valid: Array
         implementation = "chunked"  # it keeps the same arrays for the backward pass, and JAX traces cuDNN's kernel only where cuDNN is
     if implementation not in IMPLEMENTATIONS:
         raise UserError(f"attention {implementation!r}; allowed are {', '.join(map(repr, IMPLEMENTATIONS))} and 'auto'")
-    return IMPLEMENTATIONS[implementation](q, k, v, valid=valid)
+    if implementation == "cudnn":  # which scales within its kernel
+        return kernels.cudnn(q, k, v, valid=valid, scale=scale)
+    return IMPLEMENTATIONS[implementation](q if scale == 1 else q * np.float32(scale).astype(q.dtype), k, v, valid=valid)
 
 
 def chosen(*, tokens: int, size: int, dtype: Any) -> str:
@@ -47,7 +50,7 @@ def chosen(*, tokens: int, size: int, dtype: Any) -> str:
 
 
 def plain(q: Array, k: Array, v: Array, /, *, valid: Array | None) -> Array:
-    """Attention by two matrix products, the logits in float32 between them."""
+    """Attention of scaled queries by two matrix products, the logits in float32 between them."""
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     if valid is not None:
         logits = jnp.where(valid[:, None, None, :], logits, FLOOR)

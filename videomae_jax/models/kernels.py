@@ -1,7 +1,7 @@
 """Attention kernels of GPUs and TPUs: cuDNN's fused attention, and JAX's Pallas splash attention with padding.
 
-Neither keeps a matrix of all queries and keys. Both get scaled queries and take bool [B N] of valid keys, of which a row
-needs one.
+Neither keeps a matrix of all queries and keys. Both take bool [B N] of valid keys, of which a row needs one; splash gets scaled
+queries, cuDNN's kernel scales them.
 """
 
 from typing import Any
@@ -27,8 +27,8 @@ def runs_on_cudnn(*, size: int, dtype: Any, capability: str = "") -> bool:
     return jnp.dtype(dtype) in map(jnp.dtype, HALF) and size % 8 == 0 and size <= 128 and float(capability or 8) >= 8
 
 
-def cudnn(q: Array, k: Array, v: Array, /, *, valid: Array | None) -> Array:
-    """cuDNN's fused attention, [B N h d] x3 -> [B N h d] in bfloat16 or float16.
+def cudnn(q: Array, k: Array, v: Array, /, *, valid: Array | None, scale: float = 1.0) -> Array:
+    """cuDNN's fused attention, [B N h d] x3 -> [B N h d] in bfloat16 or float16, of `scale` times the queries.
 
     Raises UserError for what it does not take. Valid keys are moved to the front, which changes no sum: cuDNN then needs their number
     alone, where a mask would be an array of all queries and keys. Odd lengths, which its backward pass refuses, get one token more.
@@ -43,7 +43,7 @@ def cudnn(q: Array, k: Array, v: Array, /, *, valid: Array | None) -> Array:
     elif keys % 2:
         lengths = jnp.full(len(k), keys, jnp.int32)
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
-    return jax.nn.dot_product_attention(q, k, v, scale=1.0, key_value_seq_lengths=lengths, implementation="cudnn")[:, :tokens]
+    return jax.nn.dot_product_attention(q, k, v, scale=scale, key_value_seq_lengths=lengths, implementation="cudnn")[:, :tokens]
 
 
 def blocks(length: int, /) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from videomae_jax import parallel
 from videomae_jax.errors import UserError
 from videomae_jax.models import attention
 from videomae_jax.parallel import shard
@@ -57,7 +58,8 @@ class LayerNorm(nn.Module):
 
 
 # The two element-wise functions below keep only their argument for the backward pass. Their intermediate values, which
-# are cheap to compute, would otherwise be stored for every layer: a third of the activations of a step.
+# are cheap to compute, would otherwise be stored for every layer: a third of the activations of a step. GELU is behind a barrier:
+# without it the compiler finds the same erf in both passes of an unrolled stack, and stores two arrays instead of computing it.
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
@@ -69,9 +71,11 @@ def standardise(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     return x * scale + bias
 
 
+@jax.checkpoint
 def gelu(x: Array, /) -> Array:
-    """Exact GELU, x (1 + erf(x / sqrt 2)) / 2."""
-    return jax.checkpoint(lambda x: jax.nn.gelu(x, approximate=False), prevent_cse=False)(x)
+    """Exact GELU, x (1 + erf(x / sqrt 2)) / 2, in float32 at the least; erf is half the work of the erfc that jax.nn.gelu takes."""
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
 class Linear(nn.Module):
@@ -115,14 +119,19 @@ class Attention(nn.Module):
         zeros = boxed(nn.initializers.zeros, "heads", None)
         q_bias = self.param("q_bias", zeros, (self.heads, size), jnp.float32).astype(self.dtype)
         v_bias = self.param("v_bias", zeros, (self.heads, size), jnp.float32).astype(self.dtype)
-        q, k, v = jnp.moveaxis(jnp.einsum("bnd,dchk->bnchk", x, kernel.astype(self.dtype)), 2, 0)
-        q = shard((q + q_bias) * np.float32(size**-0.5).astype(self.dtype), "batch", None, "heads", None)
-        k = shard(k, "batch", None, "heads", None)
-        v = shard(v + v_bias, "batch", None, "heads", None)
-        y = attention.attend(q, k, v, implementation=self.implementation, valid=valid)
+        kernel = kernel.astype(self.dtype)
+
+        def project(part: int, bias: Array | None) -> Array:
+            # A product for each: slices of one for all three have to be copied for the attention kernel, and their gradients transposed.
+            y = x @ kernel[:, part].reshape(width, width)
+            y = y if bias is None else y + bias.reshape(width)
+            return shard(y.reshape(*x.shape[:2], self.heads, size), "batch", None, "heads", None)
+
+        q, k, v = (project(part, bias) for part, bias in enumerate((q_bias, None, v_bias)))
+        y = attention.attend(q, k, v, implementation=self.implementation, valid=valid, scale=size**-0.5)
         out = self.param("out", boxed(xavier(width, width), "heads", None, "embed"), (self.heads, size, width), jnp.float32)
         bias = self.param("out_bias", boxed(nn.initializers.zeros, "norm"), (width,), jnp.float32)
-        return jnp.einsum("bnhk,hkd->bnd", y, out.astype(self.dtype)) + bias.astype(self.dtype)
+        return y.reshape(x.shape) @ out.astype(self.dtype).reshape(width, width) + bias.astype(self.dtype)
 
 
 class Mlp(nn.Module):
@@ -197,11 +206,20 @@ REMAT = {
 }
 
 
+def unrolled(depth: int, /, *, remat: str) -> int:
+    """Blocks that an iteration of the loop over `depth` blocks has on the device that is compiled for.
+
+    A loop stores what the backward pass needs by copying it into stacked arrays, which takes a GPU a quarter of a step of
+    ViT-B; "full" stores so little that a short compilation is worth more. TPUs and CPUs copy little.
+    """
+    return depth if parallel.target().platform == "gpu" and remat != "full" else 1
+
+
 class Stack(nn.Module):
     """`depth` blocks with stacked parameters [depth ...]: one compiled block, one checkpoint layout.
 
     `remat` says what the backward pass finds: "none" everything, "dots" the matrix products, "offload" the same in the host's
-    memory, "full" the input of each block alone; `unroll` trades compile time for speed.
+    memory, "full" the input of each block alone; `unroll` trades compile time for speed, 0 leaves it to `unrolled`.
     """
 
     depth: int
@@ -226,6 +244,8 @@ class Stack(nn.Module):
         if any(not 0 <= k < self.depth for k in keep):
             raise UserError(f"layers {keep} asked of a stack of {self.depth} blocks")
         keys = keys if self.drop_path else None
+        unroll = self.unroll or unrolled(self.depth, remat=self.remat)
+
         def body(block: nn.Module, carry: tuple[Array, Array], per_layer: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
             x, kept = carry
             layer, rate = per_layer
@@ -235,8 +255,9 @@ class Stack(nn.Module):
             return (x, kept), None
 
         if self.remat != "none":
-            body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=False)
-        scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth, unroll=self.unroll,
+            # Without a loop between the passes the compiler would find that both compute the same, and keep it.
+            body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=unroll > 1)
+        scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth, unroll=unroll,
                        metadata_params={nn.PARTITION_NAME: "layers"})
         block = Block(self.heads, self.hidden, self.attention, self.dtype, self.eps, name="block")
         per_layer = (jnp.arange(self.depth), jnp.asarray(np.linspace(0, self.drop_path, self.depth), jnp.float32))

@@ -94,9 +94,9 @@ def encoder(size: str, /, **kw: object) -> Encoder:
         raise UserError(f"MAE-ST of size {size!r}; allowed are B, L and H")
     width, depth, heads, hidden, side = vit.SIZES[size]["encoder"]
     side = 14 if size == "H" else side
-    return Encoder(**({"width": width, "depth": depth, "heads": heads, "hidden": hidden, "patch": (2, side, side)} | kw))
+    return Encoder(**({"width": width, "depth": depth, "heads": heads, "hidden": hidden, "patch": (2, side, side)} | vit.FOR_THE_DEVICE | kw))
 
 
 def decoder(**kw: object) -> Decoder:
     """The decoder of all published sizes: 4 blocks of width 512 with 16 heads (the code's default depth 8 is not the recipe's)."""
-    return Decoder(**({"width": 512, "depth": 4, "heads": 16, "hidden": 2048} | kw))
+    return Decoder(**({"width": 512, "depth": 4, "heads": 16, "hidden": 2048} | vit.FOR_THE_DEVICE | kw))

@@ -117,13 +117,16 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 
 
+FOR_THE_DEVICE = {"attention": "auto", "unroll": 0}  # published sizes let the device decide
+
+
 def encoder(size: str, /, **kw: Any) -> Encoder:
     """The published encoder of size S, B, L, H or g; keywords override fields."""
     width, depth, heads, hidden, side = SIZES[size]["encoder"]
-    return Encoder(**({"width": width, "depth": depth, "heads": heads, "hidden": hidden, "patch": (2, side, side)} | kw))
+    return Encoder(**({"width": width, "depth": depth, "heads": heads, "hidden": hidden, "patch": (2, side, side)} | FOR_THE_DEVICE | kw))
 
 
 def decoder(size: str, /, **kw: Any) -> Decoder:
     """The V2 decoder of size S, B, L, H or g, four blocks deep; keywords override fields."""
     width, heads, hidden = SIZES[size]["decoder"]
-    return Decoder(**({"width": width, "depth": 4, "heads": heads, "hidden": hidden} | kw))
+    return Decoder(**({"width": width, "depth": 4, "heads": heads, "hidden": hidden} | FOR_THE_DEVICE | kw))
