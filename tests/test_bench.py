@@ -263,6 +263,22 @@ def config_tokens(run: assembly.Assembly) -> Any:
     return run.objective.cost().tokens
 
 
+def test_the_rival_is_compiled_as_asked(reference: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every block, or the loss; another way is refused."""
+    import torch
+
+    done: list[Any] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: done.append(type(self).__name__))
+    monkeypatch.setattr(torch, "compile", lambda fn: done.append("loss") or fn)
+    run = assembly.assemble(options("--config=configs/tiny.py", "--mode=dual", "--batch=8", *SMALL)[0])
+    for how in reference.COMPILED:
+        reference.Step(run.objective, clips=8, dtype="float32", attention="sdpa", device="cpu", compiled=how)
+    blocks = run.objective.encoder.depth + run.objective.decoder.depth
+    assert done == ["VideoMAELayer"] * blocks + ["loss"]
+    with pytest.raises(UserError, match="--torch-compile=blocks,all: 'all'; allowed are none, blocks, whole"):
+        bench.main(["step", "--config=configs/tiny.py", "--mode=dual", "--batch=8", "--against=torch", "--torch-compile=blocks,all", *SMALL])
+
+
 def test_v2_has_a_rival_too(reference: Any) -> None:
     """Half of the tokens are decoded on their blocks, beside ours in one run; it says what it is."""
     config, _ = options("--config=configs/tiny.py", "--mode=dual", "--batch=8", *SMALL)

@@ -11,7 +11,7 @@ from videomae_jax import assembly, benchmarks, footprint, hlo
 from videomae_jax import config as configs
 from videomae_jax.data.unread import Unread
 from videomae_jax.errors import UserError
-from videomae_jax.plan import EFFICIENCY, LABEL, TRIES, Compiled, Estimate, Input, Planner
+from videomae_jax.plan import EFFICIENCY, LABEL, MEASURED, TRIES, Compiled, Estimate, Input, Planner
 from videomae_jax.topologies import Topology, find, local, tpu_devices
 
 VIDEOS = 1_350_000  # of VideoMAE V2's UnlabeledHybrid
@@ -63,7 +63,7 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
         "remat": estimate.choice.remat, "microbatches": estimate.choice.microbatches, "mesh": estimate.choice.sizes,
         "flops_per_step": flops, "step_seconds": seconds, "predicted_mfu": flops / seconds / peak,
         "steps": run.total, "hours": hours, "chip_hours": hours * topology.all_chips,
-        "compile_seconds": round(compiled.seconds, 1) if compiled.seconds else None, "compile_cpu_seconds": round(compiled.cpu, 1), "label": LABEL,
+        "compile_seconds": round(compiled.seconds, 1) if compiled.seconds else None, "compile_cpu_seconds": round(compiled.cpu, 1), "label": MEASURED if chip.platform == "gpu" else LABEL,
         "from": "compiled step" if compiled.program else "estimate",
         **(wires(compiled.program, time) if time else {}), **feeding,
         "checkpoint_gb": assembly.state_bytes(run.abstract) / 1e9, "versions": versions()}

@@ -19,7 +19,7 @@ STEPS = 3  # traced after the warm-up
 PARTS = ("attn", "mlp", "norm1", "norm2", "norm", "embed", "bridge", "head")  # modules of the models, in paths like decoder/stack/attn
 STACKS = ("encoder", "decoder", "sampler", "critic", "teacher")
 # An operation is of the first kind whose pattern its opcode, target or kernel has.
-KINDS = (("attention kernel", r"fmha|flash|splash"), ("collective", r"all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|nccl"),
+KINDS = (("attention kernel", r"fmha|flash|splash|cudnn::fusion"), ("collective", r"all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|nccl"),
          ("matrix product", r"\bdot\b|gemm|cublas|nvjet|cutlass|convolution|matmul"), ("stacking of layers", r"dynamic-update-slice|dynamic-slice"),
          ("reduction", r"\breduce"), ("element-wise", r"\b(add|subtract|multiply|divide|exponential|log|r?sqrt|select|compare|maximum|minimum|erf|tanh|convert)\b"),
          ("copy", r""))
@@ -122,15 +122,30 @@ def read(folder: str, /) -> list[tuple[str, str, int]]:
     return found
 
 
+def summed(events: Iterable[tuple[str, str, int]], program: str, /) -> dict[tuple[str, str], float]:
+    """Seconds by (kind, part) of what `read` gives, with the text of the compiled program.
+
+    Events of CPUs and TPUs are named after the instruction. Those of GPUs say the kernel, and within a CUDA graph no instruction: a
+    fusion's kernel has its name, with _ for each dot; that of a library does not tell the part.
+    """
+    known = operations(program)
+    kernels = {re.sub(r"[.-]", "_", name): operation for name, operation in known.items()}
+    sums: collections.Counter[tuple[str, str]] = collections.Counter()
+    for name, kernel, ns in events:
+        operation = known.get(name) or kernels.get(kernel)
+        does = operation.does if operation else name
+        sums[kind(does, "" if kernel == name else kernel), part(operation.path) if operation else "library kernels"] += ns / 1e9
+    return dict(sums)
+
+
 def profile(run: Callable[[int], None], program: str, folder: str, /, *, wall: float) -> Profile:
-    """Traces `STEPS` steps of `run` into `folder`; `program` is the compiled text, `wall` the seconds of an untraced step."""
+    """Traces `STEPS` steps of `run` into `folder`; `program` is the compiled text, `wall` the seconds of an untraced step.
+
+    Raises UserError where the device's profiler names no operations.
+    """
     with jax.profiler.trace(folder):
         run(STEPS)
-    known, sums = operations(program), collections.Counter()
-    for name, kernel, ns in read(folder):
-        # Events of a CPU are named after the instruction; those of a GPU carry the kernel's name beside it.
-        operation = known.get(name, Operation("", ""))
-        sums[kind(operation.does or name, "" if kernel == name else kernel), part(operation.path)] += ns / 1e9 / STEPS
+    sums = summed(read(folder), program)
     if not sums:
         raise UserError(f"the trace under {folder} has no operations: the profiler of this device does not tell them")
-    return Profile(dict(sums), wall)
+    return Profile({key: seconds / STEPS for key, seconds in sums.items()}, wall)

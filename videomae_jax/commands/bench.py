@@ -53,6 +53,8 @@ def options_of_step(argv: list[str], /) -> tuple[argparse.Namespace, dict[str, s
 def step(argv: list[str], /) -> int:
     """Times the training step on noise, without input cost."""
     options, assignments = options_of_step(argv)
+    if options.against:  # JAX takes three quarters of a GPU at its start unless told not to, and the rival needs its share
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from videomae_jax import benchmarks
     from videomae_jax.assembly import assemble
     from videomae_jax.errors import UserError
