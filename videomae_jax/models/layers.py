@@ -119,19 +119,19 @@ class Attention(nn.Module):
         zeros = boxed(nn.initializers.zeros, "heads", None)
         q_bias = self.param("q_bias", zeros, (self.heads, size), jnp.float32).astype(self.dtype)
         v_bias = self.param("v_bias", zeros, (self.heads, size), jnp.float32).astype(self.dtype)
-        kernel = kernel.astype(self.dtype)
-
-        def project(part: int, bias: Array | None) -> Array:
-            # A product for each: slices of one for all three have to be copied for the attention kernel, and their gradients transposed.
-            y = x @ kernel[:, part].reshape(width, width)
-            y = y if bias is None else y + bias.reshape(width)
-            return shard(y.reshape(*x.shape[:2], self.heads, size), "batch", None, "heads", None)
-
-        q, k, v = (project(part, bias) for part, bias in enumerate((q_bias, None, v_bias)))
+        out = self.param("out", boxed(xavier(width, width), "heads", None, "embed"), (self.heads, size, width), jnp.float32).astype(self.dtype)
+        bias = self.param("out_bias", boxed(nn.initializers.zeros, "norm"), (width,), jnp.float32).astype(self.dtype)
+        kernel, flat = kernel.astype(self.dtype), parallel.target().platform == "gpu"
+        if flat:
+            # A product for each: parts of one array have to be copied for the attention kernel, and their gradients transposed.
+            q, k, v = (x @ kernel[:, part].reshape(width, width) for part in range(3))
+            q, k, v = (y.reshape(*x.shape[:2], self.heads, size) for y in (q + q_bias.reshape(width), k, v + v_bias.reshape(width)))
+        else:
+            q, k, v = jnp.moveaxis(jnp.einsum("bnd,dchk->bnchk", x, kernel), 2, 0)
+            q, v = q + q_bias, v + v_bias
+        q, k, v = (shard(y, "batch", None, "heads", None) for y in (q, k, v))
         y = attention.attend(q, k, v, implementation=self.implementation, valid=valid, scale=size**-0.5)
-        out = self.param("out", boxed(xavier(width, width), "heads", None, "embed"), (self.heads, size, width), jnp.float32)
-        bias = self.param("out_bias", boxed(nn.initializers.zeros, "norm"), (width,), jnp.float32)
-        return y.reshape(x.shape) @ out.astype(self.dtype).reshape(width, width) + bias.astype(self.dtype)
+        return (y.reshape(x.shape) @ out.reshape(width, width) if flat else jnp.einsum("bnhk,hkd->bnd", y, out)) + bias
 
 
 class Mlp(nn.Module):
