@@ -12,7 +12,7 @@ from videomae_jax import config as configs
 from videomae_jax.data.unread import Unread
 from videomae_jax.errors import UserError
 from videomae_jax.plan import EFFICIENCY, LABEL, MEASURED, TRIES, Compiled, Estimate, Input, Planner
-from videomae_jax.topologies import Topology, find, local, tpu_devices
+from videomae_jax.topologies import Topology, find, gpu_devices, local, tpu_devices
 
 VIDEOS = 1_350_000  # of VideoMAE V2's UnlabeledHybrid
 
@@ -64,7 +64,7 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
         "flops_per_step": flops, "step_seconds": seconds, "predicted_mfu": flops / seconds / peak,
         "steps": run.total, "hours": hours, "chip_hours": hours * topology.all_chips,
         "compile_seconds": round(compiled.seconds, 1) if compiled.seconds else None, "compile_cpu_seconds": round(compiled.cpu, 1), "label": MEASURED if chip.platform == "gpu" else LABEL,
-        "from": "compiled step" if compiled.program else "estimate",
+        "from": "compiled step" if compiled.program else "compiled step's memory, estimated time" if compiled.seconds else "estimate",
         **(wires(compiled.program, time) if time else {}), **feeding,
         "checkpoint_gb": assembly.state_bytes(run.abstract) / 1e9, "versions": versions()}
     result["stages"] = [{"config": config.name, "chip_hours": result["chip_hours"]}] + [
@@ -76,7 +76,7 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
 def choose(planner: Planner, /) -> tuple[Estimate, Compiled]:
     """The fastest choice that fits: by estimate, and where the platform can be compiled for, by its compiled step."""
     order = sorted(map(planner.of, planner.choices()), key=lambda e: (e.seconds, e.choice.microbatches, e.bytes))
-    if planner.topology.chip.platform == "gpu" and planner.topology.name != "local":
+    if planner.topology.chip.platform == "gpu" and planner.topology.name != "local" and not gpu_devices(planner.topology):
         best = next((e for e in order if e.bytes <= planner.limit), min(order, key=lambda e: e.bytes))
         return best, Compiled(best.bytes, 0.0, 0.0, None)
     ratio, done = 1.0, []

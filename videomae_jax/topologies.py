@@ -59,6 +59,15 @@ TORUS = {
 }
 TORUS["v6e"] = TORUS["v5e"]
 
+# What XLA's compiler asks of a GPU (makers' data sheets, CUDA's device properties): compute capability, multiprocessors, float32 units of
+# each, kB of shared memory of each, MB of L2, GHz, and the name that JAX gives it.
+GPUS = {
+    "a100": ((8, 0), 108, 64, 164, 40, 1.41, "NVIDIA A100-SXM4-80GB"),
+    "h100": ((9, 0), 132, 128, 228, 50, 1.98, "NVIDIA H100 80GB HBM3"),
+    "h200": ((9, 0), 132, 128, 228, 60, 1.98, "NVIDIA H200"),
+    "b200": ((10, 0), 148, 128, 228, 126, 1.96, "NVIDIA B200"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
@@ -147,3 +156,31 @@ def tpu_devices(topology: Topology, /) -> list[Any]:
     except Exception as error:  # libtpu raises whatever its plug-in does
         raise UserError(f"libtpu refuses --topology={topology.name}: {str(error).splitlines()[0]}") from error
     return list(found.devices)
+
+
+def gpu_target(chip: Chip, /) -> str:
+    """The GPU of a chip as XLA's GpuTargetConfigProto in text form."""
+    (major, minor), cores, units, shared, cache, clock, name = GPUS[chip.name]
+    limits = "threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 threads_per_core_limit: 2048 " \
+             "block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 registers_per_core_limit: 65536 registers_per_block_limit: 65536"
+    return (f"gpu_device_info {{ {limits} shared_memory_per_core: {shared * 1024} shared_memory_per_block_optin: {(shared - 1) * 1024} core_count: {cores} "
+            f"fpus_per_core: {units} memory_bandwidth: {chip.bandwidth:.0f} l2_cache_size: {cache * 2**20} clock_rate_ghz: {clock} "
+            f"device_memory_size: {chip.hbm:.0f} cuda_compute_capability {{ major: {major} minor: {minor} }} }} "
+            f'platform_name: "CUDA" runtime_version {{ major: 13 minor: 0 patch: 0 }} dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{name}"')
+
+
+def gpu_devices(topology: Topology, /) -> list[Any]:
+    """Devices of a GPU topology that can be compiled for but not used, on any machine with JAX's CUDA plug-in; none without it.
+
+    Raises UserError where the plug-in refuses the topology.
+    """
+    if not any(importlib.util.find_spec("jax_plugins") and importlib.util.find_spec(f"jax_plugins.xla_cuda{n}") for n in (12, 13)):
+        return []
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # which counts the drivers that are missing
+    from jax.experimental import topologies
+
+    nodes = f"1x{topology.slices}x{topology.chips}"
+    try:
+        return list(topologies.get_topology_desc(topology.name, "cuda", target_config=gpu_target(topology.chip), topology=nodes).devices)
+    except Exception as error:  # a plug-in raises whatever it does
+        raise UserError(f"JAX's CUDA plug-in refuses --topology={topology.name}: {str(error).splitlines()[0]}") from error
