@@ -273,6 +273,10 @@ def test_the_rival_is_compiled_as_asked(reference: Any, monkeypatch: pytest.Monk
     run = assembly.assemble(options("--config=configs/tiny.py", "--mode=dual", "--batch=8", *SMALL)[0])
     for how in reference.COMPILED:
         reference.Step(run.objective, clips=8, dtype="float32", attention="sdpa", device="cpu", compiled=how)
+    with pytest.raises(UserError, match="--torch-compile=none goes with --against=torch"):
+        bench.main(["step", "--config=configs/tiny.py", "--torch-compile=none"])
+    with pytest.raises(UserError, match="--profile=/proc/nope cannot be made"):
+        bench.main(["step", "--config=configs/tiny.py", "--profile=/proc/nope"])
     blocks = run.objective.encoder.depth + run.objective.decoder.depth
     assert done == ["VideoMAELayer"] * blocks + ["loss"]
     with pytest.raises(UserError, match="--torch-compile=blocks,all: 'all'; allowed are none, blocks, whole"):

@@ -22,7 +22,7 @@ def test_estimates_of_gpus_are_those_that_an_h100_measured(name: str) -> None:
     """The goals of a prediction: a step within 15 %, its memory within 5 %."""
     count, remat, milliseconds, gibibytes = H100[name]
     found = Planner(noise(name[0], count), topologies.find("h100x1"), fixed=frozenset(), trust=()).of(Choice(remat, 1, 1, 1, 1))
-    assert 1e3 * found.seconds == pytest.approx(milliseconds, rel=0.15) and found.bytes / 2**30 == pytest.approx(gibibytes, rel=0.05)
+    assert 1e3 * found.seconds == pytest.approx(milliseconds, rel=0.12) and found.bytes / 2**30 == pytest.approx(gibibytes, rel=0.05)
 
 
 def noise(size: str, clips: int, remat: str = "none") -> Any:
@@ -55,7 +55,7 @@ def test_without_the_plug_in_gpus_are_estimated(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("INVALID: no such thing\nmore")
 
     monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", refused)
-    with pytest.raises(UserError, match="^JAX's CUDA plug-in refuses --topology=h100x16: INVALID: no such thing$"):
+    with pytest.raises(UserError, match="^JAX's CUDA plug-in refuses --topology=h100x16: INVALID: no such thing; without the plug-in it is estimated$"):
         topologies.gpu_devices(topologies.find("h100x16"))
     assert asked["topology"] == "1x2x8" and asked["platform"] == "cuda" and "H100" in asked["target_config"]
 

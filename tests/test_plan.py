@@ -67,6 +67,12 @@ def test_without_libtpu_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch
         topologies.tpu_devices(topologies.find("v5p-512"))
 
 
+@pytest.fixture(autouse=True)
+def no_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans of GPUs are estimates here, whatever is installed."""
+    monkeypatch.setattr(forecast, "gpu_devices", lambda topology: [])
+
+
 # -- estimates --------------------------------------------------------------------------------------------------------------
 
 
@@ -135,7 +141,7 @@ def test_offloading_trades_memory_of_the_device_for_the_way_to_the_host() -> Non
     found = {remat: one.of(Choice(remat, 2, 8, 1, 1)) for remat in plan.RECOMPUTE}
     kept = {remat: one._kept(remat, 2)[1] for remat in plan.RECOMPUTE}
     assert found["offload"].bytes == found["full"].bytes < found["dots"].bytes
-    assert kept["offload"].host == pytest.approx(kept["dots"].activations - kept["full"].activations) and kept["dots"].host == 0
+    assert kept["offload"].host == pytest.approx(kept["dots"].activations - kept["full"].activations, abs=100) and kept["dots"].host == 0  # scalars count as weights
     slower = found["offload"].seconds - found["dots"].seconds
     assert slower == pytest.approx(1.01 * 2 * 2 * kept["offload"].host / one.topology.chip.pcie, rel=1e-6)  # twice two micro-batches
     chip = topologies.Chip("cpu", 0.1, 4e9, 1e10, 1e9, 1e9, 8, 2, platform="cpu")
@@ -277,7 +283,7 @@ def test_plan_of_gpus_end_to_end(tmp_path: Any, capsys: pytest.CaptureFixture[st
     out = capsys.readouterr().out.splitlines()
     result = json.loads(out[-1])
     assert {"topology", "bytes_per_chip", "fits", "flops_per_step", "predicted_mfu", "chip_hours", "compile_seconds"} <= result.keys()
-    assert result["fits"] and result["compile_seconds"] is None and "one H100" in result["label"] and result["from"] == "estimate"
+    assert result["fits"] and result["compile_seconds"] is None and "unvalidated" in result["label"] and result["from"] == "estimate"
     assert result["chip_hours"] == pytest.approx(8 * result["hours"]) and result["input_slowdown"] > 1  # a tiny model waits for its hosts
     assert result["hours"] == pytest.approx(result["steps"] * result["step_seconds"] * result["input_slowdown"] / 3600)
     assert result["predicted_mfu"] == pytest.approx(result["flops_per_step"] / result["step_seconds"] / (8 * 989e12))

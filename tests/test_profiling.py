@@ -28,13 +28,14 @@ def test_a_program_says_what_its_instructions_do() -> None:
     found = profiling.operations(PROGRAM)
     assert found["loop_fusion.3"].does == "dynamic-update-slice" and found["custom-call.4"].does == "custom-call __cublas$lt$matmul"
     assert [profiling.kind(found[k].does, "") for k in ("loop_fusion.3", "custom-call.4", "add.5")] == ["stacking of layers", "matrix product", "element-wise"]
+    assert profiling.part("jit(step)/jvp(Encoder)/stack/block/attn/transpose") == "encoder/attn"  # an array is transposed, not the program
     assert [profiling.part(found[k].path) for k in ("loop_fusion.3", "custom-call.4", "add.5")] == ["decoder/mlp backward", "encoder/attn", "other"]
 
 
 @pytest.mark.parametrize(("does", "kernel", "kind"), [
     ("", "nvjet_sm90_tst_128x160_64x5_2x1_v_bz_NNT", "matrix product"), ("", "cudnn_generated_fort_native_sdpa_sm90_flash_fprop", "attention kernel"),
     ("", "ncclDevKernel_AllReduce_Sum_f32", "collective"), ("", "MemcpyD2D", "copy"), ("multiply reduce add", "", "reduction"), ("transpose", "", "copy"),
-    ("convert multiply", "", "element-wise"), ("copy dot add", "", "matrix product")])
+    ("gather", "", "other"), ("rng-bit-generator", "", "other"), ("convert multiply", "", "element-wise"), ("copy dot add", "", "matrix product")])
 def test_kinds(does: str, kernel: str, kind: str) -> None:
     """Kernels of libraries by their name, instructions by what they do; a fusion with a matrix product in it is one."""
     assert profiling.kind(does, kernel) == kind
@@ -55,7 +56,7 @@ def test_loops_count_without_what_runs_in_them() -> None:
 
 @pytest.mark.usefixtures("optimised")
 def test_a_real_trace_adds_up(tmp_path: pathlib.Path) -> None:
-    """Matrix products of a traced function are found, in more time than nothing and less than the clock's."""
+    """Matrix products of a traced function are found, in more time than nothing."""
     step = jax.jit(lambda x: jnp.tanh(x @ x).sum()).lower(jnp.ones((512, 512))).compile()
     step(jnp.ones((512, 512)))
     found = profiling.profile(lambda n: [step(jnp.ones((512, 512))).block_until_ready() for _ in range(n)], step.as_text(), str(tmp_path), wall=1.0)

@@ -16,9 +16,10 @@ from PIL import Image
 from test_decode import encode
 
 import videomae_jax
-from videomae_jax import runner
+from videomae_jax import artefact, parallel, runner
 from videomae_jax.__main__ import main
 from videomae_jax.data import clips, decode, three_crop
+from videomae_jax.models import attention
 from videomae_jax.runner import Program
 
 
@@ -154,6 +155,20 @@ def test_runs_of_a_gpu_or_tpu_open_and_export_elsewhere(run: pathlib.Path, tmp_p
     np.testing.assert_allclose(model.encode(video).pooled, want, atol=1e-5)
     assert main(["export", str(gpu), f"--out={tmp_path}/out"]) == 0
     np.testing.assert_allclose(Program(tmp_path / "out")(video)["pooled"], want, atol=1e-5)
+
+
+def test_an_export_is_not_for_the_devices_that_are_here(run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention that the device decides is decided for where the program goes, whatever JAX sees."""
+    text = (run / "config.json").read_text()
+    automatic = pathlib.Path(shutil.copytree(run, tmp_path / "auto"))
+    (automatic / "config.json").write_text(text.replace('"attention": "xla"', '"attention": "auto"'))
+    seen, chosen = [], attention.chosen
+    monkeypatch.setattr(attention, "chosen", lambda **kw: seen.append(parallel.target()) or chosen(**kw))
+    model = videomae_jax.load(automatic)
+    for platforms, wanted in ((("cpu",), parallel.Target("cpu", 1)), (("cuda",), parallel.Target("export", 0)), (("cpu", "tpu"), parallel.Target("export", 0))):
+        seen.clear()
+        artefact.write(model, tmp_path / "-".join(platforms), platforms=platforms)
+        assert wanted in seen and all(one == wanted for one in seen[:1])
 
 
 def test_export_mistakes(run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from videomae_jax import run_directory
+from videomae_jax import parallel, run_directory
 from videomae_jax.api import Model
 from videomae_jax.errors import UserError
 from videomae_jax.objectives import base
@@ -48,7 +48,9 @@ def write(model: Model, out: pathlib.Path, /, *, what: str = "features", layer: 
     e = model.objective.encoder
     video = jax.ShapeDtypeStruct((rows, e.frames, e.size, e.size, e.channels), np.uint8)
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
-    exported = jax.export.export(jax.jit(serve), platforms=tuple(platforms))(shapes, video)
+    # Kernels of this machine's devices have no place in it; clips and heads one after the other serve a CPU alone.
+    with parallel.aim(parallel.Target("cpu", 1) if tuple(platforms) == ("cpu",) else parallel.Target("export", 0)):
+        exported = jax.export.export(jax.jit(serve), platforms=tuple(platforms))(shapes, video)
     about = {"what": what, "layer": layer, "step": model.step, "platforms": list(platforms), "jax": jax.__version__, "weights": names,
              "input": {"video": ["b", e.frames, e.size, e.size, e.channels], "dtype": "uint8", "range": [0, 255]},
              "output": {k: ["b", *(int(n) for n in v.shape[1:])] for k, v in jax.eval_shape(serve, shapes, jax.ShapeDtypeStruct((1, *video.shape[1:]), np.uint8)).items()},

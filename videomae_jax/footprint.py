@@ -17,7 +17,7 @@ from videomae_jax.objectives.base import with_frozen
 from videomae_jax.topologies import Topology
 
 # Bytes of element-wise traffic for each token, channel and layer of a training step, all passes together. That of GPUs is fitted to the
-# measured steps of ViT-S to g on one H100 (tests/measured.md), attention at less than the peak rate included.
+# measured steps of ViT-S to g on one H100 (tests/test_gpu_plans.py), attention at less than the peak rate included.
 TRAFFIC = {"gpu": 300}
 OTHERS = 200
 
@@ -31,9 +31,10 @@ class Kept:
     host: float = 0.0
 
     def at(self, more: "Kept", rows: int, /) -> "Kept":
-        """What `rows` clips keep, if this is one clip and `more` two: a constant and an equal part for each clip."""
+        """What `rows` clips keep, if this is one clip and `more` two: an equal part for each clip, and what does not grow, which are weights."""
         each = more.activations - self.activations
-        return Kept(self.activations + (rows - 1) * each, self.weights, self.host + (rows - 1) * (more.host - self.host))
+        constant = max(0.0, self.activations - each)
+        return Kept(self.activations - constant + (rows - 1) * each, self.weights + constant, self.host + (rows - 1) * (more.host - self.host))
 
 
 def kept(run: Assembly, /, *, rows: int) -> Kept:
@@ -90,24 +91,35 @@ def device_bytes(run: Assembly, sizes: dict[str, int], /, *, microbatches: int, 
 
 
 def gpu_bytes(run: Assembly, sizes: dict[str, int], /, *, microbatches: int, saved: Kept, layer: float) -> float:
-    """`device_bytes` of a GPU, whose compiler pads nothing and fuses the conversion of clips; within 5 % of what an H100 needed.
+    """`device_bytes` of a GPU, whose compiler pads nothing and fuses the conversion of clips.
 
-    A loop over layers holds the gradients of all of them from the first on. Without one they take the place of activations.
+    Within 5 % of what one H100 needed without recomputation and with all of it ("full"); the policies between were not measured. A loop
+    over layers holds the gradients of all of them from the first on. Without one they take the place of activations, and copies
+    of weights are made anew where they need no gathering.
     """
     rows = run.clips // (sizes["data"] * sizes["fsdp"])
     split = sizes["fsdp"] * sizes["tensor"]
     gradients, kept = parallel.nbytes(run.abstract.params) / split, saved.activations / sizes["tensor"]
+    again = layer / sizes["tensor"] if recomputed(run) else 0.0
     if microbatches > 1 or looped(run):
         held = gradients + kept + saved.weights / split + layer / sizes["tensor"]
     else:
-        held = max(gradients, kept)
+        held = max(gradients, kept) + again + (saved.weights / sizes["tensor"] if sizes["fsdp"] > 1 else 0.0)
     return state_bytes(run, sizes) - gradients + held + batch_bytes(run) / run.clips * rows * max(1, run.config.prefetch)
 
 
 def looped(run: Assembly, /) -> bool:
     """Whether a stack of the model is a loop over its layers on the device that is compiled for."""
-    parts = [part for part in vars(run.objective).values() if hasattr(part, "unroll")]
-    return any((part.unroll or stacks.unrolled(part.depth, remat=part.remat)) < part.depth for part in parts)
+    return any((part.unroll or stacks.unrolled(part.depth, remat=part.remat)) < part.depth for part in _stacks(run))
+
+
+def recomputed(run: Assembly, /) -> bool:
+    """Whether a stack of the model computes something again in its backward pass."""
+    return any(part.remat != "none" for part in _stacks(run))
+
+
+def _stacks(run: Assembly, /) -> list[Any]:
+    return [part for part in vars(run.objective).values() if hasattr(part, "unroll")]
 
 
 def batch_bytes(run: Assembly, /) -> float:

@@ -45,6 +45,8 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
     topology = here() if name == "local" else find(name)
     if topology.chip.platform == "tpu" and name != "local":
         tpu_devices(topology)  # fails now, not after minutes
+    elif topology.chip.platform == "gpu" and name != "local":
+        gpu_devices(topology)
     planner = Planner(config, topology, fixed=fixed, trust=trust, memory=memory, say=say)
     estimate, compiled = choose(planner)
     time = roofline(compiled.program, topology) if compiled.program else None
@@ -63,7 +65,7 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
         "remat": estimate.choice.remat, "microbatches": estimate.choice.microbatches, "mesh": estimate.choice.sizes,
         "flops_per_step": flops, "step_seconds": seconds, "predicted_mfu": flops / seconds / peak,
         "steps": run.total, "hours": hours, "chip_hours": hours * topology.all_chips,
-        "compile_seconds": round(compiled.seconds, 1) if compiled.seconds else None, "compile_cpu_seconds": round(compiled.cpu, 1), "label": MEASURED if chip.platform == "gpu" else LABEL,
+        "compile_seconds": round(compiled.seconds, 1) if compiled.seconds else None, "compile_cpu_seconds": round(compiled.cpu, 1), "label": MEASURED if (chip.name, topology.all_chips) == ("h100", 1) else LABEL,
         "from": "compiled step" if compiled.program else "compiled step's memory, estimated time" if compiled.seconds else "estimate",
         **(wires(compiled.program, time) if time else {}), **feeding,
         "checkpoint_gb": assembly.state_bytes(run.abstract) / 1e9, "versions": versions()}
@@ -147,11 +149,9 @@ def stage(config: Any, topology: Topology, mfu: float, /, *, tested: int = 0, tr
 
 def versions() -> dict[str, str]:
     """Of what decides the compiled program."""
-    found = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
-    try:
-        return found | {"libtpu": importlib.metadata.version("libtpu")}
-    except importlib.metadata.PackageNotFoundError:
-        return found
+    names = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
+    installed = {d.name.lower() for d in importlib.metadata.distributions() if d.name}
+    return {name: importlib.metadata.version(name) for name in names if name in installed}
 
 
 def table(plan: Mapping[str, Any], /) -> list[str]:
@@ -187,6 +187,6 @@ def markdown(plans: Sequence[Mapping[str, Any]], /) -> list[str]:
         mesh = f"{plan['mesh']['data']} x {plan['mesh']['fsdp']}"
         seconds = f"{plan['compile_seconds']:.0f}, {plan['compile_cpu_seconds']:.0f}" if plan["compile_seconds"] else "estimate"
         rows.append(f"| {plan['config']} | {plan['topology']} | {plan['bytes_per_chip'] / 1e9:.1f}{'' if plan['fits'] else ' (does not fit)'} | {plan['remat']}, "
-                    f"{plan['microbatches']}, {mesh} | {1e3 * plan['step_seconds']:.0f} | {100 * plan['predicted_mfu']:.0f} % | {plan['chip_hours']:,.0f} | "
+                    f"{plan['microbatches']}, {mesh} | {1e3 * plan['step_seconds']:.0f}{' (estimate)' if seconds != 'estimate' and 'estimated' in plan['from'] else ''} | {100 * plan['predicted_mfu']:.0f} % | {plan['chip_hours']:,.0f} | "
                     f"{plan['host_cores_needed']:.0f} of {plan['host_cores']} | {seconds} |")
     return rows

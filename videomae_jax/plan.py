@@ -22,8 +22,8 @@ USABLE = 0.95  # of a device's memory; the rest is for the runtime, the next bat
 MARGIN = {"tpu": 1.25, "cpu": 1.1}  # compiled bytes of activations over counted ones at the least: padded layouts
 TRIES = 3  # compilations at most
 SHARE = 0.15  # of a device's memory that parameters, moments and gradients may take whole before they are split
-LABEL = "model, unvalidated"
-MEASURED = "model; steps of ViT-S to g on one H100 were within 12 %, their memory within 5 %"  # tests/test_plan.py has both sides
+LABEL = "model, unvalidated; of one H100, to whose steps the constants of GPUs are fitted, it is within 12 %"
+MEASURED = "model, fitted to ViT-S to g on one H100: their steps within 12 %, their memory within 5 %"  # tests/test_gpu_plans.py has both sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +213,10 @@ class Planner:
         begin, cpu = time.perf_counter(), time.process_time()
         try:
             compiled = run.compile()
-        except jax.errors.JaxRuntimeError as error:
+        except RuntimeError as error:
+            if "cuDNN" in str(error):
+                raise UserError(f"--topology={self.topology.name} compiles with JAX's CUDA plug-in: {str(error).splitlines()[0]}; install jax[cuda13] whole, or none "
+                                "of it for an estimate") from error
             used = re.search(r"Used ([\d.]+)([KMGT]?) of", str(error))
             if "RESOURCE_EXHAUSTED" not in str(error) or not used:
                 raise

@@ -21,8 +21,8 @@ STACKS = ("encoder", "decoder", "sampler", "critic", "teacher")
 # An operation is of the first kind whose pattern its opcode, target or kernel has.
 KINDS = (("attention kernel", r"fmha|flash|splash|cudnn::fusion"), ("collective", r"all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|nccl"),
          ("matrix product", r"\bdot\b|gemm|cublas|nvjet|cutlass|convolution|matmul"), ("stacking of layers", r"dynamic-update-slice|dynamic-slice"),
-         ("reduction", r"\breduce"), ("element-wise", r"\b(add|subtract|multiply|divide|exponential|log|r?sqrt|select|compare|maximum|minimum|erf|tanh|convert)\b"),
-         ("copy", r""))
+         ("reduction", r"\breduce\b"), ("element-wise", r"\b(add|subtract|multiply|divide|exponential|log|r?sqrt|select|compare|maximum|minimum|erf|tanh|convert|negate|and|or|xor|clamp)\b"),
+         ("copy", r"\bcopy|transpose|memcpy|memset|concatenate|\bslice|\bpad\b|broadcast"), ("other", r""))
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*?\s([\w-]+)\((.*)$")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
 
@@ -87,7 +87,7 @@ def part(path: str, /) -> str:
     stack = next((s for w in words for s in STACKS if w.lower().startswith(s)), "")
     module = next((w for w in words if w in PARTS), "")
     name = "/".join(filter(None, (stack, module)))
-    return f"{name}{' backward' * ('transpose' in words)}" if name else "other"
+    return f"{name}{' backward' * ('transpose(' in path)}" if name else "other"
 
 
 def own_times(events: Iterable[tuple[int, int, Any]], /) -> Iterator[tuple[Any, int]]:

@@ -183,4 +183,4 @@ def gpu_devices(topology: Topology, /) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(topology.name, "cuda", target_config=gpu_target(topology.chip), topology=nodes).devices)
     except Exception as error:  # a plug-in raises whatever it does
-        raise UserError(f"JAX's CUDA plug-in refuses --topology={topology.name}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"JAX's CUDA plug-in refuses --topology={topology.name}: {str(error).splitlines()[0]}; without the plug-in it is estimated") from error

@@ -35,8 +35,9 @@ def av_mae(data: str, size: str, *, layout: str, seconds: int, audio_ratio: floa
     config.batch_size = 512
     (width, depth, heads, hidden), (narrow, few, inner) = SIZES[size]
     sound = fusion.Sound(spectrogram=100 * seconds, mels=128, patch=(16, 16))
-    encoder = fusion.Encoder(width=width, depth=depth, heads=heads, hidden=hidden, layout=layout, fused=2, audio=sound, dtype="bfloat16", remat="full")
-    decoder = fusion.Decoder(width=narrow, depth=4, heads=few, hidden=inner, layout="shared", dtype="bfloat16", remat="full")
+    encoder = fusion.Encoder(width=width, depth=depth, heads=heads, hidden=hidden, layout=layout, fused=2, audio=sound, dtype="bfloat16", remat="full",
+                             attention="auto", unroll=0)
+    decoder = fusion.Decoder(width=narrow, depth=4, heads=few, hidden=inner, layout="shared", dtype="bfloat16", remat="full", attention="auto", unroll=0)
     config.objective = spec(audiovisual.AudiovisualMAE, encoder=encoder, decoder=decoder,
                             video_mask=masking.Random(ratio=0.9, layout="token"), audio_mask=masking.Random(ratio=audio_ratio, layout="token"))
     config.data = spec(AudioVideoClips, index="index.parquet", frames=16, size=224, repeats=1, sampling=clips.DenseRandom(stride=4),

@@ -138,6 +138,13 @@ def check(options: argparse.Namespace, /) -> None:
 
     if bool(options.size) == bool(options.config):
         raise UserError("bench step needs either --size or --config")
+    if options.torch_compile and not options.against:
+        raise UserError(f"--torch-compile={options.torch_compile} goes with --against=torch")
+    if options.profile:
+        try:
+            os.makedirs(options.profile, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--profile={options.profile} cannot be made: {error.strerror}") from error
     for name, least in (("batch", 0), ("steps", 0), ("repeats", 1), ("warmup", 1), ("peak_tflops", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name.replace('_', '-')}={getattr(options, name)}; allowed are {least} and more")

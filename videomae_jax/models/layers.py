@@ -59,8 +59,8 @@ class LayerNorm(nn.Module):
 
 # The two element-wise functions below keep only their argument for the backward pass. Their intermediate values, which
 # are cheap to compute, would otherwise be stored for every layer: a third of the activations of a step. On GPUs, whose stacks are
-# unrolled, GELU is behind a barrier: without it the compiler finds the same erf in both passes and stores two arrays instead of
-# computing it. Within a loop a barrier only keeps it from fusing (5 % of ViT-g's compiled step on v5p).
+# unrolled unless they recompute, GELU is behind a barrier: without it the compiler finds the same erf in both passes and stores two
+# arrays instead of computing it. Within a loop a barrier only keeps it from fusing (5 % of ViT-g's compiled step on v5p).
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
@@ -125,7 +125,9 @@ class Attention(nn.Module):
         bias = self.param("out_bias", boxed(nn.initializers.zeros, "norm"), (width,), jnp.float32).astype(self.dtype)
         kernel, flat = kernel.astype(self.dtype), parallel.target().platform == "gpu"
         if flat:
-            # A product for each: parts of one array have to be copied for the attention kernel, and their gradients transposed.
+            # A product for each: parts of one array have to be copied for the attention kernel, and their gradients transposed. Over fsdp
+            # the kernel is gathered once, not each part by itself.
+            kernel = shard(kernel, None, None, "heads", None)
             q, k, v = (x @ kernel[:, part].reshape(width, width) for part in range(3))
             q, k, v = (y.reshape(*x.shape[:2], self.heads, size) for y in (q + q_bias.reshape(width), k, v + v_bias.reshape(width)))
         else:
