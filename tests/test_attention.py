@@ -132,9 +132,9 @@ def test_blocks_of_the_splash_kernel(length: int, padded: int, block: int) -> No
 
 
 @pytest.mark.parametrize(("tokens", "size", "masked", "whole"), [(200, 88, True, 16), (130, 64, False, 16), (300, 80, True, 1), (944, 88, True, 16),
-                                                                  (1232, 64, False, 16)])
+                                                                  (1232, 64, False, 16), (1568, 64, True, 16)])
 def test_splash_equals_the_plain_form(tokens: int, size: int, masked: bool, whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The TPU kernel interpreted: V2's head sizes, lengths that are padded (944 and 1232 are its decoders'), padded keys
+    """The TPU kernel interpreted: V2's head sizes, lengths that are padded (944 and 1232 are its decoders', 1568 V1's), padded keys
     anywhere, one block of keys and several."""
     monkeypatch.setattr(kernels, "WHOLE", whole)
     monkeypatch.setattr(kernels, "BLOCK", 1 if whole == 1 else 5)

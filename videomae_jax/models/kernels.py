@@ -53,15 +53,15 @@ def blocks(length: int, /) -> tuple[int, int]:
     return -(-lanes // size) * size * LANES, size * LANES
 
 
-def kernel(heads: int, queries: int, keys: int, interpret: bool, /) -> Any:
-    """Splash attention over padded lengths, without a mask of its own: which keys count is said by segments.
+def kernel(heads: int, queries: tuple[int, int], keys: tuple[int, int], interpret: bool, /) -> Any:
+    """Splash attention over padded lengths in blocks (`blocks` of both), without a mask of its own: which keys count is said by segments.
 
     Where one block holds all keys, the backward pass is one kernel; otherwise it would add up a gradient of the queries for every
     block, in their own precision.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
-    (_, rows), (_, columns) = blocks(queries), blocks(keys)
+    (queries, rows), (keys, columns) = queries, keys
     whole = keys if keys <= WHOLE * LANES else columns
     back = {} if whole == keys else {"block_q_dq": rows, "block_kv_dq": columns}
     sizes = splash_attention_kernel.BlockSizes(
@@ -84,12 +84,13 @@ def splash(q: Array, k: Array, v: Array, /, *, valid: Array | None) -> Array:
 
     def one_device(q: Array, k: Array, v: Array, keys: Array) -> Array:
         tokens, heads = q.shape[1:3]
-        (rows, _), (columns, _) = blocks(tokens), blocks(k.shape[1])
+        queries, others = blocks(tokens), blocks(k.shape[1])
+        rows, columns = queries[0], others[0]
         q, k, v = (jnp.pad(x, ((0, 0), (0, n - x.shape[1]), (0, 0), (0, 0))).swapaxes(1, 2) for x, n in ((q, rows), (k, columns), (v, columns)))
         keys = jnp.pad(keys, ((0, 0), (0, columns - keys.shape[1]))).astype(jnp.int32)
         from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
 
-        run = jax.vmap(kernel(heads, rows, columns, platform == "cpu"))
+        run = jax.vmap(kernel(heads, queries, others, platform == "cpu"))
         return run(q, k, v, SegmentIds(jnp.ones((q.shape[0], rows), jnp.int32), keys)).swapaxes(1, 2)[:, :tokens]
 
     wide = ("batch", None, "heads", None)
