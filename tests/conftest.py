@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,8 @@ os.environ["XLA_FLAGS"] = " ".join([
     "--xla_cpu_collective_call_terminate_timeout_seconds=600", QUICK])
 os.environ.update(THREADS)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # commands that tests start inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what runs in its background, and every process of a test would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 FIRST = ("test_contract", "test_resume", "test_processes", "test_av_mae")  # files of minutes: none of them starts when all others are done
 
 
