@@ -70,7 +70,7 @@ def test_without_libtpu_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch
 @pytest.fixture(autouse=True)
 def no_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans of GPUs are estimates here, whatever is installed."""
-    monkeypatch.setattr(forecast, "gpu_devices", lambda topology: [])
+    monkeypatch.setattr(topologies, "gpu_devices", lambda topology: [])
 
 
 # -- estimates --------------------------------------------------------------------------------------------------------------

@@ -100,11 +100,11 @@ def gpu_bytes(run: Assembly, sizes: dict[str, int], /, *, microbatches: int, sav
     rows = run.clips // (sizes["data"] * sizes["fsdp"])
     split = sizes["fsdp"] * sizes["tensor"]
     gradients, kept = parallel.nbytes(run.abstract.params) / split, saved.activations / sizes["tensor"]
-    again = layer / sizes["tensor"] if recomputed(run) else 0.0
+    block = layer / sizes["tensor"]
     if microbatches > 1 or looped(run):
-        held = gradients + kept + saved.weights / split + layer / sizes["tensor"]
+        held = gradients + kept + saved.weights / split + block
     else:
-        held = max(gradients, kept) + again + (saved.weights / sizes["tensor"] if sizes["fsdp"] > 1 else 0.0)
+        held = max(gradients, kept) + (block if recomputed(run) else 0.0) + (saved.weights / sizes["tensor"] if sizes["fsdp"] > 1 else 0.0)
     return state_bytes(run, sizes) - gradients + held + batch_bytes(run) / run.clips * rows * max(1, run.config.prefetch)
 
 

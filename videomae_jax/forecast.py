@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
-from videomae_jax import assembly, benchmarks, footprint, hlo
+from videomae_jax import assembly, benchmarks, footprint, hlo, topologies
 from videomae_jax import config as configs
 from videomae_jax.data.unread import Unread
 from videomae_jax.errors import UserError
 from videomae_jax.plan import EFFICIENCY, LABEL, MEASURED, TRIES, Compiled, Estimate, Input, Planner
-from videomae_jax.topologies import Topology, find, gpu_devices, local, tpu_devices
+from videomae_jax.topologies import Topology, find, local
 
 VIDEOS = 1_350_000  # of VideoMAE V2's UnlabeledHybrid
 
@@ -43,10 +43,7 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
          memory: float = 0.0, then: Sequence[tuple[Any, int]] = (), say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """The plan of a config on the topology `name` as plain data; `then` are further stages and the videos each is tested on, costed at the same utilisation."""
     topology = here() if name == "local" else find(name)
-    if topology.chip.platform == "tpu" and name != "local":
-        tpu_devices(topology)  # fails now, not after minutes
-    elif topology.chip.platform == "gpu" and name != "local":
-        gpu_devices(topology)
+    topologies.devices(topology)  # fails now, not after minutes
     planner = Planner(config, topology, fixed=fixed, trust=trust, memory=memory, say=say)
     estimate, compiled = choose(planner)
     time = roofline(compiled.program, topology) if compiled.program else None
@@ -65,7 +62,8 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
         "remat": estimate.choice.remat, "microbatches": estimate.choice.microbatches, "mesh": estimate.choice.sizes,
         "flops_per_step": flops, "step_seconds": seconds, "predicted_mfu": flops / seconds / peak,
         "steps": run.total, "hours": hours, "chip_hours": hours * topology.all_chips,
-        "compile_seconds": round(compiled.seconds, 1) if compiled.seconds else None, "compile_cpu_seconds": round(compiled.cpu, 1), "label": MEASURED if (chip.name, topology.all_chips) == ("h100", 1) else LABEL,
+        "compile_seconds": round(compiled.seconds, 1) if compiled.seconds else None, "compile_cpu_seconds": round(compiled.cpu, 1),
+        "label": MEASURED if (chip.name, topology.all_chips) == ("h100", 1) else LABEL,
         "from": "compiled step" if compiled.program else "compiled step's memory, estimated time" if compiled.seconds else "estimate",
         **(wires(compiled.program, time) if time else {}), **feeding,
         "checkpoint_gb": assembly.state_bytes(run.abstract) / 1e9, "versions": versions()}
@@ -78,7 +76,7 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
 def choose(planner: Planner, /) -> tuple[Estimate, Compiled]:
     """The fastest choice that fits: by estimate, and where the platform can be compiled for, by its compiled step."""
     order = sorted(map(planner.of, planner.choices()), key=lambda e: (e.seconds, e.choice.microbatches, e.bytes))
-    if planner.topology.chip.platform == "gpu" and planner.topology.name != "local" and not gpu_devices(planner.topology):
+    if planner.topology.chip.platform == "gpu" and not topologies.devices(planner.topology):
         best = next((e for e in order if e.bytes <= planner.limit), min(order, key=lambda e: e.bytes))
         return best, Compiled(best.bytes, 0.0, 0.0, None)
     ratio, done = 1.0, []

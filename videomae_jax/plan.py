@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
-from videomae_jax import assembly, footprint, hlo, parallel
+from videomae_jax import assembly, footprint, hlo, parallel, topologies
 from videomae_jax.errors import UserError
-from videomae_jax.topologies import TORUS, Topology, find, gpu_devices, tpu_devices
+from videomae_jax.topologies import TORUS, Topology, find
 
 EFFICIENCY = 0.8  # of the peak rates that large matrix products and long copies reach (an H200: 790 of 989 TFLOP/s)
 RECOMPUTE = {"none": 0.0, "dots": 0.1, "offload": 0.1, "full": 1.0}  # forward passes more, by remat policy
@@ -207,8 +207,7 @@ class Planner:
 
     def compile(self, choice: Choice, /) -> Compiled:
         """The real step of a choice, compiled for the topology."""
-        far = {"tpu": tpu_devices, "gpu": gpu_devices}.get(self.topology.chip.platform) if self.topology.name != "local" else None
-        devices = far(self.topology) if far else jax.devices()
+        devices = topologies.devices(self.topology)
         run = assembly.assemble(choice.apply(self.config), trust=self.trust, devices=devices)
         begin, cpu = time.perf_counter(), time.process_time()
         try:

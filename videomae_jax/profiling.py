@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from videomae_jax import hlo
 from videomae_jax.errors import UserError
 
 STEPS = 3  # traced after the warm-up
@@ -23,8 +24,6 @@ KINDS = (("attention kernel", r"fmha|flash|splash|cudnn::fusion"), ("collective"
          ("matrix product", r"\bdot\b|gemm|cublas|nvjet|cutlass|convolution|matmul"), ("stacking of layers", r"dynamic-update-slice|dynamic-slice"),
          ("reduction", r"\breduce\b"), ("element-wise", r"\b(add|subtract|multiply|divide|exponential|log|r?sqrt|select|compare|maximum|minimum|erf|tanh|convert|negate|and|or|xor|clamp)\b"),
          ("copy", r"\bcopy|transpose|memcpy|memset|concatenate|\bslice|\bpad\b|broadcast"), ("other", r""))
-INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*?\s([\w-]+)\((.*)$")
-COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,20 +59,19 @@ class Profile:
 
 def operations(program: str, /) -> dict[str, Operation]:
     """{instruction: Operation} of the text of a compiled program; a fusion does what the instructions in it do."""
-    bodies: dict[str, list[str]] = collections.defaultdict(list)
-    found, calls, name = {}, {}, ""
-    for line in program.splitlines():
-        if head := COMPUTATION.match(line):
-            name = head[1]
-        elif told := INSTRUCTION.match(line):
-            path = re.search(r'op_name="([^"]*)"', told[3])
-            target = re.search(r'custom_call_target="([^"]*)"', told[3])
-            does = f"{told[2]} {target[1] if target else ''}".strip()
-            bodies[name].append(does)
-            found[told[1]] = Operation(does, path[1] if path else "")
-            if told[2] == "fusion" and (body := re.search(r"calls=%?([\w.-]+)", told[3])):
-                calls[told[1]] = body[1]
-    return {k: dataclasses.replace(v, does=" ".join(bodies[calls[k]])) if k in calls else v for k, v in found.items()}
+    computations = hlo.Program(program, devices=1).computations
+
+    def does(one: hlo.Instruction) -> str:
+        if one.op == "fusion":
+            return " ".join(does(i) for name in one.called for i in computations.get(name, {}).values())
+        target = re.search(r'custom_call_target="([^"]*)"', one.rest)
+        return f"{one.op} {target[1]}" if target else one.op
+
+    def path(one: hlo.Instruction) -> str:
+        told = re.search(r'op_name="([^"]*)"', one.rest)
+        return told[1] if told else ""
+
+    return {name: Operation(does(one), path(one)) for body in computations.values() for name, one in body.items()}
 
 
 def kind(does: str, kernel: str, /) -> str:

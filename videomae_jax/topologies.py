@@ -158,6 +158,18 @@ def tpu_devices(topology: Topology, /) -> list[Any]:
     return list(found.devices)
 
 
+def devices(topology: Topology, /) -> list[Any]:
+    """What a step is compiled for: the devices here for "local", else some that are not here; none where it can only be estimated.
+
+    Raises UserError as `tpu_devices` and `gpu_devices` do.
+    """
+    if topology.name == "local":
+        import jax
+
+        return jax.devices()
+    return (tpu_devices if topology.chip.platform == "tpu" else gpu_devices)(topology)
+
+
 def gpu_target(chip: Chip, /) -> str:
     """The GPU of a chip as XLA's GpuTargetConfigProto in text form."""
     (major, minor), cores, units, shared, cache, clock, name = GPUS[chip.name]

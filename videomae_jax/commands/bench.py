@@ -140,14 +140,14 @@ def check(options: argparse.Namespace, /) -> None:
         raise UserError("bench step needs either --size or --config")
     if options.torch_compile and not options.against:
         raise UserError(f"--torch-compile={options.torch_compile} goes with --against=torch")
+    for name, least in (("batch", 0), ("steps", 0), ("repeats", 1), ("warmup", 1), ("peak_tflops", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name.replace('_', '-')}={getattr(options, name)}; allowed are {least} and more")
     if options.profile:
         try:
             os.makedirs(options.profile, exist_ok=True)
         except OSError as error:
             raise UserError(f"--profile={options.profile} cannot be made: {error.strerror}") from error
-    for name, least in (("batch", 0), ("steps", 0), ("repeats", 1), ("warmup", 1), ("peak_tflops", 0)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name.replace('_', '-')}={getattr(options, name)}; allowed are {least} and more")
 
 
 def prepared(options: argparse.Namespace, assignments: dict[str, str], /) -> tuple[Any, str]:
