@@ -34,7 +34,6 @@ ARRIVED = "chaos: arrived"
 PAUSE = 1.5  # seconds until a stopped process goes on
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGSTOP")
 PLACES = {"step": 6, "save": 2, "restore": 1, "evaluation": 2, "worker": 6}  # and how often a start may pass it before the signal
-TIMED = (*runs.TIMED, "save_failures")
 # All programs of a start come from the cache, however small; nobody else needs more threads than there are cores.
 ENV = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", "OPENBLAS_NUM_THREADS": "1",
        "PYTHONPATH": os.pathsep.join((str(runs.ROOT), str(runs.ROOT / "tests")))}
@@ -137,7 +136,7 @@ def differences(directory: pathlib.Path, reference: pathlib.Path, /, *, step: in
     from videomae_jax import metrics
 
     def lines(where: pathlib.Path) -> list[dict[str, float]]:
-        return [{k: v for k, v in line.items() if k not in TIMED} for line in metrics.read(where)]
+        return [{k: v for k, v in line.items() if k not in metrics.TIMING} for line in metrics.read(where)]
 
     found = [item for item, value in runs.digest(directory, step=step).items() if value != runs.digest(reference, step=step)[item]]
     return found + (["metrics"] if lines(directory) != lines(reference) else [])

@@ -28,7 +28,6 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TOTAL, SAVE = 9, 3
-TIMED = ("clips_per_second", "data_wait", "data_wait_ms", "save_blocked_s")  # values of metrics.jsonl that may differ between two runs of one config
 # Programs that run a few times each take far longer to compile well than to run: a step of the contract a quarter of the time with these.
 # Later versions of jaxlib do not know the flag and end the process.
 QUICK = "--xla_cpu_parallel_codegen_split_count=1" + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10.")

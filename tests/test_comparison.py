@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import written
 
-from videomae_jax import comparison, report
+from videomae_jax import comparison, records
 from videomae_jax import config as configs
 from videomae_jax.__main__ import main
 from videomae_jax.errors import UserError
@@ -32,8 +32,8 @@ SHORT = [{"step": s, "loss": 2.0 / s} for s in (2, 4)]
 
 def test_values_are_those_of_the_same_step(tmp_path: pathlib.Path) -> None:
     """The last step that both have, not the last of each; a value of one run alone has no difference."""
-    records = [report.load(record(tmp_path / "a", LONG)), report.load(record(tmp_path / "b", SHORT))]
-    rows = {row[0]: row[1:] for row in comparison.values(records)}
+    pair = [records.load(record(tmp_path / "a", LONG)), records.load(record(tmp_path / "b", SHORT))]
+    rows = {row[0]: row[1:] for row in comparison.values(pair)}
     assert rows == {"loss": ["4", "0.25", "0.5", "+0.25", "0.125", "0.5"], "lr": ["", "", "", "", "0.1", ""]}
 
 
@@ -51,7 +51,7 @@ def test_the_command_writes_a_page(tmp_path: pathlib.Path, capsys: pytest.Captur
 
 def test_equal_runs(tmp_path: pathlib.Path) -> None:
     """Equal settings say so; the length is named where it differs."""
-    page = comparison.page([report.load(record(tmp_path / "a", LONG)), report.load(record(tmp_path / "b", LONG, total=9))], names=("a", "b"))
+    page = comparison.page([records.load(record(tmp_path / "a", LONG)), records.load(record(tmp_path / "b", LONG, total=9))], names=("a", "b"))
     assert "The configs are equal" in page and "Seed and settings are equal" in page and "8 and 9 steps long" in page
 
 

@@ -75,7 +75,7 @@ def test_losses_and_evaluations_are_those_of_one_process(chain: Chain) -> None:
     wanted, found = ([line for line in metrics.read(d)] for d in (chain.straight, chain.chained))
     assert [line["step"] for line in found] == [line["step"] for line in wanted]
     for left, right in zip(wanted, found, strict=True):
-        for name in left.keys() - set(runs.TIMED):
+        for name in left.keys() - set(metrics.TIMING):
             assert right[name] == pytest.approx(left[name], rel=1e-5 if name == "pictures/psnr_hidden" else 2e-6, abs=1e-9), (left["step"], name)
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from videomae_jax import __main__ as command_line
-from videomae_jax import charts, events, ledger, report
+from videomae_jax import charts, events, ledger, records, report
 from videomae_jax import config as configs
 from videomae_jax.charts import Line
 from videomae_jax.config import spec
@@ -106,13 +106,13 @@ def draw(directory: pathlib.Path, step: int, clip: int) -> pathlib.Path:
 
 def test_time_and_events_are_on_the_page(tmp_path: pathlib.Path) -> None:
     """Every class of the ledger with its share, and the last events; neither section where there is no file."""
-    assert not {"Goodput", "Events"} & set(text_of(report.page(report.load(run(tmp_path / "bare", training())))).split())
+    assert not {"Goodput", "Events"} & set(text_of(report.page(records.load(run(tmp_path / "bare", training())))).split())
     directory = run(tmp_path / "run", training())
     begin = (tmp_path / "run").stat().st_mtime + 1e6
     lines = [{"begin": begin, "alive": None}, {"resume": -1}, {"to": begin + 100, "step": 10, "seconds": {"init": 10.0, "step": 90.0}}]
     (directory / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     events.Events(directory, lead=True, say=lambda line: None).add("rolled back", 8, to=6, samples=[24, 32], number=1)
-    text = text_of(report.page(report.load(directory)))
+    text = text_of(report.page(records.load(directory)))
     assert "Goodput 90.0 % of the time that the run was up went into steps that count; 1 starts, 100.0 s" in text
     assert all(name.replace("_", " ") in text for name in ledger.CLASSES) and "10.0 %" in text
     assert "1 in all" in text and "rolled back 8 to 6, samples [24, 32], number 1" in text
@@ -232,7 +232,7 @@ def test_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> 
     assert command_line.main(["report", str(tmp_path)]) == 2
     assert "holds no config.json" in capsys.readouterr().err and not (tmp_path / "report.html").exists()
     with pytest.raises(UserError, match="no config.json"):
-        report.load(tmp_path / "absent")
+        records.load(tmp_path / "absent")
 
 
 # -- charts ------------------------------------------------------------------------------------------------------------

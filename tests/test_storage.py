@@ -18,7 +18,6 @@ from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.metrics import Writer
 
 pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"), pytest.mark.usefixtures("collected")]
-TIMED = (*runs.TIMED, "save_failures")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def build() -> Any:
 
 def lines(directory: pathlib.Path) -> list[dict[str, float]]:
     """metrics.jsonl without timings and alarms."""
-    return [{k: v for k, v in line.items() if k not in TIMED} for line in metrics.read(directory)]
+    return [{k: v for k, v in line.items() if k not in metrics.TIMING} for line in metrics.read(directory)]
 
 
 def faulty(monkeypatch: pytest.MonkeyPatch, where: str, fault: Any) -> None:

@@ -114,6 +114,8 @@ def test_state_is_evaluated_then_saved_then_trained_on(straight: tuple[pathlib.P
     assert (meta["samples"], meta["step"]) == (24, 6)
     rebuilt = configs.build(configs.from_json(meta["config"]).objective)
     assert rebuilt == build().objective
+    begun = [json.loads(line) for line in (straight[0] / "starts.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in begun] == [0] and begun[0].items() >= meta["start"].items() and meta["start"]["libraries"]["jax"] == jax.__version__
 
 
 def test_stopped_run_repeats_neither_evaluation_nor_save(straight: tuple[pathlib.Path, loop.Result], tmp_path: pathlib.Path) -> None:
@@ -126,11 +128,12 @@ def test_stopped_run_repeats_neither_evaluation_nor_save(straight: tuple[pathlib
     assert [step for step, _, _ in Recorder.seen] == [6]
     equal(second.state.params, straight[1].state.params)
     equal(second.state.opt, straight[1].state.opt)
-    lines = [[{k: v for k, v in line.items() if k not in runs.TIMED} for line in metrics.read(d)] for d in (tmp_path, straight[0])]
+    lines = [[{k: v for k, v in line.items() if k not in metrics.TIMING} for line in metrics.read(d)] for d in (tmp_path, straight[0])]
     assert lines[0] == lines[1]
     before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "checkpoints").rglob("*"))
     third = go(build(), tmp_path)
     assert third.finished and (third.first, third.step) == (6, 6)
+    assert [json.loads(line)["step"] for line in (tmp_path / "starts.jsonl").read_text().splitlines()] == [0, 5, 6]
     assert [step for step, _, _ in Recorder.seen] == [6]
     assert sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "checkpoints").rglob("*")) == before
 

@@ -20,6 +20,9 @@ from clu import parameter_overview
 
 from videomae_jax.types import Array
 
+# Values of metrics.jsonl that say how a machine fared and not what was learned.
+TIMING = ("clips_per_second", "data_wait", "data_wait_ms", "save_blocked_s", "save_failures", "durable_failures")
+
 
 @flax.struct.dataclass
 class Mean:

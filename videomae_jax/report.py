@@ -3,126 +3,27 @@
 import base64
 import collections
 import dataclasses
-import datetime
 import html
-import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from videomae_jax import events, ledger, metrics, run_directory
 from videomae_jax import config as configs
+from videomae_jax import events, ledger, metrics, pages, records, reference, run_directory
 from videomae_jax.charts import Line, chart
-from videomae_jax.errors import UserError
+from videomae_jax.pages import note, number, table
+from videomae_jax.records import Record
 
 CLIPS = 4  # drawn clips shown of a step
 GIF_BYTES = 3_000_000  # a larger animation is left out of the page
 SHOWN = 20  # faults listed
 PROBE = ("trained", "untrained", "pixels", "chance")
 TRIVIAL = {"loss_zero": "predict zero", "loss_nearest": "copy the nearest visible patch", "loss_linear": "interpolate the visible pixels"}
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1c2430;background:#f4f5f7;margin:0}
-main{max-width:960px;margin:0 auto;padding:24px}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:19px;margin:36px 0 10px}
-.sub{color:#5b6675;margin:0 0 18px}
-.tiles{display:flex;flex-wrap:wrap;gap:12px}
-.tile{background:#fff;border:1px solid #dde1e7;border-radius:8px;padding:10px 14px;min-width:150px;flex:1}
-.tile b{display:block;font-size:22px;font-weight:600}.tile span{color:#5b6675;font-size:13px}
-figure{background:#fff;border:1px solid #dde1e7;border-radius:8px;margin:12px 0;padding:12px}
-figcaption{font-weight:600;margin-bottom:6px}
-svg{width:100%;height:auto;display:block}svg text{font-size:12px;fill:#5b6675}.grid{stroke:#e6e9ee}
-.legend{list-style:none;display:flex;flex-wrap:wrap;gap:4px 18px;margin:6px 0 0;padding:0;font-size:13px}
-.legend i{display:inline-block;width:22px;vertical-align:middle;margin-right:6px}
-table{border-collapse:collapse;background:#fff;border:1px solid #dde1e7;width:100%;font-size:14px}
-td,th{padding:5px 10px;border-bottom:1px solid #eceff3;text-align:right}td:first-child,th:first-child{text-align:left}
-th{background:#fafbfc;font-weight:600}
-.note{background:#fff8e6;border-left:4px solid #e69f00;padding:8px 12px;margin:10px 0}
-img{max-width:100%;display:block;image-rendering:pixelated}
-pre{background:#fff;border:1px solid #dde1e7;padding:12px;overflow:auto;font-size:12px}
-.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(380px,1fr));gap:12px}
-"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """What a run directory holds: resolved config, recipe card, lines of metrics.jsonl, faults, pictures by step."""
-
-    directory: pathlib.Path
-    config: Any
-    card: Mapping[str, Any]
-    lines: Sequence[Mapping[str, Any]]
-    summary: Mapping[str, Any]
-    faults: Sequence[Mapping[str, Any]]
-    pictures: Mapping[int, Sequence[pathlib.Path]]
-
-    @property
-    def step(self) -> int:
-        """The last step that left a line."""
-        return max((int(line["step"]) for line in self.lines), default=0)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run reached its total and left its summary."""
-        return 0 < self.total == self.summary.get("steps")
-
-    @property
-    def total(self) -> int:
-        """Steps of the whole run; 0 where no recipe card says it."""
-        return int(self.card.get("steps", 0))
-
-    def series(self, name: str, /) -> list[tuple[float, float]]:
-        """(step, value) of a metric."""
-        return [(line["step"], float(line[name])) for line in self.lines if name in line]
-
-    def last(self, name: str, /) -> float | None:
-        """The newest value of a metric."""
-        found = self.series(name)
-        return found[-1][1] if found else None
-
-    @property
-    def evaluators(self) -> dict[str, list[str]]:
-        """Names of the values of every evaluator that has left some."""
-        found: dict[str, dict[str, None]] = {}
-        for line in self.lines:
-            for key in line:
-                group, _, name = key.partition("/")
-                if name and group in self.config.evaluators:
-                    found.setdefault(group, {})[name] = None
-        return {group: list(names) for group, names in found.items()}
-
-
-def load(directory: pathlib.Path, /) -> Record:
-    """Reads a run directory, finished or not. Raises UserError when it is none or a file of it is damaged."""
-    config = run_directory.open_run(directory)
-    pictures: dict[int, list[pathlib.Path]] = {}
-    for path in sorted((directory / "reconstructions").glob("step*_*.png"), key=lambda p: (len(p.name), p.name)):
-        pictures.setdefault(int(path.name.removeprefix("step").partition("_")[0]), []).append(path)
-    faults = [fault for path in sorted(directory.glob("faults*.jsonl")) for fault in parsed(path, jsonl, missing=[])]
-    return Record(directory=directory, config=config, card=parsed(directory / "recipe_card.json", json.loads, missing={}),
-                  lines=metrics.read(directory), summary=parsed(directory / "summary.json", json.loads, missing={}), faults=faults,
-                  pictures=dict(sorted(pictures.items())))
-
-
-def jsonl(text: str, /) -> list[dict[str, Any]]:
-    """The lines of a file that may end in the middle of one, as a run in progress leaves it."""
-    whole = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
-    return [json.loads(line) for line in whole]
-
-
-def parsed(path: pathlib.Path, read: Callable[[str], Any], /, *, missing: Any) -> Any:
-    """`read(text of path)`, or `missing` where there is no file. Raises UserError when it is damaged."""
-    if not path.is_file():
-        return missing
-    try:
-        return read(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def write(directory: pathlib.Path, /) -> pathlib.Path:
     """Writes report.html into a run directory and returns its path."""
-    record = load(directory)
+    record = records.load(directory)
     path = directory / "report.html"
     run_directory.write(path, page(record))
     return path
@@ -130,35 +31,13 @@ def write(directory: pathlib.Path, /) -> pathlib.Path:
 
 def page(record: Record, /) -> str:
     """The whole page."""
-    name = html.escape(record.config.name or "unnamed run")
+    name = record.config.name or "unnamed run"
     state = "finished" if record.finished else "in progress or stopped"
     of = f" of {record.total:,}" if record.total else ""
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     took = f", {metrics.clock(record.summary['seconds'])} of wall time in the last call" if record.finished else ""
-    sections = (tiles, losses, pictures, probes, results, optimisation, throughput, time_spent, faults, card, settings)
+    sections = (tiles, losses, reference.section, pictures, probes, results, optimisation, throughput, time_spent, faults, card, ran, settings)
     body = "\n".join(section(record) for section in sections)
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>{name}</title><style>{STYLE}</style></head><body><main>\n<h1>{name}</h1>\n"
-            f'<p class="sub">{state}: step {record.step:,}{of}{took}; page of {now}</p>\n{body}\n</main></body></html>\n')
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], /) -> str:
-    """A table of text cells."""
-    lines = ["".join(f"<th>{html.escape(h)}</th>" for h in head)] if head else []
-    lines += ["".join(f"<td>{html.escape(c)}</td>" for c in row) for row in rows]
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
-
-
-def note(text: str, /) -> str:
-    """A paragraph that qualifies what stands near it."""
-    return f'<p class="note">{html.escape(text)}</p>'
-
-
-def number(value: Any, /) -> str:
-    """A value for a table."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
+    return pages.page(name, f"{state}: step {record.step:,}{of}{took}", body)
 
 
 def tiles(record: Record, /) -> str:
@@ -339,6 +218,14 @@ def card(record: Record, /) -> str:
         return "<h2>Recipe card</h2>" + note("The directory holds no recipe_card.json.")
     rows = [[k.replace("_", " ").replace(".", ": "), number(v)] for k, v in configs.flat(dict(record.card)).items()]
     return f"<h2>Recipe card</h2>{table(['quantity', 'value'], rows)}"
+
+
+def ran(record: Record, /) -> str:
+    """What every start ran on, the last ones."""
+    rows = [[number(s["step"]), s["time"], f"{s['devices']} x {s['device']}, {s['processes']} process{'es' * (s['processes'] > 1)}",
+             ", ".join(f"{k} {v}" for k, v in s["mesh"].items()), str(s["revision"] or s["videomae_jax"]),
+             ", ".join(f"{k} {v}" for k, v in (("Python", s["python"]), *s["libraries"].items()))] for s in record.starts[-SHOWN:]]
+    return f"<h2>Starts</h2>{table(['from step', 'time', 'devices', 'mesh', 'revision', 'versions'], rows)}" if rows else ""
 
 
 def settings(record: Record, /) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-from videomae_jax import charts
+from videomae_jax import charts, pages
 from videomae_jax.errors import UserError
 
 METRIC = "reconstruction/loss_last"
@@ -183,4 +183,4 @@ def write(result: Mapping[str, Any], path: pathlib.Path, /) -> None:
     named = [charts.Line(f"{size / 1e6:.3g} M", points, marks=True) for size, points in sorted(groups.items())]
     picture = charts.chart(named, title="scaling", x="training FLOP", y=result["scaling"])
     text = "".join(f"<p>{html.escape(line)}</p>" for line in lines(result))
-    path.write_text(f'<!doctype html><meta charset="utf-8"><title>scaling</title><body style="font-family:sans-serif">{picture}{text}</body>')
+    path.write_text(pages.page("Scaling", f"{len(result['runs'])} runs", picture + text))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 
 from videomae_jax import config as configs
-from videomae_jax import durable, metrics, parallel
+from videomae_jax import durable, metrics, parallel, starts
 from videomae_jax.assembly import Assembly
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.data import workers
@@ -48,7 +48,7 @@ class Upkeep:
         self.run, self.directory, self.stop, self.safety = run, directory, stop, safety
         self._say, self._trust = say, trust
         self.events, self.ledger = Events(directory, lead=lead, say=say), Ledger(directory, lead=lead, began=safety.began)
-        self._step = 0
+        self._step, self._start = 0, starts.describe(run.mesh)
         self.watchdog = stack.enter_context(Watchdog(directory, safety.limits.on(jax.default_backend()), rank=jax.process_index(),
                                                      ranks=jax.process_count(), tick=self.ledger.alive, broken=workers.lost, alarm=self.events.add))
         self.second = durable.of(safety.second, directory, warn=lambda line: self.events.add("durable place", self._step, what=line))
@@ -79,6 +79,8 @@ class Upkeep:
         if back:
             since, cursor = back.cursor.since, back.after(cursor)
             self.events.add("rolled back", since, to=step, samples=list(cursor.skipped[-1]), number=len(cursor.skipped))
+        elif parallel.is_lead():
+            starts.note(self.directory, self._start, step=step, say=self._say)
         self.ledger.resumed(saved)
         self.ledger.line(step)
         return state, step, cursor, saved
@@ -86,7 +88,7 @@ class Upkeep:
     def save(self, state: TrainState, step: int, cursor: Cursor, /, *, last: bool) -> dict[str, float]:
         """Starts a save; the seconds that it held up training, and how many have failed."""
         begin = time.monotonic()
-        self.saver.save(step, state, meta={"config": configs.to_json(self.run.config), "step": step, **cursor.meta()}, last=last)
+        self.saver.save(step, state, meta={"config": configs.to_json(self.run.config), "step": step, "start": self._start, **cursor.meta()}, last=last)
         self.ledger.line(step)
         failures = {"save_failures": self.saver.failures, "durable_failures": self.second.failures if self.second else 0}
         return {"save_blocked_s": time.monotonic() - begin} | {k: float(v) for k, v in failures.items() if v}

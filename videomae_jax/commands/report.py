@@ -10,7 +10,7 @@ from videomae_jax.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    """Writes report.html into a run directory and prints its path; with --against see `against`."""
+    """Writes report.html into a run directory and prints its path, and how the run stands beside the shipped curve of its config."""
     if any(word.partition("=")[0] == "--against" for word in argv):
         return against(argv)
     parser = arguments.Parser("report", description="Write report.html of a run directory, finished or not; it needs no network to be read.")
@@ -19,6 +19,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--scaling", nargs="+", default=[], metavar="RUN", help="fit a power law to finished runs, predict the largest from the others")
     parser.add_argument("--metric", default="reconstruction/loss_last", help="with --scaling: result to fit (default: %(default)s)")
     parser.add_argument("--out", default="", metavar="FILE.html", help="with --compare or --scaling: page to write (default: comparison.html, scaling.html)")
+    parser.add_argument("--curve", default="", metavar="FILE.json", help="write the reference curve of the finished run DIR instead, and of further seeds --with")
+    parser.add_argument("--with", dest="others", nargs="+", default=[], metavar="RUN", help="with --curve: runs that differ in nothing but the seed")
     parser.add_argument("--goodput", action="store_true", help="print where the time of the run went instead, over all its restarts; one JSON line on "
                         "standard output")
     options = parser.parse_args(argv)
@@ -29,11 +31,20 @@ def main(argv: list[str]) -> int:
     if not options.workdir:
         raise UserError("report needs a run: name a run directory, or two with --compare RUN RUN")
     directory = pathlib.Path(options.workdir)
+    if options.curve:
+        from videomae_jax import reference
+
+        print(reference.write([directory, *map(pathlib.Path, options.others)], pathlib.Path(options.curve)))
+        return 0
+    if options.others:
+        raise UserError("--with goes with --curve")
     if options.goodput:
         return goodput(directory)
-    from videomae_jax import report
+    from videomae_jax import reference, report
 
     print(report.write(directory))
+    if line := reference.line(directory):
+        arguments.say(line)
     return 0
 
 

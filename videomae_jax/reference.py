@@ -1,0 +1,144 @@
+"""Reference curves: what shipped configs gave where they were run, and a run beside the curve of its config.
+
+A file of configs/curves/ holds the resolved config and the metrics of finished runs that differ in nothing but the seed. A run belongs to
+a curve when nothing that changes what it learns differs either, but for the seed and the place of the data.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from videomae_jax import config as configs
+from videomae_jax import metrics, pages, records, run_directory, starts
+from videomae_jax.charts import Line, chart
+from videomae_jax.errors import UserError
+from videomae_jax.records import Record
+
+FOLDERS = tuple(parent / "configs" / "curves" for parent in (pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parent))
+OTHER = r"seed|data\.(.*\.)?(index|folder)"  # may differ between runs of one curve
+SCHEDULING = r"evaluators\.\w+\.(every|primary|batch_size)"  # of an evaluator: when it runs and how fast
+DIGITS = 5  # significant ones that are kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """`lines` of metrics.jsonl by seed; `made` says when, where and with which versions."""
+
+    name: str
+    made: str
+    config: Any
+    lines: Mapping[str, Sequence[Mapping[str, float]]]
+
+    def at(self, name: str, /) -> dict[int, list[float]]:
+        """{step: the value of every seed} of a metric, at steps where all seeds have it."""
+        found = [{line["step"]: line[name] for line in lines if name in line} for lines in self.lines.values()]
+        return {step: [values[step] for values in found] for step in found[0] if all(step in values for values in found)}
+
+    def belongs(self, config: Any, /) -> bool:
+        """Whether a run of `config` can be compared with this curve."""
+        found = configs.compare(self.config, config)
+        return not found["never"] and not found["extend"] and all(re.fullmatch(OTHER, line.partition(": ")[0]) for line in found["fork"])
+
+    def same_protocol(self, config: Any, name: str, /) -> bool:
+        """Whether `config` measures the metric `name` as this curve did: an evaluator's own settings and the held-out clips agree."""
+        group, found = name.partition("/")[0], configs.compare(self.config, config)["free"]
+        changed = [line.partition(": ")[0] for line in found if not re.fullmatch(SCHEDULING, line.partition(": ")[0])]
+        return group not in config.evaluators or not any(key.startswith((f"evaluators.{group}.", "eval_data.")) for key in changed)
+
+
+def read(path: pathlib.Path, /) -> Curve:
+    """A file that `write` made."""
+    found = json.loads(path.read_text())
+    return Curve(path.stem, found["made"], configs.from_json(json.dumps(found["config"])), found["lines"])
+
+
+@functools.cache
+def shipped() -> tuple[Curve, ...]:
+    """The curves that come with the configs."""
+    return tuple(read(path) for folder in FOLDERS for path in sorted(folder.glob("*.json")))
+
+
+def of(config: Any, /) -> Curve | None:
+    """The shipped curve that a run of `config` belongs to."""
+    return next((curve for curve in shipped() if curve.belongs(config)), None)
+
+
+def write(directories: Sequence[pathlib.Path], out: pathlib.Path, /) -> pathlib.Path:
+    """Writes the curve `out` of finished runs of one config and returns its path. Raises UserError for other runs."""
+    if out.suffix != ".json":
+        raise UserError(f"--curve={out}; allowed is a file name that ends in .json")
+    found = [records.load(directory) for directory in directories]
+    for record in found:
+        if not record.finished or not record.starts:
+            what = "is not finished" if not record.finished else "holds no starts.jsonl, so nobody knows what ran it"
+            raise UserError(f"{record.directory} {what}; a curve needs finished runs")
+    first = found[0]
+    seeds = [str(record.config.seed) for record in found]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"the seeds of the runs are {', '.join(seeds)}; needed are different ones")
+    empty = Curve(out.stem, "", first.config, {})
+    if other := next((record for record in found if not empty.belongs(record.config)), None):
+        raise UserError(f"{other.directory} and {first.directory} have other configs; the runs of a curve differ in nothing but the seed")
+    made = dict.fromkeys(starts.text(start) for record in found for start in record.starts)
+    lines = {seed: [kept(line) for line in record.lines] for seed, record in zip(seeds, found, strict=True)}
+    by_seed = [f'"{seed}": [\n' + ",\n".join(json.dumps(kept(line)) for line in record.lines) + "]" for seed, record in zip(seeds, found, strict=True)]
+    joined = ",\n".join(by_seed)
+    config = json.dumps(json.loads(configs.to_json(first.config)))
+    text = f'{{"made": {json.dumps("; ".join(made))},\n"config": {config},\n"lines": {{\n{joined}\n}}}}\n'
+    try:
+        run_directory.write(out, text)
+    except OSError as error:
+        raise UserError(f"cannot write to --curve={out}: {error.strerror}") from error
+    return out
+
+
+def kept(line: Mapping[str, float], /) -> dict[str, float]:
+    """A line without what tells of the machine, rounded."""
+    return {k: v if k == "step" else float(f"{v:.{DIGITS}g}") for k, v in line.items() if k not in metrics.TIMING}
+
+
+def rows(record: Record, curve: Curve, /) -> list[list[str]]:
+    """Name, last step that both have, the run's value there, the curve's mean and range, the difference."""
+    names = dict.fromkeys(key for line in record.lines for key in line if key == "loss" or key.partition("/")[0] in record.config.evaluators)
+    found = []
+    for name in names:
+        mine, theirs = {int(s): v for s, v in record.series(name)}, curve.at(name)
+        step = max(mine.keys() & theirs.keys(), default=None)
+        if step is None or not curve.same_protocol(record.config, name):
+            continue
+        mean = statistics.mean(theirs[step])
+        span = f"{pages.number(min(theirs[step]))} to {pages.number(max(theirs[step]))}" if len(theirs[step]) > 1 else ""
+        found.append([name, f"{step:,}", pages.number(mine[step]), pages.number(mean), span, f"{mine[step] - mean:+.3g}"])
+    return found
+
+
+def line(directory: pathlib.Path, /) -> str:
+    """The training loss and the first value of every evaluator beside the curve, in one line; "" where there is no curve."""
+    record = records.load(directory)
+    curve, first = of(record.config), dict[str, str]()
+    for name, _, mine, theirs, span, _ in rows(record, curve) if curve else []:
+        first.setdefault(name.partition("/")[0], f"{name} {mine} ({span or theirs})")
+    return f"this run and configs/curves/{curve.name}.json in brackets: {', '.join(first.values())}" if curve and first else ""
+
+
+def section(record: Record, /) -> str:
+    """The run beside the shipped curve of its config; "" where there is none."""
+    curve = of(record.config)
+    found = rows(record, curve) if curve else []
+    if not found:
+        return ""
+    head = ["value", "step", "this run", "reference", "range over seeds", "difference"]
+    drawn = []
+    for name in [row[0] for row in found]:
+        pair = [Line("this run", record.series(name), marks="/" in name),
+                Line("reference", [(step, statistics.mean(values)) for step, values in curve.at(name).items()], dash=True)]
+        if all(len(line.points) > 1 for line in pair):
+            drawn.append(chart(pair, title=name, x="step", y=name.rpartition("/")[2], width=440, height=220))
+    text = f"configs/curves/{curve.name}.json, {len(curve.lines)} seed{'s' * (len(curve.lines) > 1)}: {curve.made}"
+    return (f"<h2>Beside the reference curve</h2>{pages.note(text)}{pages.table(head, found)}"
+            f'<details><summary>{len(drawn)} charts</summary><div class="two">{"".join(drawn)}</div></details>')
