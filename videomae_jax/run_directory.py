@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from videomae_jax import card, metrics, parallel
+from videomae_jax import card, metrics, occupancy, parallel
 from videomae_jax import config as configs
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer, DamagedError
@@ -46,12 +46,17 @@ def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool
     rate, data, batch and seed need `fork`; the model never changes. Raises UserError with every difference, before
     anything is written.
     """
-    stored = directory / "config.json"
     if jax.process_count() > 1:  # NFS remembers for a minute that a folder was not there when it was looked for
         if parallel.is_lead():
             with contextlib.suppress(OSError):  # which `check_shared` says
                 directory.mkdir(parents=True, exist_ok=True)
         parallel.barrier("made")
+    with occupancy.alone(directory, say=say, known=True):
+        _claim(run, directory, extend=extend, fork=fork, say=say)
+
+
+def _claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool, say: Any) -> None:
+    stored = directory / "config.json"
     if stored.exists():
         difference = configs.compare(open_run(directory), run.config)
         if not begun(directory):

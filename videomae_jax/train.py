@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from videomae_jax import feed, metrics, parallel, run_directory
+from videomae_jax import feed, metrics, occupancy, parallel, run_directory
 from videomae_jax.assembly import Assembly
 from videomae_jax.rollback import RollBack, Watch
 from videomae_jax.step import TrainState
@@ -37,7 +37,7 @@ def train(run: Assembly, directory: pathlib.Path, /, *, stop: Stop, say: Callabl
     there, which is how a resumed run knows that it is still due. Too many skipped updates in a row begin the loop anew,
     from an older checkpoint and past the data that led to them.
     """
-    with contextlib.ExitStack() as stack:
+    with occupancy.alone(directory, say=say), contextlib.ExitStack() as stack:
         upkeep = Upkeep(run, directory, stop=stop, say=say, trust=trust, safety=safety, stack=stack)
         step_fn, back = run.step(norms=safety.norms), None
         while True:

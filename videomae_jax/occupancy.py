@@ -1,0 +1,80 @@
+"""One run directory, one run: a second start of the same command waits for the first to leave, and gives up in one line.
+
+The lock belongs to the open file, so the kernel takes it back whatever way a process ends, and no stale one is left to remove.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+import jax
+import numpy as np
+
+from videomae_jax import parallel
+from videomae_jax.errors import UserError
+
+FILE = ".lock"
+PATIENCE = 30.0  # seconds for a run that was told to stop to write its last checkpoint
+PAUSE = 0.2
+WITHOUT = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # of file systems that know no locks
+
+
+@contextlib.contextmanager
+def alone(directory: pathlib.Path, /, *, say: Callable[[str], None], patience: float | None = None, known: bool = False) -> Iterator[None]:
+    """Holds the run directory for this run, all its processes. Raises UserError in each of them where another run keeps it.
+
+    With `known` a folder that is no run directory yet is left as it is and not held.
+    """
+    with contextlib.ExitStack() as stack:
+        needed = parallel.is_lead() and not (known and not (directory / "config.json").exists())
+        holder = _take(directory, stack, say=say, patience=PATIENCE if patience is None else patience) if needed else ""
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            bytes_ = np.frombuffer(holder.encode()[:256].ljust(256), np.uint8)
+            holder = multihost_utils.broadcast_one_to_all(bytes_).tobytes().decode(errors="replace").rstrip()
+        if holder:
+            raise UserError(f"{directory} is in use by {holder}; end that run first, or use another --workdir")
+        yield
+
+
+def _take(directory: pathlib.Path, stack: contextlib.ExitStack, /, *, say: Callable[[str], None], patience: float) -> str:
+    """"" once the lock is held, or cannot be had on this file system; else who holds it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context((directory / FILE).open("a+"))
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir={directory}: {error.strerror} ({error.filename})") from error
+    end, told = time.monotonic() + patience, False
+    while not _locked(file, say=say):
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        if time.monotonic() >= end:
+            return holder
+        if not told:
+            say(f"{directory} is in use by {holder}; waiting up to {patience:g} s for it to end")
+            told = True
+        time.sleep(PAUSE)
+    with contextlib.suppress(OSError):  # a full disk: the name of the holder is a courtesy
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+    return ""
+
+
+def _locked(file: TextIO, /, *, say: Callable[[str], None]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in WITHOUT:
+            raise
+        say(f"{file.name} cannot be locked ({error.strerror}): nothing keeps a second run away from this directory")
+    return True
