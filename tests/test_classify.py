@@ -103,6 +103,8 @@ def test_ranks() -> None:
     labels, want = np.array([1, 0, 0, 1, 2]), [0, 2, 0, 1, 2]
     np.testing.assert_array_equal(losses.ranks(scores, labels), want)
     np.testing.assert_array_equal(losses.ranks(jnp.asarray(scores), jnp.asarray(labels)), want)
+    scores[0, 0], scores[1] = np.nan, np.nan  # a model that has diverged is not right
+    np.testing.assert_array_equal(losses.ranks(scores, labels), [2, 2, *want[2:]])
 
 
 # -- loss -------------------------------------------------------------------------------------------------------------

@@ -93,6 +93,15 @@ def test_what_differs_is_noted(tmp_path: pathlib.Path) -> None:
     assert found.verdict == "match" and found.notes == ("optimizers.main.schedule.base: 0.0005 -> 0.001", "tested on 100 videos; the official list has 24777")
 
 
+def test_another_test_is_noted(tmp_path: pathlib.Path) -> None:
+    """Views, weights and split of the test decide what is compared; how often it runs does not."""
+    g = row("V2 g K400")
+    for number, (name, value, noted) in enumerate((("evaluators__test__weights", "best", True), ("evaluators__test__views__sampling__views", 10, True),
+                                                  ("evaluators__test__batch_size", 3, False))):
+        found = judge(g, run_of(tmp_path / str(number), g, top1=87.2, **{name: value}))
+        assert found.verdict == "match" and bool(found.notes) == noted and all(name.replace("__", ".") in note for note in found.notes)
+
+
 def test_the_page(tmp_path: pathlib.Path) -> None:
     """A line a row, commands a shell can read, counts of verdicts."""
     b = row("V1 B K400, 800 epochs")
@@ -101,6 +110,7 @@ def test_the_page(tmp_path: pathlib.Path) -> None:
     assert len(table) == len(ROWS) == sum(counts.values()) and counts["match"] == 1
     assert f"| {b.name} | 5x3 | 80 / 94.4 | code | 80.10 | match |" in table
     assert "    python -m videomae_jax train --config=configs/videomae/k400_b.py --workdir=runs/videomae_k400_b800 " in text and "--config.total=800ep" in text
+    assert "| V2 g SSv1 | - | 68.7 / 91.9 | abstract, top-5 unverified | - |" in text
     assert "Clips: k400 240,436 train, 19,796 val." in text and "Reported: pretraining 27 h on 64 V100 [secondary]." in text
 
 

@@ -45,6 +45,20 @@ class Recorder:
         return {"step": context.step}
 
 
+@dataclasses.dataclass(frozen=True)
+class Weighed:
+    """An evaluator that notes which weights it asks for."""
+
+    weights: str
+    every: str = ""
+    order: ClassVar[list[str]] = []
+
+    def run(self, context: Context, /) -> dict[str, float]:
+        """The step as a result."""
+        self.order.append(self.weights)
+        return {"step": context.step}
+
+
 def config_of(**fields: Any) -> ml_collections.ConfigDict:
     """The smallest masked autoencoder on noise; fields are named with __ for a dot."""
     config = configs.load(str(runs.ROOT / "configs" / "base.py")).copy_and_resolve_references()
@@ -116,6 +130,15 @@ def test_state_is_evaluated_then_saved_then_trained_on(straight: tuple[pathlib.P
     assert rebuilt == build().objective
     begun = [json.loads(line) for line in (straight[0] / "starts.jsonl").read_text().splitlines()]
     assert [line["step"] for line in begun] == [0] and begun[0].items() >= meta["start"].items() and meta["start"]["libraries"]["jax"] == jax.__version__
+
+
+def test_the_best_weights_are_chosen_before_they_are_tested(tmp_path: pathlib.Path) -> None:
+    """At the last step too, whatever the names: `test` comes before `val` in the alphabet."""
+    config = config_of(total=1)
+    config.evaluators = {"test": configs.spec(Weighed, weights="best"), "val": configs.spec(Weighed, weights="last")}
+    Weighed.order.clear()
+    go(assemble(config, trust=(ME,), devices=jax.devices()[:1]), tmp_path)
+    assert Weighed.order == ["last", "best"] * 2
 
 
 def test_stopped_run_repeats_neither_evaluation_nor_save(straight: tuple[pathlib.Path, loop.Result], tmp_path: pathlib.Path) -> None:

@@ -63,15 +63,16 @@ def binary_cross_entropy(logits: Array, target: Array, /, *, weight: Array) -> T
 
 
 def ranks(scores: Array, labels: Array, /) -> Array:
-    """Place i32 [B] of the labelled class among finite scores [B classes], best 0; of equal scores the lower class comes first.
+    """Place i32 [B] of the labelled class among scores [B classes], best 0; of equal scores the lower class comes first.
 
     So a prediction is right when its place is 0, and right within five when it is below 5. A tie is no success: equal
-    scores for all classes give every row the place of its label. Takes arrays of numpy as well as of jax.
+    scores for all classes give every row the place of its label. A row with a score that is not finite has the last place: a model that
+    has diverged knows no class. Takes arrays of numpy as well as of jax.
     """
     hot = np.arange(scores.shape[-1]) == labels[:, None]
     own = (scores * hot).sum(-1, keepdims=True)
-    ahead = (scores > own) | ((scores == own) & (np.arange(scores.shape[-1]) < labels[:, None]))
-    return ahead.sum(-1)
+    behind = (scores < own) | ((scores == own) & (np.arange(scores.shape[-1]) > labels[:, None]))
+    return scores.shape[-1] - 1 - behind.sum(-1)
 
 
 def wasserstein(fake: Array, real: Array, /, *, weight: Array) -> Term:

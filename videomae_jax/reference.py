@@ -21,7 +21,7 @@ from videomae_jax.records import Record
 
 FOLDERS = tuple(parent / "configs" / "curves" for parent in (pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parent))
 OTHER = r"seed|data\.(.*\.)?(index|folder)"  # may differ between runs of one curve
-SCHEDULING = r"evaluators\.\w+\.(every|primary|batch_size)"  # of an evaluator: when it runs and how fast
+SCHEDULING = r"evaluators\.\w+\.(every|first|primary|batch_size)"  # of an evaluator: when it runs and how fast
 DIGITS = 5  # significant ones that are kept
 
 

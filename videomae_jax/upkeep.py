@@ -58,7 +58,9 @@ class Upkeep:
         self.saver = Checkpointer(directory / "checkpoints", keep_last=run.config.checkpoint.keep_last,
                                   keep_every=steps_of(run, run.config.checkpoint.keep_every), warn=say, second=self.second)
         stack.callback(self.saver.close)
-        self.evaluators = {name: configs.build(node, trust=trust) for name, node in run.config.evaluators.items()}
+        found = {name: configs.build(node, trust=trust) for name, node in run.config.evaluators.items()}
+        # What reads the best weights comes after what chooses them, whatever the names are.
+        self.evaluators = dict(sorted(found.items(), key=lambda item: getattr(item[1], "weights", "last") == "best"))
 
     def at(self, phase: str, step: int, /) -> None:
         """From now on time belongs to a phase, for the books and for the watchdog."""

@@ -87,7 +87,10 @@ class Context:
 
 
 class Evaluator(Protocol):
-    """`every` is a duration; the trainer also runs each evaluator before the first and after the last step."""
+    """`every` is a duration; the trainer also runs each evaluator before the first and after the last step.
+
+    One with a field `weights` of "best" comes after the others, which may have to choose them first.
+    """
 
     every: str
 

@@ -41,7 +41,7 @@ class Completion:
             return objective.predict(params, extra, batch, rng, masks=masks), objective.patchify(batch), batch["valid"]
 
         jitted, totals = context.assembly.evaluator(predict), {}
-        for batch in context.sweep(source, batch_size=min(self.batch_size, self.clips)):
+        for batch in context.sweep(source, batch_size=min(self.batch_size, self.clips or self.batch_size)):
             predicted, pixels, valid = jax.device_get(jitted(context.params, context.extra, batch, context.rng))
             for key, value in self.sums(objective, pixels, predicted, valid).items():
                 totals[key] = totals.get(key, 0.0) + value

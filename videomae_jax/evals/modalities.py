@@ -57,7 +57,7 @@ class CrossModal:
             return result
 
         jitted, totals = context.assembly.evaluator(predict), {}
-        for batch in context.sweep(source, batch_size=min(self.batch_size, self.clips)):
+        for batch in context.sweep(source, batch_size=min(self.batch_size, self.clips or self.batch_size)):
             for m, got in jax.device_get(jitted(context.params, context.extra, batch, context.rng)).items():
                 paired, grid = got["paired"], objective.encoder.inputs[m].grid
                 guess = np.asarray(objective.targets({m: place_means(got["patches"], paired.masks, grid=grid)})[m])

@@ -52,7 +52,7 @@ class PartReconstruction:
             return *pixels, masking.take(maps, ids=masks.target), batch["valid"]
 
         jitted, totals = context.assembly.evaluator(predict), {}
-        for batch in context.sweep(source, batch_size=min(self.batch_size, self.clips)):
+        for batch in context.sweep(source, batch_size=min(self.batch_size, self.clips or self.batch_size)):
             predicted, real, maps, valid = jax.device_get(jitted(context.params, context.extra, batch, context.rng))
             for key, value in sums(predicted[valid], real[valid], maps[valid], patch=objective.encoder.patch).items():
                 totals[key] = totals.get(key, 0.0) + value

@@ -32,7 +32,7 @@ class Reconstruction:
         objective = context.assembly.objective
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
         totals: dict[str, float] = {}
-        for predicted, pixels, valid in predictions(context, source, batch_size=min(self.batch_size, self.clips)):
+        for predicted, pixels, valid in predictions(context, source, batch_size=min(self.batch_size, self.clips or self.batch_size)):
             sums = self.sums(objective, pixels, predicted, valid)
             totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
         losses = {f"loss{k}": v / totals["weight"] for k, v in totals.items() if k != "weight"}

@@ -60,7 +60,7 @@ class Sampling:
 
         jitted, scored = context.assembly.evaluator(own), context.assembly.evaluator(uniform)
         found: dict[str, list[np.ndarray]] = {}
-        for batch in context.sweep(source, batch_size=min(self.batch_size, self.clips)):
+        for batch in context.sweep(source, batch_size=min(self.batch_size, self.clips or self.batch_size)):
             arguments = (context.params, context.extra, batch, context.rng)
             valid, (p, visible, error, hidden, share) = jax.device_get((batch["valid"], jitted(*arguments)))
             maps = [jax.device_get(scored(*arguments, np.int32(i))) for i in range(self.draws)]
