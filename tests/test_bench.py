@@ -123,7 +123,7 @@ def test_the_step_is_the_trainers(run: assembly.Assembly, monkeypatch: pytest.Mo
     found = benchmarks.step(run, steps=2, repeats=3, warmup=2, peak_tflops=0.0, dtype="float32", rival=Rival())
     assert int(trainings[0]._state.step) == 2 + 3 * 2 and 0.5 < trainings[0].loss < 2
     assert found["clips_per_step"] == 8 and found["devices"] == 8 and found["steps"] == 2 and found["repeats"] == 3
-    assert found["train_flops_per_clip"] == 6 * run.objective.cost().macs
+    assert found["train_flops_per_clip"] == run.objective.cost().train_flops
     seconds = found["ms_per_step"]["median"] / 1e3
     assert found["clips_per_second"] == pytest.approx(8 / seconds, rel=1e-2)
     assert found["peak"]["source"].startswith("measured: 2048x2048x2048 matrix product in float32")

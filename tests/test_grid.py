@@ -21,11 +21,16 @@ def small(**cells: Any) -> Any:
 
 
 def test_cells(tmp_path: pathlib.Path) -> None:
-    """Costs grow with videos and epochs; a summary of all the steps says finished, of fewer or a broken one does not."""
-    config = small(once=(400, "1ep"), twice=(400, "2ep"), more=(800, "1ep"), steps=(400, "100"))
-    for name, text in (("once", '{"steps": 100}'), ("twice", '{"steps": 100}'), ("more", "{")):
+    """Costs grow with videos and epochs; a summary of all the steps of the run's own index says finished, of fewer, of another total or a broken one does not."""
+    config = small(once=(400, "1ep"), twice=(400, "2ep"), more=(800, "1ep"), steps=(400, "100"), other=(400, "3ep"))
+    for name, total, text, card in (("once", "1ep", '{"steps": 98}', 98), ("twice", "2ep", '{"steps": 100}', 196), ("more", "1ep", "{", 200),
+                                    ("other", "1ep", '{"steps": 98}', 98)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(text)
+        (tmp_path / name / "recipe_card.json").write_text(json.dumps({"steps": card}))
+        stored = configs.load("configs/tiny.py")
+        configs.override(stored, {"total": total, "data.index": "elsewhere.parquet"})
+        (tmp_path / name / "config.json").write_text(configs.to_json(stored))
     found = {c.name: c for c in grid.cells(config, root=str(tmp_path), topology="h100x8")}
     assert found["twice"].cost == pytest.approx(2 * found["once"].cost) and found["more"].cost == pytest.approx(2 * found["once"].cost)
     assert found["once"].cost > 0
@@ -34,8 +39,8 @@ def test_cells(tmp_path: pathlib.Path) -> None:
     assert found["more"].words == ("train", "--config=configs/tiny.py", f"--workdir={tmp_path}/more", "--config.total=1ep", "--config.data.index=a b.parquet")
     text = grid.lines(list(found.values()), topology="h100x8")
     commands = dict(line.split("\t") for line in text if not line.startswith("#"))
-    assert commands.keys() == {"twice", "more", "steps"} and tuple(shlex.split(commands["more"])) == found["more"].words
-    assert any("3 of 4 cells to run" in line and "model, unvalidated" in line for line in text)
+    assert commands.keys() == {"twice", "more", "steps", "other"} and tuple(shlex.split(commands["more"])) == found["more"].words
+    assert any("4 of 5 cells to run" in line and "model, unvalidated" in line for line in text)
     flops = {c.name: c.cost for c in grid.cells(config, root=str(tmp_path))}
     assert flops["twice"] == pytest.approx(2 * flops["once"])
 
@@ -72,3 +77,5 @@ def test_the_toy_grid() -> None:
         sizes[name.split("-")[0]] = objective.cost().macs
     grown = sorted(sizes.values())
     assert len(grown) == 4 and all(2 < b / a < 4 for a, b in zip(grown, grown[1:], strict=False))
+    costs = {c.name: c.cost for c in grid.cells(configs.load("configs/scaling/toy.py"), root="r")}
+    assert costs["l-800"] / costs["xs-800"] == pytest.approx(grown[-1] / grown[0], rel=0.05) and costs["s-800"] == pytest.approx(4 * costs["s-200"])

@@ -1,5 +1,6 @@
 """Compiled programs read: shapes, loops, groups, products and bytes by hand, and the collectives of the real step on eight devices."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -170,7 +171,9 @@ def test_collectives_by_hand(program: hlo.Program) -> None:
     assert gather.groups == ((0, 2, 4, 6), (1, 3, 5, 7)) and gather.wire(8) == 0.75 * 512
     assert (reduce.kind, reduce.bytes, reduce.times, reduce.loop, reduce.hidden) == ("all-reduce", 400, 1, False, False)
     assert reduce.groups == ((0, 1), (2, 3), (4, 5), (6, 7)) and reduce.wire(8) == 400
-    assert gather.crosses(lambda i: i // 4) and not reduce.crosses(lambda i: i // 2)
+    assert gather.crosses(lambda i: i // 4, 8) and not reduce.crosses(lambda i: i // 2, 8)
+    everyone = dataclasses.replace(reduce, groups=())
+    assert everyone.crosses(lambda i: i // 4, 8) and not everyone.crosses(lambda i: 0, 8)
 
 
 @pytest.mark.parametrize(("text", "groups"), [

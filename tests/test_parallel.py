@@ -100,8 +100,23 @@ def test_the_tensor_axis_stays_within_a_process() -> None:
     for place, device in enumerate(devices):
         device.process_index = place // 4
     assert parallel.arrange((2, 1, 4), devices).shape == (2, 1, 4)
-    with pytest.raises(UserError, match="tensor axis of 8 devices would span 2 processes"):
+    with pytest.raises(UserError, match="tensor axis of 8 devices would span processes of 4"):
         parallel.arrange((1, 1, 8), devices)
+
+
+@pytest.mark.parametrize(("slices", "torus"), [(1, (4, 8, 8)), (1, (16, 16, 1)), (2, (4, 4, 4))])
+@pytest.mark.parametrize("tensor", [2, 4])
+def test_the_chips_of_a_host_make_a_tensor_axis(slices: int, torus: tuple[int, ...], tensor: int) -> None:
+    """Hosts of 2 x 2 chips: every tensor group lies on one of them, every device is there once, and `fsdp` stays within a slice."""
+    devices = devices_of(slices, *torus, kind="TPU v5")
+    for device in devices:
+        x, y, z = device.coords
+        device.process_index = int(np.ravel_multi_index((device.slice_index, x // 2, y // 2, z), (slices, -(-torus[0] // 2), -(-torus[1] // 2), torus[2])))
+    for fsdp in (1, 8, len(devices) // slices // tensor):
+        mesh = parallel.arrange((len(devices) // fsdp // tensor, fsdp, tensor), devices)
+        assert len({d.id for d in mesh.flat}) == len(devices)
+        assert all(len({d.process_index for d in group}) == 1 for group in mesh.reshape(-1, tensor))
+        assert all(len({d.slice_index for d in row.flat}) == 1 for row in mesh)
 
 
 def test_an_axis_may_take_a_part_of_a_torus() -> None:

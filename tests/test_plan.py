@@ -110,6 +110,7 @@ def test_wire_by_hand(run: Any) -> None:
     assert footprint.wire(run, {"data": 4, "fsdp": 1, "tensor": 1}, 1) == footprint.Wire(pytest.approx(4 * p * 3 / 4), 0)
     across = footprint.wire(run, {"data": 64, "fsdp": 8, "tensor": 1}, 64)
     assert across == footprint.Wire(pytest.approx(6 * p * 7 / 8), pytest.approx(4 * p / 8 * 63 / 64))
+    assert footprint.wire(run, {"data": 512, "fsdp": 1, "tensor": 1}, 64).network == pytest.approx(4 * p / 8 * 63 / 64)  # a node's eight share its sum
     assert footprint.wire(run, {"data": 1, "fsdp": 512, "tensor": 1}, 64).network > 10 * across.network  # FSDP over the network is the thing to avoid
 
 
@@ -191,10 +192,11 @@ def test_what_a_run_would_refuse_is_no_plan(fields: dict[str, str], message: str
 
 def test_meshes_worth_trying() -> None:
     """ViT-g: 1408 = 2^7 x 11, so 128 of 256 chips; ViT-B's state may stay whole. On GPU nodes the split stays within a node. Nothing is compiled."""
-    def meshes(size: str, name: str) -> list[tuple[int, int]]:
+    def meshes(size: str, name: str, *chosen: str) -> list[tuple[int, int]]:
         config = forecast.without_index(configs.load(f"configs/pretrain/vit_{size}.py"), videos=10**6)
-        return [(m["data"], m["fsdp"]) for m in Planner(config, topologies.find(name), fixed=frozenset(), trust=()).meshes(frozenset())]
-    assert meshes("g", "v5p-512") == [(2, 128)] and meshes("b", "v5p-512") == [(256, 1), (2, 128)]
+        return [(m["data"], m["fsdp"]) for m in Planner(config, topologies.find(name), fixed=frozenset(), trust=()).meshes(frozenset(chosen))]
+    assert meshes("g", "v5p-512") == meshes("g", "v5p-512", "mesh.replicated") == [(2, 128)]  # a gate is no mesh
+    assert meshes("b", "v5p-512") == [(256, 1), (2, 128)]
     assert meshes("b", "h100x512") == [(512, 1), (64, 8)] and meshes("b", "h100x1") == [(1, 1)]
 
 
@@ -268,9 +270,13 @@ def test_measured_input(tmp_path: Any) -> None:
     for rates, wanted in ((("null", "50.0"), 50), (("200.0", "50.0"), 200)):  # training clips a second and core: packed before raw
         file.write_text('{"packed_clips_per_s_core": %s, "raw_clips_per_s_core": %s}' % rates)
         assert Input.read(str(file)) == dataclasses.replace(Input(), decode=0.0, crop=1 / wanted, source=f"measured: {file}")
-    for text in ("{", "[]", '{"x": 1}'):
+    for text, message in (("{", "is no readable JSON"), ("[]", "has none of the keys"), ('{"x": 1}', "has none of the keys"),
+                          ('{"decode_seconds": "fast"}', 'has decode_seconds = "fast"; allowed are numbers of 0 and more'),
+                          ('{"decode_seconds": null}', "has decode_seconds = null"), ('{"raw_clips_per_s_core": -5}', "has raw_clips_per_s_core = -5; allowed are positive"),
+                          ('{"raw_clips_per_s_core": 0}', "has raw_clips_per_s_core = 0; allowed"), ('{"bytes_per_decode": NaN}', "has bytes_per_decode = NaN"),
+                          ('{"packed_clips_per_s_core": null, "raw_clips_per_s_core": null}', "has no value for packed")):
         file.write_text(text)
-        with pytest.raises(UserError, match="--measure="):
+        with pytest.raises(UserError, match=f"--measure={file} {message}"):
             Input.read(str(file))
 
 

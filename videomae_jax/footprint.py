@@ -156,13 +156,16 @@ class Wire:
 
 
 def wire(run: Assembly, sizes: dict[str, int], slices: int, /) -> Wire:
-    """Parameters gathered twice and gradients scattered once in bfloat16 along fsdp, what is left all-reduced along data."""
+    """Parameters gathered twice and gradients scattered once in bfloat16 along fsdp, what is left all-reduced along data.
+
+    Within a slice first: each device then exchanges its share of the sum with the other slices.
+    """
     weights = 2.0 * sum(math.prod(x.shape) for x in jax.tree.leaves(run.abstract.params)) / sizes["tensor"]
     across = math.gcd(sizes["data"], slices)
     sharded = 3 * weights * (1 - 1 / sizes["fsdp"])
     within = sizes["data"] // across
     reduced = 2 * weights / sizes["fsdp"]
-    outside = reduced * (1 - 1 / across)
+    outside = reduced / within * (1 - 1 / across)
     if across < slices:  # the parameters themselves are gathered over the network
         return Wire(reduced * (1 - 1 / within), outside + sharded)
     return Wire(sharded + reduced * (1 - 1 / within), outside)

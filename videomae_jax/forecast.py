@@ -104,9 +104,9 @@ def roofline(program: hlo.Program, topology: Topology, /) -> hlo.Time:
 
     def wire(one: hlo.Collective) -> float:
         bytes_ = one.wire(program.devices)
-        if not one.crosses(lambda device: device // within):
+        if not one.crosses(lambda device: device // within, program.devices):
             return bytes_ * chip.devices / chip.link
-        near = max(1, len(one.groups[0]) // topology.slices)  # the slices exchange what each has reduced or gathered within
+        near = max(1, (len(one.groups[0]) if one.groups else program.devices) // topology.slices)  # the slices exchange what each has reduced or gathered within
         return bytes_ * chip.devices / chip.link + bytes_ / near / (chip.network / chip.per_host / chip.devices)
 
     return program.time(hlo.Rates(EFFICIENCY * chip.tflops * 1e12 / chip.devices, EFFICIENCY * chip.bandwidth / chip.devices, wire, chip.pcie / chip.devices))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from videomae_jax import config as configs
@@ -11,6 +12,8 @@ from videomae_jax import forecast
 from videomae_jax.errors import UserError
 from videomae_jax.plan import Planner
 from videomae_jax.topologies import find
+
+CHEAP = ("total", "name", "seed", "data.index")  # overrides that leave a step as it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Cell:
 
 
 def cells(config: Any, /, *, root: str, topology: str = "", trust: tuple[str, ...] = ()) -> list[Cell]:
-    """The cells below the folder `root`; a run with a summary of all its steps is finished.
+    """The cells below the folder `root`; a run of the same length and settings with a summary of all its steps is finished.
 
     Costs are estimates of the fastest choice that fits `topology`; nothing is compiled. Raises UserError for a config without
     cells, or one that does not fit.
@@ -33,25 +36,28 @@ def cells(config: Any, /, *, root: str, topology: str = "", trust: tuple[str, ..
         raise UserError(f"--root={root} is no folder; allowed is one that all hosts share (a bucket that is mounted, too)")
     if not config.get("grid", None):
         raise UserError(f"config {config.name!r} has no cells in config.grid")
-    planners: dict[str, Any] = {}
+    planners: dict[Any, Any] = {}
     return [_cell(name, cell, root, topology, trust, planners) for name, cell in config.grid.items()]
 
 
-def _cell(name: str, cell: Any, root: str, topology: str, trust: tuple[str, ...], planners: dict[str, Any], /) -> Cell:
+def _cell(name: str, cell: Any, root: str, topology: str, trust: tuple[str, ...], planners: dict[Any, Any], /) -> Cell:
     overrides = dict(cell.overrides)
     workdir = f"{root.rstrip('/')}/{name}"
     words = ("train", f"--config={cell.config}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in overrides.items()))
-    if cell.config not in planners:
-        planners[cell.config] = _speed(cell, topology, trust)
-    batch, clip_flops, seconds, chips = planners[cell.config]
+    key = cell.config, *sorted((k, str(v)) for k, v in overrides.items() if k not in CHEAP)
+    if key not in planners:
+        planners[key] = _speed(cell, topology, trust)
+    batch, clip_flops, seconds, chips = planners[key]
     steps = configs.duration(overrides["total"], total=None, steps_per_epoch=cell.videos / batch)
     cost = steps * seconds * chips / 3600 if topology else steps * clip_flops / 1e18
-    return Cell(name, words, finished(pathlib.Path(workdir), steps), cost)
+    return Cell(name, words, finished(pathlib.Path(workdir), overrides), cost)
 
 
 def _speed(cell: Any, topology: str, trust: tuple[str, ...], /) -> tuple[int, float, float, int]:
     """Decoded clips and FLOPs of a step, seconds of a step, chips."""
-    config = forecast.without_index(configs.load(cell.config), videos=cell.videos)
+    config = configs.load(cell.config)
+    configs.override(config, {k: v for k, v in cell.overrides if k not in CHEAP})
+    config = forecast.without_index(config, videos=cell.videos)
     where = find(topology or "h100x1")
     planner = Planner(config, where, fixed=frozenset(), trust=trust)
     flops = planner.run.objective.cost().train_flops * planner.run.clips * planner.run.draws
@@ -63,12 +69,19 @@ def _speed(cell: Any, topology: str, trust: tuple[str, ...], /) -> tuple[int, fl
     return config.batch_size, flops, min(e.seconds for e in fits), where.all_chips
 
 
-def finished(directory: pathlib.Path, steps: int, /) -> bool:
-    """Whether a run directory has the summary of at least `steps` steps."""
+def finished(directory: pathlib.Path, overrides: Mapping[str, str], /) -> bool:
+    """Whether a run directory has the summary of all its steps, under a config in which the overrides change nothing but the place of the data.
+
+    The steps are those that the run counted for its own index: the cell's number of videos is a round one.
+    """
     try:
-        return int(json.loads((directory / "summary.json").read_text())["steps"]) >= steps
+        steps, total = (int(json.loads((directory / name).read_text())["steps"]) for name in ("summary.json", "recipe_card.json"))
+        stored = configs.from_json((directory / "config.json").read_text())
     except (OSError, ValueError, KeyError):
         return False  # no run, one that goes on, or one whose end was cut: it resumes
+    changed = configs.from_json(configs.to_json(stored))
+    configs.override(changed, {k: v for k, v in overrides.items() if k != "data.index"})
+    return steps == total and not any(configs.compare(stored, changed).values())
 
 
 def lines(found: list[Cell], /, *, topology: str) -> list[str]:

@@ -89,9 +89,9 @@ class Collective:
         share = (n - 1) / n
         return {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share) * self.bytes
 
-    def crosses(self, slice_of: Callable[[int], int], /) -> bool:
-        """Whether a group has members in several slices; `slice_of` gives the slice of a device number."""
-        return any(len({slice_of(i) for i in group}) > 1 for group in self.groups)
+    def crosses(self, slice_of: Callable[[int], int], devices: int, /) -> bool:
+        """Whether a group of the program's `devices` has members in several slices; `slice_of` gives the slice of a device number."""
+        return any(len({slice_of(i) for i in group}) > 1 for group in self.groups or (range(devices),))
 
 
 @dataclasses.dataclass(frozen=True)

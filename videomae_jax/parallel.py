@@ -73,11 +73,32 @@ def arrange(sizes: tuple[int, ...], devices: list[Any], /) -> np.ndarray:
         raise UserError(f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} over {slices} slices of {len(devices) // slices} devices; "
                         f"data x fsdp must be a multiple of {slices}, so that the tensor axis stays within a slice")
     inner = tuple(s // o for s, o in zip(sizes, outer, strict=True))
+    if sizes[2] > 1:
+        parts = [_by_process(inner, [d for d in devices if getattr(d, "slice_index", 0) == s]) for s in sorted({getattr(d, "slice_index", 0) for d in devices})]
+        grid = np.stack(parts).reshape(*outer[:2], *inner).transpose(0, 2, 1, 3, 4)
+        return grid.reshape(sizes)
     # An axis of 128 on a 4 x 8 x 8 torus needs half of one of its axes.
-    mesh = _on_torus(sizes, devices) if slices == 1 else mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
-    if spanned := max(len({d.process_index for d in group}) for group in mesh.reshape(-1, sizes[2])) - 1:
-        raise UserError(f"the tensor axis of {sizes[2]} devices would span {spanned + 1} processes; allowed is a tensor axis within one process")
-    return mesh
+    return _on_torus(sizes, devices) if slices == 1 else mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+
+
+def _by_process(sizes: tuple[int, ...], devices: list[Any], /) -> np.ndarray:
+    """The devices of a slice with the tensor axis within processes, which follow each other as they lie in the slice."""
+    def place(device: Any) -> tuple[Any, ...]:
+        return (*getattr(device, "coords", ()), getattr(device, "core_on_chip", 0), device.id)
+
+    groups: dict[int, list[Any]] = {}
+    for device in sorted(devices, key=place):
+        groups.setdefault(device.process_index, []).append(device)  # in the order of their first devices
+    data, fsdp, tensor = sizes
+    each = len(devices) // len(groups)
+    along = math.gcd(fsdp, each // tensor)
+    if each % tensor or data % (each // tensor // along):
+        raise UserError(f"the tensor axis of {tensor} devices would span processes of {each}; allowed is a tensor axis within one process")
+    rest = each // tensor // along
+    found = np.empty((len(groups), each), object)
+    for row, group in zip(found, groups.values(), strict=True):
+        row[:] = group
+    return found.reshape(data // rest, fsdp // along, rest, along, tensor).transpose(0, 2, 1, 3, 4).reshape(sizes)
 
 
 def _on_torus(sizes: tuple[int, ...], devices: list[Any], /) -> np.ndarray:

@@ -50,10 +50,19 @@ class Input:
         rates = ("packed_clips_per_s_core", "raw_clips_per_s_core")
         if not isinstance(values, dict) or not {*names, *rates} & values.keys():
             raise UserError(f"--measure={path} has none of the keys {', '.join((*names, *rates))}")
-        given = {v: float(values[k]) for k, v in names.items() if k in values}
-        if rate := next((values[k] for k in rates if values.get(k)), 0.0):
-            given |= {"decode": 0.0, "crop": 1 / float(rate)}
+        given = {v: _number(values[k], f"--measure={path} has {k}", zero=True) for k, v in names.items() if k in values}
+        found = [_number(values[k], f"--measure={path} has {k}", zero=False) for k in rates if values.get(k) is not None]
+        if found:
+            given |= {"decode": 0.0, "crop": 1 / found[0]}
+        elif not given:
+            raise UserError(f"--measure={path} has no value for {' or '.join(rates)}; `bench input` prints one of them")
         return dataclasses.replace(Input(), source=f"measured: {path}", **given)
+
+
+def _number(value: Any, what: str, /, *, zero: bool) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf or not (value or zero):
+        raise UserError(f"{what} = {json.dumps(value)}; allowed are {'numbers of 0 and more' if zero else 'positive numbers'}")
+    return float(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +190,7 @@ class Planner:
         """Meshes worth trying: the user's, else all data-parallel where the state is small, and split within a slice and beyond."""
         devices = self.topology.devices
         given = self.config.mesh
-        if any(name.startswith("mesh.") for name in fixed) or (given.data, given.fsdp, given.tensor) != (-1, 1, 1):
+        if fixed & {f"mesh.{axis}" for axis in parallel.AXES} or (given.data, given.fsdp, given.tensor) != (-1, 1, 1):
             layout = parallel.Layout(**given)
             sizes = dict(zip(parallel.AXES, layout.sizes(devices), strict=True))
             mesh = parallel.abstract_mesh(**sizes)  # what a run would refuse is no plan

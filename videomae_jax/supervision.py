@@ -58,8 +58,9 @@ class Network:
     def cost(self) -> Cost:
         """Forward multiply-adds: embedding of all patches, encoder, head."""
         e, n = self.encoder, self.encoder.grid.tokens
-        macs = n * e.values * e.width + e.depth * (n * (4 * e.width + 2 * e.hidden) * e.width + 2 * n * n * e.width) + e.width * self.head.classes
-        return Cost(macs=float(macs), tokens={"all": n})
+        embedding = n * e.values * e.width
+        macs = embedding + e.depth * (n * (4 * e.width + 2 * e.hidden) * e.width + 2 * n * n * e.width) + e.width * self.head.classes
+        return Cost(macs=float(macs), tokens={"all": n}, leaves=float(embedding))
 
 
 def initial(path: str, /, *, into: str = "params", start: str, classes: str = "", item: str = "params") -> External:

@@ -37,14 +37,14 @@ class Chip:
     pcie: float = 16e9
 
 
-# ICI rates: jax-ml/scaling-book (90 GB/s a link and direction on v5p, 45 on v5e, 90 on v6e), and for PCIe of TPUs; hosts: machine types
-# ct5lp-hightpu-4t, ct5p-hightpu-4t, ct6e-standard-4t, tpu7x-standard-4t, a3-highgpu-8g,
-# a3-ultragpu-8g, a4-highgpu-8g.
+# ICI rates: jax-ml/scaling-book (90 GB/s a link and direction on v5p, 45 on v5e, 90 on v6e), and for PCIe of TPUs; tpu7x as v5p, for the
+# maker's page of tpu7x gives both 1,200 GB/s a chip, and DCN rates a chip of 50 (v5p), 100 and 100 Gb/s. Hosts: machine types ct5lp-hightpu-4t,
+# ct5p-hightpu-4t, ct6e-standard-4t, tpu7x-standard-4t, a3-highgpu-8g, a3-ultragpu-8g, a4-highgpu-8g.
 CHIPS = {
     "v5e": Chip("v5e", 197, 15.75 * GIB, 0.819e12, 180e9, 12.5e9, 4, 112),
     "v5p": Chip("v5p", 459, 95.74 * GIB, 2.765e12, 540e9, 25e9, 4, 208),
-    "v6e": Chip("v6e", 918, 31.25 * GIB, 1.64e12, 360e9, 25e9, 4, 180),
-    "tpu7x": Chip("tpu7x", 2307, 189.5 * GIB, 7.37e12, 1080e9, 25e9, 4, 224, devices=2),
+    "v6e": Chip("v6e", 918, 31.25 * GIB, 1.638e12, 360e9, 50e9, 4, 180),
+    "tpu7x": Chip("tpu7x", 2307, 189.5 * GIB, 7.38e12, 540e9, 50e9, 4, 224, devices=2),
     "a100": Chip("a100", 312, 80e9, 2.04e12, 300e9, 200e9, 8, 96, platform="gpu", pcie=32e9),
     "h100": Chip("h100", 989, 80e9, 3.35e12, 450e9, 400e9, 8, 208, platform="gpu", pcie=64e9),
     "h200": Chip("h200", 989, 141e9, 4.8e12, 450e9, 400e9, 8, 224, platform="gpu", pcie=64e9),

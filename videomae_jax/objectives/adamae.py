@@ -107,5 +107,6 @@ class AdaMAE(MAE):
     def cost(self) -> Cost:
         """Forward multiply-adds of MAE and of the sampler, which embeds all tokens and attends over them."""
         base, e, n = super().cost(), self.encoder, self.encoder.grid.tokens
-        macs = n * e.values * e.width + block_macs(n, e.width, self.sampler.hidden) + n * e.width
-        return Cost(macs=base.macs + macs, tokens={**base.tokens, "sampler": n})
+        embedding = n * e.values * e.width
+        macs = embedding + block_macs(n, e.width, self.sampler.hidden) + n * e.width
+        return Cost(macs=base.macs + macs, tokens={**base.tokens, "sampler": n}, leaves=base.leaves + embedding)

@@ -190,13 +190,14 @@ class AudiovisualMAE(Objective):
     def cost(self) -> Cost:
         """Forward multiply-adds of a clip with sound, and its tokens: sums over the modalities, then each as "video_all", ..."""
         n, e, d = self.counts(), self.encoder, self.decoder
-        macs = sum(k["visible"] * e.width * (e.inputs[m].values + d.width) + k["decoded"] * d.width * e.inputs[m].values for m, k in n.items())
+        embeddings = sum(k["visible"] * e.width * e.inputs[m].values for m, k in n.items())
+        macs = embeddings + sum(k["visible"] * e.width * d.width + k["decoded"] * d.width * e.inputs[m].values for m, k in n.items())
         total = {key: sum(k[key] for k in n.values()) for key in n["video"]}
         macs += sum(e.own * block_macs(k["visible"], e.width, e.hidden) for k in n.values())
         macs += (e.depth - e.own) * block_macs(total["visible"], e.width, e.hidden)
         sequences = [total["decoder"]] if d.layout == "joint" else [k["decoder"] for k in n.values()]
         macs += sum(d.depth * block_macs(s, d.width, d.hidden) for s in sequences)
-        return Cost(macs=float(macs), tokens=total | {f"{m}_{key}": v for m, k in n.items() for key, v in k.items()})
+        return Cost(macs=float(macs), tokens=total | {f"{m}_{key}": v for m, k in n.items() for key, v in k.items()}, leaves=float(embeddings))
 
 
 def features(tokens: Array, valid: Array, /, *, grid: Grid) -> Features:

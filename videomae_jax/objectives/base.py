@@ -123,13 +123,15 @@ class Features:
 class Cost:
     """Multiply-adds of the forward pass of one clip, the tokens it runs through, and the multiply-adds of `frozen` parts among them.
 
-    `unused` are those that only training needs, such as a teacher's.
+    `unused` are those that only training needs, such as a teacher's; `leaves` those of trained products whose input needs no gradient,
+    such as the embedding of patches.
     """
 
     macs: float
     tokens: Mapping[str, int]
     frozen: float = 0.0
     unused: float = 0.0
+    leaves: float = 0.0
 
     @property
     def test_flops(self) -> float:
@@ -138,8 +140,8 @@ class Cost:
 
     @property
     def train_flops(self) -> float:
-        """FLOPs of a training step for one clip: two a multiply-add; the backward pass takes twice the forward pass, of frozen parts none."""
-        return 6 * (self.macs - self.frozen) + 2 * self.frozen
+        """FLOPs of a training step for one clip: two a multiply-add; the backward pass takes twice the forward pass, once of leaves, none of frozen parts."""
+        return 6 * (self.macs - self.frozen) - 2 * self.leaves + 2 * self.frozen
 
 
 @dataclasses.dataclass(frozen=True)

@@ -137,4 +137,4 @@ class Distill(Objective):
     def cost(self) -> Cost:
         """Forward multiply-adds of student and teacher; the teacher is frozen. Tokens are the student's."""
         student, teacher = self.network.cost(), self.taught_by.cost()
-        return Cost(macs=student.macs + teacher.macs, tokens=student.tokens, frozen=teacher.macs, unused=teacher.macs)
+        return Cost(macs=student.macs + teacher.macs, tokens=student.tokens, frozen=teacher.macs, unused=teacher.macs, leaves=student.leaves)

@@ -117,9 +117,10 @@ class MAE(Objective):
     def cost(self) -> Cost:
         """Forward multiply-adds: embedding of the visible patches, encoder, bridge, decoder, head."""
         n, e, d = self.counts(), self.encoder, self.decoder
-        macs = n["visible"] * e.values * e.width + e.depth * block_macs(n["visible"], e.width, e.hidden)
+        embedding = n["visible"] * e.values * e.width
+        macs = embedding + e.depth * block_macs(n["visible"], e.width, e.hidden)
         macs += n["visible"] * e.width * d.width + d.depth * block_macs(n["decoder"], d.width, d.hidden) + n["decoded"] * d.width * e.values
-        return Cost(macs=float(macs), tokens=n)
+        return Cost(macs=float(macs), tokens=n, leaves=float(embedding))
 
 
 def block_macs(tokens: int, width: int, hidden: int, /) -> int:

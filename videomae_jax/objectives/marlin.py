@@ -115,4 +115,4 @@ class MARLIN(MAE):
         """
         base, steps = super().cost(), self.critic_steps
         critic = base.tokens["decoded"] * (self.encoder.values + 1) * self.critic.hidden
-        return Cost(macs=base.macs * (1 + steps / 3) + critic * (1 + 2 * steps), tokens=base.tokens)
+        return Cost(macs=base.macs * (1 + steps / 3) + critic * (1 + 2 * steps), tokens=base.tokens, leaves=base.leaves)
