@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from videomae_jax import checkpoint, fingerprints, parallel
+from videomae_jax import agreement, checkpoint, fingerprints, parallel
 from videomae_jax.checkpoint import Checkpointer, DamagedError, load_params, named
 from videomae_jax.errors import StorageError, UserError
 from videomae_jax.step import TrainState
@@ -177,7 +177,7 @@ def test_metadata_that_one_of_several_cannot_read(tmp_path: pathlib.Path, monkey
         return np.asarray([bool(bad), not here and len(found) == 1])  # the other process cannot read the newest
 
     monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", gathered)
-    monkeypatch.setattr(checkpoint, "_anywhere", functools.partial(as_two, checkpoint._anywhere, monkeypatch))
+    monkeypatch.setattr(agreement, "anywhere", functools.partial(as_two, agreement.anywhere, monkeypatch))
     assert saver.latest_good(state()[1], rng=state()[0].rng).step == 1
     assert found[0] == here and ("process 1 finds a file" in said[0] or here) and "trying the one before" in said[0]
     saver.close()

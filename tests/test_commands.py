@@ -3,12 +3,14 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import runs
 from runs import shared_programs  # noqa: F401 (a fixture)
@@ -115,6 +117,12 @@ def test_dry_run_writes_nothing(index: pathlib.Path, tmp_path: pathlib.Path, cap
 CONFIG_MISTAKES = {
     "--config.total=0": "total '0' is 0 steps; allowed are 1 and more",
     "--config.batch_size=3": "batch of 6 clips (decoded clips x repeats) is not divisible by 8 batch devices x 1 micro-batches",
+    "--config.batch_size=0": "batch_size is 0; allowed are 1 and more",
+    "--config.microbatches=0": "microbatches is 0; allowed are 1 and more",
+    "--config.microbatches=-1": "microbatches is -1; allowed are 1 and more",
+    "--config.prefetch=0": "prefetch is 0; allowed are 1 and more",
+    "--config.ema=2.0": "ema is 2.0; allowed are 0 (none) and decays below 1",
+    "--config.total=1e400": "duration '1e400' is beyond all numbers",
     "--config.mesh.fsdp=3": "mesh data=-1 fsdp=3 tensor=1 does not fit 8 devices",
     "--config.objective.encoder.wdith=8": "unknown config key 'objective.encoder.wdith': 'wdith' is not among ",
     "--config.nothing=8": "unknown config key 'nothing': 'nothing' is not among ",
@@ -210,6 +218,41 @@ def test_run_directory_of_another_config(trained: pathlib.Path, index: pathlib.P
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("changed since the run began: ")]
     assert len(said) == len([c for c in changes if c.startswith("--config")])
     assert main(words) == 0  # the new config is now the stored one
+
+
+def test_other_clips_are_another_run(trained: pathlib.Path, index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index that was written anew over more, fewer or renamed videos orders them anew: refused without --fork, and then the stored one."""
+    from videomae_jax import train as loop
+
+    copied, other = shutil.copytree(trained, tmp_path / "run"), tmp_path / "index.parquet"
+    table = pq.read_table(index)
+    train = [i for i, split in enumerate(table.column("split").to_pylist()) if split == "train"]
+    words = ["train", *runs.arguments(index), f"--workdir={copied}"]
+    monkeypatch.setattr(loop, "train", lambda run, *_, **__: loop.Result(state=None, first=0, step=run.total, finished=True))
+    kept = [i for i in range(table.num_rows) if i not in train[:8]]
+    text = index.read_bytes()
+    try:
+        pq.write_table(table.take(kept), index)
+        said = refused(capsys, *words, "--extend")
+        assert re.search(r"another config: data: 16 clips, \w{8} -> 8 clips, \w{8}; repeat with --fork", said), said
+        assert main([*words, "--fork"]) == 0 and main(words) == 0
+        pq.write_table(table, index)
+        assert "data: 8 clips" in refused(capsys, *words)
+    finally:
+        index.write_bytes(text)
+    assert not other.exists()
+
+
+def test_a_batch_that_changes_the_epochs_is_refused(trained: pathlib.Path, index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The steps that were made would be other epochs: a run would end early, or rewind its rate."""
+    copied = shutil.copytree(trained, tmp_path / "run")
+    config = configs.from_json((copied / "config.json").read_text())
+    config.total = "4.5ep"
+    (copied / "config.json").write_text(configs.to_json(config))
+    before = listing(copied)
+    said = refused(capsys, "train", *runs.arguments(index, total="4.5ep"), f"--workdir={copied}", "--config.batch_size=16", "--fork")
+    assert said.startswith("batch_size: 8 -> 16, and total is '4.5ep'") and listing(copied) == before
 
 
 def test_a_mistake_is_corrected_in_the_same_directory(index: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

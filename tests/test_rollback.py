@@ -136,6 +136,14 @@ def test_run_goes_back_and_past_the_data(tmp_path: pathlib.Path, spoilt: list[in
     assert lines(tmp_path / "b") == lines(tmp_path / "a")
 
 
+def test_a_checkpoint_within_the_row_serves(tmp_path: pathlib.Path, spoilt: list[int]) -> None:
+    """Saves between the skipped updates have crowded out those before: the oldest one that is left has the same weights."""
+    result = go(loops.build(total=9, checkpoint__every=1, checkpoint__keep_last=1, evaluators__recorder__every=""), tmp_path)
+    back = next(e for e in events.read(tmp_path) if e["event"] == "rolled back")
+    assert result.finished and (back["step"], back["to"]) in ((6, 7), (6, 8)) and spoilt[:8] == [0, 4, 8, 12, 16, 20, 24, 28]
+    assert 0 not in spoilt[8:]
+
+
 def test_without_a_checkpoint_the_run_begins_anew_past_the_data(tmp_path: pathlib.Path, spoilt: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The first updates of all are bad: the fresh state goes on behind them; a third row is one too many."""
     for bad, error in (({0, 4}, False), (set(range(0, 400, 4)), True)):

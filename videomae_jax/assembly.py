@@ -142,8 +142,18 @@ class Step:
         return self.jitted.lower(state, self.frozen, *batches)
 
 
+def check_numbers(config: ml_collections.ConfigDict, /) -> None:
+    """Raises UserError for a count or a share of the run itself that is out of range."""
+    for field, least in (("batch_size", 1), ("microbatches", 1), ("prefetch", 1), ("threads", 1), ("workers", 0)):
+        if config[field] < least:
+            raise UserError(f"{field} is {config[field]}; allowed are {least} and more")
+    if not 0 <= config.ema < 1:
+        raise UserError(f"ema is {config.ema}; allowed are 0 (none) and decays below 1")
+
+
 def assemble(config: ml_collections.ConfigDict, /, *, trust: tuple[str, ...] = (), devices: list[Any] | None = None) -> Assembly:
     """Builds and checks a run; allocates nothing on devices."""
+    check_numbers(config)
     layout = parallel.Layout(**config.mesh)
     mesh = layout.mesh(devices)
     objective = configs.build(config.objective, trust=trust)

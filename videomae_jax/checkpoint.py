@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from videomae_jax import manifest, parallel
+from videomae_jax import agreement, manifest, parallel
 from videomae_jax.durable import Durable
 from videomae_jax.errors import StorageError, UserError
 from videomae_jax.fingerprints import different, named, started, unlike
@@ -200,7 +200,7 @@ class Checkpointer:
         if "files" not in meta:
             return
         wrong = manifest.problem(self.directory / f"{step:08d}", step=step, part=jax.process_index(), parts=jax.process_count(), sizes=sizes)
-        if wrong := _anywhere(wrong):
+        if wrong := agreement.anywhere(wrong):
             raise DamagedError(f"checkpoint {step} in {self.directory} is damaged: {wrong}", agreed=True)
 
     def _agreed_meta(self, step: int, /) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class Checkpointer:
             meta = self.meta(step)
         except DamagedError as error:
             wrong = str(error)
-        if found := _anywhere(wrong):
+        if found := agreement.anywhere(wrong):
             raise DamagedError(wrong or f"checkpoint {step} in {self.directory} is damaged: {found}", agreed=True)
         return meta
 
@@ -260,9 +260,16 @@ class Checkpointer:
         return loaded
 
     def candidates(self) -> list[int]:
-        """Steps of both places, oldest first. Raises UserError where nothing is here and the second place cannot be asked."""
-        here = self.steps()
+        """Steps of both places as the first process sees them, oldest first; all processes call this.
+
+        Raises UserError where nothing is here and the second place cannot be asked, StorageError where another process sees less.
+        """
+        here = agreement.numbers(self._listed, what="checkpoint")
         return sorted({*here, *self._second.steps(needed=not here)}) if self._second else here
+
+    def _listed(self) -> list[int]:
+        self._manager.reload()
+        return self.steps()
 
     def latest_good(self, abstract: TrainState, /, *, rng: jax.Array) -> Restored:
         """The newest step of both places that restores. Damaged newer ones are reported and moved to `checkpoints_damaged` beside it.
@@ -306,8 +313,12 @@ class Checkpointer:
         return good
 
     def retreat(self, step: int, /) -> None:
-        """Moves checkpoints of later steps to `checkpoints_abandoned`: the run goes on from `step` or before, and saves theirs again."""
+        """Moves checkpoints of later steps to `checkpoints_abandoned`: the run goes on from `step` or before, and saves theirs again.
+
+        The updates since `step` were skipped and changed nothing: where no checkpoint as old as that is kept, the oldest one serves.
+        """
         self.check(wait=True)
+        step = max(step, min(self.candidates(), default=step))
         self._set_aside([s for s in self.steps() if s > step], "abandoned")
         self._step, self._offered = min(step, self._step), min(step, self._offered)
         if self._second:
@@ -336,16 +347,6 @@ class Checkpointer:
             if found := unlike(getattr(abstract, item), meta["leaves"].get(item, {})):
                 what = "model" if item == "params" else f"model or optimiser ({item})"
                 raise UserError(f"checkpoint {self.directory}/{step:08d} is of another {what}: {found}")
-
-
-def _anywhere(wrong: str, /) -> str:
-    """What is wrong here or else in which process something is; "" on all of them where nothing is."""
-    if jax.process_count() == 1:
-        return wrong
-    from jax.experimental import multihost_utils
-
-    elsewhere = np.flatnonzero(multihost_utils.process_allgather(np.asarray(bool(wrong))))
-    return wrong or (f"process {elsewhere[0]} finds a file that is not what was saved" if elsewhere.size else "")
 
 
 def reason(error: Exception, /) -> str:

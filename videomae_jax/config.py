@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 import pathlib
 import re
 import sys
@@ -252,6 +253,8 @@ def duration(text: str | int, /, *, total: int | None, steps_per_epoch: float) -
     if not match:
         raise UserError(f"duration {text!r} is not understood; allowed are '40ep', '5%' and '1000'")
     value, unit = float(match[1]), match[2]
+    if not math.isfinite(value):
+        raise UserError(f"duration {text!r} is beyond all numbers; allowed are '40ep', '5%' and '1000'")
     if unit == "%" and total is None:
         raise UserError(f"duration {text!r} is relative to the total, which must itself be in epochs or steps")
     steps = {"ep": value * steps_per_epoch, "%": value / 100 * (total or 0), "": value}[unit]

@@ -18,7 +18,7 @@ import fsspec
 import jax
 import numpy as np
 
-from videomae_jax import manifest, parallel
+from videomae_jax import agreement, manifest, parallel
 from videomae_jax.errors import UserError
 
 RETRY = (10.0, 300.0)  # seconds to the first new try after a failed copy, doubled each time up to the second
@@ -245,7 +245,7 @@ class Durable:
                 raise UserError(f"{text}; without checkpoints in {self._directory} the run would begin anew: try again, or leave the durable place out") from error
             self.failures += 1
             self._warn(f"{text}; the run goes on with the checkpoints in {self._directory}")
-        told = _from_lead(np.pad(np.asarray(found, np.int32), (0, MOST - len(found)), constant_values=-1))
+        told = agreement.from_lead(np.pad(np.asarray(found, np.int32), (0, MOST - len(found)), constant_values=-1))
         return [step for step in told.tolist() if step >= 0]
 
     def fetch(self, step: int, /, *, into: pathlib.Path) -> bool:
@@ -254,7 +254,7 @@ class Durable:
         if wrong:
             self.failures += 1
             self._warn(f"the copy of checkpoint {step} in {self._place.path} cannot be used: {wrong}")
-        return bool(_from_lead(np.asarray(not wrong)))
+        return bool(agreement.from_lead(np.asarray(not wrong)))
 
     def _bring(self, step: int, into: pathlib.Path, /) -> str:
         """Copies a step into a new folder; what is wrong with it, "" for nothing."""
@@ -315,15 +315,6 @@ class Durable:
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
-
-
-def _from_lead(value: np.ndarray, /) -> np.ndarray:
-    """What the first process has, in every process."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
 def of(place: Place, directory: pathlib.Path, /, **kw: Any) -> Durable | None:

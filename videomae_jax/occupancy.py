@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-import jax
 import numpy as np
 
-from videomae_jax import parallel
+from videomae_jax import agreement, parallel
 from videomae_jax.errors import UserError
 
 FILE = ".lock"
@@ -34,11 +33,8 @@ def alone(directory: pathlib.Path, /, *, say: Callable[[str], None], patience: f
     with contextlib.ExitStack() as stack:
         needed = parallel.is_lead() and not (known and not (directory / "config.json").exists())
         holder = _take(directory, stack, say=say, patience=PATIENCE if patience is None else patience) if needed else ""
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            bytes_ = np.frombuffer(holder.encode()[:256].ljust(256), np.uint8)
-            holder = multihost_utils.broadcast_one_to_all(bytes_).tobytes().decode(errors="replace").rstrip()
+        told = agreement.from_lead(np.frombuffer(holder.encode()[:256].ljust(256), np.uint8))
+        holder = told.tobytes().decode(errors="replace").rstrip()
         if holder:
             raise UserError(f"{directory} is in use by {holder}; end that run first, or use another --workdir")
         yield

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from videomae_jax import card, metrics, occupancy, parallel
+from videomae_jax import agreement, card, metrics, occupancy, parallel
 from videomae_jax import config as configs
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer, DamagedError
@@ -25,9 +26,10 @@ from videomae_jax.evals.base import Context, Headlined
 GROUPS = ("objective", "data", "eval_data", "optimizers", "evaluators", "checkpoint", "log", "mesh")
 NEEDED: dict[str, Any] = {**dict.fromkeys(GROUPS, dict), "total": (str, int), "batch_size": int}  # of a stored config
 
+DATA = "data.json"  # what the training clips are
+PROBED = 1000  # their names in it
 CLASSES = "classes.json"  # names of the classes in the order of the head
 SHARED = ".shared."  # begins the name of a file by which processes see whether they share the run directory
-VISIBLE = 10.0  # seconds until a new file has to be seen by every host
 WINDOW = 1000  # decoded clips over which the share of unreadable ones is taken
 
 
@@ -61,6 +63,8 @@ def _claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: boo
         difference = configs.compare(open_run(directory), run.config)
         if not begun(directory):
             difference = dict.fromkeys(difference, [])
+        else:
+            difference["fork"] += other_data(run, directory)
         if difference["never"]:
             raise UserError(f"{directory} holds another config, and these fields may never change: {'; '.join(difference['never'])}; use a new --workdir")
         if difference["fork"] and not fork:
@@ -69,6 +73,7 @@ def _claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: boo
             raise UserError(f"{directory} holds another config: {'; '.join(difference['extend'])}; repeat with --extend to go on to the new total")
         for line in (line for lines in difference.values() for line in lines):
             say(f"changed since the run began: {line}")
+        check_epochs(difference["fork"], run.config)
         check_newest(run, directory)
     elif directory.is_dir() and any(not path.name.startswith(SHARED) for path in directory.iterdir()):
         raise UserError(f"{directory} is not empty and holds no config.json, so it is not a run directory; use a new --workdir")
@@ -87,10 +92,41 @@ def _claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: boo
             head = getattr(run.objective, "head", None)
             if getattr(head, "classes", 0) == len(run.source.classes) > 0 and "attributes" not in run.fields:
                 write(directory / CLASSES, json.dumps(run.source.classes))  # for whoever has the weights without the data
+            write(directory / DATA, json.dumps(contents(run.source)))
             write(stored, configs.to_json(run.config))  # last: what makes it a run directory
         except OSError as error:
             raise UserError(f"cannot write to --workdir={directory}: {error.strerror} ({error.filename})") from error
     parallel.barrier("written")
+
+
+def contents(source: Any, /) -> dict[str, Any]:
+    """How many clips a source has, and a digest of its classes and of the names of up to PROBED rows at equal distances, in their order."""
+    rows = np.unique(np.linspace(0, len(source) - 1, min(PROBED, len(source))).astype(int)) if len(source) else []
+    text = json.dumps([list(map(str, getattr(source, "classes", ()))), [source.name(int(row)) for row in rows]])
+    return {"clips": len(source), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def other_data(run: Assembly, directory: pathlib.Path, /) -> list[str]:
+    """A line where the source has other clips or classes than when the run began, in number or order: every later batch would be another."""
+    try:
+        stored = json.loads((directory / DATA).read_text())
+    except (OSError, ValueError):  # of before there was such a file, or cut by a full disk
+        return []
+    found = contents(run.source)
+    if stored == found:
+        return []
+    before, after = (f"{one['clips']} clips, {one['sha256'][:8]}" for one in (stored, found))
+    return [f"data: {before} -> {after}"]
+
+
+def check_epochs(changed: list[str], config: Any, /) -> None:
+    """Raises UserError where the batch changes and a duration counts in epochs: its steps would no longer be those that the run has made."""
+    if not any(line.startswith("batch_size:") for line in changed):
+        return
+    for name, value in {"total": config.total, **configs.flat(config.optimizers, prefix="optimizers")}.items():
+        if isinstance(value, str) and value.endswith("ep"):
+            raise UserError(f"{changed[0]}, and {name} is {value!r}: an epoch would have another number of steps than the run has made so far; give it in "
+                            "steps, or begin a new --workdir")
 
 
 def begun(directory: pathlib.Path, /) -> bool:
@@ -98,7 +134,7 @@ def begun(directory: pathlib.Path, /) -> bool:
     return (directory / OWNER).exists() or (directory / "summary.json").exists() or any(path.name[:8].isdigit() for folder in directory.glob("checkpoints*") for path in folder.iterdir())
 
 
-def check_shared(directory: pathlib.Path, /, *, seconds: float = VISIBLE) -> None:
+def check_shared(directory: pathlib.Path, /, *, seconds: float = agreement.VISIBLE) -> None:
     """Raises UserError, in every process, unless all of them see in `directory` what the lead writes there.
 
     Each host with a disk of its own under the same name would otherwise train until the first save, which no process can finish.
