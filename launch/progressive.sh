@@ -6,13 +6,14 @@
 # also trains the target without the stage between, in RUNS/direct. --dry-run prints the commands and lets each compile a step.
 #
 # PRETRAIN, INTERMEDIATE, TARGET and DIRECT hold the words of `train` for each stage, split at blanks; LAUNCH what stands before
-# every command. By default they are those of the embedded world: shapes from all labels, then from a tenth of them. The V2 way:
+# every command. By default they are those of the embedded world: shapes from all labels, then from a tenth of them. Whoever gives
+# TARGET gives DIRECT for --direct, too: a target may take over the head of the stage before, which pretraining has not. The V2 way:
 #   PRETRAIN="--config=configs/pretrain/vit_g.py --config.data.index=hybrid.parquet"
 #   INTERMEDIATE="--config=configs/finetune/k710_g.py --config.data.index=k710.parquet"
 #   TARGET="--config=configs/finetune/k400_g_after_k710.py --config.data.index=k400.parquet"
 #   DIRECT="--config=configs/finetune/k400_g.py --config.data.index=k400.parquet"
 # Out of the domain: INTERMEDIATE="--config=configs/finetune/shapes.py --config.data.label=motion --config.objective.head.classes=8
-# --config.data.limit=0", TARGET="--config=configs/finetune/shapes.py".
+# --config.data.limit=0", TARGET and DIRECT="--config=configs/finetune/shapes.py".
 set -euo pipefail
 source "$(dirname "$0")/options.sh"
 python=${VIDEOMAE_PYTHON:-$here/.venv/bin/python}
@@ -30,6 +31,8 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -n "$runs" ] || fail "the folder of runs is missing (see --help)"
+[ -z "$direct" ] || [ -z "${TARGET:-}" ] || [ -n "${DIRECT:-}" ] ||
+  fail "--direct with TARGET but without DIRECT, the words of the direct way: those of TARGET may take over a head, which pretraining has not (see --help)"
 cd "$here"
 read -ra launch <<<"${LAUNCH:-}"
 
@@ -64,4 +67,4 @@ fi
 stage pretrain "" "${PRETRAIN:---config=configs/smoke.py}"
 stage intermediate pretrain "${INTERMEDIATE:-$shapes --config.data.limit=0}"
 stage target intermediate "${TARGET:-$shapes --config.objective.start=model}"
-[ -z "$direct" ] || stage direct pretrain "${DIRECT:-${TARGET:-$shapes}}"
+[ -z "$direct" ] || stage direct pretrain "${DIRECT:-$shapes}"

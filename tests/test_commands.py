@@ -37,8 +37,8 @@ def trained(index: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pa
 
 
 def listing(directory: pathlib.Path) -> dict[str, bytes | None]:
-    """Every path below a directory with its content."""
-    return {p.relative_to(directory).as_posix(): p.read_bytes() if p.is_file() else None for p in sorted(directory.rglob("*"))}
+    """Every path below a directory with its content, but for the lock, which every start holds."""
+    return {p.relative_to(directory).as_posix(): p.read_bytes() if p.is_file() else None for p in sorted(directory.rglob("*")) if p.name != ".lock"}
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -54,7 +54,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_a_run_leaves_its_files(trained: pathlib.Path, index: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """config.json, card, metrics, summary, pictures, two checkpoints; no temporary files; a second call does nothing and says so."""
     names = {p.name for p in trained.iterdir()}
-    assert names == {"config.json", "recipe_card.json", "recipe_card.txt", "metrics.jsonl", "ledger.jsonl", "ledger.alive", "summary.json", "tensorboard", "reconstructions", "checkpoints"}
+    assert names == {"config.json", "recipe_card.json", "recipe_card.txt", "metrics.jsonl", "ledger.jsonl", "ledger.alive", "starts.jsonl", "data.json", ".lock", "summary.json", "tensorboard", "reconstructions", "checkpoints"}
     assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["00000006", "00000009"]
     summary = json.loads((trained / "summary.json").read_text())
     results = summary["results"]
@@ -65,7 +65,7 @@ def test_a_run_leaves_its_files(trained: pathlib.Path, index: pathlib.Path, caps
     assert main(["train", *runs.arguments(index), f"--workdir={trained}"]) == 0
     assert "nothing to do" in capsys.readouterr().err
     after = listing(trained)
-    own = ("tensorboard", "ledger.")  # the second call opens an events file and accounts for its own time
+    own = ("tensorboard", "ledger.", "starts.")  # the second call opens an events file, accounts for its own time and says what ran it
     assert {k: v for k, v in after.items() if not k.startswith(own)} == {k: v for k, v in before.items() if not k.startswith(own)}
 
 

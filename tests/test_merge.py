@@ -1,4 +1,4 @@
-"""Merging indexes: one class for one name, planted leaks of every kind, maps of classes in all directions."""
+"""Merging indexes: one class for one name, planted leaks of every kind, nothing lost untold, maps of classes in all directions."""
 
 import json
 import pathlib
@@ -48,6 +48,11 @@ def parts(tmp_path: pathlib.Path) -> list[pathlib.Path]:
                 (k("own4"), "knitting", "train"), (k("test7"), "knitting", "test"), (k("own7"), "person's hand", "train")])]
 
 
+def video(name: str) -> str:
+    """The YouTube id of a Kinetics name."""
+    return pathlib.PurePosixPath(name).name[:11]
+
+
 def rows_of(path: pathlib.Path) -> dict[str, tuple[str, str]]:
     """{name: (label, split)} of an index."""
     table = index.load(path)
@@ -63,9 +68,9 @@ def test_planted_leaks_and_repeats(parts: list[pathlib.Path], tmp_path: pathlib.
     train = {name: label for name, (label, split) in kept.items() if split == "train"}
     assert train == {f"k400/{CLIP.format('own4')}": "abseiling", f"k400/{CLIP.format('shared')}": "playing cards", f"k400/{CLIP.format('copied')}": "zumba",
                      f"k600/{CLIP.format('own6')}": "tossing coin", f"k700/{CLIP.format('broken')}": "tossing coin", f"k700/{CLIP.format('own7')}": "person's hand"}
-    held = {merge.identity(name) for name, (_, split) in kept.items() if split != "train"}
+    held = {video(name) for name, (_, split) in kept.items() if split != "train"}
     assert held == {f"{v:_<11}" for v in ("val4", "both", "leak6", "other6", "test7")} and len(kept) == len(train) + len(held)
-    assert not held & {merge.identity(name) for name in train}
+    assert not held & {video(name) for name in train}
     table = index.load(out)
     assert all((out.parent / path).is_file() for path in table.column("path").to_pylist())
     assert set(table.column("part").to_pylist()) == {"k400", "k600", "k700"} and set(table.column("source").to_pylist()) == {None, "x"}
@@ -82,13 +87,15 @@ def test_equal_bytes_under_another_name(parts: list[pathlib.Path]) -> None:
     for verify in (False, True):
         done = merge.merge(parts, aliases={}, verify=verify)
         assert (name in done.table.column("name").to_pylist()) is not verify
-        assert done.dropped["held out elsewhere", "k400"] == 1 + verify
+        assert len(done.dropped["held out elsewhere", "k400"]) == 1
+        copies = done.dropped.get(("held out elsewhere under another name", "k400"), [])
+        assert copies == [(name, f"k600/{CLIP.format('other6')}")] * verify
 
 
 def test_maps_of_classes_in_all_directions(parts: list[pathlib.Path], tmp_path: pathlib.Path) -> None:
     """Entry i is the number of class i in the other head, as the loader numbers classes; unknown ones are -1."""
     out = tmp_path / "k710.parquet"
-    merge.merged(",".join(map(str, parts)), out=out, aliases=None, verify=False)
+    merge.merged(",".join(map(str, parts)), out=out)
     classes = sources.VideoClips(index=str(out), split="all").classes
     assert classes == ("abseiling", "flipping a coin", "knitting", "person's hand", "playing cards", "tossing coin", "zumba")
     want = {"k710_to_k400": ([0, 4, 6], 3), "k400_to_k710": ([0, -1, -1, -1, 1, -1, 2], 7), "k710_to_k600": ([4, 0, 2, 5, 6], 5),
@@ -100,18 +107,159 @@ def test_maps_of_classes_in_all_directions(parts: list[pathlib.Path], tmp_path: 
         assert tuple(found["target"]) == sources.VideoClips(index=str(tmp_path / f"{part}.parquet"), split="all").classes
 
 
-@pytest.mark.parametrize(("name", "video"), [("a/b/abcdefghi-_ 1.mp4", "abcdefghi-_ 1"), ("x/-bcdefghij__000001_000011.webm", "-bcdefghij_"),
-                                             ("v_Archery_g01_c01.avi", "v_Archery_g01_c01"), ("abcdefghijk.mp4", "abcdefghijk")])
-def test_identity(name: str, video: str) -> None:
-    """YouTube ids may hold hyphens and underscores; other names are taken whole."""
-    assert merge.identity(name) == video
+@pytest.mark.parametrize(("name", "video"), [
+    # YouTube ids, which may hold hyphens and underscores
+    ("x/-bcdefghij__000001_000011.webm", "-bcdefghij_"), ("abcdefghijk.mp4", "abcdefghijk"), ("a/abcdefghijk.mp4#30", "abcdefghijk"),
+    ("a/b/abcdefghi-_ 1.mp4", "p/a/b/abcdefghi-_ 1"), ("v_Archery_g01_c01.avi", "p/v_Archery_g01_c01"), ("a/clip_000001.mp4", "p/a/clip_000001"),
+    ("001.mp4", "p/001")])
+def test_what_a_name_tells(name: str, video: str) -> None:
+    """An id is the video wherever it lies; another name means something with its folder, or where it stands in one folder alone."""
+    rows = [{"part": "p", "name": n, "folder": False} for n in (name, f"other/{pathlib.PurePosixPath(name).name}")]
+    merge.identify(rows)
+    assert rows[0]["video"] == video and (rows[1]["video"] == video) is not video.startswith("p/")
+    alone = [{"part": part, "name": n, "folder": False} for part, n in (("p", name), ("q", f"other/{pathlib.PurePosixPath(name).name}"))]
+    merge.identify(alone)
+    assert alone[0]["video"] == alone[1]["video"] == video.rpartition("/")[2]
+
+
+def test_class_folders_that_count_their_clips_from_one(tmp_path: pathlib.Path) -> None:
+    """Nothing of them is taken for a repeat; a name that stands once in each part is one video in both."""
+    paths = [written(tmp_path, "own", [(f"{c}/{number:03}.mp4", c, "val" if number == 2 else "train") for c in ("run", "walk") for number in (1, 2)]),
+             written(tmp_path, "more", [("jump/001.mp4", "jump", "train"), ("jump/unique.mp4", "jump", "train")]),
+             written(tmp_path, "held", [("x/unique.webm", "jump", "val")])]
+    done = merge.merge(paths, aliases={})
+    own = [f"own/{c}/{number:03}.mp4" for c in ("run", "walk") for number in (1, 2)]
+    assert sorted(done.table.column("name").to_pylist()) == ["held/x/unique.webm", "more/jump/001.mp4", *own]
+    assert done.dropped == {("held out elsewhere", "more"): [("more/jump/unique.mp4", "held/x/unique.webm")]}
+
+
+def test_windows_of_one_video_stay(tmp_path: pathlib.Path) -> None:
+    """They are no repeats of each other, though none of a held-out video stays in training."""
+    facts = {"template": "image_{:06}.jpg", "bytes": "x"}
+    paths = [written(tmp_path, "cuts", [(f"AVA2.2/film{n}.v#{start}", "talk", "train", facts) for n in (1, 2) for start in (30, 60)]),
+             written(tmp_path, "held", [("film2.v#90", "talk", "val", facts)])]
+    done = merge.merge(paths, aliases={})
+    assert done.table.column("name").to_pylist() == ["cuts/AVA2.2/film1.v#30", "cuts/AVA2.2/film1.v#60", "held/film2.v#90"]
+    assert len(done.dropped["held out elsewhere", "cuts"]) == 2
+
+
+def test_numbers_are_no_classes(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    """Indexes of official lists need the names of their classes; then those decide, and maps count what the lists count."""
+    paths = [written(tmp_path, "k4", [(CLIP.format("a1"), "0", "train"), (CLIP.format("a2"), "1", "train"), (CLIP.format("a10"), "10", "val")]),
+             written(tmp_path, "k6", [(CLIP.format("b0"), "0", "train"), (CLIP.format("b1"), "1", "train")])]
+    out, command = tmp_path / "k.parquet", ["index", f"--merge={paths[0]},{paths[1]}", f"--out={tmp_path / 'k.parquet'}"]
+    (tmp_path / "4.txt").write_text("zumba\nabseiling\n" + "".join(f"filler {i}\n" for i in range(8)) + "knitting")
+    (tmp_path / "6.txt").write_text("Abseiling\nmarching\n\n")
+    for name, text in (("short", "zumba\nabseiling"), ("twice", "a\nb\na\n"), ("gap", "a\n\nb\n"), ("none", "")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    for words, message in (((), "the labels of k4 are numbers (0, 1, 10, ...)"), ((f"--names=k4={tmp_path / '4.txt'}",), "the labels of k6 are numbers"),
+                           (("--names=k4",), "allowed is PART=FILE"), ((f"--names=k5={tmp_path / '4.txt'}",), "no index to merge is called k5"),
+                           ((f"--names=k4={tmp_path / 'short.txt'}",), "k4 has the label 10, and the file 2 names"),
+                           ((f"--names=k4={tmp_path / 'no.txt'}",), "cannot be read"),
+                           ((f"--names=k4={tmp_path / 'twice.txt'}",), "line 3 'a'"), ((f"--names=k4={tmp_path / 'gap.txt'}",), "line 2 ''"),
+                           ((f"--names=k4={tmp_path / 'none.txt'}",), "no line at all")):
+        assert entry.main([*command, *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not out.exists(), error
+    assert entry.main([*command, f"--names=k4={tmp_path / '4.txt'}", f"--names=k6={tmp_path / '6.txt'}"]) == 0
+    assert sorted(label for label, _ in rows_of(out).values()) == ["abseiling", "abseiling", "knitting", "marching", "zumba"]
+    assert head_rows.read(str(tmp_path / "k_to_k4.json"))["rows"].tolist() == [3, 0, 1]  # of 0 zumba, 1 abseiling, 10 knitting
+    for part, labels in (("k4", ["0", "1", "10"]), ("k6", ["0", "1"])):
+        found = head_rows.read(str(tmp_path / f"k_to_{part}.json"))
+        assert found["target"] == labels == list(sources.VideoClips(index=str(tmp_path / f"{part}.parquet"), split="all").classes)
+    named = written(tmp_path, "named", [(CLIP.format("c"), "zumba", "train")])
+    with pytest.raises(UserError, match="labels of named are names already, such as 'zumba'"):
+        merge.merge([named, paths[0]], aliases={}, names={"named": ["a"]})
+    with pytest.raises(UserError, match="the labels of k4 are numbers"):
+        merge.merge([paths[0], named], aliases={})
+    bare = written(tmp_path, "bare", [(CLIP.format("d"), None, "train"), (CLIP.format("e"), "-1", "train")])
+    assert merge.merge([paths[0], bare], aliases={}).names == ("0", "1", "10")  # nothing that they could be confused with: lists write -1 for none
+
+
+def test_aliases_that_do_not_fit(parts: list[pathlib.Path], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    """A pair that differs in case alone, as V2's table has one, changes nothing; others are counted; a name that no index has is taken as it is."""
+    out = tmp_path / "k710.parquet"
+    (tmp_path / "aliases.json").write_text(json.dumps({
+        "Tossing coin": "tossing Coin", "nothing": "zumba", "nobody": "no class", "tossing coin ": "flipping a coin", "knitting": "Needlework",
+        "person's hand": "Needlework"}))
+    assert entry.main(["index", f"--merge={','.join(map(str, parts))}", f"--out={out}", f"--aliases={tmp_path / 'aliases.json'}"]) == 0
+    text = capsys.readouterr().out
+    for line in ("2 aliases are names of no class, first 'nothing'", "2 aliases give classes a name that no index has, first 'knitting' -> 'Needlework'",
+                 "knitting and person's hand are one class"):
+        assert f"{line}\n" in text, line
+    assert merge.merge(parts, aliases={"zumba": "ZUMBA"}).remarks == ()
+    assert {label for label, _ in rows_of(out).values()} == {"abseiling", "playing cards", "zumba", "Needlework", "flipping a coin"}
+
+
+def test_a_class_without_clips_is_told(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    """All of its clips are of other classes in a part before."""
+    for part, label in (("a", "zumba"), ("b", "dancing")):
+        written(tmp_path, part, [(CLIP.format("same"), label, "train")])
+    assert entry.main(["index", f"--merge={tmp_path / 'a.parquet'},{tmp_path / 'b.parquet'}", f"--out={tmp_path / 'ab.parquet'}"]) == 0
+    text = capsys.readouterr().out
+    assert "1 classes have no clip left, first 'dancing'" in text
+    assert f"1 clips of b left out: repeated under another class (first b/{CLIP.format('same')}, because of a/{CLIP.format('same')})" in text
+
+
+def test_what_stays_of_a_held_out_video(tmp_path: pathlib.Path) -> None:
+    """A clip of a validation set, whatever part it is of, before one of a test set, whose labels are often secret; a readable one before all."""
+    w, x, y, z = (CLIP.format(name) for name in "wxyz")
+    paths = [written(tmp_path, "a", [(w, "zumba", "test"), (x, None, "test"), (y, None, "val"), (z, "zumba", "val", {"status": "open: x"})]),
+             written(tmp_path, "b", [(w, "zumba", "val"), (x, "zumba", "val"), (y, "zumba", "val"), (z, None, "test")])]
+    done = merge.merge(paths, aliases={})
+    assert done.table.column("name").to_pylist() == [f"b/{name}" for name in (w, x, y, z)]
+    assert {reason for reason, _ in done.dropped} == {"repeated"}  # what has no label is of no other class
+
+
+def test_folders_of_pictures(tmp_path: pathlib.Path) -> None:
+    """They are merged like files, are compared by all pictures, and classes are counted without opening a loader of files."""
+    def framed(part: str, rows: list[tuple[str, str, str, str]]) -> pathlib.Path:
+        for name, _, _, text in rows:
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for number in (1, 2):
+                (folder / f"{part}_{number:05}.jpg").write_text(f"{number}{text}")
+        table = [{"path": str(tmp_path / part / name), "name": name, "label": label, "split": split, "template": f"{part}_{{:05}}.jpg"} | FACTS
+                 for name, label, split, _ in rows]
+        index.write(pa.Table.from_pylist(table, schema=index.SCHEMA), tmp_path / f"{part}.parquet")
+        return tmp_path / f"{part}.parquet"
+    paths = [framed("a", [("v.1", "zumba", "train", "same"), ("v.2", "zumba", "train", "else")]), framed("b", [("w", "knitting", "val", "same")])]
+    out = tmp_path / "ab.parquet"
+    for verify, count in ((True, 2), (False, 3)):
+        lines = merge.merged(",".join(map(str, paths)), out=out, verify=verify)
+        assert "2 classes" in lines and len(index.load(out)) == count
+        assert json.loads((tmp_path / "ab_to_b.json").read_text())["rows"] == [0]
+
+
+def test_packed_clips_are_refused(parts: list[pathlib.Path], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    """Their shards belong to a folder with a manifest, which an index of several would not have."""
+    packed = written(tmp_path, "packed", [(CLIP.format("p"), "zumba", "train")], extra=index.PACKED)
+    assert entry.main(["index", f"--merge={parts[0]},{packed}", f"--out={tmp_path / 'out.parquet'}"]) == 2
+    error = capsys.readouterr().err
+    assert "packed.parquet is of packed clips; allowed are indexes of videos" in error and error.count("\n") == 1
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_videos_that_are_gone(parts: list[pathlib.Path], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that are not there cannot be compared: one line with their number, nothing written. Without --verify nobody asks for them."""
+    out, command = tmp_path / "out.parquet", ["index", f"--merge={','.join(map(str, parts))}", f"--out={tmp_path / 'out.parquet'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(merge.hashlib, "file_digest", lambda file, name: (_ for _ in ()).throw(OSError(5, "Input/output error", file.name)))
+        assert entry.main([*command, "--verify"]) == 2
+    assert "Input/output error" in capsys.readouterr().err and not out.exists()
+    for name in ("own4", "leak6"):
+        (tmp_path / "k400" / CLIP.format(name)).unlink()
+    assert entry.main([*command, "--verify"]) == 2
+    error = capsys.readouterr().err
+    assert f"--verify: 2 videos cannot be read, first {tmp_path / 'k400' / CLIP.format('own4')} (No such file or directory)" in error and error.count("\n") == 1
+    assert not out.exists() and not list(tmp_path.glob("*.json"))
+    assert entry.main(command) == 0
 
 
 def test_mistakes(parts: list[pathlib.Path], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     """One line each, and nothing is written."""
     out, names = tmp_path / "out.parquet", ",".join(map(str, parts))
     (tmp_path / "list.json").write_text("[1]")
-    (tmp_path / "stray.json").write_text('{"nothing": "zumba"}')
     (tmp_path / "chain.json").write_text('{"zumba": "abseiling", "abseiling": "knitting"}')
     for words, message in (([f"--merge={parts[0]}", f"--out={out}"], "allowed are two indexes and more"),
                            ([f"--merge={parts[0]},{parts[0]}", f"--out={out}"], "need different file names"),
@@ -119,7 +267,7 @@ def test_mistakes(parts: list[pathlib.Path], tmp_path: pathlib.Path, capsys: pyt
                            ([f"--merge={names}", f"--out={tmp_path / 'out.csv'}"], "ends in .parquet"),
                            ([f"--merge={names},{tmp_path / 'none.parquet'}", f"--out={out}"], "no index"),
                            ([f"--merge={names}", f"--out={out}", f"--aliases={tmp_path / 'list.json'}"], "no JSON object"),
-                           ([f"--merge={names}", f"--out={out}", f"--aliases={tmp_path / 'stray.json'}"], "alias 'nothing' is the name of no class"),
+                           ([f"--merge={names}", f"--out={tmp_path / 'new' / 'k600.parquet'}"], "is called like one of the indexes to merge"),
                            ([f"--merge={names}", f"--out={out}", f"--aliases={tmp_path / 'chain.json'}"], "itself an alias"),
                            ([f"--merge={names}", f"--out={out}", f"--aliases={tmp_path / 'no.json'}"], "cannot be read")):
         assert entry.main(["index", *words]) == 2

@@ -109,6 +109,17 @@ def test_mistakes(words: tuple[str, ...], message: str, stand_in: dict[str, str]
     assert done.returncode == 2 and message in done.stderr and called(stand_in) == []
 
 
+def test_the_direct_way_has_words_of_its_own(stand_in: dict[str, str], tmp_path: pathlib.Path) -> None:
+    """Those of a target that takes over a head would fail after all other stages; a default is there where the target is the default, too."""
+    done = script("--direct", str(tmp_path / "runs"), env=stand_in | {"DIRECT": ""})
+    assert done.returncode == 2 and "--direct with TARGET but without DIRECT" in done.stderr and done.stderr.count("\n") == 1
+    assert called(stand_in) == []
+    assert script(str(tmp_path / "runs"), env=stand_in | {"DIRECT": ""}).returncode == 0 and len(called(stand_in)) == 3
+    assert script("--direct", str(tmp_path / "more"), env=stand_in | {"DIRECT": "", "TARGET": ""}).returncode == 0
+    last = called(stand_in)[-1]
+    assert "--config=configs/finetune/shapes.py" in last and not any("start" in word for word in last)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_toy_world_from_end_to_end(tmp_path: pathlib.Path) -> None:

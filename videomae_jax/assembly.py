@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from videomae_jax import config as configs
-from videomae_jax import externals, ingest, optim, parallel
+from videomae_jax import externals, head_rows, ingest, optim, parallel
 from videomae_jax.errors import UserError
 from videomae_jax.objectives import base
 from videomae_jax.programs import Programs
@@ -62,6 +62,7 @@ class Assembly:
         initial = [e for e in self.objective.externals() if e.into.split("/")[0] == "params"]
         if not initial:
             return self.programs.jit(fresh, out_shardings=self.shardings)(self.rng())
+        head_rows.check(initial, source=self.source)
         externals.check_positions(initial, encoder=getattr(self.objective, "encoder", None))
         loaded = externals.load(self.programs.jit(params, out_shardings=self.shardings.params)(self.rng()), initial, root="params")
         return self.programs.jit(rest, out_shardings=self.shardings)(self.rng(), loaded)

@@ -3,19 +3,28 @@
 The file is JSON: a list with an entry for every class of the target, the number of the class in the source or -1 for a row that
 stays fresh (the format of V2's label_710to400.json), or an object that holds the list as "rows" and the names of the classes on
 both sides as "source" and "target", as `index --merge` writes it.
+
+A list counts classes on both sides in an order that it does not tell, V2's in the order of its lists. Data whose classes have names
+count them in the order of the alphabet, so `check` takes lists only where classes are numbers.
 """
 
+import itertools
 import json
 import pathlib
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from videomae_jax import optim, parallel
+from videomae_jax.data.merge import spelling
 from videomae_jax.errors import UserError
+from videomae_jax.objectives.base import External
 from videomae_jax.types import Params
+
+CLASSES = "classes.json"  # of a run directory, as `run_directory` writes it
 
 
 def read(path: str, /) -> dict[str, Any]:
@@ -28,9 +37,65 @@ def read(path: str, /) -> dict[str, Any]:
     rows = found.get("rows")
     if not isinstance(rows, list) or not rows or not all(type(row) is int and row >= -1 for row in rows):
         raise UserError(f"class map {path!r} is neither a list of class numbers (-1 = none) nor an object with such a list as 'rows'")
+    for side in ("source", "target"):
+        if side in found and not _texts(found[side]):
+            raise UserError(f"class map {path!r} has a {side!r} that is no list of class names")
     if "target" in found and len(found["target"]) != len(rows):
         raise UserError(f"class map {path!r} has {len(rows)} rows for {len(found['target'])} target classes")
     return found | {"rows": np.asarray(rows, np.int64)}
+
+
+def check(externals: Iterable[External], /, *, source: Any) -> None:
+    """Raises UserError where a map of classes counts those of the data `source`, or of the run that the weights are of, in another order.
+
+    A run tells its classes in `classes.json`. A map with names is refused for weights that tell none, a list where there are names.
+    """
+    for external in externals:
+        for _, name in external.rows:
+            found, data, run = read(name), tuple(source.classes), stored(external.path)
+            if data:
+                _agree(name, found.get("target"), data, whose="the data")
+            if run:
+                _agree(name, found.get("source"), run, whose=external.path)
+            elif not _numbers(found.get("source", ())):
+                raise UserError(f"class map {name!r} names the classes of its source, and {external.path} does not tell its own; allowed are runs with a file "
+                                f"{CLASSES}, a list of names in the order of the head")
+
+
+def stored(path: str, /) -> tuple[str, ...]:
+    """The classes of the run whose directory or checkpoints `path` is, in the order of its head; () where it does not tell them. Raises UserError."""
+    for file in (folder / CLASSES for folder in (pathlib.Path(path), pathlib.Path(path).parent)):
+        if file.is_file():
+            try:
+                found = json.loads(file.read_text())
+            except (OSError, ValueError) as error:
+                raise UserError(f"names of classes {file} cannot be read: {error}") from error
+            if not _texts(found):
+                raise UserError(f"{file} is no list of class names")
+            return tuple(found)
+    return ()
+
+
+def _agree(name: str, listed: Sequence[str] | None, classes: Sequence[str], /, *, whose: str) -> None:
+    """Raises UserError unless a side of the map `name` has these classes in this order, or has no names and they are numbers."""
+    if listed is None:
+        if not _numbers(classes):
+            raise UserError(f"class map {name!r} is a list without names, and the classes of {whose} have names ({', '.join(classes[:3])}, ...), whose order "
+                            "need not be that of the list; allowed are a map with names, as index --merge writes it, or labels that are the list's numbers")
+        return
+    for number, (ours, theirs) in enumerate(itertools.zip_longest(listed, classes)):
+        if ours is None or theirs is None or spelling(ours) != spelling(theirs):
+            raise UserError(f"class map {name!r} has {ours!r} as class {number} of {len(listed)}, and {whose} {theirs!r} of {len(classes)}; allowed is a map "
+                            "for the same classes in the same order, as index --merge writes it")
+
+
+def _numbers(classes: Sequence[str], /) -> bool:
+    """Whether classes are called 0, 1, ... in this order."""
+    return list(classes) == [str(number) for number in range(len(classes))]
+
+
+def _texts(found: Any, /) -> bool:
+    return isinstance(found, list) and all(isinstance(name, str) for name in found)
 
 
 def chosen(value: np.ndarray, fresh: np.ndarray, /, *, rows: np.ndarray, name: str) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 
 from videomae_jax import config as configs
-from videomae_jax import durable, metrics, parallel, starts
+from videomae_jax import durable, externals, metrics, parallel, starts
 from videomae_jax.assembly import Assembly
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.data import workers
@@ -82,7 +82,9 @@ class Upkeep:
             since, cursor = back.cursor.since, back.after(cursor)
             self.events.add("rolled back", since, to=step, samples=list(cursor.skipped[-1]), number=len(cursor.skipped))
         elif parallel.is_lead():
-            starts.note(self.directory, self._start, step=step, say=self._say)
+            # A resumed run needs no first weights; what is not there at all is said where it is loaded.
+            read = [e for e in run.objective.externals() if (saved < 0 or e.into.split("/")[0] != "params") and pathlib.Path(e.path).exists()]
+            starts.note(self.directory, self._start | {"externals": externals.manifest(read)}, step=step, say=self._say)
         self.ledger.resumed(saved)
         self.ledger.line(step)
         return state, step, cursor, saved

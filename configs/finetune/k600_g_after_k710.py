@@ -2,7 +2,13 @@
 
     python -m videomae_jax train --config=configs/finetune/k600_g_after_k710.py --workdir=runs/finetune_k600_g_after_k710 --config.data.index=index.parquet
 
-The map of classes is written by: python -m videomae_jax index --merge k400.parquet,k600.parquet,k700.parquet --out=k710.parquet
+The map of classes, for training on k600.parquet after a run on k710.parquet, is written by
+
+    python -m videomae_jax index --merge=k400.parquet,k600.parquet,k700.parquet --out=k710.parquet --aliases=k710_identical_label_merge.json
+
+where labels are the class names of Kinetics: V2's table of merged names makes 710 of 724. Indexes of official lists, whose labels are
+numbers, take V2's label maps instead, which are 710 names without the table:
+--names=k400=label_map_k400.txt --names=k600=label_map_k600.txt --names=k700=label_map_k700.txt
 """
 
 import ml_collections

@@ -54,12 +54,16 @@ def merge(argv: list[str], /) -> int:
     parser = arguments.Parser("index", description="Merge indexes: classes of one name become one, no held-out clip of any part stays in training.")
     parser.add_argument("--merge", required=True, metavar="A.parquet,B.parquet,...", help="indexes, the preferred one first; their names name the parts")
     parser.add_argument("--out", required=True, metavar="FILE.parquet", help="index to write, with maps of classes to and from every part beside it")
-    parser.add_argument("--aliases", default=None, metavar="FILE.json", help='further names of one class: {"name": "name that it is merged into"}')
-    parser.add_argument("--verify", action="store_true", help="also compare the bytes of files of equal size")
+    parser.add_argument("--names", action="append", default=[], metavar="PART=FILE", help="for an index whose labels are numbers, as official lists "
+                        "have them: names of its classes, one a line in the order of the numbers, e.g. k400=label_map_k400.txt; may be repeated")
+    parser.add_argument("--aliases", default=None, metavar="FILE.json", help='further names of one class: {"name": "name that it is merged into"}, as in '
+                        "V2's k710_identical_label_merge.json")
+    parser.add_argument("--verify", action="store_true", help="also compare the bytes of files of equal size; without it a video is known by its "
+                        "YouTube id, else by its name")
     options = parser.parse_args(argv)
     from videomae_jax.data.merge import merged
 
-    print("\n".join(merged(options.merge, out=pathlib.Path(options.out), aliases=options.aliases, verify=options.verify)))
+    print("\n".join(merged(options.merge, out=pathlib.Path(options.out), aliases=options.aliases, names=options.names, verify=options.verify)))
     return 0
 
 
@@ -78,6 +82,7 @@ def _options(argv: list[str], /) -> argparse.Namespace:
     parser.add_argument("--verify", action="store_true", help="decode every frame once")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
                         metavar="N", help="processes (default: one a core)")
+    parser.epilog = "Indexes become one with --merge=A.parquet,B.parquet,... instead of DIR; its options: index --merge=A,B --help."
     return parser.parse_args(argv)
 
 

@@ -1,6 +1,8 @@
 """One index out of several: classes of one name become one class, and no held-out clip of any part stays in training.
 
-K710 is this for Kinetics-400, 600 and 700: on the official annotations V2 counts 658,340 training and 66,803 validation clips.
+K710 is this for Kinetics-400, 600 and 700: on the official annotations V2 counts 658,340 training and 66,803 validation clips. The
+class names of the annotations become 710 with V2's table of merged names (misc/k710_identical_label_merge.json) as aliases. Its lists carry
+numbers instead, which its label maps (misc/label_map_k400.txt, ...) turn into names; those are 710 as they are, without the table.
 """
 
 import collections
@@ -10,7 +12,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -19,24 +21,33 @@ from videomae_jax.data import index, remote, sources
 from videomae_jax.errors import UserError
 
 KINETICS = re.compile(r"(?P<video>[\w-]{11})_\d{6}_\d{6}")  # YouTube id, first and last second
+YOUTUBE = re.compile(r"(?![A-Za-z_-]*\d[\d_-]{2,}$)[\w-]{11}")  # an id alone; clip_000001 is none
+WINDOW = re.compile(r"(?P<video>.*)#(?P<start>\d+)")  # a further window of a listed path (`lists.build`)
+NUMBER = re.compile(r"[0-9]+")  # a label of an official list
+UNKNOWN = "-1"  # what such a list writes where there is no label
 HELD_OUT = ("val", "test")
 PART = "part"  # column of the merged index: which index a row comes from
 
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """A merged table, what was left out as {(reason, part): rows}, and names that two parts spell differently."""
+    """A merged table and how it came about.
+
+    `classes` {part: {label: merged name}} has the labels of a part in the order of their numbers, `dropped` {(reason, part): [(row, row that
+    it yields to)]} the names of what was left out, `spellings` {merged name: its spellings} the names that parts spell differently,
+    `remarks` lines about aliases that do not fit.
+    """
 
     table: pa.Table
-    dropped: Mapping[tuple[str, str], int]
+    classes: Mapping[str, Mapping[str, str]]
+    dropped: Mapping[tuple[str, str], Sequence[tuple[str, str]]]
     spellings: Mapping[str, tuple[str, ...]]
+    remarks: tuple[str, ...]
 
-
-def identity(name: str, /) -> str:
-    """What two files of the same video have in common: the YouTube id of a Kinetics name, else the name without folder and suffix."""
-    stem = pathlib.PurePosixPath(name).stem
-    match = KINETICS.fullmatch(stem)
-    return match["video"] if match else stem
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes of the table, as loaders number them."""
+        return sources.numbered(set(self.table.column("label").unique().to_pylist()) - {None})
 
 
 def spelling(label: str, /) -> str:
@@ -44,36 +55,41 @@ def spelling(label: str, /) -> str:
     return " ".join(re.sub(r"[_-]", " ", re.sub(r"[\"'\u2018\u2019]", "", label)).casefold().split())
 
 
-def merge(paths: Sequence[pathlib.Path], /, *, aliases: Mapping[str, str], verify: bool = False) -> Merged:
+def merge(paths: Sequence[pathlib.Path], /, *, aliases: Mapping[str, str], names: Mapping[str, Sequence[str]] | None = None, verify: bool = False) -> Merged:
     """The rows of all indexes without repeats and leaks, paths absolute, names "part/name".
 
-    A row of the training split goes where any split val or test of any part holds the same video (`identity`), or with `verify`
-    the same bytes. Of several rows of one video within training, or within what is held out, the first readable one of the first
-    part stays. Class names that differ only in spelling become the first one; `aliases` {name: name} joins others.
+    A row of the training split goes where any split val or test of any part holds the same video (`identify`), or with `verify`
+    the same bytes. Of several rows of one video within training, or within what is held out, the first of the first part stays, readable
+    ones before others, then val before test, then labelled ones before others. Class names that differ only in spelling become the first
+    one; `aliases` {name: name} joins others. `names` {part: names} are those of a part whose labels are numbers. Raises UserError.
     """
-    parts = _named(paths)
+    parts = _parts(paths)
     rows = [row for part, path in parts.items() for row in _rows(part, path)]
-    names, spellings = _classes(rows, aliases=aliases)
-    held = {row["video"] for row in rows if row["split"] in HELD_OUT}
-    copies = _copies(rows) if verify else set()
-    dropped: collections.Counter[tuple[str, str]] = collections.Counter()
-    taken: dict[tuple[bool, str], dict[str, Any]] = {}
-    kept = []
-    for row in sorted(rows, key=lambda row: row["status"] != "ok"):  # stable: parts stay in order
-        place = (row["split"] in HELD_OUT, row["video"])
-        if row["split"] == "train" and (row["video"] in held or row["path"] in copies):
-            dropped["held out elsewhere", row["part"]] += 1
+    classes, spellings, remarks = _classes(_labels(rows, names=names or {}), aliases=aliases)
+    identify(rows)
+    held: dict[str, str] = {}
+    for row in (row for row in rows if row["split"] in HELD_OUT):
+        held.setdefault(row["video"], row["called"])
+    copies = _copies(rows) if verify else {}
+    dropped: dict[tuple[str, str], list[tuple[str, str]]] = collections.defaultdict(list)
+    taken: dict[tuple[bool, str, str], dict[str, Any]] = {}
+    for row in rows:
+        row["class"] = classes[row["part"]].get(row["label"])
+    for row in sorted(rows, key=lambda row: (row["status"] != "ok", row["split"] == "test", row["class"] is None)):  # stable: parts stay in order
+        place, train = (row["split"] in HELD_OUT, row["video"], row["start"]), row["split"] == "train"
+        if train and row["video"] in held:
+            dropped["held out elsewhere", row["part"]].append((row["called"], held[row["video"]]))
+        elif train and row["path"] in copies:
+            dropped["held out elsewhere under another name", row["part"]].append((row["called"], copies[row["path"]]))
         elif place in taken:
-            same = names.get(row["label"]) == names.get(taken[place]["label"])
-            dropped["repeated" if same else "repeated under another class", row["part"]] += 1
+            both = {row["class"], taken[place]["class"]} - {None}
+            dropped["repeated" if len(both) < 2 else "repeated under another class", row["part"]].append((row["called"], taken[place]["called"]))
         else:
             taken[place] = row
-            kept.append(row)
-    order = sorted(kept, key=lambda row: row["number"])
-    return Merged(_table(parts, order, names), dropped, spellings)
+    return Merged(_table(parts, taken.values()), classes, dropped, spellings, remarks)
 
 
-def _named(paths: Sequence[pathlib.Path], /) -> dict[str, pathlib.Path]:
+def _parts(paths: Sequence[pathlib.Path], /) -> dict[str, pathlib.Path]:
     """{stem: path}; stems name the parts."""
     if len(paths) < 2:
         raise UserError(f"--merge={','.join(map(str, paths))}; allowed are two indexes and more, separated by commas")
@@ -84,65 +100,141 @@ def _named(paths: Sequence[pathlib.Path], /) -> dict[str, pathlib.Path]:
 
 
 def _rows(part: str, path: pathlib.Path, /) -> list[dict[str, Any]]:
+    """What merging asks of the rows of a part. Raises UserError for packed clips, which only the folder that they were packed in can read."""
     table, home = index.load(path), path.resolve().parent
-    columns = {c: table.column(c).to_pylist() for c in ("path", "name", "label", "split", "status")}
-    return [{"part": part, "number": (part, i), "video": identity(name), "label": label, "split": split, "status": status,
+    if index.PACKED in table.schema.names:
+        raise UserError(f"index {path} is of packed clips; allowed are indexes of videos: merge those that were packed, and pack what comes out")
+    columns = {c: table.column(c).to_pylist() for c in ("path", "name", "label", "split", "status", "template")}
+    return [{"part": part, "number": i, "name": name, "called": f"{part}/{name}", "label": label, "split": split, "status": status, "folder": bool(template),
              "path": file if remote.is_remote(file) else home / file}
-            for i, (file, name, label, split, status) in enumerate(zip(*columns.values(), strict=True))]
+            for i, (file, name, label, split, status, template) in enumerate(zip(*columns.values(), strict=True))]
 
 
-def _classes(rows: Sequence[Mapping[str, Any]], /, *, aliases: Mapping[str, str]) -> tuple[dict[str | None, str | None], dict[str, tuple[str, ...]]]:
-    """{label: merged name}, the spelling of the part that comes first; and {merged name: its spellings} where there are several."""
-    labels = {row["label"]: None for row in rows if row["label"] is not None}
-    known = {spelling(label) for label in labels}
-    joined = {spelling(a): spelling(b) for a, b in aliases.items()}
-    strays = [name for pair in aliases.items() for name in pair if spelling(name) not in known]
-    if strays:
-        raise UserError(f"alias {strays[0]!r} is the name of no class; known are {', '.join(list(labels)[:6])}, ...")
-    first: dict[str, str] = {}
-    for label in labels:
-        if spelling(label) not in joined:
-            first.setdefault(spelling(label), label)
-    names: dict[str | None, str | None] = {None: None}
-    for label in labels:
-        key = joined.get(spelling(label), spelling(label))
-        if key not in first:
-            raise UserError(f"aliases lead from {label!r} to a name that is itself an alias; each leads to a name that stays")
-        names[label] = first[key]
-    several = collections.defaultdict(list)
-    for label in labels:
-        several[names[label]].append(label)
-    return names, {name: tuple(found) for name, found in several.items() if len(found) > 1}
+def identify(rows: Iterable[dict[str, Any]], /) -> None:
+    """Fills in place `video`, what rows of one video have in common in all parts, and `start`, the window of it that a row is ("" = all).
 
-
-def _copies(rows: Sequence[Mapping[str, Any]], /) -> set[pathlib.Path]:
-    """Training files with the bytes of a held-out one; only files of equal size are read. Raises UserError for addresses."""
-    sized: dict[int, dict[bool, list[pathlib.Path]]] = {}
+    A YouTube id, with or without the seconds of Kinetics, is the video, whatever folder, seconds and part. Other files are told apart by
+    folder and name without suffix within a part (walk/001.mp4 is not run/001.mp4); between parts those of one name are one video
+    where no part has that name in several folders.
+    """
+    rows, places = list(rows), collections.defaultdict(lambda: collections.defaultdict(set))
     for row in rows:
-        if row["status"] == "ok":
-            remote.local(row["path"], what="a video whose bytes are compared (--verify)")
-            sized.setdefault(os.stat(row["path"]).st_size, {}).setdefault(row["split"] in HELD_OUT, []).append(row["path"])
-    found: set[pathlib.Path] = set()
+        window = WINDOW.fullmatch(row["name"])
+        path = pathlib.PurePosixPath(window["video"] if window else row["name"])
+        path = path if row["folder"] else path.parent / path.stem
+        row["video"], row["start"] = str(path), window["start"] if window else ""
+        places[path.name][row["part"]].add(str(path))
+    for row in rows:
+        name = pathlib.PurePosixPath(row["video"]).name
+        found = KINETICS.fullmatch(name)
+        if found or YOUTUBE.fullmatch(name) or all(len(several) == 1 for several in places[name].values()):
+            row["video"] = found["video"] if found else name
+        else:
+            row["video"] = f"{row['part']}/{row['video']}"
+
+
+def _labels(rows: Iterable[Mapping[str, Any]], /, *, names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
+    """{part: {label: class name}}, labels in the order of their numbers. Raises UserError for labels that are numbers without names."""
+    own: dict[str, set[str]] = collections.defaultdict(set)
+    for row in rows:
+        own[row["part"]] |= {row["label"]} - {None, UNKNOWN}
+    labelled, named = [part for part, found in own.items() if found], {}
+    for stray in (part for part in names if part not in own):
+        raise UserError(f"--names={stray}=...: no index to merge is called {stray}; allowed are {', '.join(own)}")
+    for part, found in own.items():
+        labels = sources.numbered(found)
+        words = [label for label in labels if not NUMBER.fullmatch(label)]
+        if part not in names:
+            if labels and not words and len(labelled) > 1:
+                raise UserError(f"the labels of {part} are numbers ({', '.join(labels[:3])}, ...), which say nothing about the classes of other indexes; give "
+                                f"the names of its classes with --names={part}=FILE, one a line in the order of the numbers")
+            named[part] = {label: label for label in labels}
+            continue
+        if words:
+            raise UserError(f"--names={part}=...: labels of {part} are names already, such as {words[0]!r}; allowed are indexes whose labels are numbers")
+        wrong = [label for label in labels if int(label) >= len(names[part])]
+        if wrong:
+            raise UserError(f"--names={part}=...: {part} has the label {wrong[0]}, and the file {len(names[part])} names, those of 0 to {len(names[part]) - 1}")
+        named[part] = {label: names[part][int(label)] for label in labels}
+    return named
+
+
+def _classes(labels: Mapping[str, Mapping[str, str]], /, *,
+             aliases: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """{part: {label: merged name}}, the spelling of the part that comes first; {merged name: its spellings} where there are several; and
+    remarks on aliases that no class has, or that lead to none.
+    """
+    names = list(dict.fromkeys(name for own in labels.values() for name in own.values()))
+    known = {spelling(name) for name in names}
+    joined = {spelling(a): b for a, b in aliases.items() if spelling(a) != spelling(b)}  # V2's table has a pair that differs in case alone
+    first: dict[str, str] = {}
+    for name in names:
+        if spelling(name) not in joined:
+            first.setdefault(spelling(name), name)
+    merged: dict[str, str] = {}
+    several = collections.defaultdict(list)
+    for name in names:
+        target = joined.get(spelling(name), name)
+        if spelling(name) in joined and spelling(target) in joined:
+            raise UserError(f"aliases lead from {name!r} to {target!r}, which is itself an alias; each leads to a name that stays")
+        merged[name] = first.setdefault(spelling(target), target)
+        several[merged[name]].append(name)
+    strays = [a for a in aliases if spelling(a) in joined and spelling(a) not in known]
+    coined = [(a, b) for a, b in aliases.items() if spelling(a) in joined and spelling(a) in known and spelling(b) not in known]
+    remarks = [f"{len(strays)} aliases are names of no class, first {strays[0]!r}"] if strays else []
+    remarks += [f"{len(coined)} aliases give classes a name that no index has, first {coined[0][0]!r} -> {coined[0][1]!r}"] if coined else []
+    return ({part: {label: merged[name] for label, name in own.items()} for part, own in labels.items()},
+            {name: tuple(found) for name, found in several.items() if len(found) > 1}, tuple(remarks))
+
+
+def _copies(rows: Sequence[Mapping[str, Any]], /) -> dict[pathlib.Path, str]:
+    """{path of a training file: name of a held-out one with its bytes}; only files of equal size are read.
+
+    Raises UserError for addresses, and with their number for files that cannot be read.
+    """
+    sized: dict[int, dict[bool, dict[pathlib.Path, str]]] = {}
+    missing: list[str] = []
+    for row in (row for row in rows if row["status"] == "ok"):
+        path = remote.local(row["path"], what="a video whose bytes are compared (--verify)")
+        try:
+            sized.setdefault(sum(file.stat().st_size for file in _files(path)), {}).setdefault(row["split"] in HELD_OUT, {}).setdefault(path, row["called"])
+        except OSError as error:
+            missing.append(f"{path} ({error.strerror})")
+    if missing:
+        raise UserError(f"--verify: {len(missing)} videos cannot be read, first {missing[0]}; run the index command again for what is there")
+    found: dict[pathlib.Path, str] = {}
     for files in sized.values():
         if len(files) == 2:
-            held = {_hash(path) for path in files[True]}
-            found |= {path for path in files[False] if _hash(path) in held}
+            held = {_hash(path): name for path, name in files[True].items()}
+            found |= {path: held[digest] for path in files[False] if (digest := _hash(path)) in held}
     return found
 
 
+def _files(path: pathlib.Path, /) -> list[pathlib.Path]:
+    """A file itself, or the pictures of a folder in order. Raises OSError."""
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+
+
 def _hash(path: pathlib.Path, /) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    """A digest of the bytes of a file, or of all pictures of a folder. Raises UserError where they cannot be read."""
+    total = hashlib.sha256()
+    try:
+        for one in _files(path):
+            with one.open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise UserError(f"--verify: {error.filename} cannot be read ({error.strerror})") from error
+    return total.digest()
 
 
-def _table(parts: Mapping[str, pathlib.Path], rows: Sequence[Mapping[str, Any]], names: Mapping[str | None, str | None], /) -> pa.Table:
-    """The kept rows of all parts with their own further columns, null where a part has no such column."""
-    tables = []
+def _table(parts: Mapping[str, pathlib.Path], rows: Iterable[Mapping[str, Any]], /) -> pa.Table:
+    """The kept rows of all parts, in their order, with their own further columns, null where a part has no such column."""
+    tables, kept = [], list(rows)
     for part, path in parts.items():
-        mine = [row for row in rows if row["part"] == part]
-        table = index.load(path).take(pa.array([row["number"][1] for row in mine], pa.int64()))
-        changed = {"path": [str(row["path"]) for row in mine], "name": [f"{part}/{name}" for name in table.column("name").to_pylist()],
-                   "label": [names[row["label"]] for row in mine]}
+        mine = sorted((row for row in kept if row["part"] == part), key=lambda row: row["number"])
+        table = index.load(path).take(pa.array([row["number"] for row in mine], pa.int64()))
+        changed = {"path": [str(row["path"]) for row in mine], "name": [row["called"] for row in mine],
+                   "label": [row["class"] for row in mine]}
         for column, values in changed.items():
             table = table.set_column(table.schema.get_field_index(column), column, pa.array(values, pa.string()))
         table = table.drop_columns([PART]) if PART in table.schema.names else table
@@ -150,25 +242,20 @@ def _table(parts: Mapping[str, pathlib.Path], rows: Sequence[Mapping[str, Any]],
     return pa.concat_tables(tables, promote_options="default")
 
 
-def rows_between(source: Sequence[str], target: Sequence[str], /, *, names: Mapping[str | None, str | None]) -> list[int]:
-    """For every class of `target` the number of the class of `source` with the same merged name, or -1."""
-    numbers = {names.get(name, name): number for number, name in enumerate(source)}
-    return [numbers.get(names.get(name, name), -1) for name in target]
+def maps(done: Merged, /, *, out: str) -> dict[str, dict[str, Any]]:
+    """{file name: map of classes for `head_rows`} from the merged index, called `out`, to every part and back."""
+    found = {}
+    for part, own in done.classes.items():
+        whole = {name: name for name in done.names}
+        found[f"{out}_to_{part}.json"] = _map(whole, own)
+        found[f"{part}_to_{out}.json"] = _map(own, whole)
+    return found
 
 
-def write_maps(paths: Sequence[pathlib.Path], out: pathlib.Path, /, *, aliases: Mapping[str, str]) -> list[pathlib.Path]:
-    """Maps of classes for `head_rows`, OUT_to_PART.json and PART_to_OUT.json beside the index `out` for every part."""
-    parts = _named(paths)
-    names, _ = _classes([row for part, path in parts.items() for row in _rows(part, path)], aliases=aliases)
-    merged = sources.VideoClips(index=str(out), split="all").classes
-    written = []
-    for part, path in parts.items():
-        own = sources.VideoClips(index=str(path), split="all").classes
-        for left, source, right, target in ((out.stem, merged, part, own), (part, own, out.stem, merged)):
-            file = out.with_name(f"{left}_to_{right}.json")
-            file.write_text(json.dumps({"source": source, "target": target, "rows": rows_between(source, target, names=names)}, indent=1))
-            written.append(file)
-    return written
+def _map(source: Mapping[str, str], target: Mapping[str, str], /) -> dict[str, Any]:
+    """For every class of `target` {label: merged name} the number of the class of `source` with the same merged name, or -1."""
+    numbers = {name: number for number, name in enumerate(source.values())}
+    return {"source": list(source), "target": list(target), "rows": [numbers.get(name, -1) for name in target.values()]}
 
 
 def read_aliases(path: pathlib.Path | None, /) -> dict[str, str]:
@@ -184,19 +271,52 @@ def read_aliases(path: pathlib.Path | None, /) -> dict[str, str]:
     return found
 
 
-def merged(words: str, /, *, out: pathlib.Path, aliases: str | None, verify: bool) -> list[str]:
+def read_names(words: Sequence[str], /) -> dict[str, tuple[str, ...]]:
+    """{part: class names} of words PART=FILE, one name a line. Raises UserError, also for an empty or a repeated line: numbers count lines."""
+    found = {}
+    for word in words:
+        part, equals, file = word.partition("=")
+        if not (part and equals and file):
+            raise UserError(f"--names={word}; allowed is PART=FILE, the name of an index without its suffix and a file with a class name a line")
+        try:
+            names = [line.strip() for line in pathlib.Path(file).read_text(encoding="utf-8-sig").rstrip().splitlines()]
+        except (OSError, ValueError) as error:
+            raise UserError(f"names of classes {file} cannot be read: {error}") from error
+        wrong = [f"line {number} {name!r}" for number, name in enumerate(names, 1) if not name or name in names[:number - 1]]
+        if wrong or not names:
+            raise UserError(f"names of classes {file}: {wrong[0] if wrong else 'no line at all'}; allowed are class names, one a line, each once")
+        found[part] = tuple(names)
+    return found
+
+
+def merged(words: str, /, *, out: pathlib.Path, aliases: str | None = None, names: Sequence[str] = (), verify: bool = False) -> list[str]:
     """Merges the indexes that `words` names, separated by commas, writes index and maps, and tells of it in lines for people."""
     if out.suffix != ".parquet":
         raise UserError(f"--out={out}; allowed is a file name that ends in .parquet")
-    paths, named = [pathlib.Path(word) for word in words.split(",") if word], read_aliases(pathlib.Path(aliases) if aliases else None)
+    paths = [pathlib.Path(word) for word in words.split(",") if word]
     if out.resolve() in [path.resolve() for path in paths]:
         raise UserError(f"--out={out} is one of the indexes to merge; give another name")
-    done = merge(paths, aliases=named, verify=verify)
+    if out.stem in [path.stem for path in paths]:
+        raise UserError(f"--out={out} is called like one of the indexes to merge, and maps of classes are called by both; give another name")
+    done = merge(paths, aliases=read_aliases(pathlib.Path(aliases) if aliases else None), names=read_names(names), verify=verify)
+    files = {out.with_name(name): json.dumps(content, indent=1) for name, content in maps(done, out=out.stem).items()}
     index.write(done.table, out)
-    lines = [f"{' and '.join(spelt)} are one class" for spelt in done.spellings.values()]
-    lines += [f"{count} clips of {part} left out: {reason}" for (reason, part), count in sorted(done.dropped.items())]
+    try:
+        for file, text in files.items():
+            file.write_text(text)
+    except OSError as error:
+        raise UserError(f"map of classes {error.filename} cannot be written ({error.strerror})") from error
+    return _told(done) + [f"map of classes written to {file}" for file in files]
+
+
+def _told(done: Merged, /) -> list[str]:
+    """Lines for people: what became one class, what was left out and why, how much is left."""
+    lines = [f"{' and '.join(spelt)} are one class" for spelt in done.spellings.values()] + list(done.remarks)
+    lines += [f"{len(found)} clips of {part} left out: {reason} (first {found[0][0]}, because of {found[0][1]})"
+              for (reason, part), found in sorted(done.dropped.items())]
+    lost = sorted({name for own in done.classes.values() for name in own.values()} - set(done.names))
+    lines += [f"{len(lost)} classes have no clip left, first {lost[0]!r}"] if lost else []
     counts = collections.Counter(zip(done.table.column("split").to_pylist(), done.table.column(PART).to_pylist(), strict=True))
     lines += [f"{split}: {sum(n for (s, _), n in counts.items() if s == split)} clips ({', '.join(f'{p} {n}' for (s, p), n in counts.items() if s == split)})"
               for split in index.SPLITS if any(s == split for s, _ in counts)]
-    lines += [f"{len(sources.VideoClips(index=str(out), split='all').classes)} classes"]
-    return lines + [f"map of classes written to {path}" for path in write_maps(paths, out, aliases=named)]
+    return lines + [f"{len(done.names)} classes"]
