@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from flax import traverse_util
 
 from videomae_jax import config as configs
 from videomae_jax import externals, losses, optim, parallel
+from videomae_jax import train as loop
 from videomae_jax.assembly import assemble
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.convert import videomae
@@ -25,6 +27,7 @@ from videomae_jax.mixing import Mixing
 from videomae_jax.models import heads, vit
 from videomae_jax.objectives.classify import Classify
 from videomae_jax.objectives.mae import MAE
+from videomae_jax.stopping import Stop
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ENCODER = vit.Encoder(width=16, depth=2, heads=2, hidden=32, patch=(2, 8, 8), frames=4, size=16)
@@ -292,6 +295,20 @@ def test_a_run_is_created_from_a_pretraining_run(pretrained: pathlib.Path) -> No
     np.testing.assert_array_equal(before.params["encoder"]["stack"]["block"]["attn"]["qkv"], want)
     changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), before.params, after.params)
     assert all(jax.tree.leaves(changed))
+
+
+def test_a_start_names_the_weights_it_read(pretrained: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Path and digest stand in starts.jsonl; the run that resumes reads them no more, and they may be gone."""
+    first = pathlib.Path(shutil.copytree(pretrained, tmp_path / "first"))
+    run = run_of(dataclasses.replace(PLAIN, pretrained=str(first)))
+    run.config.total, run.config.evaluators = "1", {}
+    run = assemble(run.config, devices=jax.devices()[:1])
+    for _ in range(2):
+        loop.train(run, tmp_path / "run", stop=Stop(), say=lambda line: None)
+        shutil.rmtree(first, ignore_errors=True)
+    begun = [json.loads(line) for line in (tmp_path / "run" / "starts.jsonl").read_text().splitlines()]
+    (found,) = begun[0]["externals"].values()
+    assert found["path"].startswith(str(first)) and len(found["sha256"]) == 64 and begun[1]["externals"] == {}
 
 
 def written(path: pathlib.Path, tree: Any) -> str:
