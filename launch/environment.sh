@@ -1,9 +1,10 @@
 # Sourced by the launchers: makes .venv beside the checkout and installs what a run needs.
 #
 # PYTHON chooses the interpreter (3.11 or 3.12). VENV chooses the folder. JAX_EXTRA overrides the detected accelerator:
-# cpu, cuda12, cuda13 or tpu.
+# cpu, cuda12, cuda13 or tpu. MACHINE is a folder that stands for /, in which /dev and /sys are looked at.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+source launch/xla_flags.sh
 VENV="${VENV:-.venv}"
 
 choose_python() {
@@ -27,14 +28,24 @@ detect_accelerator() {
     major=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1 | cut -d. -f1)
     # CUDA 13 wheels need driver 580 or newer.
     if [ "$major" -ge 580 ]; then echo cuda13; else echo cuda12; fi
-  elif ls /dev/accel0 /dev/vfio/0 >/dev/null 2>&1; then
+  elif tpu_here >/dev/null || [ -e "${MACHINE:-}/dev/accel0" ]; then
     echo tpu
   else
     echo cpu
   fi
 }
 
-install() { # install REQUIREMENTS...: only when they changed since the last time
+install() { # install REQUIREMENTS...: only when they changed since the last time; the processes of a host, which share $VENV, take turns
+  mkdir -p "$(dirname "$VENV")" || return 1
+  # macOS has no flock, and a read-only checkout no place for the lock: its environment has to be there already.
+  if command -v flock >/dev/null 2>&1 && touch "$VENV.lock" 2>/dev/null; then
+    { flock 8 || echo "warning: installing without a lock on $VENV.lock" >&2; install_now "$@"; } 8>>"$VENV.lock"
+  else
+    install_now "$@"
+  fi
+}
+
+install_now() {
   local stamp="$VENV/.installed" wanted python extra file
   python=$(choose_python) || return 1
   extra=$(detect_accelerator)
@@ -52,8 +63,10 @@ install() { # install REQUIREMENTS...: only when they changed since the last tim
 
 check_accelerator() { # fails when an accelerator was found but JAX sees only the CPU
   [ "$1" = cpu ] && return 0
-  local backend
-  backend=$("$VENV/bin/python" -c 'import jax; print(jax.default_backend())')
+  local backend look
+  # A TPU of several hosts answers when all of them ask it, and the others may be past this point: JAX's own look at the chips and libtpu has to do.
+  look='import jax; from jax._src import cloud_tpu_init as tpu; print("tpu" if tpu.running_in_cloud_tpu_vm else jax.default_backend())'
+  backend=$("$VENV/bin/python" -c "$look")
   if [ "$backend" = cpu ]; then
     echo "error: this machine has an accelerator ($1), but JAX reports only the CPU; check the driver, or set JAX_EXTRA=cpu to train on the CPU" >&2
     return 1

@@ -1,30 +1,63 @@
 #!/usr/bin/env bash
 # A run on a GKE cluster as a JobSet (launch/jobset.yaml), from an image built with launch/Dockerfile.
-#   bash launch/gke.sh --name=NAME --image=IMAGE --accelerator=tpu-v5p-slice --torus=4x8x8 --hosts=64 [--slices=N] [--chips=4]
-#       [--chip=v5p] [--namespace=default] [--init-timeout=1800] [--max-restarts=50] [--logs=logs] [--follow=1] [--dry-run] -- train --workdir=/MOUNTED/...
-# --follow=1 waits for the end and collects a log for each pod.
+#   bash launch/gke.sh --name=NAME --image=IMAGE --accelerator=tpu-v5p-slice --torus=4x8x8 --hosts=64 [--slices=N] [--chips=4] [--chip=v5p]
+#       [--mount=gs://BUCKET:/mnt/bucket] [--service-account=NAME] [--namespace=default] [--init-timeout=1800] [--max-restarts=50]
+#       [--logs=logs] [--follow=1] [--dry-run] -- train --workdir=/mnt/bucket/runs/...
+# --mount gives all hosts a folder that they share: a bucket (gcsfuse: the cluster needs its CSI driver, the Kubernetes service account the right to
+# write; a bucket with a hierarchical namespace renames folders at once), or with HOST:/SHARE:/FOLDER one of an NFS server. --follow=1 waits for the
+# end, looking every POLL seconds (30), collects a log for each pod, and fails where the JobSet failed.
 set -euo pipefail
 source "$(dirname "$0")/options.sh"
-parse_options "$0" "name image accelerator torus hosts" "slices=1 chips=4 chip namespace=default init-timeout=1800 max-restarts=50 logs=logs follow" "$@"
+parse_options "$0" "name image accelerator torus hosts" \
+  "slices=1 chips=4 chip mount service-account namespace=default init-timeout=1800 max-restarts=50 logs=logs follow" "$@"
+parse_mount
+kubectl=(kubectl --namespace="${OPTION[namespace]}")
 
-manifest() { # manifest NAME COMMAND...: the template filled in; arguments are a JSON list, which YAML reads
-  local name=$1 word arguments= value
-  shift
+arguments() { # arguments WORDS...: a JSON list, which YAML reads; Kubernetes makes $ of $$ and puts variables in for $(NAME)
+  local word line=
   for word in "$@"; do
-    word=${word//\\/\\\\}
-    arguments+="${arguments:+, }\"${word//\"/\\\"}\""
+    word=${word//\\/\\\\} word=${word//\"/\\\"} word=${word//\$/\$\$}
+    word=${word//$'\n'/\\n} word=${word//$'\t'/\\t} word=${word//$'\r'/\\r}
+    line+="${line:+, }\"$word\""
   done
-  value=$(sed '/^#/d' "$here/launch/jobset.yaml")
+  printf '[%s]' "$line"
+}
+
+manifest() { # manifest NAME COMMAND...: the template filled in
+  local name=$1 value dropped='^#'
+  shift
+  [ -n "$MOUNT_KIND" ] || dropped+='|# mount$'
+  [ "$MOUNT_KIND" = bucket ] || dropped+='|# bucket$'
+  [ "$MOUNT_KIND" = nfs ] || dropped+='|# nfs$'
+  [ -n "${OPTION[service-account]}" ] || dropped+='|# account$'
+  value=$(grep -vE "$dropped" "$here/launch/jobset.yaml" | sed -E 's/ # (mount|bucket|nfs|account)$//')
   value=${value//@NAME@/$name} value=${value//@IMAGE@/${OPTION[image]}} value=${value//@SLICES@/${OPTION[slices]}}
   value=${value//@HOSTS@/${OPTION[hosts]}} value=${value//@CHIPS@/${OPTION[chips]}} value=${value//@CHIP@/${OPTION[chip]}}
   value=${value//@ACCELERATOR@/${OPTION[accelerator]}} value=${value//@TOPOLOGY@/${OPTION[torus]}}
   value=${value//@TIMEOUT@/${OPTION[init-timeout]}} value=${value//@RESTARTS@/${OPTION[max-restarts]}}
-  printf '%s\n' "${value//@ARGUMENTS@/"[$arguments]"}"
+  value=${value//@FROM@/$MOUNT_FROM} value=${value//@SERVER@/${MOUNT_FROM%%:*}} value=${value//@SHARE@/${MOUNT_FROM#*:}}
+  value=${value//@TO@/$MOUNT_TO} value=${value//@ACCOUNT@/${OPTION[service-account]}}
+  printf '%s\n' "${value//@ARGUMENTS@/"$(arguments "$@")"}"
+}
+
+# ended NAME: waits until the JobSet has ended; fails where it failed, or where ten looks in a row told nothing.
+ended() {
+  local said blind=0
+  local look=("${kubectl[@]}" get "jobset/$1" --output=jsonpath='{.status.conditions[?(@.status=="True")].type}')
+  if [ -n "$DRY_RUN" ]; then quoted "${look[@]}"; return; fi
+  while :; do
+    if said=$("${look[@]}"); then blind=0; else blind=$((blind + 1)); fi
+    case " $said " in
+      *" Completed "*) return 0 ;;
+      *" Failed "*) echo "error: the JobSet $1 failed" >&2; return 1 ;;
+    esac
+    [ $blind -lt 10 ] || { echo "error: nothing is known of the JobSet $1" >&2; return 1; }
+    sleep "${POLL:-30}"
+  done
 }
 
 submit() { # submit NAME COMMAND...
-  local name=$1 pod
-  local kubectl=(kubectl --namespace="${OPTION[namespace]}")
+  local name=$1 pod code=0
   if [ -n "$DRY_RUN" ]; then
     manifest "$@"
     echo "# ^ $(quoted "${kubectl[@]}" apply -f -)"
@@ -32,15 +65,18 @@ submit() { # submit NAME COMMAND...
     manifest "$@" | "${kubectl[@]}" apply -f -
   fi
   [ -n "${OPTION[follow]}" ] || return 0
-  do_or_show "${kubectl[@]}" wait --for=condition=Completed --timeout=-1s "jobset/$name"
+  ended "$name" || code=$?
   do_or_show mkdir -p "${OPTION[logs]}/$name"
+  local pods=("${kubectl[@]}" get pods --selector="jobset.sigs.k8s.io/jobset-name=$name" --output=name)
   if [ -n "$DRY_RUN" ]; then
-    quoted "${kubectl[@]}" logs POD
+    quoted "${pods[@]}"
+    quoted "${kubectl[@]}" logs --container=trainer POD
     return
   fi
-  for pod in $("${kubectl[@]}" get pods --selector="jobset.sigs.k8s.io/jobset-name=$name" --output=name); do
-    "${kubectl[@]}" logs "$pod" >"${OPTION[logs]}/$name/${pod##*/}.log"
+  for pod in $("${pods[@]}"); do
+    "${kubectl[@]}" logs --container=trainer "$pod" >"${OPTION[logs]}/$name/${pod##*/}.log" || echo "no log from $pod" >&2
   done
+  return $code
 }
 
 for_each_run submit

@@ -6,7 +6,6 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
-source launch/xla_flags.sh
 if [ -n "${VIDEOMAE_PYTHON:-}" ]; then python=$VIDEOMAE_PYTHON; else install requirements.txt || exit 1; python=$VENV/bin/python; fi
 export_flags "${CHIP:-$(chip_here)}" || exit 2
 # A proxy makes JAX's own start-up hang.

@@ -48,6 +48,21 @@ parse_options() {
   fi
 }
 
+# parse_mount: what --mount says, as MOUNT_KIND (bucket, nfs, or empty), MOUNT_FROM (the bucket's name, or HOST:/SHARE) and MOUNT_TO (the folder).
+parse_mount() {
+  local word=${OPTION[mount]} folder='(/[A-Za-z0-9_./-]+)'
+  MOUNT_KIND= MOUNT_FROM= MOUNT_TO=
+  [ -n "$word" ] || return 0
+  if [[ $word =~ ^gs://([a-z0-9][a-z0-9._-]*)/?:$folder$ ]]; then
+    MOUNT_KIND=bucket
+  elif [[ $word != gs://* && $word =~ ^([A-Za-z0-9.-]+:/[A-Za-z0-9_./-]*):$folder$ ]]; then
+    MOUNT_KIND=nfs
+  else
+    fail "--mount=$word; allowed are gs://BUCKET:/FOLDER and HOST:/SHARE:/FOLDER"
+  fi
+  MOUNT_FROM=${BASH_REMATCH[1]} MOUNT_TO=${BASH_REMATCH[2]}
+}
+
 fail() {
   echo "error: $*" >&2
   exit 2

@@ -2,13 +2,53 @@
 # A run on TPUs that do not exist yet: a queued resource whose start-up script fetches the source and trains, and starts again
 # after a stop or a crash (launch/supervise.sh; --max-restarts counts crashes in a row). A slice that was taken away and is granted again starts
 # the same script, and so resumes.
-#   bash launch/queued_resource.sh --name=NAME --zone=ZONE --accelerator-type=v5p-512 --bucket=gs://BUCKET [--slices=N] [--spot=1]
-#       [--project=P] [--runtime-version=v2-alpha-tpuv5] [--chip=v5p] [--init-timeout=1800] [--max-restarts=20] [--dry-run] -- train --workdir=/MOUNTED/...
+#   bash launch/queued_resource.sh --name=NAME --zone=ZONE --accelerator-type=v5p-512 --bucket=gs://BUCKET [--mount=gs://BUCKET:/mnt/bucket]
+#       [--slices=N] [--spot=1] [--project=P] [--runtime-version=v2-alpha-tpuv5] [--chip=v5p] [--init-timeout=1800] [--max-restarts=20] [--dry-run]
+#       -- train --workdir=/mnt/bucket/runs/...
+# --bucket takes the source and the logs. --mount gives all hosts a folder that they share: a bucket (gcsfuse; one with a hierarchical namespace
+# renames folders at once), or with HOST:/SHARE:/FOLDER one of an NFS server. Nothing trains before it is there.
 set -euo pipefail
 source "$(dirname "$0")/options.sh"
-parse_options "$0" "name zone accelerator-type bucket" "project runtime-version=tpu-ubuntu2204-base slices=1 spot chip init-timeout=1800 max-restarts=20" "$@"
+parse_options "$0" "name zone accelerator-type bucket" \
+  "mount project runtime-version=tpu-ubuntu2204-base slices=1 spot chip init-timeout=1800 max-restarts=20" "$@"
+parse_mount
 scripts=$(mktemp -d)
 trap 'rm -rf "$scripts"' EXIT
+
+mounting() { # the part of the start-up script that mounts the shared folder
+  local how
+  case "$MOUNT_KIND" in
+    "") return ;;
+    nfs) how="{ command -v mount.nfs >/dev/null || apt_install nfs-common; } && mount -t nfs $MOUNT_FROM \"\$shared\"" ;;
+    # A checkpoint is committed by renaming its folder.
+    bucket) how="install_gcsfuse && gcsfuse --implicit-dirs --rename-dir-limit=200000 $MOUNT_FROM \"\$shared\"" ;;
+  esac
+  echo "shared=$MOUNT_TO"
+  cat <<'SCRIPT'
+apt_install() { # the machine's own first updates hold apt's lock
+  apt-get -o DPkg::Lock::Timeout=600 update && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y "$1"
+}
+install_gcsfuse() {
+  command -v gcsfuse >/dev/null && return
+  curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg >/usr/share/keyrings/cloud.google.asc || return
+  echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -c -s) main" \
+    >/etc/apt/sources.list.d/gcsfuse.list
+  apt_install gcsfuse
+}
+SCRIPT
+  cat <<SCRIPT
+for try in 1 2 3 4 5; do
+  mountpoint -q "\$shared" && break
+  mkdir -p "\$shared"
+  $how || sleep "\${PAUSE:-30}"
+done
+if ! mountpoint -q "\$shared"; then
+  mkdir -p logs && echo "error: ${OPTION[mount]%:*} cannot be mounted as \$shared" | tee "logs/mount_\$HOSTNAME.log" >&2
+  gcloud storage cp logs/*.log "\$BUCKET_LOGS"
+  exit 1
+fi
+SCRIPT
+}
 
 startup() { # the start-up script of a run
   cat <<SCRIPT
@@ -23,6 +63,9 @@ export MEGASCALE_SLICE_ID=\$(sed -n "s/^MEGASCALE_SLICE_ID: '\(.*\)'/\1/p" <<<"\
 mkdir -p /opt/videomae_jax && cd /opt/videomae_jax
 gcloud storage cp $(quoted "${OPTION[bucket]}/$1/source.tar.gz") - | tar -xz
 export BUCKET_LOGS=$(quoted "${OPTION[bucket]}/$1/logs/")
+SCRIPT
+  mounting
+  cat <<SCRIPT
 INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }$(supervised) bash -c '
 bash launch/host.sh "\$@" & child=\$! # its output goes to the bucket after every start
 trap "kill -TERM \$child" TERM

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # N processes on this machine through the same train command: what a cluster does, at the size of a laptop.
 #   bash launch/simulate.sh [--processes=2] [--devices=1] [--port=PORT] [--logs=logs] [--init-timeout=120] [--dry-run] -- train ...
-# Every process has --devices CPU devices. When one fails, the others are ended.
+# Every process has --devices CPU devices. When one fails, the others are ended, and its code comes back. SIGTERM goes to all; their code comes back.
 set -euo pipefail
 source "$(dirname "$0")/options.sh"
 parse_options "$0" "" "name processes=2 devices=1 port logs=logs init-timeout=120" "$@"
@@ -11,7 +11,7 @@ python=${VIDEOMAE_PYTHON:-$here/.venv/bin/python}
 free_port() { "$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])'; }
 
 start() { # start NAME COMMAND...
-  local i out err tees=() pids=() code=0 port=${OPTION[port]} one log
+  local i out err tees=() pids=() code=0 stopped= ended port=${OPTION[port]} one log
   shift
   [ -n "$port" ] || port=$([ -n "$DRY_RUN" ] && echo PORT || free_port)
   do_or_show mkdir -p "${OPTION[logs]}"
@@ -30,11 +30,20 @@ start() { # start NAME COMMAND...
     exec {out}>&- {err}>&-
   done
   [ -z "$DRY_RUN" ] || return 0
-  trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
-  for ((i = 0; i < OPTION[processes]; i++)); do
-    wait -n "${pids[@]}" || { code=$?; kill -TERM "${pids[@]}" 2>/dev/null || true; break; }
+  stop() { [ -n "$stopped" ] || kill -TERM ${pids[@]+"${pids[@]}"} 2>/dev/null || true; stopped=1; }
+  trap stop TERM INT
+  # `wait` would end with a trap, and cannot tell its code from one of a process.
+  while [ ${#pids[@]} -gt 0 ]; do
+    for i in "${!pids[@]}"; do
+      ! kill -0 "${pids[i]}" 2>/dev/null || continue
+      ended=0
+      wait "${pids[i]}" || ended=$?
+      unset "pids[i]"
+      [ $code -ne 0 ] || code=$ended
+      [ $code -eq 0 ] || stop
+    done
+    sleep 0.1
   done
-  wait "${pids[@]}" 2>/dev/null || true # those that were ended
   wait "${tees[@]}" 2>/dev/null || true # the logs are written to their end
   return $code
 }

@@ -23,6 +23,20 @@ flags_of() { # flags_of CHIP: the flags, one line
   esac
 }
 
+tpu_here() { # the generation of this machine's TPU, which its PCI devices tell as they tell JAX; fails where there is none
+  local device vendor id
+  for device in "${MACHINE:-}"/sys/bus/pci/devices/*; do
+    { read -r vendor <"$device/vendor" && read -r id <"$device/device"; } 2>/dev/null || continue
+    # The network card of Google's machines has the vendor of the TPUs.
+    case "$vendor $id" in
+      "0x1ae0 0x0027") echo v3 ;; "0x1ae0 0x0056") echo plc ;; "0x1ae0 0x005e") echo v4 ;; "0x1ae0 0x0062") echo v5p ;;
+      "0x1ae0 0x0063") echo v5e ;; "0x1ae0 0x006f") echo v6e ;; "0x1ae0 0x0076") echo tpu7x ;; *) continue ;;
+    esac
+    return 0
+  done
+  return 1
+}
+
 chip_here() { # the chip of this machine, as far as it says so
   local name
   if command -v nvidia-smi >/dev/null 2>&1; then
@@ -30,8 +44,8 @@ chip_here() { # the chip of this machine, as far as it says so
     case "$name" in *A100*) echo a100 ;; *H100*) echo h100 ;; *H200*) echo h200 ;; *B200*) echo b200 ;; esac
     return
   fi
-  case "${ACCELERATOR_TYPE:-${TPU_ACCELERATOR_TYPE:-}}" in
-    v5litepod-* | v5e-*) echo v5e ;; v5p-*) echo v5p ;; v6e-*) echo v6e ;; tpu7x-*) echo tpu7x ;; *) echo cpu ;;
+  case "${ACCELERATOR_TYPE:-${TPU_ACCELERATOR_TYPE:-$(tpu_here)}}" in
+    v5litepod-* | v5e*) echo v5e ;; v5p*) echo v5p ;; v6e*) echo v6e ;; tpu7x*) echo tpu7x ;; *) echo cpu ;;
   esac
 }
 

@@ -1,10 +1,10 @@
-"""Launchers: the exact commands and manifests of --dry-run, and the commands carried out by stand-ins of the cloud's tools."""
+"""Launchers: the exact commands and manifests of --dry-run, mistakes, the flags and the environment of a machine."""
 
 import os
 import pathlib
 import re
 import shlex
-import socket
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -17,11 +17,15 @@ TRAIN = ["--", "train", "--config=configs/pretrain/vit_g.py", "--workdir=/mnt/bu
 CASES = {
     "tpu_vm": ["tpu_vm.sh", "--name=pod", "--zone=us-east5-a", "--project=p", "--chip=v5e"],
     "tpu_vm_slices": ["tpu_vm.sh", "--name=pod-0,pod-1", "--zone=us-east5-a", "--init-timeout=900", "--logs=collected"],
-    "queued_resource": ["queued_resource.sh", "--name=big", "--zone=us-east5-a", "--accelerator-type=v5p-512", "--bucket=gs://bucket", "--chip=v5p"],
-    "queued_resource_slices": ["queued_resource.sh", "--name=big", "--zone=z", "--accelerator-type=v5p-512", "--bucket=gs://bucket", "--slices=2", "--spot=1"],
+    "queued_resource": ["queued_resource.sh", "--name=big", "--zone=us-east5-a", "--accelerator-type=v5p-512", "--bucket=gs://bucket", "--chip=v5p",
+                        "--mount=gs://shared:/mnt/bucket"],
+    "queued_resource_slices": ["queued_resource.sh", "--name=big", "--zone=z", "--accelerator-type=v5p-512", "--bucket=gs://bucket", "--slices=2", "--spot=1",
+                               "--mount=10.0.0.2:/share:/mnt/bucket"],
     "xpk": ["xpk.sh", "--name=g", "--cluster=c", "--image=gcr.io/p/i:1", "--tpu-type=v5litepod-256", "--slices=2", "--zone=us-east5-a"],
     "xpk_gpu": ["xpk.sh", "--name=g", "--cluster=c", "--image=i", "--device-type=h100-80gb-8", "--num-nodes=64", "--chip=h100"],
-    "gke": ["gke.sh", "--name=g", "--image=gcr.io/p/i:1", "--accelerator=tpu-v5p-slice", "--torus=4x8x8", "--hosts=64", "--slices=2", "--chip=v5p", "--follow=1"],
+    "gke": ["gke.sh", "--name=g", "--image=gcr.io/p/i:1", "--accelerator=tpu-v5p-slice", "--torus=4x8x8", "--hosts=64", "--slices=2", "--chip=v5p",
+            "--follow=1", "--mount=gs://shared:/mnt/bucket", "--service-account=trainer"],
+    "gke_nfs": ["gke.sh", "--name=g", "--image=i", "--accelerator=tpu-v6e-slice", "--torus=4x4", "--hosts=4", "--mount=10.0.0.2:/share/a:/mnt/bucket"],
     "slurm": ["slurm.sh", "--nodes=64", "--partition=gpu", "--chip=h100", "--name=g"],
     "slurm_per_node": ["slurm.sh", "--nodes=2", "--per=node", "--gpus=4", "--cpus=12", "--time=1:00:00", "--account=a"],
     "simulate": ["simulate.sh", "--processes=2", "--devices=4"],
@@ -40,6 +44,14 @@ def run(*argv: str, env: dict[str, str] | None = None, cwd: pathlib.Path = ROOT,
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
+def tool(folder: pathlib.Path, name: str, text: str) -> pathlib.Path:
+    """A stand-in for a program."""
+    file = folder / name
+    file.write_text(text)
+    file.chmod(0o755)
+    return file
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_dry_run(name: str, request: pytest.FixtureRequest) -> None:
     """Nothing runs; what would is printed exactly."""
@@ -53,7 +65,7 @@ def test_dry_run(name: str, request: pytest.FixtureRequest) -> None:
     assert text == file.read_text()
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n not in ("queued_resource", "queued_resource_slices", "gke")])
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ("queued_resource", "queued_resource_slices", "gke", "gke_nfs")])
 def test_printed_commands_hold_the_words_of_the_run(name: str) -> None:
     """A shell reads the words behind -- back as they were, through one level of quoting for each machine in between."""
     lines = (GOLDEN / f"{name}.txt").read_text().splitlines()
@@ -67,16 +79,38 @@ def test_printed_commands_hold_the_words_of_the_run(name: str) -> None:
     assert any("vit_g.py" in line for line in lines)
 
 
-def test_the_manifest_is_yaml_with_the_words_of_the_run() -> None:
-    """No place holder is left, numbers are numbers, arguments are a list."""
+def manifest(name: str) -> dict[str, Any]:
+    """The JobSet of a golden file."""
     yaml = pytest.importorskip("yaml")
-    text = (GOLDEN / "gke.txt").read_text()
-    manifest = yaml.safe_load(text[:text.index("# ^")])
-    assert "@" not in text.replace("gcr.io/p/i@", "")
-    job = manifest["spec"]["replicatedJobs"][0]
-    assert job["replicas"] == 2 and job["template"]["spec"]["completions"] == 64 and manifest["spec"]["failurePolicy"]["maxRestarts"] == 50
+    text = (GOLDEN / f"{name}.txt").read_text().partition("# ^")[0]
+    assert "@" not in text and "#" not in text
+    return yaml.safe_load(text)
+
+
+def test_the_manifest_is_yaml_with_the_words_of_the_run() -> None:
+    """No place holder is left, numbers are numbers, arguments are a list; a mistake fails the JobSet and restarts nothing."""
+    spec = manifest("gke")["spec"]
+    job = spec["replicatedJobs"][0]
+    assert job["replicas"] == 2 and job["template"]["spec"]["completions"] == 64
+    assert spec["failurePolicy"] == {"maxRestarts": 50, "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]}
     container = job["template"]["spec"]["template"]["spec"]["containers"][0]
+    rule, = job["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert rule == {"action": "FailJob", "onExitCodes": {"containerName": container["name"], "operator": "In", "values": [2, 126, 127, 130]}}
     assert container["args"] == TRAIN[1:] and container["resources"]["limits"]["google.com/tpu"] == 4
+
+
+@pytest.mark.parametrize(("name", "volume"), [
+    ("gke", {"csi": {"driver": "gcsfuse.csi.storage.gke.io",
+                     "volumeAttributes": {"bucketName": "shared", "mountOptions": "implicit-dirs,file-system:rename-dir-limit:200000"}}}),
+    ("gke_nfs", {"nfs": {"server": "10.0.0.2", "path": "/share/a"}})])
+def test_the_manifest_mounts_what_all_hosts_share(name: str, volume: dict[str, Any]) -> None:
+    """A bucket, which asks for its driver, or a folder of an NFS server; and shared memory for decoding processes in either case."""
+    template = manifest(name)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    spec = template["spec"]
+    assert spec["volumes"] == [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}, {"name": "shared"} | volume]
+    assert spec["containers"][0]["volumeMounts"] == [{"name": "shared-memory", "mountPath": "/dev/shm"}, {"name": "shared", "mountPath": "/mnt/bucket"}]
+    assert template.get("metadata", {}).get("annotations", {}).get("gke-gcsfuse/volumes") == ("true" if "csi" in volume else None)
+    assert spec.get("serviceAccountName") == ("trainer" if name == "gke" else None)
 
 
 @pytest.mark.parametrize(("argv", "message"), [
@@ -90,7 +124,11 @@ def test_the_manifest_is_yaml_with_the_words_of_the_run() -> None:
     (["slurm.sh", "--nodes=2", "--chip=v4", *TRAIN], "no flags for chip 'v4'; allowed are v5e"), (["local.sh", "--dry-run"], "--dry-run is no run directory"),
     (["xpk.sh", "--name=a", "--cluster=c", "--image=i", *TRAIN], "--tpu-type=TYPE or"),
     (["slurm.sh", "--nodes=1", "nodes", *TRAIN], "nodes is no option"), (["slurm.sh", "--nodes=1", "--grid=g.py", "--root=r", *TRAIN], "nothing may follow --"),
-    (["slurm.sh", "--nodes=1", "--grid=g.py"], "--grid needs --root=DIR")])
+    (["slurm.sh", "--nodes=1", "--grid=g.py"], "--grid needs --root=DIR"),
+    *((["gke.sh", "--name=a", "--image=i", "--accelerator=a", "--torus=2x2", "--hosts=2", f"--mount={mount}", *TRAIN],
+       f"--mount={mount}; allowed are gs://BUCKET:/FOLDER and HOST:/SHARE:/FOLDER") for mount in (
+        "gs://b", "gs://b/d:/mnt", "gs://b:/", "gs://b:mnt", "/mnt", "host:/mnt")),
+    (["queued_resource.sh", "--name=a", "--zone=z", "--accelerator-type=t", "--bucket=b", "--mount=b:/mnt", *TRAIN], "--mount=b:/mnt; allowed are gs://")])
 def test_mistakes_are_one_line(argv: list[str], message: str) -> None:
     """Exit code 2 before anything is sent."""
     done = run(*argv, env={"PATH": "/usr/bin:/bin"})
@@ -157,121 +195,65 @@ def test_an_unknown_chip_is_refused() -> None:
     assert done.returncode == 2 and "allowed are v5e, v5p" in done.stderr
 
 
-# -- the commands carried out -----------------------------------------------------------------------------------------------
+# -- the machine ------------------------------------------------------------------------------------------------------------
 
 
-def tool(folder: pathlib.Path, name: str, text: str) -> None:
-    """A stand-in on PATH."""
-    file = folder / name
-    file.write_text(text)
-    file.chmod(0o755)
+def here(tmp_path: pathlib.Path, script: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """A script after environment.sh on a machine without other tools, whose /dev and /sys are below `tmp_path`."""
+    tools = tmp_path / "tools"
+    tools.mkdir(exist_ok=True)
+    if not (tools / "dirname").exists():
+        (tools / "dirname").symlink_to(shutil.which("dirname"))
+    return subprocess.run([shutil.which("bash"), "-c", f"source launch/environment.sh; {script}"], cwd=ROOT, capture_output=True, text=True,
+                          env={"PATH": str(tools), "MACHINE": str(tmp_path), "HOME": str(tmp_path)} | more)
 
 
-def environment(tmp_path: pathlib.Path, **more: str) -> dict[str, str]:
-    """PATH with the stand-ins first, this Python for the runs, and a home that is nobody's."""
-    return {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "VIDEOMAE_PYTHON": sys.executable, "HOME": str(tmp_path), "TMPDIR": str(tmp_path),
-            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), **more}
+def pci(tmp_path: pathlib.Path, *devices: tuple[str, str]) -> None:
+    """PCI devices of a machine: vendor and device id of each."""
+    for number, (vendor, device) in enumerate([("0x8086", "0x1237"), *devices]):
+        folder = tmp_path / "sys" / "bus" / "pci" / "devices" / f"0000:00:0{number}.0"
+        folder.mkdir(parents=True)
+        (folder / "vendor").write_text(f"{vendor}\n")
+        (folder / "device").write_text(f"{device}\n")
 
 
-GCLOUD = """#!/usr/bin/env bash
-# Hosts are folders: scp copies, ssh runs the command in each of two, at once, as Cloud TPU does with --worker=all.
-hosts="$STAND_IN/hosts"
-echo "$*" >>"$STAND_IN/calls"
-command=""
-for word in "$@"; do case "$word" in --command=*) command=${word#--command=} ;; esac; done
-shift 3
-case "$1" in
-  scp)
-    for n in 0 1; do
-      mkdir -p "$hosts/$n"
-      case "$3" in *:*) cp "$2" "$hosts/$n/${3#*:}" ;; *) cp "$hosts/$n/"${2#*:} "$3" ;; esac
-    done ;;
-  ssh)
-    pids=()
-    for n in 0 1; do (cd "$hosts/$n" && TPU_WORKER_ID=$n bash -c "$command") & pids+=($!); done
-    code=0
-    for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
-    exit $code ;;
-esac
-"""
+def test_tpus_are_found_by_the_ids_that_jax_knows(tmp_path: pathlib.Path) -> None:
+    """Each generation alone, beside Google's network card; those that have flags get theirs."""
+    from jax._src import hardware_utils
+
+    for device, generation in hardware_utils._TPU_PCI_DEVICE_IDS.items():
+        machine = tmp_path / device
+        machine.mkdir()
+        pci(machine, ("0x1ae0", "0x0042"), (hardware_utils._GOOGLE_PCI_VENDOR_ID, device))
+        done = here(machine, "detect_accelerator; chip_here")
+        assert done.stdout.split() == ["tpu", generation.name if generation.name in ("v5p", "v5e", "v6e", "tpu7x") else "cpu"], done.stderr
 
 
-@pytest.fixture
-def bin_folder(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder for stand-ins."""
-    (tmp_path / "bin").mkdir()
-    return tmp_path / "bin"
+def test_a_machine_without_tpu_trains_on_its_cpu(tmp_path: pathlib.Path) -> None:
+    """No devices at all, or the network card alone; /dev/accel0 alone is a TPU, a device of its own handed to a virtual machine none."""
+    assert here(tmp_path, "detect_accelerator; chip_here").stdout.split() == ["cpu", "cpu"]
+    pci(tmp_path, ("0x1ae0", "0x0042"))
+    (tmp_path / "dev" / "vfio").mkdir(parents=True)
+    (tmp_path / "dev" / "vfio" / "0").touch()
+    assert here(tmp_path, "detect_accelerator; chip_here").stdout.split() == ["cpu", "cpu"]
+    assert here(tmp_path, "chip_here", ACCELERATOR_TYPE="v5litepod-16").stdout == "v5e\n"
+    (tmp_path / "dev" / "accel0").touch()
+    assert here(tmp_path, "detect_accelerator").stdout == "tpu\n"
 
 
-def test_a_tpu_vm_gets_the_source_runs_on_all_workers_and_returns_logs(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
-    """Two hosts: the committed tree unpacked, the command run on both, one log each brought back; a failure is passed on, a stop started again."""
-    tool(bin_folder, "gcloud", GCLOUD)
-    fake = bin_folder / "python"
-    tool(bin_folder, "python", '#!/usr/bin/env bash\necho "$TPU_WORKER_ID got $*, proxy ${http_proxy:-none}, flags $LIBTPU_INIT_ARGS"\n[ "$3" != broken ]\n')
-    env = environment(tmp_path, STAND_IN=str(tmp_path), VIDEOMAE_PYTHON=str(fake), http_proxy="http://nowhere")
-    done = run("tpu_vm.sh", "--name=pod", "--zone=z", "--chip=v5e", f"--logs={tmp_path}/logs", "--", "train", "--workdir=a b", env=env)
-    assert done.returncode == 0, done.stderr
-    for n in (0, 1):
-        log = (tmp_path / "logs" / "pod" / f"host_{n}.log").read_text()
-        assert log.startswith(f"{n} got -m videomae_jax train --workdir=a b --coordinator=auto --init-timeout=600, proxy none, flags --xla_tpu")
-        assert (tmp_path / "hosts" / str(n) / "videomae_jax" / "videomae_jax" / "step.py").is_file()
-    assert run("tpu_vm.sh", "--name=pod", "--zone=z", f"--logs={tmp_path}/logs", "--max-restarts=0", "--", "broken", env=env).returncode != 0
-    tool(bin_folder, "python", f'#!/usr/bin/env bash\n[ -f {tmp_path}/$TPU_WORKER_ID ] || {{ touch {tmp_path}/$TPU_WORKER_ID; exit 75; }}\necho again\n')
-    assert run("tpu_vm.sh", "--name=pod", "--zone=z", f"--logs={tmp_path}/logs", "--", "train", env=env | {"PAUSE": "0"}).returncode == 0
-    assert [(tmp_path / "logs" / "pod" / f"host_{n}.log").read_text().splitlines()[-1] for n in (0, 1)] == ["again", "again"]
+def test_the_check_of_a_tpu_asks_no_other_host(tmp_path: pathlib.Path) -> None:
+    """What JAX found at its import decides; its devices, which answer when all hosts ask, are left alone."""
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").symlink_to(sys.executable)
+    for forced, code in (({"JAX_FORCE_TPU_INIT": "1"}, 0), ({}, 1)):
+        done = here(tmp_path, "check_accelerator tpu", VENV=str(tmp_path / "venv"), JAX_PLATFORMS="cpu", PYTHONPATH=os.pathsep.join(sys.path), **forced)
+        assert done.returncode == code and ("JAX reports only the CPU" in done.stderr) == bool(code), done.stderr
 
 
-def test_a_tpu_vm_refuses_a_second_run(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
-    """A run goes on when the connection breaks, and its log too; the same command again says so, and leaves its source alone."""
-    tool(bin_folder, "gcloud", GCLOUD)
-    tool(bin_folder, "python", f'#!/usr/bin/env bash\necho begun\nwhile [ ! -f {tmp_path}/end ]; do sleep 0.1; done\necho done\n')
-    env = environment(tmp_path, STAND_IN=str(tmp_path), VIDEOMAE_PYTHON=str(bin_folder / "python"))
-    words = ["bash", str(ROOT / "launch" / "tpu_vm.sh"), "--name=pod", "--zone=z", f"--logs={tmp_path}/logs", "--", "train"]
-    log = tmp_path / "hosts" / "0" / "videomae_jax" / "logs" / "host_0.log"
-    with subprocess.Popen(words, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
-        first.stdout.readline()
-        first.stdout.close()  # the connection is gone
-        second = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-        assert second.returncode == 2 and "error: a run is under way on this host" in second.stderr
-        (tmp_path / "end").touch()
-        assert first.wait(timeout=60) == 0
-    assert log.read_text().splitlines() == ["begun", "done"]
-
-
-def test_kubectl_gets_the_manifest_and_returns_a_log_for_each_pod(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
-    """The stand-in runs the container's command once for each pod of the manifest."""
-    tool(bin_folder, "kubectl", f"#!{sys.executable}\n" + KUBECTL)
-    tool(bin_folder, "python", '#!/usr/bin/env bash\necho "$JOB_COMPLETION_INDEX got $*"\n')
-    env = environment(tmp_path, STAND_IN=str(tmp_path), VIDEOMAE_PYTHON=str(bin_folder / "python"))
-    pytest.importorskip("yaml")
-    done = run("gke.sh", "--name=job", "--image=i", "--accelerator=a", "--torus=2x4", "--hosts=2", "--follow=1", f"--logs={tmp_path}/logs", "--", "train", "--x=a b", env=env)
-    assert done.returncode == 0, done.stderr
-    for n in (0, 1):
-        assert (tmp_path / "logs" / "job" / f"slice-0-{n}.log").read_text() == f"{n} got -m videomae_jax train --x=a b --coordinator=auto --init-timeout=1800\n"
-
-
-KUBECTL = '''
-import os, pathlib, subprocess, sys, yaml
-home, words = pathlib.Path(os.environ["STAND_IN"]), [w for w in sys.argv[1:] if not w.startswith("--")]
-if words[0] == "apply":
-    manifest = yaml.safe_load(sys.stdin)
-    spec = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
-    container = spec["template"]["spec"]["containers"][0]
-    pods = []
-    for n in range(spec["completions"]):
-        env = os.environ | {e["name"]: e["value"] for e in container["env"] if e["value"]} | {"JOB_COMPLETION_INDEX": str(n), "LOGS": str(home / "container")}
-        out = (home / f"slice-0-{n}").open("w")
-        pods.append(subprocess.Popen([*container["command"], *container["args"]], cwd=ROOT, env=env, stdout=out))
-    sys.exit(max(p.wait() for p in pods))
-if words[0] == "get":
-    print("pod/slice-0-0\\npod/slice-0-1")
-if words[0] == "logs":
-    print((home / words[1].split("/")[1]).read_text(), end="")
-'''.replace("cwd=ROOT", f"cwd={str(ROOT)!r}")
-
-
-def test_an_old_python_is_replaced(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+def test_an_old_python_is_replaced(tmp_path: pathlib.Path) -> None:
     """A TPU image with Python 3.8: uv brings 3.12, and the environment is made with it."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
     tool(bin_folder, "python3", "#!/usr/bin/env bash\nexit 1\n")  # older than 3.11
     tool(bin_folder, "uv", f'#!/usr/bin/env bash\n[ "$2" = find ] && echo {sys.executable}\necho "uv $*" >>"{tmp_path}/calls"\n')
     tool(bin_folder, "dirname", '#!/bin/bash\nexec /usr/bin/dirname "$@"\n')
@@ -283,131 +265,31 @@ def test_an_old_python_is_replaced(tmp_path: pathlib.Path, bin_folder: pathlib.P
     assert "uv python install --quiet 3.12" in (tmp_path / "calls").read_text()
 
 
-SRUN = """#!/usr/bin/env bash
-# Tasks are processes on this machine, with the variables that SLURM gives them.
-words=()
-for word in "$@"; do case "$word" in --*) [ ${#words[@]} -gt 0 ] && words+=("$word") ;; *) words+=("$word") ;; esac; done
-pids=()
-for ((i = 0; i < SLURM_NTASKS; i++)); do
-  SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_STEP_NODELIST=localhost "${words[@]}" & pids+=($!)
-done
-code=0
-for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
-exit $code
-"""
-SBATCH = """#!/usr/bin/env bash
-words=()
-for word in "$@"; do
-  case "$word" in
-    --export=*) IFS=, read -ra pairs <<<"${word#--export=ALL,}"; export "${pairs[@]}" ;;
-    --ntasks-per-node=*) export SLURM_NTASKS=${word#*=} ;;
-    --*) [ ${#words[@]} -gt 0 ] && words+=("$word") ;;
-    *) words+=("$word") ;;
-  esac
-done
-bash "${words[@]}"
+PYTHON = """#!/bin/bash
+# Makes environments and installs, slowly.
+case "$1 $2" in
+  "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m pip") echo "$*" >>"$STAND_IN/pip"; sleep 0.5 ;;
+esac
 """
 
 
-def slurm(tmp_path: pathlib.Path, bin_folder: pathlib.Path, **more: str) -> dict[str, str]:
-    """SLURM of one node."""
-    tool(bin_folder, "srun", SRUN)
-    tool(bin_folder, "sbatch", SBATCH)
-    tool(bin_folder, "scontrol", f'#!/usr/bin/env bash\necho "$*" >>"{tmp_path}/requeued"\n')
-    with socket.socket() as found:  # JAX's coordinator listens on job % 4096 + 61440
-        found.bind(("localhost", 0))
-        job = found.getsockname()[1] % 4096
-    return environment(tmp_path, SLURM_JOB_ID=str(job), LOGS=str(tmp_path / "logs"), **more)
+@pytest.mark.parametrize("lock", [True, False])
+def test_processes_that_start_together_install_once(tmp_path: pathlib.Path, lock: bool) -> None:
+    """They share one environment, which is not there yet: one installs, the others wait for it. Without flock(1) a single one installs all the same."""
+    python, tools = tool(tmp_path, "python", PYTHON), tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "cat", "cksum", "cp", "dirname", "grep", "mkdir", "sleep", "touch", *["flock"] * lock):
+        (tools / name).symlink_to(shutil.which(name))
+    env = {"PATH": str(tools), "PYTHON": str(python), "VENV": str(tmp_path / "new" / ".venv"), "JAX_EXTRA": "cpu", "STAND_IN": str(tmp_path)}
+    words = [str(tools / "bash"), "-c", "source launch/environment.sh; install requirements.txt"]
+    started = [subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3 if lock else 1)]
+    for process in started:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0 and "flock" not in said, said
+    assert (tmp_path / "pip").read_text().splitlines() == ["-m pip install --quiet --disable-pip-version-check -r requirements.txt"]
 
 
-def test_a_stopped_job_is_queued_again(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
-    """Exit code 75 says that the state is saved; a stuck run, a storage fault and a crash go on too, up to a limit; mistakes and Ctrl-C do not."""
-    tool(bin_folder, "python", '#!/usr/bin/env bash\nexit "${CODE}"\n')
-    env = slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(bin_folder / "python"))
-    call = ("slurm.sh", "--nodes=1", "--gpus=2", "--", "train")
-    assert run(*call, env=env | {"CODE": "75"}).returncode == 0
-    assert (tmp_path / "requeued").read_text() == f"requeue {env['SLURM_JOB_ID']}\n"
-    for code in ("2", "127", "130"):
-        assert run(*call, env=env | {"CODE": code}).returncode == int(code)
-    assert len((tmp_path / "requeued").read_text().splitlines()) == 1
-    crashes = [("42", 0), ("74", 0), ("75", 0), ("1", 0), ("3", 0), ("1", 1)]  # 75 begins the row anew, and the third crash of a row is the last
-    for code, wanted in crashes:
-        assert run(*call, env=env | {"CODE": code, "CRASHES": "3", "SLURM_RESTART_COUNT": "99"}).returncode == wanted
-    assert len((tmp_path / "requeued").read_text().splitlines()) == 6
-    assert run(*call, env=env | {"CODE": "3", "CRASHES": "3", "STEADY": "0"}).returncode == 0, "a start that lasted began the row anew"
-
-
-def test_host_waits_for_a_run_that_saves_on_sigterm(tmp_path: pathlib.Path) -> None:
-    """The signal reaches the run, whose own exit code comes back."""
-    fake = tmp_path / "python"
-    fake.write_text("#!/usr/bin/env bash\ntrap 'sleep 0.3; echo saved; exit 75' TERM\necho ready\nwhile :; do sleep 0.1; done\n")
-    fake.chmod(0o755)
-    env = os.environ | {"VIDEOMAE_PYTHON": str(fake), "LOGS": str(tmp_path), "SLURM_PROCID": "0", "HOME": str(tmp_path), "CHIP": "cpu"}
-    with subprocess.Popen(["bash", str(ROOT / "launch" / "host.sh"), "train"], env=env, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "ready\n"
-            process.terminate()
-            assert process.wait(timeout=30) == 75
-        finally:
-            process.kill()
-    assert (tmp_path / "host_0.log").read_text() == "ready\nsaved\n"
-
-
-NOISE = """from videomae_jax.config import spec
-from videomae_jax.data import sources
-from configs import tiny
-
-def get_config():
-    config = tiny.get_config()
-    config.data = spec(sources.NoiseClips, frames=8, size=32, length=8)
-    config.eval_data, config.evaluators = {}, {}
-    return config
-"""
-SMALL = ["--config.objective.encoder.width=32", "--config.objective.encoder.hidden=64", "--config.objective.encoder.depth=1",
-         "--config.objective.decoder.width=32", "--config.objective.decoder.hidden=64", "--step-limit=0",  # the watchdog's limits are for machines of one's own
-         "--config.objective.encoder.size=32", "--config.total=2", "--config.batch_size=4"]
-
-
-@pytest.mark.slow
-def test_jax_finds_the_processes_of_slurm(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
-    """Two tasks train together through --coordinator=auto: JAX reads SLURM's variables, process 0 writes, both log."""
-    (tmp_path / "noise.py").write_text(NOISE)
-    done = run("slurm.sh", "--nodes=1", "--gpus=2", "--init-timeout=120", "--", "train", f"--config={tmp_path}/noise.py", f"--workdir={tmp_path}/run", *SMALL,
-               env=slurm(tmp_path, bin_folder, XLA_FLAGS="--xla_force_host_platform_device_count=1"), timeout=600)
-    assert done.returncode == 0, done.stderr
-    for n in (0, 1):
-        assert f"process {n}/2, 1 of 2 devices" in (tmp_path / "logs" / f"host_{n}.log").read_text()
-    assert (tmp_path / "run" / "summary.json").is_file()
-
-
-@pytest.mark.slow
-def test_simulated_processes_train_together(tmp_path: pathlib.Path) -> None:
-    """The same train command, two processes of two devices, given by hand."""
-    (tmp_path / "noise.py").write_text(NOISE)
-    done = run("simulate.sh", "--processes=2", "--devices=2", f"--logs={tmp_path}/logs", "--", "train", f"--config={tmp_path}/noise.py", f"--workdir={tmp_path}/run", *SMALL,
-               env=environment(tmp_path), timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert "process 1/2, 2 of 4 devices" in (tmp_path / "logs" / "host_1.log").read_text()
-    assert (tmp_path / "run" / "summary.json").is_file()
-
-
-def test_simulated_processes_leave_a_log_each(tmp_path: pathlib.Path) -> None:
-    """Of both streams, without the lines of an earlier run."""
-    fake = tmp_path / "python"
-    fake.write_text("#!/usr/bin/env bash\n[ \"$1\" = -c ] && { echo 4567; exit; }\necho \"got $*\"\necho problem >&2\n")
-    fake.chmod(0o755)
-    for _ in range(2):
-        done = run("simulate.sh", f"--logs={tmp_path}", "--", "train", "--x=a b", env=environment(tmp_path, VIDEOMAE_PYTHON=str(fake)), timeout=30)
-        assert done.returncode == 0, done.stderr
-    for n in (0, 1):
-        lines = (tmp_path / f"host_{n}.log").read_text().splitlines()
-        assert sorted(lines) == [f"got -m videomae_jax train --x=a b --coordinator=localhost:4567 --processes=2 --process={n} --init-timeout=120", "problem"]
-
-
-def test_simulate_ends_all_when_one_fails(tmp_path: pathlib.Path) -> None:
-    """The others would wait for ever."""
-    fake = tmp_path / "python"
-    fake.write_text('#!/usr/bin/env bash\n[ "$1" = -c ] && { echo 4567; exit; }\ncase "$*" in *--process=1*) exit 3 ;; esac\nexec sleep 60\n')
-    fake.chmod(0o755)
-    done: Any = run("simulate.sh", f"--logs={tmp_path}", "--", "train", env=environment(tmp_path, VIDEOMAE_PYTHON=str(fake)), timeout=30)
-    assert done.returncode == 3
+def test_the_lock_of_the_environment_is_no_change_of_the_checkout() -> None:
+    """What runs from a checkout notes whether it was changed."""
+    assert subprocess.run(["git", "check-ignore", "--quiet", ".venv.lock"], cwd=ROOT).returncode == 0

@@ -1,0 +1,570 @@
+"""Launchers carried out by stand-ins of the cloud's tools, which run four hosts on this machine and give each the variables of the real thing."""
+
+import contextlib
+import http.server
+import os
+import pathlib
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+from unittest import mock
+
+import pytest
+from test_launch import ROOT, run, tool
+
+HOSTS = 4
+
+
+@pytest.fixture
+def bin_folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A folder for stand-ins."""
+    (tmp_path / "bin").mkdir()
+    return tmp_path / "bin"
+
+
+def environment(tmp_path: pathlib.Path, **more: str) -> dict[str, str]:
+    """PATH with the stand-ins first, this Python for the runs, and a home that is nobody's."""
+    return {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "VIDEOMAE_PYTHON": sys.executable, "HOME": str(tmp_path), "TMPDIR": str(tmp_path),
+            "STAND_IN": str(tmp_path), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), **more}
+
+
+# A process that leaves its variables behind, then does what it is told.
+NOTING = '#!/usr/bin/env bash\nmkdir -p "$STAND_IN/env"\nenv -0 >"$(mktemp "$STAND_IN/env/XXXXXX")"\n'
+
+
+def noted(tmp_path: pathlib.Path) -> list[dict[str, str]]:
+    """The variables of every process that a stand-in of Python was."""
+    return [dict(item.split("=", 1) for item in file.read_text().split("\0") if item) for file in (tmp_path / "env").iterdir()]
+
+
+def joined(variables: Mapping[str, str], *, chips: bool) -> tuple[str | None, int, int, str]:
+    """What jax.distributed makes of these variables, on a machine with TPU chips or without: coordinator, processes, process, visible GPUs ("" = all)."""
+    from jax._src import distributed
+    from jax._src.clusters import cloud_tpu_cluster, cluster
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, variables, clear=True))
+        for module in (cloud_tpu_cluster, cluster):
+            stack.enter_context(mock.patch.object(module, "running_in_cloud_tpu_vm", chips))
+        stack.enter_context(mock.patch.object(distributed, "_jax"))
+        settings = stack.enter_context(mock.patch.object(distributed, "config"))
+        state = distributed.State()
+        state.initialize(initialization_timeout=10)
+    changed = dict(call.args for call in settings.update.call_args_list)
+    return state.coordinator_address, state.num_processes, state.process_id, changed.get("jax_cuda_visible_devices", "")
+
+
+# -- Cloud TPU --------------------------------------------------------------------------------------------------------------
+
+
+GCLOUD = f"#!{sys.executable}" + '''
+"""Hosts are folders: scp copies, ssh and start-up scripts run on all of them at once, and gs://X is the folder X of what all buckets hold."""
+import glob, os, pathlib, shutil, subprocess, sys
+
+home, hosts = pathlib.Path(os.environ["STAND_IN"]), range(4)
+words = [w for w in sys.argv[1:] if not w.startswith("--")]
+options = dict(w[2:].split("=", 1) for w in sys.argv[1:] if w.startswith("--") and "=" in w)
+
+def host(n):
+    folder = home / "hosts" / str(n)
+    (folder / "bin").mkdir(parents=True, exist_ok=True)
+    return folder
+
+def everywhere(script):
+    os.environ.pop("TPU_SKIP_MDS_QUERY", None)  # of the process of the tests, where JAX found no chips
+    running = []
+    for n in hosts:
+        mine = {"WORKER": str(n), "HOME": str(host(n)), "PATH": f"{host(n)}/bin:{os.environ['PATH']}", "GCE_METADATA_IP": f"{os.environ.get('METADATA')}/{n}"}
+        running.append(subprocess.Popen(["bash", "-c", script.replace("@HOST@", str(host(n)))], cwd=host(n), env=os.environ | mine))
+    sys.exit(max(process.wait() for process in running))
+
+def place(word):
+    path = home / "buckets" / word.removeprefix("gs://") if word.startswith("gs://") else pathlib.Path(word)
+    (path if word.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+    return path
+
+match words:
+    case ["compute", "tpus", "tpu-vm", "describe", _]:
+        assert options["format"] == "value(networkEndpoints.len(), networkConfigs.len())"
+        print(f"{len(hosts)}\\t0")
+    case ["compute", "tpus", "tpu-vm", "scp", source, target] if ":" in source:
+        if not options["worker"].isdigit():
+            sys.exit("ERROR: (gcloud.compute.tpus.tpu-vm.scp) Invalid value for [--worker]: cannot target multiple workers while copying files to client.")
+        for file in glob.glob(str(host(int(options["worker"])) / source.split(":")[1])):
+            shutil.copy(file, target)
+    case ["compute", "tpus", "tpu-vm", "scp", source, target]:
+        assert options["worker"] == "all"
+        for n in hosts:
+            shutil.copy(source, host(n) / target.split(":")[1])
+            if os.environ.get("BROKEN") == str(n):
+                os.truncate(host(n) / target.split(":")[1], 1000)
+    case ["compute", "tpus", "tpu-vm", "ssh", _]:
+        assert options["worker"] == "all"
+        everywhere(options["command"])
+    case ["compute", "tpus", "queued-resources", "create", _]:
+        script = pathlib.Path(options["metadata-from-file"].split("=", 1)[1]).read_text()
+        for there in ("/opt/videomae_jax", "/usr/share/keyrings", "/etc/apt/sources.list.d", "/root"):
+            script = script.replace(there, "@HOST@" + there)
+        everywhere('mkdir -p "@HOST@/usr/share/keyrings" "@HOST@/etc/apt/sources.list.d"\\n' + script)
+    case ["storage", "cp", source, "-"]:
+        sys.stdout.buffer.write(place(source).read_bytes())
+    case ["storage", "cp", *sources, target]:
+        for source in sources:
+            shutil.copy(place(source), place(target))
+    case _:
+        sys.exit(f"ERROR: {words}")
+'''
+
+
+@pytest.fixture
+def metadata() -> Iterator[str]:
+    """Address of a metadata server, whose path /N is that of host N of four."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            worker, key = re.fullmatch(r"/(\d)/computeMetadata/v1/instance/attributes/([a-z-]+)", self.path).groups()
+            values = {"agent-worker-number": worker, "worker-network-endpoints": ",".join(["unknown:unknown:127.0.0.1"] * HOSTS),
+                      "tpu-env": f"ACCELERATOR_TYPE: 'v5litepod-16'\nWORKER_ID: '{worker}'\n"}
+            self.send_response(200 if key in values else 404)
+            self.end_headers()
+            self.wfile.write(values.get(key, "").encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("localhost", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"localhost:{server.server_address[1]}"
+        server.shutdown()
+
+
+def cloud_tpu(tmp_path: pathlib.Path, bin_folder: pathlib.Path, **more: str) -> dict[str, str]:
+    """A Cloud TPU of four hosts."""
+    tool(bin_folder, "gcloud", GCLOUD)
+    tool(bin_folder, "hostname", '#!/bin/sh\necho "t1v-w-$WORKER"\n')
+    return environment(tmp_path, VIDEOMAE_PYTHON=str(bin_folder / "python"), **more)
+
+
+def test_a_tpu_vm_gets_the_source_runs_on_all_workers_and_returns_logs(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str) -> None:
+    """Four hosts: the committed tree unpacked, the command run on all, one log each brought back; a failure is passed on, a stop started again."""
+    tool(bin_folder, "python", NOTING + 'echo "$WORKER got $*, proxy ${http_proxy:-none}, flags $LIBTPU_INIT_ARGS"\n[ "$3" != broken ]\n')
+    env = cloud_tpu(tmp_path, bin_folder, METADATA=metadata, http_proxy="http://nowhere")
+    call = ("tpu_vm.sh", "--name=pod", "--zone=z", f"--logs={tmp_path}/logs")
+    done = run(*call, "--chip=v5e", "--", "train", "--workdir=a b", env=env, timeout=300)
+    assert done.returncode == 0 and "no logs" not in done.stderr, done.stderr
+    for n in range(HOSTS):
+        log = (tmp_path / "logs" / "pod" / f"host_t1v-w-{n}.log").read_text()
+        assert log.startswith(f"{n} got -m videomae_jax train --workdir=a b --coordinator=auto --init-timeout=600, proxy none, flags --xla_tpu")
+        assert (tmp_path / "hosts" / str(n) / "videomae_jax" / "videomae_jax" / "step.py").is_file()
+    assert {joined(variables, chips=True) for variables in noted(tmp_path)} == {("127.0.0.1:8482", HOSTS, n, "") for n in range(HOSTS)}
+    assert run(*call, "--max-restarts=0", "--", "broken", env=env, timeout=300).returncode != 0
+    tool(bin_folder, "python", f'#!/usr/bin/env bash\n[ -f {tmp_path}/$WORKER ] || {{ touch {tmp_path}/$WORKER; exit 75; }}\necho again\n')
+    assert run(*call, "--", "train", env=env | {"PAUSE": "0"}, timeout=300).returncode == 0
+    assert [(tmp_path / "logs" / "pod" / f"host_t1v-w-{n}.log").read_text().splitlines()[-1] for n in range(HOSTS)] == ["again"] * HOSTS
+
+
+def test_a_tpu_vm_says_that_its_source_arrived_broken(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """Which is no run under way; nothing starts."""
+    tool(bin_folder, "python", NOTING)
+    done = run("tpu_vm.sh", "--name=pod", "--zone=z", "--", "train", env=cloud_tpu(tmp_path, bin_folder, BROKEN="2"), timeout=300)
+    assert done.returncode == 1 and "the source that arrived on this host cannot be unpacked (exit code 2)" in done.stderr
+    assert "under way" not in done.stderr and not (tmp_path / "env").exists()
+
+
+def test_a_tpu_vm_refuses_a_second_run(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """A run goes on when the connection breaks, and its log too; the same command again says so, and leaves its source alone."""
+    tool(bin_folder, "python", f'#!/usr/bin/env bash\necho begun\nwhile [ ! -f {tmp_path}/end ]; do sleep 0.1; done\necho done\n')
+    env = cloud_tpu(tmp_path, bin_folder)
+    words = ["bash", str(ROOT / "launch" / "tpu_vm.sh"), "--name=pod", "--zone=z", f"--logs={tmp_path}/logs", "--", "train"]
+    with subprocess.Popen(words, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        for _ in range(HOSTS):
+            first.stdout.readline()
+        first.stdout.close()  # the connection is gone
+        second = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+        (tmp_path / "end").touch()
+        assert second.returncode == 2 and "error: a run is under way on this host" in second.stderr
+        assert first.wait(timeout=120) == 0
+    for n in range(HOSTS):
+        assert (tmp_path / "logs" / "pod" / f"host_t1v-w-{n}.log").read_text().splitlines() == ["begun", "done"]
+
+
+# Machines that have nothing yet: apt brings the file system, a file says that it is mounted.
+NEW_MACHINE = {
+    "curl": f"#!{sys.executable}\n" + '''import os, sys, urllib.request
+address = os.environ["GCE_METADATA_IP"]
+url = sys.argv[-1].replace("metadata.google.internal", address)
+print(urllib.request.urlopen(url).read().decode() if address in url else "key")
+''',
+    "apt-get": '#!/bin/bash\n[[ $* != *install* ]] || ln -sf "$STAND_IN/installed/${!#}" "$STAND_IN/hosts/$WORKER/bin/"\n',
+    "lsb_release": "#!/bin/sh\necho jammy\n",
+    "mountpoint": '#!/bin/sh\n[ -f "$STAND_IN/mounted.$WORKER" ]\n',
+    "mount": '#!/bin/bash\ncommand -v nfs-common mount.nfs >/dev/null && exec "$STAND_IN/installed/gcsfuse" "$@"\n',
+}
+
+
+@pytest.mark.parametrize(("mount", "words"), [
+    ("gs://shared", "--implicit-dirs --rename-dir-limit=200000 shared"), ("10.0.0.2:/share", "-t nfs 10.0.0.2:/share")])
+def test_a_queued_resource_mounts_what_all_hosts_share(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str, mount: str, words: str) -> None:
+    """The start-up script on four new machines: source from the bucket, the folder mounted at the second try, the run, a log each in the bucket."""
+    for name, text in NEW_MACHINE.items():
+        tool(bin_folder, name, text)
+    (tmp_path / "installed").mkdir()
+    tool(tmp_path / "installed", "gcsfuse", '#!/bin/sh\ncd "$STAND_IN"\necho "$*" >>tries.$WORKER\n[ $(wc -l <tries.$WORKER) = 2 ] && touch mounted.$WORKER\n')
+    tool(tmp_path / "installed", "nfs-common", "#!/bin/sh\n")
+    tool(bin_folder, "python", NOTING + 'mountpoint && echo "$WORKER got $*, flags $LIBTPU_INIT_ARGS"\n')
+    done = run("queued_resource.sh", "--name=big", "--zone=z", "--accelerator-type=v5litepod-16", "--bucket=gs://own", f"--mount={mount}:{tmp_path}/mnt",
+               "--", "train", "--x=a b", env=cloud_tpu(tmp_path, bin_folder, METADATA=metadata, PAUSE="0"), timeout=300)
+    assert done.returncode == 0, done.stderr
+    for n in range(HOSTS):
+        assert (tmp_path / f"tries.{n}").read_text().splitlines() == [f"{words} {tmp_path}/mnt"] * 2
+        log = (tmp_path / "buckets" / "own" / "big" / "logs" / f"host_{n}.log").read_text()
+        assert log.startswith(f"{n} got -m videomae_jax train --x=a b --coordinator=auto --init-timeout=1800, flags --xla_tpu")
+    assert {joined(variables, chips=True) for variables in noted(tmp_path)} == {("127.0.0.1:8482", HOSTS, n, "") for n in range(HOSTS)}
+    repository = tmp_path / "hosts" / "0" / "etc" / "apt" / "sources.list.d" / "gcsfuse.list"
+    assert repository.exists() == mount.startswith("gs://") and (not repository.exists() or "gcsfuse-jammy main" in repository.read_text())
+
+
+def test_a_queued_resource_without_its_folder_trains_nothing(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str) -> None:
+    """After five tries each host says so where its logs go."""
+    for name, text in NEW_MACHINE.items():
+        tool(bin_folder, name, text)
+    tool(bin_folder, "gcsfuse", '#!/bin/sh\necho x >>"$STAND_IN/tries.$WORKER"\nexit 1\n')
+    tool(bin_folder, "python", NOTING)
+    done = run("queued_resource.sh", "--name=big", "--zone=z", "--accelerator-type=t", "--bucket=gs://own", f"--mount=gs://shared:{tmp_path}/mnt",
+               "--", "train", env=cloud_tpu(tmp_path, bin_folder, METADATA=metadata, PAUSE="0"), timeout=300)
+    assert done.returncode == 1 and not (tmp_path / "env").exists()
+    said, = (tmp_path / "buckets" / "own" / "big" / "logs").iterdir()
+    assert said.name.startswith("mount_") and said.read_text() == f"error: gs://shared cannot be mounted as {tmp_path}/mnt\n"
+    assert (tmp_path / "tries.3").read_text().splitlines() == ["x"] * 5
+
+
+# -- Kubernetes -------------------------------------------------------------------------------------------------------------
+
+
+KUBECTL = f"#!{sys.executable}" + '''
+"""A cluster with JobSets: `apply` runs the pods to their end, all anew after a failure that no rule matches; two looks tell nothing, the third the end."""
+import os, pathlib, re, subprocess, sys, yaml
+
+home, words = pathlib.Path(os.environ["STAND_IN"]), [w for w in sys.argv[1:] if not w.startswith("--")]
+LOOK = '--output=jsonpath={.status.conditions[?(@.status=="True")].type}'
+
+def expanded(word, env):
+    return re.sub(r"\\$(?:\\$|\\(([^)]*)\\))", lambda m: "$" if m[1] is None else env.get(m[1], m[0]), word)
+
+def start(job):
+    spec, slices = job["template"]["spec"], job["replicas"]
+    container, pods = spec["template"]["spec"]["containers"][0], []
+    for place in range(slices * spec["completions"]):
+        i, n = divmod(place, spec["completions"])
+        own = {e["name"]: e["value"] for e in container["env"]}
+        own |= {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": str(n), "TPU_WORKER_ID": str(n)}
+        own |= {"TPU_SKIP_MDS_QUERY": "true", "TPU_WORKER_HOSTNAMES": ",".join(["localhost"] * spec["completions"])}
+        if slices > 1:
+            own |= {"MEGASCALE_SLICE_ID": str(i), "MEGASCALE_NUM_SLICES": str(slices), "MEGASCALE_COORDINATOR_ADDRESS": "localhost"}
+        env = os.environ | own | {"LOGS": str(home / "container" / f"{i}-{n}")}
+        command = [expanded(word, own) for word in [*container["command"], *container["args"]]]
+        pods.append(subprocess.Popen(command, cwd=HERE, env=env, stdout=(home / f"slice-{i}-{n}").open("w")))
+    return [p.wait() for p in pods]
+
+def outcome(spec):
+    job = spec["replicatedJobs"][0]
+    final = {c for rule in job["template"]["spec"]["podFailurePolicy"]["rules"] for c in rule["onExitCodes"]["values"]}
+    for _ in range(spec["failurePolicy"]["maxRestarts"] + 1):
+        codes = start(job)
+        if not any(codes):
+            return "Completed"
+        if final & set(codes) and {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]} in spec["failurePolicy"]["rules"]:
+            return "Failed"
+    return "Failed"
+
+if words == ["apply", "-f", "-"]:
+    (home / "status").write_text(outcome(yaml.safe_load(sys.stdin)["spec"]))
+elif words == ["get", "jobset/job"]:
+    assert LOOK in sys.argv
+    with (home / "looks").open("a+") as looks:
+        looks.write("x")
+        looks.seek(0)
+        count = len(looks.read())
+    if count == 1:
+        sys.exit("Unable to connect to the server")
+    print("StartupPolicyCompleted", *[(home / "status").read_text()] * (count > 2), end="")
+elif words == ["get", "pods"]:
+    print(*(f"pod/{file.name}" for file in home.glob("slice-*")), sep="\\n")
+elif words[0] == "logs" and "--container=trainer" in sys.argv:
+    print((home / words[1].split("/")[1]).read_text(), end="")
+else:
+    sys.exit(f"error: {sys.argv}")
+'''.replace("cwd=HERE", f"cwd={str(ROOT)!r}")
+PODS = [(i, n) for i in range(2) for n in range(2)]
+
+
+def gke(tmp_path: pathlib.Path, bin_folder: pathlib.Path, *command: str, timeout: int = 120, **more: str) -> subprocess.CompletedProcess[str]:
+    """gke.sh over two slices of two hosts, followed to the end."""
+    pytest.importorskip("yaml")
+    tool(bin_folder, "kubectl", KUBECTL)
+    return run("gke.sh", "--name=job", "--image=i", "--accelerator=a", "--torus=2x4", "--hosts=2", "--slices=2", "--max-restarts=2", "--follow=1",
+               f"--logs={tmp_path}/logs", "--init-timeout=400", "--", *command, env=environment(tmp_path, POLL="0.01", **more), timeout=timeout)
+
+
+def test_kubectl_gets_the_manifest_and_returns_a_log_for_each_pod(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """The container's command runs once for each pod; its words arrive as they were given, whatever Kubernetes makes of a $."""
+    python = tool(bin_folder, "python", NOTING + "printf '%q ' \"$MEGASCALE_SLICE_ID-$JOB_COMPLETION_INDEX\" \"$@\"\n")
+    words = ["train", "--x=a b", "a$$b $(CHIP) $$(X)", 'new\nline\ttab "quoted" \\n']
+    done = gke(tmp_path, bin_folder, *words, VIDEOMAE_PYTHON=str(python))
+    assert done.returncode == 0, done.stderr
+    for i, n in PODS:
+        log = (tmp_path / "logs" / "job" / f"slice-{i}-{n}.log").read_text()
+        said = subprocess.run(["bash", "-c", f"printf '%s\\0' {log}"], capture_output=True, text=True, check=True)
+        assert said.stdout.split("\0")[:-1] == [f"{i}-{n}", "-m", "videomae_jax", *words, "--coordinator=auto", "--init-timeout=400"]
+    assert {joined(variables, chips=True) for variables in noted(tmp_path)} == {("localhost:8482", HOSTS, n, "") for n in range(HOSTS)}
+
+
+@pytest.mark.parametrize(("codes", "starts", "wanted"), [((2, 0), 1, 1), ((75, 0), 2, 0), ((75, 1, 1), 3, 1)])
+def test_a_jobset_restarts_all_but_mistakes(tmp_path: pathlib.Path, bin_folder: pathlib.Path, codes: tuple[int, ...], starts: int, wanted: int) -> None:
+    """One pod ends with these codes in turn: a mistake fails at once, a stop goes on, three failures are too many. Logs come in any case."""
+    python = tool(bin_folder, "python", f'''#!/usr/bin/env bash
+codes=({" ".join(map(str, codes))})
+echo x >>"$STAND_IN/starts.$MEGASCALE_SLICE_ID-$JOB_COMPLETION_INDEX"
+start=$(wc -l <"$STAND_IN/starts.$MEGASCALE_SLICE_ID-$JOB_COMPLETION_INDEX")
+echo "start $start"
+[ "$MEGASCALE_SLICE_ID-$JOB_COMPLETION_INDEX" != 1-1 ] || exit ${{codes[start - 1]}}
+''')
+    done = gke(tmp_path, bin_folder, "train", VIDEOMAE_PYTHON=str(python))
+    assert done.returncode == wanted and ("error: the JobSet job failed" in done.stderr) == bool(wanted), done.stderr
+    for i, n in PODS:
+        assert (tmp_path / "logs" / "job" / f"slice-{i}-{n}.log").read_text() == f"start {starts}\n"
+
+
+# -- SLURM ------------------------------------------------------------------------------------------------------------------
+
+
+SRUN = """#!/usr/bin/env bash
+# Tasks are processes on this machine, with the variables that SLURM gives them. The CPUs of a task are what srun itself is told, since 22.05.
+words=() cpus=${SRUN_CPUS_PER_TASK:-1}
+for word in "$@"; do
+  case "$word" in
+    --cpus-per-task=*) [ ${#words[@]} -gt 0 ] && words+=("$word") || cpus=${word#*=} ;;
+    --*) [ ${#words[@]} -gt 0 ] && words+=("$word") ;;
+    *) words+=("$word") ;;
+  esac
+done
+pids=()
+for ((i = 0; i < SLURM_NTASKS; i++)); do
+  SLURM_PROCID=$i SLURM_LOCALID=$((i % SLURM_NTASKS_PER_NODE)) SLURM_STEP_NODELIST=localhost SLURM_CPUS_PER_TASK=$cpus "${words[@]}" & pids+=($!)
+done
+code=0
+for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
+exit $code
+"""
+SBATCH = """#!/usr/bin/env bash
+words=()
+for word in "$@"; do
+  if [ ${#words[@]} -gt 0 ]; then words+=("$word"); continue; fi
+  case "$word" in
+    --export=*) IFS=, read -ra pairs <<<"${word#--export=ALL,}"; export "${pairs[@]}" ;;
+    --nodes=*) nodes=${word#*=} ;;
+    --ntasks-per-node=*) export SLURM_NTASKS_PER_NODE=${word#*=} ;;
+    --cpus-per-task=*) export SLURM_CPUS_PER_TASK=${word#*=} ;;
+    --*) ;;
+    *) words+=("$word") ;;
+  esac
+done
+SLURM_NTASKS=$((nodes * SLURM_NTASKS_PER_NODE)) exec bash "${words[@]}"
+"""
+
+
+def slurm(tmp_path: pathlib.Path, bin_folder: pathlib.Path, **more: str) -> dict[str, str]:
+    """SLURM whose nodes are this machine."""
+    tool(bin_folder, "srun", SRUN)
+    tool(bin_folder, "sbatch", SBATCH)
+    tool(bin_folder, "scontrol", f'#!/usr/bin/env bash\necho "$*" >>"{tmp_path}/requeued"\n')
+    with socket.socket() as found:  # JAX's coordinator listens on job % 4096 + 61440
+        found.bind(("localhost", 0))
+        job = found.getsockname()[1] % 4096
+    return environment(tmp_path, SLURM_JOB_ID=str(job), LOGS=str(tmp_path / "logs"), **more)
+
+
+@pytest.mark.parametrize(("words", "cpus", "visible"), [
+    (["--nodes=2", "--gpus=2", "--cpus=12"], "12", ["0", "1", "0", "1"]), (["--nodes=4", "--per=node", "--gpus=4", "--cpus=12"], "48", ["0,1,2,3"] * 4)])
+def test_slurm_gives_each_process_its_gpus_and_cpus(tmp_path: pathlib.Path, bin_folder: pathlib.Path, words: list[str], cpus: str, visible: list[str]) -> None:
+    """One process a GPU sees that GPU, one a node all of the node; both have the CPUs of the job, and find each other."""
+    python = tool(bin_folder, "python", NOTING)
+    env = slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(python))
+    done = run("slurm.sh", *words, "--", "train", env=env)
+    assert done.returncode == 0, done.stderr
+    address = f"localhost:{int(env['SLURM_JOB_ID']) + 61440}"
+    assert {joined(variables, chips=False) for variables in noted(tmp_path)} == {(address, HOSTS, n, visible[n]) for n in range(HOSTS)}
+    assert [variables["SLURM_CPUS_PER_TASK"] for variables in noted(tmp_path)] == [cpus] * HOSTS
+    assert all(("JAX_LOCAL_DEVICE_IDS" in variables) == ("--per=node" in words) for variables in noted(tmp_path))
+
+
+def test_a_stopped_job_is_queued_again(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """Exit code 75 says that the state is saved; a stuck run, a storage fault and a crash go on too, up to a limit; mistakes and Ctrl-C do not."""
+    tool(bin_folder, "python", '#!/usr/bin/env bash\nexit "${CODE}"\n')
+    env = slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(bin_folder / "python"))
+    call = ("slurm.sh", "--nodes=1", "--gpus=2", "--", "train")
+    assert run(*call, env=env | {"CODE": "75"}).returncode == 0
+    assert (tmp_path / "requeued").read_text() == f"requeue {env['SLURM_JOB_ID']}\n"
+    for code in ("2", "127", "130"):
+        assert run(*call, env=env | {"CODE": code}).returncode == int(code)
+    assert len((tmp_path / "requeued").read_text().splitlines()) == 1
+    crashes = [("42", 0), ("74", 0), ("75", 0), ("1", 0), ("3", 0), ("1", 1)]  # 75 begins the row anew, and the third crash of a row is the last
+    for code, wanted in crashes:
+        assert run(*call, env=env | {"CODE": code, "CRASHES": "3", "SLURM_RESTART_COUNT": "99"}).returncode == wanted
+    assert len((tmp_path / "requeued").read_text().splitlines()) == 6
+    assert run(*call, env=env | {"CODE": "3", "CRASHES": "3", "STEADY": "0"}).returncode == 0, "a start that lasted began the row anew"
+
+
+# -- one host ---------------------------------------------------------------------------------------------------------------
+
+
+def test_host_waits_for_a_run_that_saves_on_sigterm(tmp_path: pathlib.Path) -> None:
+    """The signal reaches the run, whose own exit code comes back."""
+    fake = tmp_path / "python"
+    fake.write_text("#!/usr/bin/env bash\ntrap 'sleep 0.3; echo saved; exit 75' TERM\necho ready\nwhile :; do sleep 0.1; done\n")
+    fake.chmod(0o755)
+    env = os.environ | {"VIDEOMAE_PYTHON": str(fake), "LOGS": str(tmp_path), "SLURM_PROCID": "0", "HOME": str(tmp_path), "CHIP": "cpu"}
+    with subprocess.Popen(["bash", str(ROOT / "launch" / "host.sh"), "train"], env=env, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.terminate()
+            assert process.wait(timeout=30) == 75
+        finally:
+            process.kill()
+    assert (tmp_path / "host_0.log").read_text() == "ready\nsaved\n"
+
+
+def test_simulated_processes_leave_a_log_each(tmp_path: pathlib.Path) -> None:
+    """Of both streams, without the lines of an earlier run."""
+    fake = tmp_path / "python"
+    fake.write_text("#!/usr/bin/env bash\n[ \"$1\" = -c ] && { echo 4567; exit; }\necho \"got $*\"\necho problem >&2\n")
+    fake.chmod(0o755)
+    for _ in range(2):
+        done = run("simulate.sh", f"--logs={tmp_path}", "--", "train", "--x=a b", env=environment(tmp_path, VIDEOMAE_PYTHON=str(fake)), timeout=30)
+        assert done.returncode == 0, done.stderr
+    for n in (0, 1):
+        lines = (tmp_path / f"host_{n}.log").read_text().splitlines()
+        assert sorted(lines) == [f"got -m videomae_jax train --x=a b --coordinator=localhost:4567 --processes=2 --process={n} --init-timeout=120", "problem"]
+
+
+def test_simulate_waits_for_processes_that_save_on_sigterm(tmp_path: pathlib.Path) -> None:
+    """The signal reaches all of them, each saves in its own time, and their code comes back."""
+    fake = tool(tmp_path, "python", '''#!/usr/bin/env bash
+[ "$1" = -c ] && { echo 4567; exit; }
+case "$*" in *--process=1*) trap 'sleep 0.6; echo saved; exit 75' TERM ;; *) trap 'echo saved; exit 75' TERM ;; esac
+echo ready
+while :; do sleep 0.1; done
+''')
+    env = os.environ | environment(tmp_path, VIDEOMAE_PYTHON=str(fake))
+    words = ["bash", str(ROOT / "launch" / "simulate.sh"), f"--logs={tmp_path}", "--", "train"]
+    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+            process.terminate()
+            assert process.wait(timeout=60) == 75
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert [(tmp_path / f"host_{n}.log").read_text() for n in (0, 1)] == ["ready\nsaved\n"] * 2
+
+
+def test_simulate_ends_all_when_one_fails(tmp_path: pathlib.Path) -> None:
+    """The others would wait for ever."""
+    fake = tmp_path / "python"
+    fake.write_text('#!/usr/bin/env bash\n[ "$1" = -c ] && { echo 4567; exit; }\ncase "$*" in *--process=1*) exit 3 ;; esac\nexec sleep 60\n')
+    fake.chmod(0o755)
+    done = run("simulate.sh", f"--logs={tmp_path}", "--", "train", env=environment(tmp_path, VIDEOMAE_PYTHON=str(fake)), timeout=30)
+    assert done.returncode == 3
+
+
+# -- four real processes ----------------------------------------------------------------------------------------------------
+
+
+NOISE = """from videomae_jax.config import spec
+from videomae_jax.data import sources
+from configs import tiny
+
+def get_config():
+    config = tiny.get_config()
+    config.data = spec(sources.NoiseClips, frames=8, size=32, length=8)
+    config.eval_data, config.evaluators = {}, {}
+    return config
+"""
+SMALL = ["--config.objective.encoder.width=32", "--config.objective.encoder.hidden=64", "--config.objective.encoder.depth=1",
+         "--config.objective.decoder.width=32", "--config.objective.decoder.hidden=64", "--step-limit=0",  # the watchdog's limits are for machines of one's own
+         "--config.objective.encoder.size=32", "--config.total=2", "--config.batch_size=4"]
+ONE_DEVICE = "--xla_force_host_platform_device_count=1"
+
+
+# On a machine without TPU chips JAX notes at its import that there is nobody to ask about them.
+CHIPS = f"""#!/usr/bin/env bash
+exec {shlex.quote(sys.executable)} -c '
+import os, runpy, sys, jax
+del os.environ["TPU_SKIP_MDS_QUERY"]
+sys.argv = sys.argv[2:]
+runpy.run_module("videomae_jax", run_name="__main__")
+' "$@"
+"""
+
+
+def trained(tmp_path: pathlib.Path, logs: list[pathlib.Path]) -> None:
+    """Four processes with a device each took part and said so, and the first wrote the run."""
+    for n, log in enumerate(logs):
+        assert f"process {n}/{HOSTS}, 1 of {HOSTS} devices" in log.read_text()
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def training(tmp_path: pathlib.Path) -> list[str]:
+    """The command of a run over noise."""
+    (tmp_path / "noise.py").write_text(NOISE)
+    return ["train", f"--config={tmp_path}/noise.py", f"--workdir={tmp_path}/run", *SMALL]
+
+
+def free_port() -> str:
+    """A port for JAX's coordinator."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return str(found.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_jax_finds_the_processes_of_slurm(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """Through --coordinator=auto: JAX reads the variables of SLURM."""
+    done = run("slurm.sh", "--nodes=2", "--gpus=2", "--init-timeout=400", "--", *training(tmp_path),
+               env=slurm(tmp_path, bin_folder, XLA_FLAGS=ONE_DEVICE), timeout=600)
+    assert done.returncode == 0, done.stderr
+    trained(tmp_path, [tmp_path / "logs" / f"host_{n}.log" for n in range(HOSTS)])
+
+
+@pytest.mark.slow
+def test_jax_finds_the_processes_of_two_slices_on_gke(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """Through --coordinator=auto: JAX reads the variables that GKE gives the pods of a TPU."""
+    done = gke(tmp_path, bin_folder, *training(tmp_path), XLA_FLAGS=ONE_DEVICE, JAX_FORCE_TPU_INIT="1", JAX_COORDINATOR_PORT=free_port(), timeout=600)
+    assert done.returncode == 0, done.stderr
+    trained(tmp_path, [tmp_path / "container" / f"{i}-{n}" / f"host_{i}_{n}.log" for i, n in PODS])
+
+
+@pytest.mark.slow
+def test_jax_finds_the_processes_of_a_tpu_vm(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str) -> None:
+    """Through --coordinator=auto: JAX asks the metadata server of each host."""
+    tool(bin_folder, "python", CHIPS)
+    env = cloud_tpu(tmp_path, bin_folder, METADATA=metadata, XLA_FLAGS=ONE_DEVICE, JAX_FORCE_TPU_INIT="1", JAX_COORDINATOR_PORT=free_port())
+    done = run("tpu_vm.sh", "--name=pod", "--zone=z", f"--logs={tmp_path}/logs", "--init-timeout=400", "--max-restarts=0",
+               "--", *training(tmp_path), env=env, timeout=600)
+    assert done.returncode == 0, done.stderr
+    trained(tmp_path, [tmp_path / "logs" / "pod" / f"host_t1v-w-{n}.log" for n in range(HOSTS)])
+
+
+@pytest.mark.slow
+def test_simulated_processes_train_together(tmp_path: pathlib.Path) -> None:
+    """The same train command, two processes of two devices, given by hand."""
+    done = run("simulate.sh", "--processes=2", "--devices=2", f"--logs={tmp_path}/logs", "--", *training(tmp_path), env=environment(tmp_path), timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "process 1/2, 2 of 4 devices" in (tmp_path / "logs" / "host_1.log").read_text()
+    assert (tmp_path / "run" / "summary.json").is_file()
