@@ -1,6 +1,7 @@
 """Bad data: every kind of damage is a typed error with its path, replaced alike by every loader, listed, limited; nothing hangs."""
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -11,13 +12,15 @@ import time
 from typing import Any
 
 import av
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from test_decode import encode, flipped, spelt
 
 from videomae_jax import run_directory
-from videomae_jax.data import clips, deadline, decode, index, pipeline, sources, transforms, workers
+from videomae_jax.data import clips, deadline, decode, frame_folders, index, pictures, pipeline, quarantine, remote, sources, transforms, workers
 from videomae_jax.errors import UserError
 
 TIMEOUT = 2.0  # seconds; a read of these files takes milliseconds
@@ -121,7 +124,7 @@ def test_every_loader_replaces_alike(folder: pathlib.Path) -> None:
         for key, value in first.items():
             np.testing.assert_array_equal(value, second[key], err_msg=key)
     rows, faults = (np.concatenate([b[k] for b in one]) for k in ("row", "fault"))
-    stages = {made.name(int(r)): "ok" if not f else decode.STAGES[f - 1] for r, f in zip(rows, faults, strict=True)}
+    stages = {made.name(int(r)): "ok" if not f else quarantine.stage(int(f)) for r, f in zip(rows, faults, strict=True)}
     assert len(stages) == len(DAMAGE) + 3 and stages["hanging.mp4"] == "timeout" and stages["x.mp4"] == stages["y.mp4"] == stages["z.mp4"] == "ok"
     for kind, allowed in AT_READ.items():
         assert stages[f"{kind}.mp4"] in allowed
@@ -163,7 +166,7 @@ def reads(made: Slow, row: int, /) -> int:
 
 
 def test_what_took_too_long_is_not_waited_for_again(slow: Slow, tmp_path: pathlib.Path) -> None:
-    """One wait in four passes, though the file answers again; a resumed run repeats that from quarantine.jsonl, whatever its start."""
+    """One wait in four passes, though the file answers again; a resumed run repeats that from quarantine.jsonl, whatever its start, and goes on so."""
     faults = run_directory.Faults(tmp_path, source=slow)
     straight = []
     with pipeline.stream(slow, batch_size=8, seed=1) as stream:
@@ -173,10 +176,12 @@ def test_what_took_too_long_is_not_waited_for_again(slow: Slow, tmp_path: pathli
             pathlib.Path(slow.hang).unlink(missing_ok=True)
     positions = [int(b["key"][b["row"] == 3, 0][0]) for b in straight]
     assert reads(slow, 3) == 1 and [int(b["fault"].max()) for b in straight] == [1 + decode.STAGES.index("timeout")] * 4
-    line = json.loads((tmp_path / "quarantine.jsonl").read_text())
-    assert (line["row"], line["stage"], line["name"], line["position"]) == (3, "timeout", "noise 3", positions[1])
+    until, *lines = map(json.loads, (tmp_path / "quarantine.jsonl").read_text().splitlines())
+    assert until == {"until": 16 + 8 * faults.AHEAD}
+    assert lines == [{"row": 3, "name": "noise 3", "stage": "timeout", "position": p, "attempts": [0]} for p in positions[1:]]
     again = run_directory.Faults(tmp_path, source=slow)
-    assert again.quarantine == {3: positions[1]}
+    for found in (again, run_directory.Faults(tmp_path, source=slow)):
+        assert found.quarantine == quarantine.Quarantine({3: until["until"]}, {p: {0: "timeout"} for p in positions[1:]})
     for start in (0, 8, 16):
         with pipeline.stream(slow, batch_size=8, seed=1, start=start, quarantine=again.quarantine) as stream:
             for number in range(start // 8, 4):
@@ -185,13 +190,75 @@ def test_what_took_too_long_is_not_waited_for_again(slow: Slow, tmp_path: pathli
                 if number:
                     np.testing.assert_array_equal(batch["video"], straight[number]["video"])
     assert reads(slow, 3) == 2
+    with pipeline.stream(slow, batch_size=8, seed=1, start=until["until"], quarantine=again.quarantine) as stream:
+        for _ in range(3):
+            batch = next(stream)
+            assert batch["fault"][batch["row"] == 3].tolist() == [1 + decode.STAGES.index("timeout")]
+            again.note(batch)
+    assert reads(slow, 3) == 2 and len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 5, "a row that nobody reads needs no further lines"
+
+
+@dataclasses.dataclass(frozen=True)
+class Failing(sources.NoiseClips):
+    """Clips filled with their row. Row 2 is damaged; a read of a row that the folder `hang` or `broken` has a file for removes it, and hangs or breaks off."""
+
+    hang: str = ""
+    broken: str = ""
+    timeout: float = 0.5
+    max_bad_fraction: float = 1.0
+
+    def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if row == 2:
+            raise decode.DecodeError(self.name(row), "decode", "damaged on purpose")
+        for folder in (self.hang, self.broken):
+            try:
+                pathlib.Path(folder, str(row)).unlink()
+            except FileNotFoundError:
+                continue
+            if folder == self.hang:
+                threading.Event().wait()
+            raise decode.DecodeError(self.name(row), "io", "broken off on purpose")
+        found = super().read(row, rng=rng)
+        return found | {"video": np.full_like(found["video"], row)}
+
+
+@pytest.fixture()
+def failing(tmp_path: pathlib.Path) -> Failing:
+    """Eight rows that are all read well, but for the one."""
+    for name in ("hang", "broken"):
+        (tmp_path / name).mkdir()
+    return Failing(frames=1, size=8, length=8, repeats=2, hang=str(tmp_path / "hang"), broken=str(tmp_path / "broken"))
+
+
+@pytest.mark.parametrize(("stage", "row", "workers"), [("timeout", 3, 0), ("timeout", 3, 2), ("timeout", 1, 0), ("timeout", 1, 2), ("io", 3, 0), ("io", 1, 0)])
+def test_a_resumed_run_repeats_what_does_not_repeat_itself(
+        failing: Failing, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, stage: str, row: int, workers: int) -> None:
+    """The failure comes once. Row 1 fails as the substitute of the damaged one, at position 0. Of two processes, the one that did not meet it reads on."""
+    monkeypatch.setattr(deadline, "PAUSES", ())
+    (tmp_path / ("hang" if stage == "timeout" else "broken") / str(row)).touch()
+    options, faults, straight = {"batch_size": 8, "seed": 6, "threads": 1, "workers": workers}, run_directory.Faults(tmp_path, source=failing), []
+    with pipeline.stream(failing, **options) as stream:
+        for _ in range(10):
+            straight.append(next(stream))
+            faults.note(straight[-1])
+    found = {int(key[0]): quarantine.attempts(int(code)) for batch in straight for key, code in zip(batch["key"], batch["fault"], strict=True)}
+    if workers:  # either may meet it
+        assert any(found.values())
+    else:
+        assert found[0 if row == 1 else straight[0]["row"].tolist().index(3) // 2] == [int(row == 1)]
+    for start in (0, 40):
+        again = run_directory.Faults(tmp_path, source=failing).quarantine
+        with pipeline.stream(failing, **options, start=start, quarantine=again) as stream:
+            for one in straight[start // 8:]:
+                two = next(stream)
+                assert one.keys() == two.keys() and all((one[key] == two[key]).all() for key in one)
 
 
 def test_the_earliest_quarantine_of_all_processes_holds(slow: Slow, tmp_path: pathlib.Path) -> None:
     """Another process may have the row after a change of their number; half a line of one that lives is left alone."""
     (tmp_path / "quarantine.jsonl").write_text('{"row": 3, "position": 70}\n{"row": 5, "position": 9}\n')
     (tmp_path / "quarantine.1.jsonl").write_text('{"row": 3, "position": 40}\n{"row": 6, "po')
-    assert run_directory.Faults(tmp_path, source=slow).quarantine == {3: 40, 5: 9}
+    assert run_directory.Faults(tmp_path, source=slow).quarantine == quarantine.Quarantine({3: 40, 5: 9})
     assert (tmp_path / "quarantine.1.jsonl").read_text().endswith('"po')
 
 
@@ -207,6 +274,92 @@ def test_threads_of_reads_are_used_again() -> None:
         deadline.call(lambda: 1 / 0, seconds=30, name=str)
     with pytest.raises(decode.DecodeError, match="slow: timeout: no answer within 0.05 s"):
         deadline.call(lambda: time.sleep(0.5), seconds=0.05, name=lambda: "slow")
+
+
+# -- input and output that fails -------------------------------------------------------------------------------------------
+
+
+class Refusal(Exception):
+    """What a client raises for an answer of HTTP."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+def flaky(call: Any, errors: list[Exception], /) -> Any:
+    """`call`, which raises these errors first."""
+    def tried(*args: Any, **kw: Any) -> Any:
+        if errors:
+            raise errors.pop(0)
+        return call(*args, **kw)
+
+    return tried
+
+
+@pytest.mark.parametrize(("error", "lasting"), [
+    (ConnectionResetError("reset"), False), (Refusal(503), False), (Refusal(429), False), (RuntimeError("of a client"), False), (Refusal(403), True),
+    (FileNotFoundError("gone"), True), (PermissionError("secret"), True)], ids=str)
+def test_an_address_is_read_again(error: Exception, lasting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may pass is tried four times, and then called so; an answer that says no is one."""
+    monkeypatch.setattr(deadline, "PAUSES", (0.0, 0.0, 0.0))
+    system = fsspec.filesystem("memory")
+    system.pipe_file("/flaky/a", b"whole")
+    for count in (1, 3, 4):
+        errors = [error] * count
+        monkeypatch.setattr(type(system), "cat_file", flaky(type(system).cat_file, errors))
+        if lasting or count == 4:
+            with pytest.raises(decode.DecodeError) as found:
+                deadline.call(lambda: remote.read("memory://flaky/a"), seconds=30, name=str)
+            assert found.value.stage == ("open" if lasting else "io") and len(errors) == (count - 1 if lasting else 0)
+        else:
+            assert deadline.call(lambda: remote.read("memory://flaky/a"), seconds=30, name=str) == b"whole"
+        monkeypatch.undo()
+        monkeypatch.setattr(deadline, "PAUSES", (0.0, 0.0, 0.0))
+
+
+def test_further_tries_end_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause that would not end within the limit is not made."""
+    monkeypatch.setattr(deadline, "PAUSES", (0.01, 60.0))
+    calls: list[int] = []
+
+    def broken() -> None:
+        calls.append(1)
+        raise decode.DecodeError("a", "io", "broken off")
+
+    begin = time.monotonic()
+    with pytest.raises(decode.DecodeError, match="broken off"):
+        deadline.call(broken, seconds=30, name=str)
+    assert len(calls) == 2 and time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EAGAIN])
+@pytest.mark.parametrize("kind", ["video", "pictures"])
+def test_a_file_is_read_again(kind: str, number: int, good: bytes, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the file system in the first read of a batch changes nothing; one in every read is called so, but not what is wrong with bytes in memory."""
+    (tmp_path / "a.mp4").write_bytes(good)
+    folder = tmp_path / "pictures" / "a"
+    folder.mkdir(parents=True)
+    for frame in (1, 2):
+        Image.new("RGB", (32, 32), (frame, 0, 0)).save(folder / f"{frame}.png")
+    table = index.build(tmp_path) if kind == "video" else index.build(tmp_path / "pictures", template="{}.png")
+    index.write(table, tmp_path / "index.parquet")
+    made = source(tmp_path) if kind == "video" else frame_folders.FrameClips(
+        index=str(tmp_path / "index.parquet"), frames=2, size=32, crop=transforms.WholeFrame(), split="all", sampling=clips.DenseRandom(stride=1))
+    wanted, fault = pipeline.read(made, 0, seed=0, position=0)
+    owner, name = (av, "open") if kind == "video" else (pictures, "open")
+    error, plain = OSError(number, os.strerror(number)), getattr(owner, name, open)
+    monkeypatch.setattr(deadline, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(owner, name, flaky(plain, [error]), raising=False)
+    found, again = pipeline.read(made, 0, seed=0, position=0)
+    assert fault == again == 0 and all((wanted[key] == found[key]).all() for key in wanted)
+    monkeypatch.setattr(owner, name, flaky(plain, [error] * 4), raising=False)
+    with pytest.raises(UserError, match=": io: "):
+        pipeline.read(made, 0, seed=0, position=0)
+    if kind == "video":
+        monkeypatch.setattr(owner, name, flaky(plain, [error]))
+        with pytest.raises(decode.DecodeError, match=": open: "):
+            decode.probe(good)
 
 
 # -- processes that end ------------------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """Temporal sampling against the ids of the official code, worked out by hand from its rules."""
 
 import dataclasses
+import pathlib
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from test_decode import encode
 
-from videomae_jax.data import clips
+from videomae_jax.data import clips, columns, index, packing, sources
 from videomae_jax.errors import UserError
 
 
@@ -108,6 +110,65 @@ def test_rate() -> None:
     clips.at(rate, fps=Fraction(30)).ids(100, clip=16, rng=rng)
     assert rng.ranges == [(0, 40)]
     assert clips.at(clips.DenseRandom(stride=3), fps=Fraction(7)) == clips.DenseRandom(stride=3)
+
+
+def test_frames_per_second_follow_the_presentation_times() -> None:
+    """Where the frame rate varies, every frame is the one on screen at its time, and the clip spans its seconds, if the video does."""
+    pts = np.concatenate([[0], np.cumsum(np.tile([9000, 3000, 3000], 40))])  # 18 frames a second on average, in ticks of 1/90000 s
+    rng = np.random.default_rng(0)
+    for rate, clip in ((9.0, 8), (7.5, 16), (60.0, 16)):
+        for _ in range(20):
+            sampling = clips.at(clips.PerSecond(rate=rate), fps=Fraction(18), pts=pts, time_base=Fraction(1, 90000))
+            found = sampling.ids(len(pts), clip=clip, rng=rng)
+            wanted = np.asarray([int(Fraction(90000) * i / Fraction(rate)) for i in range(clip)])
+            late = wanted - (pts[found] - pts[found[0]])
+            assert (late >= 0).all() and (late < np.append(np.diff(pts), 90000 // 18 + 1)[found]).all()
+    screen = np.concatenate([np.arange(120) * 1500, 180000 + np.arange(50) * 18000])  # 60 frames a second for 2 s, then 5
+    sampling = clips.at(clips.PerSecond(rate=7.5), fps=Fraction(170, 12), pts=screen, time_base=Fraction(1, 90000))
+    assert sampling.ids(170, clip=8, rng=Fixed(0)).tolist() == [*range(0, 57, 8)]
+    assert sampling.ids(170, clip=8, rng=Fixed(120)).tolist() == [120, 120, 121, 122, 122, 123, 124, 124]
+    centre = clips.at(clips.PerSecond(rate=7.5, position="centre"), fps=Fraction(170, 12), pts=screen, time_base=Fraction(1, 90000)).ids(170, clip=8, rng=rng)
+    assert 5 < screen[centre[0]] / 90000 < 6
+    long = clips.at(clips.LongVideo(window=50, sampling=clips.PerSecond(rate=7.5, position="centre")), fps=Fraction(170, 12), pts=screen,
+                    time_base=Fraction(1, 90000))
+    assert ids(long, 170, draw=1, clip=4) == [62, 70, 78, 86]
+    assert ids(dataclasses.replace(long, sampling=dataclasses.replace(long.sampling, position="random")), 170, draw=2, clip=4) == [102, 110, 118, 120]
+
+
+def test_files_are_read_and_packed_by_their_times(tmp_path: pathlib.Path) -> None:
+    """A file of steps of 0.1, 0.033, 0.033 s: the source and the packing take frames at equal times; one of equal steps is packed as its frame rate says."""
+    for name, variable in (("a", False), ("b", True)):
+        (tmp_path / f"{name}.mp4").write_bytes(encode(frames=90, variable=variable, g="30"))
+    index.write(index.build(tmp_path), tmp_path / "index.parquet")
+    made = sources.VideoClips(index=str(tmp_path / "index.parquet"), frames=8, size=32, split="all", sampling=clips.PerSecond(rate=9.0))
+    plain, varied = (columns.info(made.record(row)) for row in range(2))
+    settings, rng = packing.Settings(frames=8, rate=9.0, windows=3), np.random.default_rng(0)
+    for found in [made.clip(1, rng=rng).ids, *settings.ids(varied, rng=rng)]:
+        late = np.arange(8) / 9 - (varied.pts[found] - varied.pts[found[0]]) * float(varied.time_base)
+        assert (late > -1e-6).all() and (late < 0.1001).all() and late.max() > 0
+        assert (late < np.append(np.diff(varied.pts), 9000)[found] * float(varied.time_base) + 1e-6).all()
+    offsets = [int(i * plain.fps / 9) for i in range(8)]
+    starts = settings.starts(90, span=offsets[-1] + 1, rng=np.random.default_rng(1))
+    assert [found.tolist() for found in settings.ids(plain, rng=np.random.default_rng(1))] == [[start + offset for offset in offsets] for start in starts]
+
+
+@pytest.mark.parametrize("step", [3003, 3000, 1501, 100])
+@pytest.mark.parametrize("frames", [1, 9, 100, 301])
+def test_equal_distances_are_a_constant_rate(step: int, frames: int) -> None:
+    """Times give what the frame rate gives, frame for frame, also where ticks are rounded; a real change of the rate is seen."""
+    fps, pts = Fraction(90000, step), 77 + step * np.arange(frames)
+    for rate in (7.5, 10.0, 29.97, 60.0):
+        for clip in (1, 8, 16):
+            for position in ("random", "centre"):
+                plain = clips.at(clips.PerSecond(rate=rate, position=position), fps=fps)
+                assert clips.at(clips.PerSecond(rate=rate, position=position), fps=fps, pts=pts, time_base=Fraction(1, 90000)) == plain
+                exact = Fraction(rate).limit_denominator(1001)
+                timed = clips.Timed(pts, 90000 / exact, Fraction(step), position)
+                assert timed.room(frames, clip=clip) == plain.room(frames, clip=clip)
+                one, two = (s.ids(frames, clip=clip, rng=np.random.default_rng(3)).tolist() for s in (plain, timed))
+                assert one == two
+    assert clips.even((1000 * np.arange(frames)) // 30) and clips.even([0, 1, 2, 3])
+    assert not clips.even([0, 1, 3]) and not clips.even([0, 3000, 6000, 12000]) and not clips.even([0, 33, 66, 133])
 
 
 def test_frame_pairs() -> None:

@@ -6,10 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_decode import encode, flipped
 
 from videomae_jax import __main__ as entry
-from videomae_jax.data import index, pipeline, sources
+from videomae_jax.data import index, pictures, pipeline, sources
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -29,6 +30,22 @@ def trained(out: pathlib.Path, workdir: pathlib.Path, /, *, steps: int, **fields
     assert json.loads((workdir / "summary.json").read_text())["steps"] == steps
     faults = workdir / "faults.jsonl"
     return [json.loads(line) for line in faults.read_text().splitlines()] if faults.exists() else []
+
+
+def test_a_link_back_up_makes_no_video_twice(tmp_path: pathlib.Path) -> None:
+    """Folders of pictures and links to them elsewhere: each is one video, in one split."""
+    for name in ("clips/one", "clips/two", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / name / "img_00001.jpg")
+    root = tmp_path / "clips"
+    (root / "one" / "up").symlink_to(root)
+    (root / "up").symlink_to(root)
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    assert pictures.find(root, "img_{:05}.jpg") == ["linked", "one", "two"]
+    (root / "deeper").mkdir()
+    (root / "deeper" / "up").symlink_to(root)
+    assert pictures.find(root, "img_{:05}.jpg") == ["linked", "one", "two"]
+    assert index.build(root, template="img_{:05}.jpg").num_rows == 3
 
 
 def test_real_videos(real_videos: pathlib.Path, tmp_path: pathlib.Path) -> None:

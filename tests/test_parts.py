@@ -72,6 +72,15 @@ def disagreement(batch: dict[str, np.ndarray], /, *, reach: int) -> tuple[int, i
     return int((told != maps)[inner].sum()), int(inner.sum())
 
 
+def test_only_the_frames_of_a_clip_are_read(folder: pathlib.Path) -> None:
+    """An .npy is mapped, not read as a whole for every clip; the maps are the same."""
+    opened = source(folder, crop=transforms.CentreCrop(), split="test")
+    found = opened.maps(opened.record(0), frames=FRAMES)
+    assert isinstance(found, np.memmap)
+    np.testing.assert_array_equal(found, blocks())
+    assert type(opened.beside(0, rng=np.random.default_rng(0))["parts"]) is np.ndarray
+
+
 def test_coarser_maps(folder: pathlib.Path) -> None:
     """Maps at half the size of the frames span the same picture: they agree two pixels away from borders."""
     with pipeline.stream(source(folder, split="val", crop=transforms.MultiScaleCrop(), limit=1), batch_size=4, seed=0) as stream:

@@ -12,12 +12,15 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from videomae_jax import parallel
 from videomae_jax.data import decode, pipeline, sources
 from videomae_jax.errors import UserError
 
@@ -105,6 +108,24 @@ def test_keys_of_a_batch(straight: dict[str, np.ndarray]) -> None:
 def test_any_number_of_hosts_and_threads(straight: dict[str, np.ndarray], hosts: int, threads: int) -> None:
     """Global batches, draws, keys and substitutes are bit-identical, in the same places."""
     assert_equal(drawn(Rows(broken=(3, 7)), seed=5, hosts=hosts, threads=threads), straight)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_positions_of_a_host_may_lie_apart(straight: dict[str, np.ndarray], workers: int) -> None:
+    """Each row of the global batch is that of one host, whichever positions a host reads; the last batch of a sweep is padded behind its last row on each."""
+    hosts = (((0, 2), (5, 8)), ((2, 5),))
+    whole = merged(swept(Rows(), batch=BATCH)[0])
+    for blocks in hosts:
+        places = np.concatenate([np.arange(*block) for block in blocks])
+        with pipeline.stream(Rows(broken=(3, 7)), batch_size=BATCH, seed=5, blocks=blocks, workers=workers) as stream:
+            found = merged([next(stream) for _ in range(STEPS)])
+        rows = (np.arange(STEPS)[:, None, None] * BATCH + places[:, None]) * COPIES + np.arange(COPIES)
+        assert_equal(found, {k: v[rows.reshape(-1)] for k, v in straight.items()})
+        with pipeline.sweep(Rows(), batch_size=BATCH, blocks=blocks, workers=workers) as sweep:
+            found = merged(list(sweep))
+        rows = ((np.arange(2)[:, None, None] * BATCH + places[:, None]) * COPIES + np.arange(COPIES)).reshape(-1)
+        np.testing.assert_array_equal(found["valid"], whole["valid"][rows])
+        assert_equal({k: v[found["valid"]] for k, v in found.items()}, {k: v[rows[found["valid"]]] for k, v in whole.items()})
 
 
 @pytest.mark.parametrize(("hosts", "workers"), [
@@ -423,6 +444,36 @@ def test_small_shared_memory_is_told_before_it_kills(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match="shared memory.*allowed are fewer workers"):
         pipeline.stream(Rows(), batch_size=BATCH, seed=0, workers=2)
     pipeline.stream(Rows(), batch_size=BATCH, seed=0).close()
+
+
+def test_the_order_of_a_pass_is_that_of_earlier_versions() -> None:
+    """Another one would give a run that goes on under a new Grain other data than it began with."""
+    assert [pipeline.Shuffled(40, 3)[p] for p in range(8)] == [29, 30, 31, 7, 26, 3, 18, 19]
+    assert [pipeline.Shuffled(40, 3)[p] for p in range(40, 48)] == [36, 24, 15, 7, 26, 10, 28, 4]
+
+
+def mesh_of(order: list[int], /, *, tensor: int = 1) -> Any:
+    """A mesh as far as its rows are asked for: the process of every device, along the batch."""
+    devices = np.asarray([types.SimpleNamespace(process_index=process) for process in order]).reshape(-1, 1, tensor)
+    return types.SimpleNamespace(devices=devices, shape=dict(zip(parallel.AXES, devices.shape, strict=True)))
+
+
+def test_a_host_reads_what_its_devices_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every position once over all processes; neighbours are one block, a tensor group counts once, and no decoded clip is of two processes."""
+    def owned(order: list[int], decodes: int, /, *, repeats: int = 1, tensor: int = 1) -> list[Any]:
+        found = []
+        for process in sorted(set(order)):
+            monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+            found.append(parallel.rows(mesh_of(order, tensor=tensor), decodes, repeats=repeats))
+        return found
+
+    assert owned([0, 0, 0], 7, repeats=3) == [((0, 7),)]
+    assert owned([0, 0, 1, 1], 8) == [((0, 4),), ((4, 8),)] and owned([1, 1, 0, 0], 8, repeats=2) == [((4, 8),), ((0, 4),)]
+    assert owned([0, 1, 1, 0], 8) == [((0, 2), (6, 8)), ((2, 6),)]
+    assert owned([0, 0, 1, 1, 1, 1, 0, 0], 8, tensor=2) == [((0, 2), (6, 8)), ((2, 6),)]
+    assert owned([0, 0, 1, 1, 0, 0, 1, 1], 4, repeats=4) == [((0, 1), (2, 3)), ((1, 2), (3, 4))]
+    with pytest.raises(UserError, match="4 decoded clips x 4 repeats over 8 batch devices: .* two processes; allowed are multiples of 8 decoded clips"):
+        owned([0, 1, 1, 0, 0, 0, 1, 1], 4, repeats=4)
 
 
 def test_what_travels_to_workers_is_small() -> None:

@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 import re
+import socket
+import sys
 
 import chaos
 import numpy as np
@@ -93,6 +95,33 @@ def test_a_disk_of_each_host_is_no_run_directory(tmp_path: pathlib.Path) -> None
     for text in said:
         assert "process 1 of 2 does not see what process 0 writes to --workdir=" in text and "Traceback" not in text, text
     assert not list((tmp_path / "a" / "run").iterdir()) and not (tmp_path / "b").exists()
+
+
+RING = """
+import sys
+from videomae_jax import parallel
+parallel.initialize(coordinator=sys.argv[1], processes=2, process=int(sys.argv[2]))
+import jax, numpy as np
+from videomae_jax.data import pipeline, sources
+for order in ([0, 1, 2, 3], [0, 2, 3, 1], [2, 0, 1, 3], [3, 2, 1, 0]):
+    mesh = parallel.Mesh(np.array(jax.devices())[order].reshape(4, 1, 1), parallel.AXES)
+    with pipeline.stream(sources.NoiseClips(frames=1, size=8, length=64, repeats=2), batch_size=8, seed=0, blocks=parallel.rows(mesh, 8, repeats=2)) as stream:
+        batch = next(stream)
+    print(parallel.gather(parallel.to_device({"key": batch["key"]}, mesh=mesh), mesh=mesh)["key"].tolist())
+"""
+
+
+def test_rows_follow_the_stream_in_any_order_of_devices(tmp_path: pathlib.Path) -> None:
+    """Two processes of two devices, which a mesh takes in turns, as it does where it follows a torus: row r is position r all the same."""
+    path = tmp_path / "ring.py"
+    path.write_text(RING)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    both = [runs.command(devices=2, shell=f"exec {sys.executable} {path} {address} {i}") for i in range(2)]
+    for process in both:
+        said, _ = runs.finish(process, code=0)
+        assert [line for line in said.splitlines() if line[:2] == "[["] == [str([[position, copy] for position in range(8) for copy in range(2)])] * 4
 
 
 @pytest.mark.slow

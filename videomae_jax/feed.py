@@ -5,8 +5,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-
 from videomae_jax import parallel
 from videomae_jax.assembly import Assembly
 from videomae_jax.data import pipeline
@@ -19,7 +17,8 @@ def batches(run: Assembly, samples: int, faults: Any, /) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         with shielded():
             stream = stack.enter_context(pipeline.stream(
-                run.source, batch_size=config.batch_size, seed=config.seed, start=samples, host=jax.process_index(), hosts=jax.process_count(),
+                run.source, batch_size=config.batch_size, seed=config.seed, start=samples,
+                blocks=parallel.rows(run.mesh, config.batch_size, repeats=run.source.repeats),
                 workers=config.workers, threads=config.threads, quarantine=faults.quarantine))
             batch = next(stream)
         while True:

@@ -327,8 +327,30 @@ def check_batch(size: int, /, *, mesh: Mesh, microbatches: int = 1) -> None:
         raise UserError(f"batch of {size} clips (decoded clips x repeats) is not divisible by {ways} batch devices x {microbatches} micro-batches")
 
 
+def rows(mesh: Mesh, decodes: int, /, *, repeats: int = 1) -> tuple[tuple[int, int], ...]:
+    """Which of the `decodes` positions of a global batch this process reads: ascending blocks (start, stop) of those whose rows its devices hold.
+
+    A mesh follows the network, where the devices of a process need not be neighbours, so that its rows may lie apart. A position
+    has `repeats` consecutive rows. Raises UserError where two processes would hold rows of one: each of them would have to read it.
+    """
+    ways = batch_ways(mesh)
+    each = decodes * repeats // ways
+    blocks: list[list[int]] = []
+    for part, devices in enumerate(mesh.devices.reshape(ways, -1)):  # the axes of the batch come first
+        if devices[0].process_index != jax.process_index():
+            continue
+        if blocks and blocks[-1][1] == part * each:
+            blocks[-1][1] += each
+        else:
+            blocks.append([part * each, (part + 1) * each])
+    if any(row % repeats for block in blocks for row in block):
+        raise UserError(f"batch of {decodes} decoded clips x {repeats} repeats over {ways} batch devices: rows of one decoded clip would lie on "
+                        f"devices of two processes; allowed are multiples of {ways} decoded clips")
+    return tuple((start // repeats, stop // repeats) for start, stop in blocks)
+
+
 def to_device(batch: Mapping[str, np.ndarray], /, *, mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays from this host's contiguous block of every array of a batch."""
+    """Global arrays from what this host read of every array of a batch: the rows of its devices, ascending (`rows`)."""
     sharding = batch_sharding(mesh)
     hosts = jax.process_count()
     return {k: jax.make_array_from_process_local_data(sharding, v, (v.shape[0] * hosts, *v.shape[1:])) for k, v in batch.items()}

@@ -18,7 +18,7 @@ from videomae_jax import agreement, card, metrics, occupancy, parallel
 from videomae_jax import config as configs
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer, DamagedError
-from videomae_jax.data.decode import STAGES
+from videomae_jax.data import quarantine
 from videomae_jax.durable import OWNER
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context, Headlined
@@ -271,11 +271,16 @@ def _of(name: str, values: dict[str, float], /) -> dict[str, float]:
 class Faults:
     """Counts, lists and limits clips that could not be read and were replaced.
 
-    faults.jsonl has one line per source row; quarantine.jsonl those that took too long: a resumed run replaces them from
-    that position of the stream on instead of waiting once more, and so repeats what the run did. Processes other than the
-    lead write faults.<number>.jsonl and quarantine.<number>.jsonl. A resumed run adds only rows that are not listed yet.
+    faults.jsonl has one line per source row. quarantine.jsonl has what a resumed run needs to repeat this one where it goes over
+    the same positions again: a line for every read that took too long or broke off although its file may be good, with its
+    position and its attempts (`quarantine.Quarantine`; each decoding process decides by itself which rows it reads no more), how
+    far the stream may have been read by then (`until`, AHEAD batches in advance), and, written by the next call, from which position
+    on no process reads a row that took too long: that `until`. Before it such a row is waited for again where it was read in time.
+    Processes other than the lead write faults.<number>.jsonl and quarantine.<number>.jsonl.
     Of the last WINDOW decoded clips of a process, or as many as the source has, the source's `max_bad_fraction` may be bad.
     """
+
+    AHEAD = 100  # batches; no process is as far ahead of another
 
     def __init__(self, directory: pathlib.Path, /, *, source: Any) -> None:
         number = jax.process_index()
@@ -286,30 +291,62 @@ class Faults:
         for path in self._paths.values():
             if path.exists() and not (text := path.read_text()).endswith("\n"):  # a killed process may leave half a line
                 write(path, text[: text.rfind("\n") + 1])
-        self._seen = {name: {line["row"] for line in _lines(path)} for name, path in self._paths.items()}
-        others = [line for path in sorted(directory.glob("quarantine*.jsonl")) for line in _lines(path)]
-        # The earliest position of a row over all processes: another one may have the row now.
-        self.quarantine = {line["row"]: line["position"] for line in sorted(others, key=lambda line: -line["position"])}
+        self._seen = {line["row"] for line in _lines(self._paths["faults"])}
+        self._until = 0  # how far it is written that this call read; 0 before it meets a row that takes too long
+        self.quarantine = self._quarantined([line for path in sorted(directory.glob("quarantine*.jsonl")) for line in _lines(path)])
+
+    def _quarantined(self, lines: list[dict[str, Any]], /) -> quarantine.Quarantine:
+        """What the lines of all processes say: the positions of one may be another's now."""
+        found, until = quarantine.Quarantine(), max((line["until"] for line in lines if "until" in line), default=0)
+        for line in lines:
+            if "attempts" in line:
+                found.reads[line["position"]] = {attempt: "timeout" if attempt else line["stage"] for attempt in line["attempts"]}
+            elif "row" in line:
+                found.rows[line["row"]] = min(line["position"], found.rows.get(line["row"], line["position"]))
+        for line in lines:
+            if line.get("attempts", [None])[0] == 0 and line["stage"] == "timeout" and line["row"] not in found.rows:
+                found.rows[line["row"]] = until
+                self._append("quarantine", {"row": line["row"], "name": line["name"], "position": until})
+        return found
 
     def note(self, batch: dict[str, np.ndarray], /) -> None:
-        """Records the replaced examples of a host batch, each source row once. Raises UserError where there are too many."""
+        """Records the replaced examples of a host batch. Raises UserError where there are too many."""
+        decoded, last = batch["key"][:, 1] == 0, int(batch["key"][:, 0].max())
+        until = last + 1 + self.AHEAD * int(decoded.sum()) * jax.process_count()
         for place in np.flatnonzero(batch["fault"]):
-            row, stage = int(batch["row"][place]), STAGES[int(batch["fault"][place]) - 1]
             self._count += 1
-            if batch["key"][place, 1] == 0:
-                self._stages[stage] += 1
-            line = {"row": row, "name": self._source.name(row), "stage": stage, "position": int(batch["key"][place, 0])}
-            for name in ("faults", "quarantine") if stage == "timeout" else ("faults",):
-                if row not in self._seen[name]:
-                    self._seen[name].add(row)
-                    try:
-                        with self._paths[name].open("a") as file:
-                            file.write(json.dumps(line) + "\n")
-                    except OSError as error:  # costs the line, not the run
-                        sys.stderr.write(f"{self._paths[name]} cannot be written ({error.strerror}): {json.dumps(line)}\n")
-        decoded = batch["key"][:, 1] == 0
+            if decoded[place]:
+                self._record(int(batch["row"][place]), int(batch["key"][place, 0]), int(batch["fault"][place]), until=until)
+        if self._until and last >= self._until:
+            self._reach(until)
         self._recent.append((int(decoded.sum()), int(np.count_nonzero(batch["fault"][decoded]))))
         self._check()
+
+    def _reach(self, until: int, /) -> None:
+        self._until = until
+        self._append("quarantine", {"until": until})
+
+    def _record(self, row: int, position: int, fault: int, /, *, until: int) -> None:
+        """Adds what is new of an example to the files."""
+        stage, attempts = quarantine.stage(fault), quarantine.attempts(fault)
+        self._stages[stage] += 1
+        line = {"row": row, "name": self._source.name(row), "stage": stage, "position": position}
+        if row not in self._seen:
+            self._seen.add(row)
+            self._append("faults", line)
+        known = sorted(self.quarantine.reads.get(position, ()))
+        if attempts and attempts != known and (attempts != [0] or position < self.quarantine.rows.get(row, position + 1)):
+            self.quarantine.reads[position] = dict.fromkeys(attempts, "timeout") | ({0: stage} if attempts[0] == 0 else {})
+            if attempts[0] == 0 and stage == "timeout" and not self._until:
+                self._reach(until)  # first: without it the next call would read the row at no position
+            self._append("quarantine", line | {"attempts": attempts})
+
+    def _append(self, name: str, line: dict[str, Any], /) -> None:
+        try:
+            with self._paths[name].open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:  # costs the line, not the run
+            sys.stderr.write(f"{self._paths[name]} cannot be written ({error.strerror}): {json.dumps(line)}\n")
 
     def _check(self) -> None:
         total, bad = (sum(values) for values in zip(*self._recent, strict=True))
@@ -334,7 +371,7 @@ class Faults:
         """Says on standard error how many clips were replaced, if any."""
         if self._count:
             stages = ", ".join(f"{stage} {n}" for stage, n in self._stages.most_common())
-            sys.stderr.write(f"{self._count} clips of {len(self._seen['faults'])} unreadable videos were replaced by others ({stages}); see {self._paths['faults']}\n")
+            sys.stderr.write(f"{self._count} clips of {len(self._seen)} unreadable videos were replaced by others ({stages}); see {self._paths['faults']}\n")
 
 
 def _lines(path: pathlib.Path, /) -> list[dict[str, Any]]:

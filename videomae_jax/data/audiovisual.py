@@ -2,15 +2,18 @@
 
 import dataclasses
 import functools
+import threading
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
-from videomae_jax.data import audio, clips, columns, sources
+from videomae_jax.data import audio, clips, columns, decode, remote, sources
 from videomae_jax.data.spectrogram import AST, LogMel
 from videomae_jax.errors import UserError
 
 SPANS = ("centred", "clip", "proportional")
+_fetched = threading.local()  # `last`: (address, size) and bytes of the file that a thread has fetched and read once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,17 @@ class AudioVideoClips(sources.VideoClips):
             rows[cycle] = np.roll(cycle, 1)
         return rows
 
+    def locate(self, record: dict[str, Any], /) -> decode.Video:
+        """As in VideoClips; a file at an address is fetched once for the clip and its sound, which a thread reads one after the other."""
+        place = columns.path(record)
+        if not remote.is_remote(place):
+            return super().locate(record)
+        (held, data), _fetched.last = getattr(_fetched, "last", (None, b"")), (None, b"")
+        if held != (place, record["size"]):
+            data = super().locate(record)
+            _fetched.last = (place, record["size"]), data
+        return data
+
     def beside(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """`audio` and `audio_valid` at the times that the clip draws."""
         sound, valid = self.listen(int(self._heard[row]), rng=rng)
@@ -65,12 +79,12 @@ class AudioVideoClips(sources.VideoClips):
     def listen(self, row: int, /, *, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """(spectrogram f32 [S mels], valid bool [S]) beside the frames that `rng` draws for a row. Raises DecodeError."""
         info = columns.info(record := self.record(row))
-        ids = clips.at(self.sampling, fps=info.fps).ids(info.frames, clip=self.frames, rng=rng)
+        ids = clips.at(self.sampling, fps=info.fps, pts=info.pts, time_base=info.time_base).ids(info.frames, clip=self.frames, rng=rng)
         first, last = (int(info.pts[i]) * info.time_base for i in (ids.min(), ids.max()))
         last += 1 / info.fps
         start = self._start(first, last, begin=int(info.pts[0]) * info.time_base, end=int(info.pts[-1]) * info.time_base + 1 / info.fps)
         heard = audio.decode_audio(self.locate(record), start=start, rate=self.mel.rate,
-                                   duration=Fraction(self.mel.samples(self.spectrogram), self.mel.rate))
+                                   duration=Fraction(self.mel.samples(self.spectrogram), self.mel.rate), timeout=self.timeout)
         valid = self.mel.covered(heard.valid)[: self.spectrogram]
         if self.span == "clip":
             valid = valid & (np.arange(self.spectrogram) < (last - first) * self.mel.rate / self.mel.hop)

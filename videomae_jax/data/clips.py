@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -165,17 +167,54 @@ class Spaced:
         if self.step <= 0:
             raise UserError(f"Spaced: step is {self.step}; allowed are numbers above 0")
 
+    def room(self, frames: int, /, *, clip: int) -> int:
+        """From how many frames, the first ones, a whole clip follows; at least 1."""
+        return max(frames - int((clip - 1) * self.step), 1)
+
+    def after(self, start: int, /, *, frames: int, clip: int) -> np.ndarray:
+        """i64 [clip] of the clip that begins with frame `start`."""
+        return np.minimum(start + np.asarray([int(i * self.step) for i in range(clip)], np.int64), frames - 1)
+
     def ids(self, frames: int, /, *, clip: int, rng: np.random.Generator) -> np.ndarray:
         """i64 [clip] for a video of `frames` frames."""
-        offsets = np.asarray([int(i * self.step) for i in range(clip)], np.int64)
-        room = max(frames - int(offsets[-1]), 1)
-        start = int(rng.integers(room)) if self.position == "random" else (room - 1) // 2
-        return np.minimum(start + offsets, frames - 1)
+        room = self.room(frames, clip=clip)
+        return self.after(int(rng.integers(room)) if self.position == "random" else (room - 1) // 2, frames=frames, clip=clip)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Timed:
+    """The frames on screen every `step` ticks from one of them on, of a video with presentation times `pts` i64 [frames] in ticks, ascending.
+
+    `tail` is how many ticks the last one is on screen. For frames at equal distances it is `Spaced`; `position` is "random", each frame with
+    the same chance, or "centre" in time.
+    """
+
+    pts: np.ndarray
+    step: Fraction
+    tail: Fraction
+    position: str = "random"
+
+    def room(self, frames: int, /, *, clip: int) -> int:
+        """As in `Spaced`."""
+        end = int(self.pts[-1]) + self.tail - (clip - 1) * self.step
+        return max(int(np.searchsorted(self.pts, math.ceil(end))), 1)
+
+    def after(self, start: int, /, *, frames: int, clip: int) -> np.ndarray:
+        """As in `Spaced`."""
+        times = int(self.pts[start]) + np.asarray([int(i * self.step) for i in range(clip)], np.int64)
+        return np.searchsorted(self.pts, times, "right") - 1
+
+    def ids(self, frames: int, /, *, clip: int, rng: np.random.Generator) -> np.ndarray:
+        """i64 [clip] for the video of `frames` frames."""
+        room = self.room(frames, clip=clip)
+        middle = int(self.pts[0] + self.pts[room - 1]) // 2
+        start = int(rng.integers(room)) if self.position == "random" else int(np.searchsorted(self.pts, middle, "right")) - 1
+        return self.after(start, frames=frames, clip=clip)
 
 
 @dataclasses.dataclass(frozen=True)
 class PerSecond:
-    """`rate` frames a second, whatever the frame rate of a video: `Spaced` with the step fps / rate.
+    """`rate` frames a second, whatever the frame rate of a video: `Spaced` with the step fps / rate, or `Timed` where it varies.
 
     Videos of 25 and 30 frames a second then show motion at one speed; a stride in frames does not.
     """
@@ -239,7 +278,17 @@ class LongVideo:
         count = max(frames // self.window, 1)
         number = int(rng.integers(count)) if self.position == "random" else count // 2
         start = number * self.window
-        return start + self.sampling.ids(frames - start if number == count - 1 else self.window, clip=clip, rng=rng)
+        length = frames - start if number == count - 1 else self.window
+        return start + _part(self.sampling, start, length).ids(length, clip=clip, rng=rng)
+
+
+def _part(sampling: Any, start: int, length: int, /) -> Any:
+    """The sampling for a part of its video."""
+    if isinstance(sampling, Timed):
+        end = start + length
+        tail = Fraction(int(sampling.pts[end] - sampling.pts[end - 1])) if end < len(sampling.pts) else sampling.tail
+        return dataclasses.replace(sampling, pts=sampling.pts[start:end], tail=tail)
+    return dataclasses.replace(sampling, sampling=_part(sampling.sampling, start, length)) if isinstance(sampling, LongVideo) else sampling
 
 
 def restrided(sampling: Any, stride: int, /) -> Any:
@@ -250,16 +299,28 @@ def restrided(sampling: Any, stride: int, /) -> Any:
 
 
 @functools.singledispatch
-def at(sampling: Any, /, *, fps: Fraction) -> Any:
-    """The sampling for a video of `fps` frames a second; those that count frames do not depend on it."""
+def at(sampling: Any, /, *, fps: Fraction, pts: Sequence[int] | np.ndarray = (), time_base: Fraction = Fraction(1)) -> Any:
+    """The sampling for a video of `fps` frames a second on average, presented at `pts` x `time_base` seconds (() = at equal distances).
+
+    Those that count frames do not depend on it.
+    """
     return sampling
 
 
 @at.register
-def _(sampling: PerSecond, /, *, fps: Fraction) -> Spaced:
-    return Spaced(step=fps / Fraction(sampling.rate).limit_denominator(1001), position=sampling.position)
+def _(sampling: PerSecond, /, *, fps: Fraction, pts: Sequence[int] | np.ndarray = (), time_base: Fraction = Fraction(1)) -> Spaced | Timed:
+    rate = Fraction(sampling.rate).limit_denominator(1001)
+    if even(pts):
+        return Spaced(step=fps / rate, position=sampling.position)
+    return Timed(np.asarray(pts, np.int64), 1 / (rate * time_base), 1 / (fps * time_base), sampling.position)
 
 
 @at.register
-def _(sampling: LongVideo, /, *, fps: Fraction) -> LongVideo:
-    return dataclasses.replace(sampling, sampling=at(sampling.sampling, fps=fps))
+def _(sampling: LongVideo, /, *, fps: Fraction, pts: Sequence[int] | np.ndarray = (), time_base: Fraction = Fraction(1)) -> LongVideo:
+    return dataclasses.replace(sampling, sampling=at(sampling.sampling, fps=fps, pts=pts, time_base=time_base))
+
+
+def even(pts: Sequence[int] | np.ndarray, /) -> bool:
+    """Whether presentation times lie at equal distances, but for rounding to ticks (30 frames a second are 33 or 34 ms apart)."""
+    steps = np.diff(pts)
+    return not steps.size or int(steps.max() - steps.min()) <= min(2, int(steps.min()) // 8)

@@ -6,6 +6,7 @@ parallelism comes from the loader. Containers live only inside a call.
 """
 
 import dataclasses
+import errno
 import io
 import math
 import os
@@ -20,7 +21,10 @@ from av.video.reformatter import VideoReformatter
 
 from videomae_jax.data import planar
 
-STAGES = ("open", "stream", "index", "seek", "decode", "short", "timestamps", "timeout")
+STAGES = ("open", "stream", "index", "seek", "decode", "short", "timestamps", "timeout", "io")
+PASSING = ("timeout", "io")  # stages of failures that are not the file's, and need not repeat
+# What network and user-space file systems report while a server is away. "No such file" and "permission denied" are none of these.
+TRANSIENT = (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN, errno.EREMOTEIO)
 TIMEOUT = 60.0  # seconds that one file may take; a stalled network mount is the usual reason for more
 # Codecs whose frames say whether others refer to them, so that leaving out the rest changes no pixel of those kept.
 # MPEG-4 part 2 does change: its B-frames keep the decoder's delay.
@@ -79,6 +83,11 @@ class VideoInfo:
     def duration(self) -> float:
         """Seconds from the first frame to the end of the last, which counts with the mean frame length."""
         return float(self.frames / self.fps)
+
+
+def stage_of(error: BaseException, stage: str, /) -> str:
+    """`stage`, or "io" where the error is one of the file system that may pass."""
+    return "io" if getattr(error, "errno", None) in TRANSIENT else stage
 
 
 def name(source: Video, /) -> str:
@@ -251,7 +260,7 @@ class _Call:
     def error(self, stage: str, error: BaseException, /) -> DecodeError:
         """A DecodeError from what FFmpeg raised."""
         cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return DecodeError(name(self.source), stage, cause.splitlines()[0])
+        return DecodeError(name(self.source), stage if isinstance(self.source, bytes) else stage_of(error, stage), cause.splitlines()[0])
 
     def stream(self, container: Any, /) -> Any:
         """The first video stream that is not a cover picture."""

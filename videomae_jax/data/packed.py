@@ -87,7 +87,7 @@ def record(shard: pathlib.Path, place: int, /, *, name: str) -> bytes:
             raise decode.DecodeError(called, "short", f"the shard holds {reader.num_records()} records")
         return reader.read([place])[0]
     except (OSError, RuntimeError) as error:
-        raise decode.DecodeError(called, "open", str(error).splitlines()[0]) from error
+        raise decode.DecodeError(called, decode.stage_of(error, "open"), str(error).splitlines()[0]) from error
 
 
 def fetch(shard: pathlib.Path, place: int, /, *, name: str) -> list[bytes]:

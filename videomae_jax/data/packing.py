@@ -89,12 +89,13 @@ class Settings:
         return sorted({low + int(rng.integers(max(high - low, 1))) for low, high in itertools.pairwise(edges)})
 
     def ids(self, info: decode.VideoInfo, /, *, rng: np.random.Generator) -> list[np.ndarray]:
-        """Source frames i64 [frames] of every window; strides as in V2 pretraining (`clips.strided`)."""
+        """Source frames i64 [frames] of every window; strides as in V2 pretraining (`clips.strided`), rates as in `clips.PerSecond`."""
         if not self.rate:
             return [clips.strided(info.frames, start=start, clip=self.frames, stride=self.stride)
                     for start in self.starts(info.frames, span=self.frames * self.stride, rng=rng)]
-        offsets = np.asarray([int(i * self.step(info.fps)) for i in range(self.frames)], np.int64)
-        return [np.minimum(start + offsets, info.frames - 1) for start in self.starts(info.frames, span=int(offsets[-1]) + 1, rng=rng)]
+        chosen = clips.at(clips.PerSecond(self.rate), fps=info.fps, pts=info.pts, time_base=info.time_base)
+        span = info.frames + 1 - chosen.room(info.frames, clip=self.frames)
+        return [chosen.after(start, frames=info.frames, clip=self.frames) for start in self.starts(info.frames, span=span, rng=rng)]
 
     def facts(self, record: dict[str, Any], /) -> dict[str, Any]:
         """The columns of `index.describe` that every window of an index row has."""

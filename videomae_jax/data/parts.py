@@ -26,11 +26,16 @@ class PartClips(sources.VideoClips):
     def fields(self) -> dict[str, sources.Field]:
         return super().fields | {"parts": sources.Field((self.frames, self.size, self.size), "uint8", "labels")}
 
+    @property
+    def outside(self) -> dict[str, str]:
+        """Whose maps these are: {"parts": "oracle"}, exact truth, for the column that `synthesize` writes, else {"parts": "real"}, a parser's."""
+        return {"parts": "oracle" if self.parts == "truth" else "real"}
+
     def beside(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """`parts` of the frames and under the windows that the clip draws."""
         record = self.record(row)
         info = columns.info(record)
-        ids = clips.at(self.sampling, fps=info.fps).ids(info.frames, clip=self.frames, rng=rng)
+        ids = clips.at(self.sampling, fps=info.fps, pts=info.pts, time_base=info.time_base).ids(info.frames, clip=self.frames, rng=rng)
         maps = self.maps(record, frames=info.frames)[ids]
         shown = [framing.window(self.crop, width=info.width, height=info.height, size=self.size, rng=rng) for _ in range(self.repeats)]
         return {"parts": np.stack([w.nearest(maps, frame=(info.height, info.width), size=self.size) for w in shown])}
@@ -41,10 +46,10 @@ class PartClips(sources.VideoClips):
             raise UserError(f"index {self.index} has no column {self.parts!r} with part maps; it has {', '.join(record)}")
         path = self._opened.home / remote.local(record[self.parts] or "", what="part maps")
         try:
-            loaded = np.load(path)
+            loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None)  # of a long video, the frames of the clip alone are read
             maps = loaded if isinstance(loaded, np.ndarray) else loaded[self.array]
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zipfile.zlib.error) as error:
-            raise decode.DecodeError(str(path), "open", f"no part maps: {error}") from error
+            raise decode.DecodeError(str(path), decode.stage_of(error, "open"), f"no part maps: {error}") from error
         if maps.dtype != np.uint8 or maps.ndim != 3 or len(maps) < frames:
             raise decode.DecodeError(str(path), "short", f"part maps {maps.dtype} {list(maps.shape)} for {frames} frames; needed is u8 [frames h w]")
         return maps

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from videomae_jax.data import remote
-from videomae_jax.data.decode import TIMEOUT, DecodeError, VideoInfo
+from videomae_jax.data.decode import TIMEOUT, DecodeError, VideoInfo, stage_of
 from videomae_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -55,9 +55,14 @@ def find(directory: pathlib.Path, template: str, /) -> list[str]:
     """Folders below a folder that hold pictures of the template, relative to it, sorted. Raises UserError where there is none."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder")
-    found = []
+    found, seen = [], set()
     for folder, folders, files in os.walk(directory, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and not os.path.realpath(f"{folder}/{name}") == os.path.realpath(folder)]
+        place = os.path.realpath(folder)
+        if place in seen:
+            folders.clear()  # a link back up
+            continue
+        seen.add(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
         if numbers(files, template):
             found.append(pathlib.Path(folder).relative_to(directory).as_posix())
             folders.clear()
@@ -79,7 +84,7 @@ def probe(video: Pictures, /, *, fps: Fraction, start: int = 0, frames: int = -1
         try:
             found = np.asarray(numbers(os.listdir(video.path), video.template), np.int64)
         except OSError as error:
-            raise DecodeError(video.path, "open", error.strerror or str(error)) from error
+            raise DecodeError(video.path, stage_of(error, "open"), error.strerror or str(error)) from error
     if not len(found):
         raise DecodeError(video.path, "index", f"no picture called {video.template}")
     first = _open(video, int(found[0]))
@@ -121,4 +126,4 @@ def _bytes(path: str, /) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise DecodeError(path, "open", error.strerror or str(error)) from error
+        raise DecodeError(path, stage_of(error, "open"), error.strerror or str(error)) from error

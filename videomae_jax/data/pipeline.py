@@ -1,11 +1,13 @@
 """The step-addressed stream: every global batch is a pure function of (seed, position).
 
 Position p of the stream reads row permutation(seed, epoch)[p mod N] with a generator keyed by (seed, p). Each host takes
-a contiguous block of every global batch. So batches, crops and keys are identical for any number of hosts, workers and
-threads, and a run resumes from its position alone, without iterator state.
+the positions of every global batch whose rows its devices hold: one contiguous block, or several. So batches, crops and
+keys are identical for any number of hosts, workers and threads, and a run resumes from its position alone, without
+iterator state.
 """
 
 import concurrent.futures
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -17,9 +19,8 @@ import secrets
 import shutil
 import signal
 import threading
-import types
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from multiprocessing import shared_memory
 from typing import Any
 
@@ -29,12 +30,14 @@ from absl import flags
 
 from videomae_jax.data import deadline, decode
 from videomae_jax.data.decode import DecodeError
+from videomae_jax.data.quarantine import Quarantine, fault
 from videomae_jax.data.sources import Source
 from videomae_jax.data.workers import Workers, announce, new_segment
 from videomae_jax.errors import UserError
 
 Example = dict[str, np.ndarray]  # every key [K ...]
 Batch = dict[str, np.ndarray]  # every key [n K ...] or [n * K ...]
+Blocks = tuple[tuple[int, int], ...]  # (start, stop), ascending
 ATTEMPTS = 16  # substitutes tried for an unreadable example: a run of 10^9 clips gets through with a quarter of them damaged
 AHEAD = 2  # batches that a process holds: one ready, one being read
 WAITING = AHEAD + 4  # batches a worker may be ahead: those, one on either side of each of Grain's two queues
@@ -61,12 +64,12 @@ class Shuffled:
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """A host's batches by number: batch i holds positions start + i * batch_size + host * b + 0..b-1, b = batch_size / hosts.
+    """A host's batches by number: batch i holds positions start + i * batch_size + p for every p in `blocks` (start, stop).
 
-    `rows[position]` is the row to read; positions from `end` on are padding. Batches are assembled here, before Grain
-    deals the numbers out to its workers, so that their composition cannot depend on the number of workers. Rows in
-    `quarantine` are not read from their position there on. With
-    `segments` a batch is written to the shared memory `segments` + number and its name is returned instead.
+    Without blocks p is in host * b + 0..b-1, b = batch_size / hosts. `rows[position]` is the row to read; positions from
+    `end` on are padding. Batches are assembled here, before Grain deals the numbers out to its workers, so that their
+    composition cannot depend on the number of workers. With `segments` a batch is written to the shared memory `segments` +
+    number and its name is returned instead.
     """
 
     source: Source
@@ -80,7 +83,8 @@ class Batches:
     length: int = ENDLESS
     end: int = ENDLESS
     segments: str = ""
-    quarantine: dict[int, int] = dataclasses.field(default_factory=dict)
+    quarantine: Quarantine = dataclasses.field(default_factory=Quarantine)
+    blocks: Blocks = ()
 
     def __len__(self) -> int:
         return self.length
@@ -98,9 +102,15 @@ class Batches:
             self._pool.shutdown(cancel_futures=True)
 
     @functools.cached_property
+    def places(self) -> np.ndarray:
+        """Positions i64 [b] of this host within a global batch, ascending."""
+        each = self.batch_size // self.hosts
+        return np.concatenate([np.arange(*block) for block in self.blocks or ((self.host * each, (self.host + 1) * each),)])
+
+    @functools.cached_property
     def layout(self) -> dict[str, tuple[tuple[int, ...], np.dtype, int]]:
         """Shape, dtype and place in a shared segment, in bytes, of every key."""
-        each, place, found = self.batch_size // self.hosts, 0, {}
+        each, place, found = len(self.places), 0, {}
         known = {k: (f.shape, f.dtype, 1 if f.shared else self.source.repeats) for k, f in self.source.fields.items()}
         own = {"key": ((2,), "uint32"), "row": ((), "int32"), "fault": ((), "int32"), "valid": ((), "bool")}
         for key, (shape, dtype, copies) in (known | {k: (*v, self.source.repeats) for k, v in own.items()}).items():
@@ -133,11 +143,11 @@ class Batches:
 
     def _read(self, number: int, batch: Batch, /) -> None:
         """Fills the arrays of a batch; nothing writes to them any more when this returns or raises."""
-        each = self.batch_size // self.hosts
+        each = len(self.places)
         batch = {k: v.reshape(each, len(v) // each, *v.shape[1:]) for k, v in batch.items()}
-        first = self.start + int(number) * self.batch_size + self.host * each
-        count = min(max(self.end - first, 1), each)  # a host whose part is all padding reads one example to repeat
-        futures = [self._pool.submit(self._fill, batch, place, min(first + place, self.end - 1)) for place in range(count)]
+        positions = (self.start + int(number) * self.batch_size + self.places).tolist()
+        count = max(sum(position < self.end for position in positions), 1)  # a host whose part is all padding reads one example to repeat
+        futures = [self._pool.submit(self._fill, batch, place, min(position, self.end - 1)) for place, position in enumerate(positions[:count])]
         try:
             for future in futures:
                 future.result()
@@ -148,35 +158,35 @@ class Batches:
                     future.exception()
         for value in batch.values():
             value[count:] = value[count - 1]
-        batch["valid"][...] = (np.arange(first, first + each) < self.end)[:, None]
+        batch["valid"][...] = (np.asarray(positions) < self.end)[:, None]
 
     def _fill(self, batch: Batch, place: int, position: int, /) -> None:
         """Writes the example of a position, and what is known of it, into its place."""
         row = self.rows[position]
-        example, fault = read(self.source, row, seed=self.seed, position=position, quarantine=self.quarantine)
+        example, code = read(self.source, row, seed=self.seed, position=position, quarantine=self.quarantine)
         copies = np.arange(self.source.repeats)
         example["key"] = np.stack([np.full_like(copies, position % 2**32), copies], axis=-1)
-        example["row"], example["fault"] = np.full_like(copies, row), np.full_like(copies, fault)
+        example["row"], example["fault"] = np.full_like(copies, row), np.full_like(copies, code)
         for key, value in example.items():
             if value.shape != batch[key].shape[1:]:
                 raise ValueError(f"{self.source.name(row)}: {key} has the shape {value.shape}; the source declares {batch[key].shape[1:]} for its copies")
             batch[key][place] = value
 
 
-def read(source: Source, row: int, /, *, seed: int, position: int, quarantine: dict[int, int] | None = None) -> tuple[Example, int]:
-    """The example of `row`, or else of a substitute, and 0 or the stage code of the failure of `row`.
+def read(source: Source, row: int, /, *, seed: int, position: int, quarantine: Quarantine | None = None) -> tuple[Example, int]:
+    """The example of `row`, or else of a substitute, and its `quarantine.fault`: 0, or what failed.
 
     Substitutes and all draws are functions of (seed, position, attempt) alone; no row is tried twice. A read that takes
-    longer than the source allows is left behind, and its row goes into `quarantine` {row: position}: a time limit is the one
-    failure that does not repeat exactly, and a costly one, so it is decided once. Raises UserError that names every file
-    tried, after ATTEMPTS substitutes or all rows.
+    longer than the source allows is left behind, and this process does not read its row from this position on, for that is
+    costly: `quarantine` then holds it too. Raises UserError that names every file tried, after ATTEMPTS substitutes or all
+    rows.
     """
     failures: dict[int, DecodeError] = {}
-    quarantine = {} if quarantine is None else quarantine
+    quarantine = Quarantine() if quarantine is None else quarantine
     for attempt in range(min(ATTEMPTS + 1, len(source))):
-        rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, position], counter=[0, 0, 0, attempt]))
         try:
-            return _timely(source, row, rng, position, quarantine), next(iter(failures.values())).code if failures else 0
+            example = _timely(source, row, seed=seed, position=position, attempt=attempt, quarantine=quarantine)
+            return example, fault({n: error.stage for n, error in enumerate(failures.values())})
         except DecodeError as error:
             failures[row] = error
         digest = hashlib.sha256(f"{seed}/{position}/{attempt}".encode()).digest()
@@ -186,16 +196,19 @@ def read(source: Source, row: int, /, *, seed: int, position: int, quarantine: d
     raise UserError(f"a video and all of its {len(failures) - 1} substitutes cannot be read: {'; '.join(str(f) for f in failures.values())}")
 
 
-def _timely(source: Source, row: int, rng: np.random.Generator, position: int, quarantine: dict[int, int], /) -> Example:
+def _timely(source: Source, row: int, /, *, seed: int, position: int, attempt: int, quarantine: Quarantine) -> Example:
     """The example of a row within GRACE times what its source allows. Raises DecodeError."""
-    if position >= quarantine.get(row, ENDLESS):
-        raise DecodeError(source.name(row), "timeout", f"not read since position {quarantine[row]}, where it took too long")
-    seconds = GRACE * getattr(source, "timeout", decode.TIMEOUT)
+    if failed := quarantine.failed(row, position=position, attempt=attempt):
+        raise DecodeError(source.name(row), *failed)
+
+    def once() -> Any:
+        return source.read(row, rng=np.random.Generator(np.random.Philox(key=[seed % 2**64, position], counter=[0, 0, 0, attempt])))
+
     try:
-        return dict(deadline.call(lambda: source.read(row, rng=rng), seconds=seconds, name=lambda: source.name(row)))
+        return dict(deadline.call(once, seconds=GRACE * getattr(source, "timeout", decode.TIMEOUT), name=lambda: source.name(row)))
     except DecodeError as error:
         if error.stage == "timeout":
-            quarantine[row] = min(position, quarantine.get(row, position))
+            quarantine.rows[row] = min(position, quarantine.rows.get(row, position))
         raise
 
 
@@ -303,25 +316,27 @@ def _check_room(batches: Batches, /, *, workers: int) -> None:
                         f"{free / 1e6:.0f} MB free; allowed are fewer workers, a smaller batch or more shared memory (docker run --shm-size)")
 
 
-def stream(source: Source, /, *, batch_size: int, seed: int, start: int = 0, host: int = 0, hosts: int = 1, workers: int = 0,
-           threads: int = 2, quarantine: Mapping[int, int] = types.MappingProxyType({})) -> Stream:
+def stream(source: Source, /, *, batch_size: int, seed: int, start: int = 0, host: int = 0, hosts: int = 1, blocks: Blocks = (), workers: int = 0,
+           threads: int = 2, quarantine: Quarantine = Quarantine()) -> Stream:
     """Endless host batches of the shuffled stream from position `start` (decoded clips drawn before) on.
 
     `batch_size` counts decoded clips of the global batch; arrays have (batch_size / hosts) * repeats rows in the order
-    v0s0, v0s1, ..., v1s0, ... Each batch holds the source's fields plus `key` u32 [n 2] (position mod 2^32, copy), `row`
+    v0s0, v0s1, ..., v1s0, ..., or those of the positions in `blocks` (start, stop) within the global batch, which go before
+    the block of `host`. Each batch holds the source's fields plus `key` u32 [n 2] (position mod 2^32, copy), `row`
     i32 [n] (the row the position asked for), `valid` bool [n] (True) and `fault` i32 [n] (0, or 1 + the stage in
     decode.STAGES at which that row failed and a substitute was read). `workers` processes (0: this one) decode with
     `threads` threads each. Memory: AHEAD host batches without workers, WAITING a worker in shared memory with them, and
     the one handed out. A source with a method `order(seed=)` says itself which row a position reads, for ever.
-    Rows in `quarantine` are replaced from their position there on, as if they took too long to read.
+    What `quarantine` names fails without being read. `fault` also tells which substitutes failed (`quarantine.attempts`).
     Raises UserError where the hosts do not divide the batch or shared memory is too small.
     """
     _check(batch_size=batch_size, host=host, hosts=hosts, workers=workers, threads=threads)
     rows = source.order(seed=seed) if hasattr(source, "order") else Shuffled(len(source), seed)
-    return Stream(Batches(source, rows, seed, start, batch_size, host, hosts, threads, quarantine=dict(quarantine)), workers=workers)
+    return Stream(Batches(source, rows, seed, start, batch_size, host, hosts, threads, quarantine=copy.deepcopy(quarantine), blocks=blocks), workers=workers)
 
 
-def sweep(source: Source, /, *, batch_size: int, host: int = 0, hosts: int = 1, seed: int = 0, workers: int = 0, threads: int = 2) -> Stream:
+def sweep(source: Source, /, *, batch_size: int, host: int = 0, hosts: int = 1, blocks: Blocks = (), seed: int = 0, workers: int = 0,
+          threads: int = 2) -> Stream:
     """One pass over all rows in order: the same number of batches on every host, the last padded by rows with `valid` False.
 
     Batches are those of `stream` with key (row, copy). A row that cannot be read is replaced and marked in `fault` as
@@ -329,7 +344,7 @@ def sweep(source: Source, /, *, batch_size: int, host: int = 0, hosts: int = 1, 
     """
     _check(batch_size=batch_size, host=host, hosts=hosts, workers=workers, threads=threads)
     length = -(-len(source) // batch_size)
-    batches = Batches(source, range(len(source)), seed, 0, batch_size, host, hosts, threads, length=length, end=len(source))
+    batches = Batches(source, range(len(source)), seed, 0, batch_size, host, hosts, threads, length=length, end=len(source), blocks=blocks)
     return Stream(batches, workers=min(workers, length))
 
 

@@ -20,6 +20,7 @@ import fsspec
 from videomae_jax.data.decode import DecodeError
 from videomae_jax.errors import UserError
 
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 SPARE = 0.05  # of a disk that copies leave free
 _warned: set[tuple[str, str]] = set()  # folders and kinds of trouble that were told
 
@@ -45,12 +46,22 @@ def files(address: str, /) -> Any:
 
 
 def read(address: str, /) -> bytes:
-    """The bytes of a file. Raises DecodeError of the stage "open"; how long it may take is the caller's to limit."""
+    """The bytes of a file. How long it may take is the caller's to limit.
+
+    Raises DecodeError, of the stage "open" where the file is not there or not allowed to be read, and "io" for all else, which may pass.
+    """
     system = files(address)
     try:
         return system.cat_file(address)
     except Exception as error:  # every client raises errors of its own
-        raise DecodeError(address, "open", f"{type(error).__name__}: {error}".splitlines()[0]) from error
+        stage = "open" if isinstance(error, LASTING) or _refused(error) else "io"
+        raise DecodeError(address, stage, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def _refused(error: Exception, /) -> bool:
+    """Whether an answer of HTTP says that the request is at fault; 408 and 429 ask for another try."""
+    found = getattr(error, "status", getattr(error, "code", None))
+    return isinstance(found, int) and 400 <= found < 500 and found not in (408, 429)
 
 
 def staged(address: str, folder: str, /, *, size: int | None) -> bytes:

@@ -63,7 +63,7 @@ class Context:
         with contextlib.ExitStack() as stack:
             with shielded():
                 stream = stack.enter_context(pipeline.sweep(
-                    source, batch_size=size, host=jax.process_index(), hosts=jax.process_count(), seed=config.seed,
+                    source, batch_size=size, blocks=parallel.rows(mesh, size, repeats=source.repeats), seed=config.seed,
                     workers=config.workers, threads=config.threads))
                 batch = next(stream, None)
             while batch is not None:
