@@ -1,13 +1,15 @@
-"""Shows that a recipe can be removed: without its modules, configs and test, the rest is whole. By command only.
+"""Shows that a recipe can be removed: without its modules, configs and tests, the rest is whole. By command only.
 
     python tests/deletion.py [RECIPE ...] [--every]
 
 For each recipe (all folders of configs/ with a test in tests/recipes of the same name) the last commit is copied to a temporary
-folder, the recipe is deleted there, and in what is left all modules are imported, all tests are collected, and the tests of the
-architecture and the contract's check of shapes pass: of one config a folder, with --every of all. Minutes a recipe.
+folder, the recipe is deleted there, and in what is left all modules are imported, all tests are collected, and these pass: the tests
+of the architecture, the contract's check of shapes (of one config a folder, with --every of all), and every test file that
+names the recipe's configs or modules, or imports a module that does. Minutes a recipe.
 
-A recipe is configs/NAME/, configs/toy/NAME.py and tests/recipes/test_NAME.py, their golden texts, their line in pyproject.toml,
-and the modules that nothing else imports. Prints a JSON line for each recipe with the lines it added, and ends with 1 if one failed.
+A recipe is configs/NAME/, configs/toy/NAME.py, tests/recipes/test_NAME.py and every tests/test_*_NAME.py, their golden texts, their
+line in pyproject.toml, and the modules that nothing else imports. Prints a JSON line for each recipe with the lines it added, and
+ends with 1 if one failed.
 """
 
 import argparse
@@ -26,6 +28,7 @@ import test_architecture
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("videomae_jax", "configs", "tests")
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 IMPORT_ALL = """
 import importlib, pathlib, videomae_jax
 assert pathlib.Path(videomae_jax.__file__).parents[1] == pathlib.Path.cwd(), videomae_jax.__file__
@@ -54,7 +57,7 @@ def imported(path: pathlib.Path, root: pathlib.Path, /) -> set[pathlib.Path]:
 def owned(name: str, root: pathlib.Path, /) -> dict[str, list[pathlib.Path]]:
     """{"config", "test", "module"}: files of a recipe. Its modules are imported by its own files and by nothing else."""
     config = [*sorted((root / "configs" / name).rglob("*.py")), *(p for p in [root / "configs" / "toy" / f"{name}.py"] if p.exists())]
-    test = [root / "tests" / "recipes" / f"test_{name}.py"]
+    test = [root / "tests" / "recipes" / f"test_{name}.py", *sorted((root / "tests").glob(f"test_*_{name}.py"))]
     files = [p for package in PACKAGES for p in sorted((root / package).rglob("*.py"))]
     users: dict[pathlib.Path, set[pathlib.Path]] = {}
     for path in files:
@@ -78,6 +81,18 @@ def remove(name: str, root: pathlib.Path, /) -> None:
     (golden / "toy" / f"{name}.txt").unlink(missing_ok=True)
     project = root / "pyproject.toml"
     project.write_text(re.sub(rf'\s*"videomae_jax\.configs\.{name}",', "", project.read_text()))
+
+
+def concerned(name: str, files: dict[str, list[pathlib.Path]], root: pathlib.Path, /) -> list[pathlib.Path]:
+    """Test files left in a tree that name configs or modules, `files`, of a recipe, or import a module of the package that does."""
+    modules = [re.escape(p.relative_to(root).with_suffix("").as_posix()).replace("/", "[/.]") for p in files["module"]]
+    # Configs are named by their path, from configs/ on or whole, by that of their module, or as NAME/FILE.
+    named = [rf"configs[/.](toy[/.])?{name}\b", rf"[\"']{name}/", *(rf"\b{module}\b" for module in modules)]
+    removed = {p for paths in files.values() for p in paths}
+    left = [p for package in ("videomae_jax", "tests") for p in sorted((root / package).rglob("*.py")) if p not in removed]
+    telling = {p for p in left if re.search("|".join(named), p.read_text())}
+    inside = {p for p in telling if p.is_relative_to(root / "videomae_jax")}
+    return [p for p in left if p.name.startswith("test_") and (p in telling or imported(p, root) & inside)]
 
 
 def lines(paths: Iterable[pathlib.Path], /) -> int:
@@ -109,16 +124,20 @@ def chosen(root: pathlib.Path, /, *, every: bool) -> str:
 def check(name: str, root: pathlib.Path, /, *, every: bool) -> dict[str, object]:
     """The result for one recipe in its own copy of the tree."""
     files, start = owned(name, root), time.monotonic()
+    affected = concerned(name, files, root)
     result: dict[str, object] = {"recipe": name, "modules": {p.relative_to(root).as_posix(): lines([p]) for p in files["module"]}}
     result |= {f"{kind}_lines": lines(paths) for kind, paths in files.items()}
     remove(name, root)
     try:
         run(["-c", IMPORT_ALL], root)
         # All tests are collected, so a file that cannot be imported ends it; the expression takes those to run.
-        tested = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", "-k", chosen(root, every=every)], root)
+        tested = run([*PYTEST, "tests", "-k", chosen(root, every=every)], root)
+        more = run([*PYTEST, *(p.relative_to(root).as_posix() for p in affected)], root) if affected else "none"
     except RuntimeError as error:
         return result | {"ok": False, "error": str(error)}
-    return result | {"ok": True, "tests": tested.strip().splitlines()[-1], "seconds": round(time.monotonic() - start)}
+    ends = [text.strip().splitlines()[-1] for text in (tested, more)]
+    named = {"files": [p.stem for p in affected], "tests": ends[1]}
+    return result | {"ok": True, "tests": ends[0], "concerned": named, "seconds": round(time.monotonic() - start)}
 
 
 def main() -> int:

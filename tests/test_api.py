@@ -1,5 +1,6 @@
 """Models in Python: clips in, features, pictures and classes out, from run directories and from weights of others."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import written
 
 import videomae_jax
-from videomae_jax import api
+from videomae_jax import api, artefact, frame_targets
+from videomae_jax import config as configs
 from videomae_jax.convert import videomae
 from videomae_jax.errors import UserError
 from videomae_jax.models import patches, resized
+from videomae_jax.runner import Program
 
 RNG = np.random.default_rng(0)
 
@@ -64,6 +67,21 @@ def test_reconstruction(pretrained: pathlib.Path) -> None:
     assert 0.05 < seen < 0.2  # a tenth of the places
     np.testing.assert_array_equal(model.reconstruct(video, seed=3).panels["pasted"], found.panels["pasted"])
     assert (model.reconstruct(video, seed=4).panels["visible"] != found.panels["visible"]).any()
+
+
+def test_learned_positions_open_as_well(tmp_path: pathlib.Path) -> None:
+    """MAE-ST, which predicts one of the two frames of a tubelet: features, pictures and a program."""
+    objective = written.with_learned_positions()
+    objective = dataclasses.replace(objective, target=frame_targets.LoaderPixels(normalise="joint", every=2))
+    model = videomae_jax.load(written.write(tmp_path / "run", objective))
+    assert (model.frames, model.size) == (4, 16)
+    video = clips(model, 2)
+    found = model.encode(video)
+    want = jax.jit(lambda p, v: objective.represent(p, {}, {"video": v})["video"])(written.tree(objective), jnp.asarray(video))
+    np.testing.assert_allclose(found.pooled, want.pooled, atol=1e-5)
+    assert model.reconstruct(video).panels["pasted"].shape == (2, 4, 16, 16, 3)
+    artefact.write(model, tmp_path / "out")
+    np.testing.assert_allclose(Program(tmp_path / "out")(video)["pooled"], found.pooled, atol=1e-5)
 
 
 def test_classes(finetuned: pathlib.Path) -> None:
@@ -119,6 +137,16 @@ def test_other_clips_than_trained(pretrained: pathlib.Path, tmp_path: pathlib.Pa
     with pytest.raises(UserError, match="mae_st.Encoder has positions of its own"):
         videomae_jax.load(learned, frames=8)
     assert videomae_jax.load(learned).objective.encoder.frames == 4
+    with pytest.raises(UserError, match=r"objective.encoder.frames would leave the positions of the weights as they are; `frames` and `size`"):
+        videomae_jax.load(pretrained, assignments={"objective.encoder.frames": "8"})
+
+
+def test_a_mixture_is_cut_to_other_clips_too() -> None:
+    """Each of its parts, as the corpus of V2 has them."""
+    config = configs.load("configs/data/unlabeled_hybrid.py")
+    with config.unlocked():
+        api.cut_to(config.data, frames=8, size=96)
+    assert len(config.data.parts) > 3 and {(p.frames, p.size) for p in config.data.parts.values()} == {(8, 96)}
 
 
 def test_mistakes(pretrained: pathlib.Path, finetuned: pathlib.Path) -> None:
@@ -136,6 +164,8 @@ def test_mistakes(pretrained: pathlib.Path, finetuned: pathlib.Path) -> None:
             call()
     with pytest.raises(AttributeError, match="has no attribute 'lod'"):
         getattr(videomae_jax, "lod")  # noqa: B009
+    with pytest.raises(UserError, match="'parts' is nothing that this recipe reads beside a clip; allowed are no fields"):
+        model.reconstruct(clips(model), parts=np.zeros((3, 4, 32, 32), np.uint8))
 
 
 def test_clips_of_files(pretrained: pathlib.Path, real_videos: pathlib.Path) -> None:

@@ -221,6 +221,23 @@ def test_cudnn_gets_valid_keys_first(monkeypatch: pytest.MonkeyPatch) -> None:
         close(both("cudnn", arrays, valid), both("xla", arrays, valid), TOLERANCE)
 
 
+@pytest.mark.parametrize("implementation", ["xla", "chunked", "cudnn", "splash"])
+def test_a_row_without_valid_keys_stays_finite(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward, and the other row is what it is without it. cuDNN's kernel, which gives NaN for no keys, gets one at least."""
+    plain, lengths = jax.nn.dot_product_attention, []
+
+    def kernel(*x: Any, implementation: str, key_value_seq_lengths: Array, **kw: Any) -> Array:
+        lengths.append(np.asarray(key_value_seq_lengths))
+        return plain(*x, implementation="xla", key_value_seq_lengths=key_value_seq_lengths, **kw)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    monkeypatch.setattr(kernels, "HALF", (jnp.float32,))
+    arrays, valid = inputs(), jnp.asarray(np.arange(50)[None] < np.array([[0], [31]]))
+    found = both(implementation, arrays, valid)
+    assert all(np.isfinite(x).all() for x in found)
+    close(tuple(x[1:] for x in found), both("xla", tuple(x[1:] for x in arrays), valid[1:]), TOLERANCE)
+    assert implementation != "cudnn" or [x.tolist() for x in lengths] == [[1, 31]]
+
+
 def test_offloaded_products_are_those_of_dots() -> None:
     """The policy "offload" sends to the host's memory what "dots" keeps, and brings it back: same gradients, and no other array moves."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 20, 16)), jnp.float32)

@@ -7,10 +7,11 @@ import threading
 from typing import Any
 
 import av
+import fsspec
 import numpy as np
 import pytest
 
-from videomae_jax.data import audio, clips, decode, index, pipeline, transforms
+from videomae_jax.data import audio, clips, decode, index, pipeline, remote, transforms
 from videomae_jax.data.audiovisual import AudioVideoClips
 from videomae_jax.data.sources import VideoClips
 from videomae_jax.data.spectrogram import AST
@@ -286,6 +287,27 @@ def test_video_is_that_of_the_silent_source(tmp_path: pathlib.Path) -> None:
     assert all(np.array_equal(example[key], plain[key]) for key in plain) and ours.random() == theirs.random()
     assert {k: (v.shape[1:], str(v.dtype)) for k, v in example.items()} == {k: (f.shape, f.dtype) for k, f in loud.fields.items()}
     assert example["audio"].shape[0] == 3 and np.array_equal(example["audio"][0], example["audio"][2])
+
+
+def test_a_file_at_an_address_is_fetched_once_for_both(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures and their own sound come from one fetch, and are those of the file; nothing is kept for a later read."""
+    local, fetched, read = source(folder(tmp_path, {"a.mp4": encode()})), [], remote.read
+    fsspec.filesystem("memory").pipe_file("/sounds/a.mp4", (tmp_path / "a.mp4").read_bytes())
+    index.write(index.build("memory://sounds", val_fraction=0.0), tmp_path / "away.parquet")
+    monkeypatch.setattr(remote, "read", lambda address: fetched.append(address) or read(address))
+    away = source(str(tmp_path / "away.parquet"))
+    for seed in range(2):
+        want, got = (made.read(0, rng=np.random.default_rng(seed)) for made in (local, away))
+        assert all(np.array_equal(got[key], want[key]) for key in want)
+    assert fetched == ["memory://sounds/a.mp4"] * 2
+
+
+def test_sound_has_the_time_of_a_clip(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`timeout` limits the decoding of the sound as that of the pictures."""
+    given, plain = [], audio.decode_audio
+    monkeypatch.setattr(audio, "decode_audio", lambda *x, timeout=None, **kw: given.append(timeout) or plain(*x, timeout=timeout, **kw))
+    source(folder(tmp_path, {"a.mp4": encode()}), timeout=7.0).read(0, rng=np.random.default_rng(0))
+    assert given == [7.0]
 
 
 def test_shuffled_sound_is_another_rows(tmp_path: pathlib.Path) -> None:

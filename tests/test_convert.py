@@ -13,16 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+import written
 from runs import shared_programs  # noqa: F401 (a fixture)
 
 import videomae_jax
 from videomae_jax import config as configs
-from videomae_jax import externals, parallel, run_directory
+from videomae_jax import externals, masking, parallel, run_directory
 from videomae_jax.__main__ import main
 from videomae_jax.convert import files, importing, report, videomae
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import evaluation_source
-from videomae_jax.models import mae_st, patches, resized, vit
+from videomae_jax.models import heads, patches, resized, vit
+from videomae_jax.objectives import classify, mae
 from videomae_jax.objectives.base import External
 
 PATCH, HEADS = (2, 8, 8), ["--heads=4", "--decoder-heads=3"]
@@ -299,64 +301,6 @@ def test_an_encoder_without_its_decoder(official: dict[str, np.ndarray], tmp_pat
     assert params["decoder"]["stack"]["block"]["mlp"]["fc1"]["kernel"].shape == (1, 24, 8) and np.any(params["decoder"]["mask_token"])
 
 
-# -- MAE-ST ------------------------------------------------------------------------------------------------------------
-
-
-def mae_st_state() -> tuple[dict[str, np.ndarray], Any]:
-    """Arrays under MAE-ST's names, written from our tree by hand, and that tree."""
-    from videomae_jax.objectives.mae import MAE
-
-    objective = MAE(mae_st.Encoder(width=16, depth=2, heads=2, hidden=32, patch=PATCH, frames=8, size=32), mae_st.Decoder(width=12, depth=1, heads=2, hidden=24, every=2))
-    tree = random_tree(7, objective)
-    state: dict[str, np.ndarray] = {}
-    for part, mark, blocks in (("encoder", "", "blocks"), ("decoder", "decoder_", "decoder_blocks")):
-        values, width = tree[part], {"encoder": 16, "decoder": 12}[part]
-        for ours, theirs in (("space", "pos_embed_spatial"), ("time", "pos_embed_temporal"), ("class", "cls_token"), ("class_position", "pos_embed_class")):
-            state[mark + theirs] = values["sequence"][ours][None]
-        state |= {f"{mark}norm.weight": values["norm"]["scale"], f"{mark}norm.bias": values["norm"]["bias"]}
-        for i in range({"encoder": 2, "decoder": 1}[part]):
-            b = jax.tree.map(lambda x, i=i: x[i], values["stack"]["block"])
-            for j, name in enumerate("qkv"):
-                state[f"{blocks}.{i}.attn.{name}.weight"] = b["attn"]["qkv"][:, j].reshape(width, width).T
-            state[f"{blocks}.{i}.attn.q.bias"], state[f"{blocks}.{i}.attn.v.bias"] = b["attn"]["q_bias"].reshape(-1), b["attn"]["v_bias"].reshape(-1)
-            state[f"{blocks}.{i}.attn.k.bias"] = np.ones(width, np.float32)
-            state[f"{blocks}.{i}.attn.proj.weight"], state[f"{blocks}.{i}.attn.proj.bias"] = b["attn"]["out"].reshape(width, width).T, b["attn"]["out_bias"]
-            for norm in ("norm1", "norm2"):
-                state |= {f"{blocks}.{i}.{norm}.weight": b[norm]["scale"], f"{blocks}.{i}.{norm}.bias": b[norm]["bias"]}
-            for fc in ("fc1", "fc2"):
-                state |= {f"{blocks}.{i}.mlp.{fc}.weight": b["mlp"][fc]["kernel"].T, f"{blocks}.{i}.mlp.{fc}.bias": b["mlp"][fc]["bias"]}
-    e, d = tree["encoder"], tree["decoder"]
-    state |= {"patch_embed.proj.weight": e["embed"]["kernel"].reshape(2, 8, 8, 3, 16).transpose(4, 3, 0, 1, 2), "patch_embed.proj.bias": e["embed"]["bias"],
-              "decoder_embed.weight": d["bridge"]["kernel"].T, "decoder_embed.bias": d["bridge"]["bias"], "mask_token": d["mask"][None],
-              "decoder_pred.weight": d["head"]["kernel"].T, "decoder_pred.bias": d["head"]["bias"]}
-    return {k: np.ascontiguousarray(v) for k, v in state.items()}, tree
-
-
-def test_mae_st(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every array finds its leaf; grid, heads and predicted frames follow from the file; key biases are called inert."""
-    state, tree = mae_st_state()
-    path = save(tmp_path / "a.npz", state)
-    assert main(["convert", "--from=mae_st", str(path), f"--out={tmp_path}/run", "--heads=2", "--decoder-heads=2"]) == 0
-    jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path / "run"), tree)
-    assert "inert        3: blocks.0.attn.k.bias, blocks.1.attn.k.bias, decoder_blocks.0.attn.k.bias" in capsys.readouterr().err
-    objective = objective_of(tmp_path / "run")
-    assert isinstance(objective.encoder, mae_st.Encoder) and (objective.encoder.frames, objective.encoder.size, objective.decoder.every) == (8, 32, 2)
-    assert "mae_st.Encoder has no counterpart there" in refused(capsys, "--to=hf", tmp_path / "run", f"--out={tmp_path}/hf")
-
-
-def test_learned_positions_are_interpolated_when_allowed(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """16 frames instead of 8: the table in time is resized linearly, the one in space stays."""
-    state, tree = mae_st_state()
-    words = ["--from=mae_st", str(save(tmp_path / "a.npz", state)), f"--out={tmp_path}/run", "--heads=2", "--decoder-heads=2", "--config.objective.encoder.frames=16"]
-    assert "4 interpolated (position tables resized to another grid): encoder/sequence/space" in refused(capsys, *words)
-    assert main(["convert", *words, "--allow=interpolated"]) == 0
-    found = params_of(tmp_path / "run")["encoder"]["sequence"]
-    np.testing.assert_array_equal(found["space"], tree["encoder"]["sequence"]["space"])
-    time = tree["encoder"]["sequence"]["time"]
-    np.testing.assert_allclose(found["time"][1], 0.75 * time[0] + 0.25 * time[1], atol=1e-6)
-    assert objective_of(tmp_path / "run").encoder.grid.t == 8
-
-
 # -- VideoPrism --------------------------------------------------------------------------------------------------------
 
 
@@ -482,6 +426,20 @@ def edited(state: Mapping[str, np.ndarray], case: str) -> dict[str, np.ndarray]:
         state["encoder.patch_embed.proj.weight"] = np.ones((32, 1, 2, 8, 8), np.float32)
     elif case == "embedding":
         del state["encoder.patch_embed.proj.weight"]
+    elif case == "no MLP":
+        del state["encoder.blocks.0.mlp.fc1.weight"]
+    elif case == "flat":
+        state["encoder.blocks.0.mlp.fc1.weight"] = np.ones(32, np.float32)
+    elif case == "unpacked":
+        state["encoder.blocks.0.attn.qkv.weight"] = np.ones((5, 32), np.float32)
+    elif case == "uneven":
+        state["encoder.blocks.1.mlp.fc1.weight"] = np.ones((7, 32), np.float32)
+    elif case == "complex":
+        state["encoder.norm.weight"] = state["encoder.norm.weight"].astype(np.complex64)
+    elif case == "text":
+        state["note"] = np.array(["a"])
+    elif case == "diverged":
+        state["encoder.norm.weight"] = state["encoder.norm.weight"] * np.nan
     return state
 
 
@@ -493,6 +451,13 @@ FAULTS = {
     "shape": "decoder/head/kernel is (24, 7) in the source, (24, 384) in the target",
     "channels": "the weights take 1 channels; converted are models of 3",
     "embedding": "the weights have no tubelet embedding encoder.patch_embed.proj.weight",
+    "no MLP": "the first block encoder.blocks.0 has no MLP (fc1.weight), so the width of the encoder is unknown",
+    "flat": "the first block encoder.blocks.0 has an MLP of shape (32,), so the width",
+    "unpacked": "no leaf encoder/stack/block/attn/qkv of 4 heads can be made of encoder.blocks.0.attn.qkv.weight (5, 32)",
+    "uneven": "encoder.blocks.1.mlp.fc1.weight has the shape (7, 32), encoder.blocks.0.mlp.fc1.weight (",
+    "complex": "encoder.norm.weight in {file} is of complex64; allowed are arrays of real numbers",
+    "text": "note in {file} is of <U1; allowed are arrays of real numbers",
+    "diverged": "encoder.norm.weight in {file} holds values that are not finite",
 }
 
 
@@ -500,8 +465,9 @@ FAULTS = {
 def test_faults_are_itemised(case: str, official: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each names the array, and nothing is written; what may be allowed passes with its class allowed, and only then."""
     words = ["--from=videomae", save(tmp_path / "a.npz", edited(official, case)), f"--out={tmp_path}/run", *HEADS, *SIZES]
-    assert FAULTS[case] in refused(capsys, *words)
-    assert FAULTS[case] in refused(capsys, *words, "--allow=missing:encoder/.*", "--allow=unexpected:decoder.*", "--allow=zero:head.*")
+    fault = FAULTS[case].format(file=tmp_path / "a.npz")
+    assert fault in refused(capsys, *words)
+    assert fault in refused(capsys, *words, "--allow=missing:encoder/.*", "--allow=unexpected:decoder.*", "--allow=zero:head.*")
     assert not (tmp_path / "run").exists()
     if case in ("unexpected", "zero"):
         assert main(["convert", *map(str, words), f"--allow={case}"]) == 0
@@ -588,6 +554,7 @@ def test_wrong_families_and_words(official: dict[str, np.ndarray], tmp_path: pat
 
 @pytest.mark.parametrize(("setting", "message"), [
     ({"hidden_act": "relu"}, "hidden_act 'relu'; converted are models with the exact 'gelu'"),
+    ({"layer_norm_eps": "1e-12"}, "layer_norm_eps '1e-12'; allowed are numbers"), ({"id2label": ["a"]}, "id2label of the config beside the weights is a list"),
     ({"num_attention_heads": "four"}, "num_attention_heads 'four'; allowed are whole numbers"), ({"image_size": [32, 64]}, r"image_size \[32, 64\]"),
     ({"tubelet_size": 4, "hidden_size": 16}, "hidden_size 16 but 32 by the shapes; tubelet_size 4 but 2 by the shapes"),
     ({"patch_size": [8, 8], "num_hidden_layers": 2, "image_size": [32, 32]}, "")])
@@ -606,6 +573,51 @@ def test_other_classes_are_refused(finetuned: dict[str, np.ndarray], tmp_path: p
     """With what to do instead."""
     words = ["--from=videomae", save(tmp_path / "a.npz", finetuned), f"--out={tmp_path}/run", *HEADS, *SIZES, "--config.objective.head.classes=7"]
     assert "the weights have 4 classes and the config 7; convert them as they are, and fine-tune for others" in refused(capsys, *words)
+
+
+def test_the_eps_of_a_run_is_exported(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hugging Face's config holds it; the official code, and two of them at Hugging Face, cannot be told."""
+    pytest.importorskip("safetensors")
+    encoder, decoder = ({"width": w, "depth": 1, "heads": 2, "hidden": 8, "eps": 1e-5} for w in (16, 8))
+    encoder |= {"patch": PATCH, "frames": 4, "size": 16}
+    run = written.write(tmp_path / "run", mae.MAE(vit.Encoder(**encoder), vit.Decoder(**decoder)))
+    assert main(["convert", "--to=hf", str(run), f"--out={tmp_path}/hf"]) == 0
+    assert json.loads((tmp_path / "hf/config.json").read_text())["layer_norm_eps"] == 1e-5
+    assert "eps 1e-05, and the official code has 1e-06" in refused(capsys, "--to=videomae", run, f"--out={tmp_path}/a.pth")
+    mixed = written.write(tmp_path / "mixed", mae.MAE(vit.Encoder(**encoder), vit.Decoder(**(decoder | {"eps": 1e-6}))))
+    assert "eps 1e-05 in the encoder and 1e-06 in the decoder; Hugging Face has one" in refused(capsys, "--to=hf", mixed, f"--out={tmp_path}/b")
+    assert not (tmp_path / "a.pth").exists() and not (tmp_path / "b").exists()
+
+
+def test_pixels_and_eps_come_back_from_hugging_face(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Statistics of preprocessor_config.json and an eps of its own, there and back: the same classes of the same clips. Without the file ImageNet's, and a note."""
+    pytest.importorskip("safetensors")
+    encoder = vit.Encoder(width=16, depth=1, heads=2, hidden=8, eps=1e-3, patch=PATCH, frames=4, size=16, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2))
+    run = written.write(tmp_path / "run", classify.Classify(encoder, heads.Classifier(classes=3)), classes=written.CLASSES)
+    assert main(["convert", "--to=hf", str(run), f"--out={tmp_path}/hf"]) == 0
+    clip = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
+    back = videomae_jax.load(tmp_path / "hf", family="hf")
+    np.testing.assert_allclose(back.classify(clip).probabilities, videomae_jax.load(run).classify(clip).probabilities, atol=1e-6)
+    capsys.readouterr()
+    (tmp_path / "hf" / "preprocessor_config.json").unlink()
+    assert main(["convert", "--from=hf", str(tmp_path / "hf"), f"--out={tmp_path}/again"]) == 0
+    assert "no preprocessor_config.json beside them" in "".join(capsys.readouterr())
+    assert configs.from_json((tmp_path / "again" / "config.json").read_text()).objective.encoder.mean == (0.485, 0.456, 0.406)
+    (tmp_path / "hf" / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5]}')
+    assert "image_mean [0.5, 0.5]; allowed are three numbers" in refused(capsys, "--from=hf", tmp_path / "hf", f"--out={tmp_path}/x")
+
+
+def test_a_family_goes_with_its_recipe(official: dict[str, np.ndarray], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first config of a family that is there is the start; where none is, the error names it, and another one may be given."""
+    absent = {"videomae": "configs/absent/a.py configs/pretrain/vit_b.py", "videomae_v2": "configs/absent/a.py"}
+    families = {name: importing.FAMILIES[name] | {"pretraining": names} for name, names in absent.items()}
+    monkeypatch.setattr(importing, "FAMILIES", importing.FAMILIES | families)
+    path, sizes = save(tmp_path / "a.npz", official), {"heads": 4, "decoder_heads": 3, "trained_frames": 8, "trained_size": 32}
+    config = importing.read(path, family="videomae", **sizes).config
+    assert config.name == configs.load("configs/pretrain/vit_b.py").name and isinstance(configs.build(config.objective).decoder_mask, masking.Hidden)
+    with pytest.raises(UserError, match="videomae_v2 weights start from the config configs/absent/a.py, which is not here; name another one with --config"):
+        importing.read(path, family="videomae_v2", **sizes)
+    assert importing.read(path, family="videomae_v2", config="configs/pretrain/vit_s.py", **sizes).family == "videomae_v2"
 
 
 def test_lists_without_a_class_are_impossible() -> None:

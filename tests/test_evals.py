@@ -17,7 +17,7 @@ from PIL import Image
 from videomae_jax import config as configs
 from videomae_jax import losses, masking, run_directory, targets
 from videomae_jax.assembly import assemble
-from videomae_jax.data import sources
+from videomae_jax.data import decode, sources
 from videomae_jax.errors import UserError
 from videomae_jax.evals import pictures, probe, reconstruction
 from videomae_jax.evals.base import Context
@@ -266,6 +266,19 @@ def test_penalty_is_chosen_without_the_test_clips(monkeypatch: pytest.MonkeyPatc
     assert final[1] == set(test[:, 0]) and final[0] < set(train[:, 0])
 
 
+def test_accuracy_is_that_of_a_bootstrap() -> None:
+    """Draws and fit by hand: the fifth first, then all rows with repetition; published numbers hang on this order."""
+    rng = np.random.default_rng(4)
+    train, labels, test, truth = rng.normal(size=(40, 6)), rng.integers(0, 3, 40), rng.normal(size=(90, 6)), rng.integers(0, 3, 90)
+    for seed in range(3):
+        draw = np.random.default_rng(seed)
+        held, rest = np.split(draw.permutation(40), [8])
+        right = [(probe.ridge(train[rest], labels[rest], train[held], classes=3, penalty=p).argmax(1) == labels[held]).mean() for p in probe.PENALTIES]
+        drawn = draw.choice(40, 40)
+        guesses = probe.ridge(train[drawn], labels[drawn], test, classes=3, penalty=probe.PENALTIES[int(np.argmax(right))]).argmax(1)
+        assert probe.accuracy(train, labels, test, truth, classes=3, seed=seed) == 100 * np.mean(guesses == truth)
+
+
 def test_pooling() -> None:
     """The mean of all tokens, or the mean of every time side by side."""
     tokens = jnp.asarray(np.random.default_rng(3).random((2, GRID.tokens, 5)), jnp.float32)
@@ -300,6 +313,19 @@ def test_all_kinds_see_the_same_rows(tmp_path: pathlib.Path) -> None:
     data = probe.Probe(batch_size=4).collect(toy, kinds, "val", 0)
     assert data["first"][:, 0].tolist() == list(range(11)) and data["second"][:, 0].tolist() == [10 * i for i in range(11)]
     assert data["label"].tolist() == [i % 2 for i in range(11)]
+
+
+def test_substitutes_do_not_count(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clip that stands in for an unreadable one has features and a label, and would count twice."""
+    def read(self: Columns, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if row == 2:
+            raise decode.DecodeError("2", "decode", "damaged")
+        return before(self, row, rng=rng)
+
+    toy, before = context(tmp_path, length=8), Columns.read
+    monkeypatch.setattr(Columns, "read", read)
+    data = probe.Probe(batch_size=4).collect(toy, {"row": lambda b: b["row"][:, None]}, "val", 0)
+    assert data["row"][:, 0].tolist() == [0, 1, 3, 4, 5, 6, 7] and len(data["label"]) == 7
 
 
 def test_trained_features_are_of_the_given_weights(tmp_path: pathlib.Path) -> None:

@@ -86,6 +86,17 @@ def test_differences_are_paired_by_seed() -> None:
     assert verdicts.judge(claim(), shuffled, seeds=SEEDS, stated=5, confidence=0.9).verdict == "not shown"
 
 
+def test_a_number_may_be_what_is_beaten() -> None:
+    """The same one for every seed; one that is not finite is refused."""
+    above = dataclasses.replace(claim(), right=1.0)
+    values = {"a": {s: {"probe/trained": 1 + d, "probe/untrained": 0.0} for s, d in zip(SEEDS, (1, 2, 3, 4, 5), strict=True)}}
+    found = verdicts.judge(above, values, seeds=SEEDS, stated=5, confidence=0.9)
+    assert found.verdict == "shown" and found.differences == (1, 2, 3, 4, 5) and math.isclose(found.low, 1.492557, abs_tol=1e-6)
+    assert Suite((Arm("a"),), (above,), "").claims[0].values == (LEFT,)
+    with pytest.raises(UserError, match="compares with nan; allowed are a measurement and a finite number"):
+        dataclasses.replace(claim(), right=math.nan)
+
+
 def test_what_makes_a_claim_not_testable() -> None:
     """Fewer seeds than stated, a requirement that fails, a measurement that is not finite; each is the reason given."""
     few = judged(claim(), [1, 1, 1], stated=5)

@@ -1,6 +1,7 @@
 """Initial and frozen weights from files: strict, placed, told apart by their digest."""
 
 import dataclasses
+import hashlib
 import pathlib
 from typing import Any
 
@@ -14,7 +15,7 @@ from videomae_jax import config as configs
 from videomae_jax import externals, parallel
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer
-from videomae_jax.data import sources
+from videomae_jax.data import clips, parts, planes, sources, transforms
 from videomae_jax.errors import UserError
 from videomae_jax.models import mae_st, resized, vit
 from videomae_jax.objectives import mae
@@ -135,6 +136,17 @@ def test_the_manifest_tells_files_apart(file: str, tmp_path: pathlib.Path) -> No
     found = externals.manifest(weights)
     assert found["params"]["path"] == file and found["params"]["label"] == "small" and found["frozen/target"]["label"] == "real"
     assert len({v["sha256"] for v in found.values()}) == 2
+
+
+@pytest.mark.parametrize(("column", "label"), [("truth", "oracle"), ("faces", "real")])
+def test_the_manifest_tells_whose_part_maps_are_read(column: str, label: str, tmp_path: pathlib.Path) -> None:
+    """Those of the synthetic world are exact, all others a parser's; other clips need no outside part."""
+    index = tmp_path / "index.parquet"
+    index.write_bytes(b"table")
+    source = parts.PartClips(str(index), frames=4, size=16, sampling=clips.DenseCentre(stride=2), crop=transforms.CentreCrop(), parts=column)
+    for one in (source, planes.PlaneClips(source)):
+        assert externals.manifest((), source=one) == {"data/parts": {"path": str(index), "label": label, "sha256": hashlib.sha256(b"table").hexdigest()}}
+    assert externals.manifest((), source=sources.NoiseClips()) == {}
 
 
 def test_pretraining_may_start_from_another_run(tmp_path: pathlib.Path) -> None:

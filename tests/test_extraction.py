@@ -5,15 +5,18 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import written
 from test_decode import encode, flipped
 
 import videomae_jax
+from videomae_jax import extraction
 from videomae_jax.__main__ import main
-from videomae_jax.data import decode, windows
+from videomae_jax.data import decode, index, windows
 from videomae_jax.data.transforms import CentreCrop
 from videomae_jax.errors import UserError
+from videomae_jax.models import patches
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +163,39 @@ def test_damaged_and_short_videos_are_named(run: pathlib.Path, folder: pathlib.P
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["extraction.json", "good.mp4.npz"]
 
 
+def test_a_video_that_fails_after_its_first_windows(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows that were read before the damage share batches with those of the next video, which is whole."""
+    monkeypatch.setattr(windows, "MOST", 8)
+    (tmp_path / "bad.mp4").write_bytes(flipped(encode(frames=40, crf="5", g="500", bf="0"), at=0.7, length=100))
+    what, seen, before = extraction.Extraction(windows.Plan(clip=4, rate=1, step=4)), [], extraction.gather
+    monkeypatch.setattr(extraction, "gather", lambda batch, *words, **more: seen.extend(batch.places) or before(batch, *words, **more))
+    videos = extraction.find([str(tmp_path), str(folder / "a.mp4")])
+    found = extraction.extract(videomae_jax.load(run), videos, out=tmp_path / "out", what=what, weights="", batch=3)
+    assert found.failed.keys() == {"bad.mp4"} and found.written == 1 and (0, 0) in seen
+    extracted(run, folder / "a.mp4", f"--out={tmp_path}/alone", "--rate=1", "--stride=4", "--batch=3")
+    np.testing.assert_array_equal(features(tmp_path / "out/a.mp4.npz")["features"], features(tmp_path / "alone/a.mp4.npz")["features"])
+
+
+def test_long_videos_do_not_wait_for_tails_of_others(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A video of many windows is written before the next is read to its end; tails of short ones still share a batch."""
+    many, batches, before = [(f"{i}.mp4", folder / "deep/b.mp4") for i in range(6)], [], extraction.batched
+    monkeypatch.setattr(extraction, "batched", lambda *words, **more: (batches.append(b) or b for b in before(*words, **more)))
+    held, gather = [], extraction.gather
+
+    def counting(batch: Any, *words: Any, opened: dict[int, Any], **more: Any) -> None:
+        gather(batch, *words, opened=opened, **more)
+        held.append(sum(sum(f is not None for f in video.features) for video in list(opened.values())))
+    monkeypatch.setattr(extraction, "gather", counting)
+    for step, size, tails in ((2, 2, [1] * 6), (20, 4, [4, 2])):
+        batches.clear(), held.clear()
+        what = extraction.Extraction(windows.Plan(clip=4, rate=1, step=step))
+        extraction.extract(videomae_jax.load(run), many, out=tmp_path / str(step), what=what, weights="", batch=size)
+        count = len(what.plan.starts(41))
+        assert [len(b.places) for b in batches if (b.lengths < 4).any()] == tails
+        assert max(held) <= count + (extraction.HELD + 2) * size
+    assert count == 3
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["--format=tad", "--keep=tokens"], "format 'tad' holds one vector a window"), (["--shard=2/2"], "allowed is I/N with I from 0 to N - 1"),
     (["--stride=-1"], "allowed are numbers of 1 and more"), (["--layer=5"], "layer 5; allowed are -1 and 0 to 1"), (["--batch=0"], "--batch=0")])
@@ -182,10 +218,90 @@ def test_names_that_would_collide(run: pathlib.Path, folder: pathlib.Path, tmp_p
     assert "a.mp4/out cannot be written" in capsys.readouterr().err
 
 
+def test_an_index_in_another_folder(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its paths are absolute; the features lie below --out all the same, by the names of the index, and nothing is written beside the videos."""
+    before = sorted(folder.rglob("*"))
+    assert main(["index", str(folder), f"--out={tmp_path}/lists/index.parquet"]) == 0
+    for out in ("one", "two"):
+        extracted(run, tmp_path / "lists/index.parquet", f"--out={tmp_path / out}", "--stride=8")
+        assert "3 videos written" in capsys.readouterr().out
+        assert sorted(p.relative_to(tmp_path / out).as_posix() for p in (tmp_path / out).rglob("*.npz")) == ["a.mp4.npz", "c.mp4.npz", "deep/b.mp4.npz"]
+    assert sorted(folder.rglob("*")) == before
+
+
+def altered(folder: pathlib.Path, out: pathlib.Path, /, **values: list[str | None]) -> str:
+    """An index of the folder with other columns of words."""
+    table = index.build(folder)
+    for name, words in values.items():
+        table = table.drop_columns([name] if name in table.schema.names else []).append_column(name, pa.array(words, pa.string()))
+    index.write(table, out)
+    return str(out)
+
+
+def test_names_of_an_index_stay_below_the_folder(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Absolute names, as official lists have them, lose their first '/'; two videos of one name and names that lead out are one line."""
+    absolute = altered(folder, tmp_path / "absolute.parquet", name=["/data/a.mp4", "/data/c.mp4", "b.mp4"])
+    assert [(name, path.name) for name, path in extraction.find([absolute])] == [("data/a.mp4", "a.mp4"), ("data/c.mp4", "c.mp4"), ("b.mp4", "b.mp4")]
+    for name, message in (("../c.mp4", "'../c.mp4' would not lie below"), ("x/../../c.mp4", "would not lie below"), ("a.mp4", "have the same name 'a.mp4'")):
+        words = altered(folder, tmp_path / "names.parquet", name=["a.mp4", name, "b.mp4"])
+        assert main(["extract", str(run), words, f"--out={tmp_path}/out"]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("values", "kind"), [
+    ({"template": [None, "img_{:05}.jpg", None]}, "folders of pictures"), ({"packed": ["0", "1", "2"]}, "packed clips"),
+    ({"path": ["/a.mp4", "gs://bucket/c.mp4", "/b.mp4"]}, "addresses")])
+def test_indexes_of_something_else(values: Any, kind: str, run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path,
+                                   capsys: pytest.CaptureFixture[str]) -> None:
+    """`extract` and `predict` say what they hold, before anything is written."""
+    words = altered(folder, tmp_path / "index.parquet", **values)
+    for command in (["extract", str(run), words, f"--out={tmp_path}/out"], ["predict", str(run), words, f"--out={tmp_path}/p.csv"]):
+        assert main(command) == 2
+        assert f"is of {kind}; allowed are indexes of video files on this machine" in capsys.readouterr().err
+    assert not [p for p in tmp_path.iterdir() if p.suffix not in (".parquet", ".arrow")]
+
+
+@pytest.mark.parametrize("length", [0, -3, 5, 2.7, float("nan"), [4, 4, 4], [4, 0], "2", None, True])
+def test_lengths_that_no_clip_has(length: Any) -> None:
+    """Their mean token would be NaN, or that of other frames."""
+    with pytest.raises(UserError, match=r"of 2 clips; allowed are whole numbers from 1 to 4, one for all or one a clip"):
+        patches.lengths(length, rows=2, frames=4)
+
+
+def test_lengths_of_clips() -> None:
+    """One number for all, or one a clip; floats that are whole."""
+    for given, want in ((3, [3, 3]), ([2], [2, 2]), (np.array([1, 4]), [1, 4]), (2.0, [2, 2])):
+        found = patches.lengths(given, rows=2, frames=4)
+        assert found.tolist() == want and found.dtype == np.int32
+
+
+def test_a_clip_without_a_real_frame(run: pathlib.Path) -> None:
+    """`encode` refuses it, where it would pool nothing."""
+    with pytest.raises(UserError, match="length 0 of 1 clips"):
+        videomae_jax.load(run).encode(np.zeros((4, 16, 16, 3), np.uint8), length=0)
+
+
+class Counted(type(pathlib.Path())):
+    """A path that counts how often one is compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return super().__eq__(other)
+
+    __hash__ = pathlib.PurePath.__hash__
+
+
+def test_many_names() -> None:
+    """Twins among 3000 videos are found without comparing each with each."""
+    what, names = extraction.Extraction(windows.Plan(clip=4)), [f"{i}.mp4" for i in range(3000)]
+    assert len(extraction.targets_of(names, out=Counted("out"), what=what)) == 3000
+    assert Counted.compared < 10 * 3000
+
+
 def test_recipes_that_attend_padding_are_refused(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a recipe overlooks `length`, its tails are no features of the video."""
-    from videomae_jax.models import patches
-
     monkeypatch.setattr(patches, "present", lambda batch, grid, patch: None)
     with pytest.raises(UserError, match="does not leave out padding"):
         videomae_jax.load(run).encode(np.zeros((4, 16, 16, 3), np.uint8), length=1)

@@ -8,11 +8,13 @@ import types
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import noise_runs
 import numpy as np
 import optax
 import pytest
+import written
 from flax import traverse_util
 
 from videomae_jax import __main__ as entry
@@ -85,6 +87,16 @@ def test_four_blocks_are_three_of_self_attention_and_the_pooler() -> None:
         mixed = jax.jit(stack.apply)({"params": mine["stack"]}, tokens).tokens
         alone = jax.tree.map(lambda x: x[None], {k: v for k, v in mine.items() if k != "stack"})
         np.testing.assert_allclose(jax.jit(one.apply)({"params": {"pooler": alone}}, mixed)[:, 0], got[:, head], atol=1e-5)
+
+
+def test_heads_take_batches_of_any_size() -> None:
+    """An exported program of attentive heads is traced without knowing the number of clips."""
+    module = probing.Attentive(classes=3, count=2, blocks=2, heads=2, ratio=1)
+    params = parallel.unbox(jax.jit(lambda key: module.init(key, jnp.zeros((1, 1, 4))))(jax.random.key(0))["params"])
+    rows = jax.export.symbolic_shape("b")
+    exported = jax.export.export(jax.jit(module.apply))({"params": params}, jax.ShapeDtypeStruct((*rows, 5, 4), jnp.float32))
+    tokens = jax.random.normal(jax.random.key(1), (3, 5, 4))
+    np.testing.assert_allclose(exported.call({"params": params}, tokens), jax.jit(module.apply)({"params": params}, tokens), atol=1e-6)
 
 
 # -- a grid of optimisers -----------------------------------------------------------------------------------------------
@@ -214,12 +226,14 @@ def test_mistakes() -> None:
             dataclasses.replace(LINEAR, **change)
 
 
-def test_features_and_heads_of_a_run(tmp_path: pathlib.Path) -> None:
-    """Every layer's mean token of every readable clip, and the accuracy of all heads, by hand."""
-    run = running()
+def test_features_and_heads_of_a_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer's mean token of every readable clip, from one pass through the encoder, and the accuracy of all heads, by hand."""
+    run, traced, before = running(), [], Probe.tokens
+    monkeypatch.setattr(Probe, "tokens", lambda self, *words, blocks: traced.append(blocks) or before(self, *words, blocks=blocks))
     state = run.create()
     context = noise_runs.Noise(run, state.params, run.seen(state.extra), 1, tmp_path)
     bank = features.collect(context, split="val", label="", limit=0, batch_size=4, layers=(0, -1))
+    assert traced == [(0,)]
     np.testing.assert_array_equal(bank.labels, np.arange(6) % 2)
     rows = {"video": noise_runs.clips_of(context.source("val"))}
     for layer in (0, -1):
@@ -230,6 +244,42 @@ def test_features_and_heads_of_a_run(tmp_path: pathlib.Path) -> None:
     for head in range(3):
         assert found[f"head_{head}"] == pytest.approx(100 * np.mean(logits[:, head].argmax(-1) == bank.labels))
     assert found["videos"] == 6 and found["best"] == max(found[f"head_{i}"] for i in range(3))
+
+
+def passes(fn: Any, /, *words: Any) -> int:
+    """Loops over the blocks of an encoder in a program."""
+    return str(jax.make_jaxpr(fn)(*words)).count("scan[")
+
+
+@pytest.mark.parametrize("objective", [LINEAR, dataclasses.replace(LINEAR, norm="none"), written.pretraining(size=16)], ids=["final", "none", "mae"])
+def test_all_layers_take_one_pass(objective: Any) -> None:
+    """Features of three layers are those of three calls, from a single run of the encoder; padding is left out of each."""
+    batch = {"video": noise_runs.batch((0, 1))["video"]} | ({} if isinstance(objective, Probe) else {"length": np.array([4, 1], np.int32)})
+    params = {} if isinstance(objective, Probe) else written.tree(objective)
+    extra = running().seen({}) if isinstance(objective, Probe) else {}
+    program = functools.partial(objective.represent_layers, layers=(1, -1, 0))
+    assert passes(program, params, extra, batch) == 1
+    found = jax.jit(program)(params, extra, batch)
+    assert set(found) == {1, -1, 0}
+    for layer in found:
+        want = jax.jit(functools.partial(objective.represent, layer=layer))(params, extra, batch)["video"]
+        for name in ("tokens", "pooled", "valid"):
+            np.testing.assert_allclose(getattr(found[layer]["video"], name), getattr(want, name), atol=1e-6)
+    assert not np.allclose(found[0]["video"].pooled, found[1]["video"].pooled)
+
+
+def test_all_layers_of_a_classifier_take_one_pass() -> None:
+    """As above; the last layer alone has the norm of the head."""
+    objective = written.classifier()
+    params, batch = written.tree(objective), {"video": noise_runs.batch((0, 1))["video"]}
+    program = functools.partial(objective.represent_layers, layers=(-1, 0, 1))
+    assert passes(program, params, {}, batch) == 1
+    found = jax.jit(program)(params, {}, batch)
+    for layer in (-1, 0, 1):
+        want = jax.jit(functools.partial(objective.represent, layer=layer))(params, {}, batch)["video"]
+        np.testing.assert_allclose(found[layer]["video"].pooled, want.pooled, atol=1e-6)
+    np.testing.assert_array_equal(found[-1]["video"].tokens, found[1]["video"].tokens)
+    assert not np.allclose(found[-1]["video"].pooled, found[1]["video"].pooled)
 
 
 def test_the_choice_of_a_head() -> None:
@@ -343,6 +393,19 @@ def test_real_clips(real_videos: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert np.mean(guesses == labels[~learnt]) >= 0.75  # chance is a quarter
     fitted = linear_probe.LinearProbe(rates=(1.0, 10.0), epochs=40, rows=8).compare(x[learnt], labels[learnt], x[~learnt], labels[~learnt], classes=4)
     assert fitted["selected"] >= 75
+
+
+def test_one_clip_of_each_class_is_enough_where_classes_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every drawn clip is learnt from: a class that is left out cannot be found again."""
+    centres = 5 * np.random.default_rng(0).normal(size=(20, 64))
+
+    def collect(context: Any, /, *, split: str, **_: Any) -> features.Bank:
+        labels = np.tile(np.arange(20), 100 if split == "train" else 10)
+        noise = 0.1 * np.random.default_rng(len(labels)).normal(size=(len(labels), 64))
+        return features.Bank({-1: centres[labels] + noise}, labels, tuple(map(str, range(20))))
+    monkeypatch.setattr(features, "collect", collect)
+    found = low_shot.LowShot(shares=(0.01, 0.02)).run(types.SimpleNamespace())
+    assert found["1%_clips"] == 20 and found["1%"] == found["2%"] == 100
 
 
 def test_balanced_parts() -> None:

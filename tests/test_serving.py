@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import runs
@@ -19,7 +20,8 @@ import videomae_jax
 from videomae_jax import artefact, parallel, runner
 from videomae_jax.__main__ import main
 from videomae_jax.data import clips, decode, three_crop
-from videomae_jax.models import attention
+from videomae_jax.models import attention, probing, vit
+from videomae_jax.objectives.probe import Probe
 from videomae_jax.runner import Program
 
 
@@ -140,6 +142,22 @@ def test_mistakes_of_the_runner_are_one_line(run: pathlib.Path, tmp_path: pathli
         assert runner.main(words) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: ") and said.count("\n") == 1 and message in said, said
+
+
+def test_bfloat16_weights_are_served(tmp_path: pathlib.Path) -> None:
+    """A probe keeps its encoder so, and numpy's files know no such numbers: the program gives what the model gives, bit for bit; old folders open too."""
+    encoder = vit.Encoder(**written.ENCODER)
+    objective = Probe(encoder=encoder, head=probing.Attentive(classes=3, count=2, blocks=2, heads=2, ratio=1), weights="", storage="bfloat16")
+    model = videomae_jax.load(written.write(tmp_path / "run", objective, classes=written.CLASSES))
+    assert {str(x.dtype) for x in jax.tree.leaves(model.extra)} == {"bfloat16"}
+    artefact.write(model, tmp_path / "out", what="classes")
+    clip = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16, 3), np.uint8)
+    np.testing.assert_allclose(Program(tmp_path / "out")(clip)["probabilities"], model.classify(clip).probabilities, atol=1e-6)
+    artefact.write(videomae_jax.load(written.write(tmp_path / "plain", written.classifier(), classes=written.CLASSES)), tmp_path / "old", what="classes")
+    about = json.loads((tmp_path / "old" / "about.json").read_text())
+    del about["dtypes"]  # as folders of before have it
+    (tmp_path / "old" / "about.json").write_text(json.dumps(about))
+    assert Program(tmp_path / "old")(clip)["probabilities"].shape == (3, 3)
 
 
 @pytest.mark.parametrize("kernel", ["cudnn", "splash"])

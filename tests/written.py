@@ -26,20 +26,20 @@ def tree(objective: Any, /, *, seed: int = 0) -> Any:
     return jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32) * 0.3, shapes)
 
 
-def config(objective: Any, /, **data: Any) -> Any:
-    """A whole config around an objective, with data that cut clips of its size from files."""
+def config(objective: Any, /, *, source: Any = sources.VideoClips, **data: Any) -> Any:
+    """A whole config around an objective, with data that cut clips of its size from files, by a `source` that may have more fields."""
     found = configs.load("configs/base.py")
     e = objective.encoder
     with found.unlocked(), found.ignore_type():
         found.objective = configs.plain(objective)
-        found.data = configs.spec(sources.VideoClips, **({"index": "absent.parquet", "frames": e.frames, "size": e.size, "sampling": clips.DenseCentre(stride=2),
+        found.data = configs.spec(source, **({"index": "absent.parquet", "frames": e.frames, "size": e.size, "sampling": clips.DenseCentre(stride=2),
                                                          "crop": transforms.CentreCrop()} | data))
     return found
 
 
-def write(out: pathlib.Path, objective: Any, /, *, classes: tuple[str, ...] = (), **data: Any) -> pathlib.Path:
+def write(out: pathlib.Path, objective: Any, /, *, classes: tuple[str, ...] = (), source: Any = sources.VideoClips, **data: Any) -> pathlib.Path:
     """The run directory `out`."""
-    settings = config(objective, **data)
+    settings = config(objective, source=source, **data)
     if hasattr(objective, "head"):
         views = classification.Views(sampling=clips.DenseView(stride=2, views=2), crop=three_crop.ThreeCrop(views=3))
         with settings.unlocked():

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,8 +28,9 @@ from videomae_jax import externals, parallel, run_directory
 from videomae_jax.checkpoint import Checkpointer, load_params
 from videomae_jax.data import decode
 from videomae_jax.errors import UserError
-from videomae_jax.evals import pictures
+from videomae_jax.evals import attentive, pictures
 from videomae_jax.evals.base import evaluation_source
+from videomae_jax.models import patches
 from videomae_jax.objectives import base
 from videomae_jax.transfer import transfer
 from videomae_jax.types import Extra, Params
@@ -103,7 +105,7 @@ class Model:
         `length` i [B] says how many frames of a clip are real: the rest is attended by no token. Deterministic.
         """
         clips = self._clips(video)
-        lengths = {} if length is None else {"length": np.broadcast_to(np.asarray(length, np.int32), len(clips))}
+        lengths = {} if length is None else {"length": patches.lengths(length, rows=len(clips), frames=self.frames)}
         found = self._run(self.represent(layer), clips, **lengths)
         grid = found.grid
         shape = (len(clips), grid.t, grid.h, grid.w)
@@ -111,12 +113,21 @@ class Model:
             raise UserError(f"{type(self.objective).__name__} does not leave out padding; encode whole clips alone")
         return Encoding(found.tokens.reshape(*shape, -1), found.pooled, found.valid.reshape(shape))
 
-    def reconstruct(self, video: Any, /, *, seed: int = 0) -> Reconstruction:
-        """Hides parts of clips as in training, with masks drawn from `seed` and the place in the batch, and predicts them."""
+    def reconstruct(self, video: Any, /, *, seed: int = 0, **beside: Any) -> Reconstruction:
+        """Hides parts of clips as in training, with masks drawn from `seed` and the place in the batch, and predicts them.
+
+        `beside` holds what else the recipe reads beside a clip, [B ...] or of one clip, by the names of `fields`: `parts` u8 [B T H W]
+        where a mask is guided by them (MARLIN), `audio` and `audio_valid` of a recipe with sound. What is not given is 0: without
+        parts everything counts as background and the mask is a uniform draw, without sound the clip is silent.
+        """
         clips = self._clips(video)
         if not hasattr(self.objective, "decoder") or not hasattr(self.objective.target, "invert"):
             raise UserError(f"{type(self.objective).__name__} does not reconstruct pixels; allowed are runs of pretraining")
-        masks, predicted, pixels = self._run(self._predict, clips, rng=np.uint32(seed))
+        more = {name: self._beside(name, value, rows=len(clips)) for name, value in beside.items()}
+        masks, predicted, pixels = self._run(self._predict, clips, rng=np.uint32(seed), **more)
+        if not (masks.weight > 0).any(1).all():
+            raise UserError(f"{type(self.objective).__name__} predicts nothing of a clip by itself; give what it reads beside it: "
+                            f"{', '.join(k for k in self.fields if k not in ('video', 'label'))}")
         drawn = [pictures.compose(self.objective, pixels[i], predicted[i], jax.tree.map(lambda x, i=i: x[i], masks)) for i in range(len(clips))]
         panels = {name: np.stack([panel[name] for panel, _ in drawn]) for name in pictures.PANELS}
         return Reconstruction(panels, np.asarray([error for _, error in drawn]))
@@ -149,6 +160,17 @@ class Model:
         if clips.dtype != np.uint8 and not (-SLACK <= clips.min() and clips.max() <= 1 + SLACK):
             raise UserError(f"clips of floats from {clips.min():g} to {clips.max():g}; allowed are floats in [0, 1] and uint8 in 0..255")
         return clips if clips.dtype == np.uint8 else clips.astype(np.float32)
+
+    def _beside(self, name: str, value: Any, /, *, rows: int) -> np.ndarray:
+        """A field of the batch beside the video, for `rows` clips. Raises UserError for a name or a shape that the recipe does not read."""
+        known = {k: f for k, f in self.fields.items() if k not in ("video", "label")}
+        if name not in known:
+            raise UserError(f"{name!r} is nothing that this recipe reads beside a clip; allowed are {', '.join(known) or 'no fields'}")
+        found, field = np.asarray(value), known[name]
+        found = found[None] if found.ndim == len(field.shape) else found
+        if found.shape != (rows, *field.shape) or not np.can_cast(found.dtype, field.dtype, "same_kind"):
+            raise UserError(f"{name} of {found.dtype} {np.shape(value)}; allowed is {field.dtype} {(rows, *field.shape)}")
+        return found.astype(field.dtype)
 
     def submit(self, program: Any, clips: np.ndarray, /, *, rows: int = 0, rng: Any = None, **more: np.ndarray) -> Any:
         """Starts a program on clips, padded to `rows` and to whole devices, and returns its device arrays without waiting."""
@@ -238,11 +260,14 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, frames: int = 
         raise UserError(f"{next(iter(conversion), 'step')} is for {'weights of others' if run else 'run directories'}; {path} is {'a run directory' if run else 'none'}")
     stored = of_run(path, step=step) if run else of_weights(path, {**conversion, "assignments": assignments})
     config = stored.config
+    if table := next((name for name in assignments or () if run and re.fullmatch(r"objective\.encoder\.(frames|size)", name)), None):
+        raise UserError(f"{table} would leave the positions of the weights as they are; `frames` and `size` open a model for other clips")
     with config.unlocked():
         configs.override(config, dict(assignments or {}) if run else {})
         refit(config, frames=frames, size=size)
         portable(config.objective, platform=chips[0].platform)
-    objective, mesh = configs.build(config.objective, trust=trust), parallel.Layout().mesh(chips)
+    objective = attentive.with_best_head(configs.build(config.objective, trust=trust), path, config=config, step=stored.step, trust=trust)
+    mesh = parallel.Layout().mesh(chips)
     example = base.dummy(configs.build(config.data, trust=trust).fields)
     shapes = parallel.unbox(jax.eval_shape(lambda: objective.init(jax.random.key(0), example)))
     params = transfer(shapes, stored.params)
@@ -293,12 +318,15 @@ def chosen(path: pathlib.Path, /, *, step: int | None) -> int:
 
 
 def extra_of(objective: base.Objective, path: pathlib.Path, /, *, step: int, example: Any, shapes: Params) -> Extra:
-    """The state beside the parameters that a recipe keeps, and its frozen weights; {} for most."""
+    """The state beside the parameters that a recipe keeps, and the frozen weights that its answers need; {} for most."""
     extra = jax.eval_shape(lambda params: parallel.unbox(objective.init_extra(jax.random.key(0), params, example)), shapes)
     if jax.tree.leaves(extra):
         extra = transfer(extra, load_params(path / "checkpoints", step=step, item="extra"))
-    frozen = parallel.unbox(jax.jit(lambda: objective.init_frozen(jax.random.key(0), example))())
-    return base.with_frozen(extra, externals.load(frozen, objective.externals(), root="frozen") if jax.tree.leaves(frozen) else {})
+    def needed() -> Params:
+        return {k: v for k, v in parallel.unbox(objective.init_frozen(jax.random.key(0), example)).items() if k not in objective.training_only}
+
+    frozen, files = jax.jit(needed)(), [e for e in objective.externals() if e.into.partition("/")[2].partition("/")[0] not in objective.training_only]
+    return base.with_frozen(extra, externals.load(frozen, files, root="frozen") if jax.tree.leaves(frozen) else {})
 
 
 def portable(node: Any, /, *, platform: str) -> None:
@@ -320,6 +348,16 @@ def refit(config: Any, /, *, frames: int = 0, size: int = 0) -> None:
     from videomae_jax.convert.importing import retable
 
     retable(config, trained=encoder.grid)
-    config.objective.encoder.frames = config.data.frames = frames
-    config.objective.encoder.size = config.data.size = size
+    config.objective.encoder.frames, config.objective.encoder.size = frames, size
+    cut_to(config.data, frames=frames, size=size)
     configs.build(config.objective.encoder).grid  # noqa: B018 (raises for a clip that is no multiple of the patch)
+
+
+def cut_to(node: Any, /, *, frames: int, size: int) -> None:
+    """Sets `frames` and `size` of a source's config in place, or of those that it is made of."""
+    if "frames" in node and "size" in node:
+        node.frames, node.size = frames, size
+        return
+    for child in node.values():
+        if hasattr(child, "items"):
+            cut_to(child, frames=frames, size=size)

@@ -1,7 +1,8 @@
 """Weights from files: initial parameters and frozen parts of a recipe (`Objective.externals`).
 
 They are read once, before the first step, strictly in both directions, and placed under the shardings of the leaves they
-replace. Frozen ones never enter a checkpoint: a resumed run reads its files again, and `manifest` tells which they were.
+replace. Frozen ones never enter a checkpoint: a resumed run reads its files again, and `manifest` tells which they were, and
+whose part maps the data have.
 """
 
 import hashlib
@@ -100,9 +101,17 @@ def check_positions(externals: Iterable[External], /, *, encoder: Any) -> None:
                             f"{ours}: use videomae_jax.models.resized.Encoder with trained={theirs}, which resizes the table")
 
 
-def manifest(externals: Iterable[External], /) -> dict[str, dict[str, str]]:
-    """{into: {"path", "label", "sha256"}} for the recipe card: two runs with different files differ there."""
-    return {e.into: {"path": e.path, "label": e.label, "sha256": digest(pathlib.Path(e.path))} for e in externals}
+def manifest(externals: Iterable[External], /, *, source: Any = None) -> dict[str, dict[str, str]]:
+    """{into: {"path", "label", "sha256"}} for starts.jsonl: two runs with different files differ there.
+
+    What the `source` of the clips reads of outside parts (its `outside`, {field: label}) stands there as "data/FIELD", with the path and
+    the digest of the index that names the files.
+    """
+    found = {e.into: {"path": e.path, "label": e.label, "sha256": digest(pathlib.Path(e.path))} for e in externals}
+    while hasattr(source, "source"):  # clips that the devices cut hold the source of the files
+        source = source.source
+    outside = getattr(source, "outside", {})
+    return found | {f"data/{k}": {"path": source.index, "label": label, "sha256": digest(pathlib.Path(source.index))} for k, label in outside.items()}
 
 
 def digest(path: pathlib.Path, /) -> str:

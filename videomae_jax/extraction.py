@@ -19,13 +19,14 @@ import numpy as np
 
 from videomae_jax import run_directory
 from videomae_jax.api import Model
-from videomae_jax.data import decode, index, transforms, windows
+from videomae_jax.data import decode, index, remote, transforms, windows
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import evaluation_source
 
 FORMATS = ("npz", "zarr", "tad")
 SETTINGS = "extraction.json"
 DTYPES = ("float32", "float16")
+HELD = 4  # batches of windows whose features may wait for the tails of videos that are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,11 @@ class Extraction:
             raise UserError("format 'tad' holds one vector a window; allowed with it is keep 'pooled'")
 
     def path(self, out: pathlib.Path, name: str, /) -> pathlib.Path:
-        """Where the features of a video lie. V2's names end before the first dot."""
-        return out / f"{pathlib.PurePath(name).name.partition('.')[0]}.npy" if self.format == "tad" else out / f"{name}.{self.format}"
+        """Where the features of a video lie. V2's names end before the first dot. Raises UserError for a name that leads out of `out`."""
+        given = pathlib.PurePath(name)
+        if given.is_absolute() or ".." in given.parts or not given.name:
+            raise UserError(f"the features of {name!r} would not lie below {out}; allowed are names without '..' and a first '/'")
+        return out / f"{given.name.partition('.')[0]}.npy" if self.format == "tad" else out / f"{name}.{self.format}"
 
     def cut(self, model: Model, /) -> windows.Cut:
         """What makes the model's frames of decoded ones."""
@@ -99,28 +103,40 @@ class Summary:
 
 
 def find(paths: Iterable[str], /) -> list[tuple[str, pathlib.Path]]:
-    """(name, path) of videos: files by their own names, the videos of folders and of indexes by their paths in them.
+    """(name, path) of videos: files by their own names, the videos of folders by their paths in them, those of indexes by their names there.
 
-    Raises UserError for a path that is not there, a folder without videos, and two videos of one name.
+    Raises UserError for a path that is not there, a folder without videos, an index of something else than video files, and two
+    videos of one name.
     """
     found: dict[str, pathlib.Path] = {}
     for text in paths:
         path = pathlib.Path(text)
         if path.suffix == ".parquet":
-            table = index.load(text)
-            rows = index.readable(table, split="all", path=text)
-            names = table.column("path").take(rows).to_pylist()
-            new = {name: path.resolve().parent / name for name in names}
+            new = indexed(text)
         elif path.is_dir():
-            new = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.suffix.lower() in index.SUFFIXES and p.is_file()}
+            new = [(p.relative_to(path).as_posix(), p) for p in sorted(path.rglob("*")) if p.suffix.lower() in index.SUFFIXES and p.is_file()]
         else:
-            new = {path.name: path} if path.is_file() else {}
+            new = [(path.name, path)] if path.is_file() else []
         if not new:
             raise UserError(f"no video in {text}; allowed are files, folders with videos ({', '.join(index.SUFFIXES)}) and an index")
-        for name, place in new.items():
+        for name, place in new:
             if found.setdefault(name, place) != place:
                 raise UserError(f"{place} and {found[name]} have the same name {name!r}, so that one would overwrite the other")
     return list(found.items())
+
+
+def indexed(path: str, /) -> list[tuple[str, pathlib.Path]]:
+    """(name, path) of the readable videos of an index. Official lists may name videos by absolute paths, which lose their first '/'."""
+    table, home = index.load(path), pathlib.Path(path).resolve().parent
+    packed, rows = index.PACKED in table.schema.names, index.readable(table, split="all", path=path)
+    table = table.select(["path", "name", "template"]).take(rows)
+    places = table.column("path").to_pylist()
+    kinds = {"packed clips": packed, "folders of pictures": table.column("template").null_count < table.num_rows,
+             "addresses": any(map(remote.is_remote, places))}
+    if wrong := [kind for kind, found in kinds.items() if found]:
+        raise UserError(f"index {path} is of {wrong[0]}; allowed are indexes of video files on this machine")
+    names = [pathlib.PurePosixPath(name or place) for name, place in zip(table.column("name").to_pylist(), places, strict=True)]
+    return [(str(name.relative_to(name.anchor)), home / place) for name, place in zip(names, places, strict=True)]
 
 
 def extract(model: Model, videos: Sequence[tuple[str, pathlib.Path]], /, *, out: pathlib.Path, what: Extraction, weights: str, batch: int,
@@ -131,10 +147,7 @@ def extract(model: Model, videos: Sequence[tuple[str, pathlib.Path]], /, *, out:
     named and left out. Raises UserError where `out` holds features that were taken otherwise.
     """
     model.check_layer(what.layer)
-    targets = {name: what.path(out, name) for name, _ in videos}
-    twins = [name for name, path in targets.items() if list(targets.values()).count(path) > 1]
-    if twins:
-        raise UserError(f"{', '.join(twins[:4])} would be written to the same file {targets[twins[0]]}; rename them or use the format npz")
+    targets = targets_of([name for name, _ in videos], out=out, what=what)
     claim(out, what=what, weights=weights)
     todo = [(name, path) for name, path in videos if not targets[name].exists()]
     opened: dict[int, Open] = {}
@@ -162,6 +175,16 @@ def extract(model: Model, videos: Sequence[tuple[str, pathlib.Path]], /, *, out:
     return Summary(counts["written"], len(videos) - len(todo), failed, counts["windows"])
 
 
+def targets_of(names: Sequence[str], /, *, out: pathlib.Path, what: Extraction) -> dict[str, pathlib.Path]:
+    """{name: file} of the features. Raises UserError where several would be written to one file."""
+    targets = {name: what.path(out, name) for name in names}
+    counts = collections.Counter(targets.values())
+    twins = [name for name, path in targets.items() if counts[path] > 1]
+    if twins:
+        raise UserError(f"{', '.join(twins[:4])} would be written to the same file {targets[twins[0]]}; rename them or use the format npz")
+    return targets
+
+
 def claim(out: pathlib.Path, /, *, what: Extraction, weights: str) -> None:
     """Writes extraction.json, or compares with the one that is there."""
     settings = json.loads(json.dumps({"weights": weights, **dataclasses.asdict(what)}))
@@ -178,7 +201,10 @@ def claim(out: pathlib.Path, /, *, what: Extraction, weights: str) -> None:
 
 def batched(videos: Sequence[tuple[str, pathlib.Path]], /, *, what: Extraction, cut: windows.Cut, opened: dict[int, Open], failed: dict[str, str],
             size: int) -> Iterator[Batch]:
-    """Batches of `size` windows through all videos; full windows and tails apart, so that both have one shape and program."""
+    """Batches of `size` windows through all videos; full windows and tails apart, so that both have one shape and program.
+
+    A video is in memory until its tail has run, so tails go before they fill a batch where the videos they end are long.
+    """
     waiting: dict[bool, list[tuple[np.ndarray, tuple[int, int], int]]] = {True: [], False: []}
 
     def taken(whole: bool) -> Batch:
@@ -202,6 +228,10 @@ def batched(videos: Sequence[tuple[str, pathlib.Path]], /, *, what: Extraction, 
         except decode.DecodeError as error:
             failed[name] = f"{error.stage}: {error.cause}"
             opened.pop(number, None)
+            continue
+        ends = {n for _, (n, _), _ in waiting[False]}
+        if sum(len(opened[n].starts) for n in ends if n in opened) > HELD * size:
+            yield taken(False)
     for whole in (True, False):
         if waiting[whole]:
             yield taken(whole)

@@ -17,12 +17,13 @@ from videomae_jax.data import decode
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import evaluation_source
 
-TILE, COLUMNS, LABEL = 160, 5, 30  # pixels of a picture, pictures a row, pixels below it
+TILE, COLUMNS, LABEL = 160, 5, 30  # pixels of a picture with its margin, pictures a row, pixels below it
+MARGIN = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A video's classes, the likeliest first, as (name, probability), and a frame of it u8 [S S 3]; or why it has none."""
+    """A video's classes, the likeliest first, as (name, probability), and a frame of it for the sheet u8 [S S 3]; or why it has none."""
 
     name: str
     classes: tuple[tuple[str, float], ...] = ()
@@ -70,8 +71,13 @@ def predict(model: Model, videos: Sequence[tuple[str, pathlib.Path]], /, *, clas
             continue
         mean = model.classify(clips).probabilities.astype(np.float64).mean(0)
         order = np.argsort(-mean, kind="stable")[:top]
-        answers.append(Answer(name, tuple((classes[i], float(mean[i])) for i in order), clips[len(cuts) // 2, model.frames // 2]))
+        answers.append(Answer(name, tuple((classes[i], float(mean[i])) for i in order), tile(clips[len(cuts) // 2, model.frames // 2])))
     return answers
+
+
+def tile(frame: np.ndarray, /) -> np.ndarray:
+    """A frame u8 [S S 3] at the size of the sheet; a copy, so that the views of a video do not stay in memory."""
+    return np.array(Image.fromarray(frame).resize((TILE - 2 * MARGIN,) * 2, Image.Resampling.BILINEAR))
 
 
 def read(path: pathlib.Path, cuts: Sequence[Any], /, *, model: Model) -> np.ndarray:
@@ -102,7 +108,7 @@ def sheet(answers: Sequence[Answer], path: pathlib.Path, /) -> None:
     for i, answer in enumerate(answers):
         left, top = i % COLUMNS * TILE, i // COLUMNS * (TILE + LABEL)
         if answer.picture is not None:
-            page.paste(Image.fromarray(answer.picture).resize((TILE - 4, TILE - 4), Image.Resampling.BILINEAR), (left + 2, top + 2))
+            page.paste(Image.fromarray(answer.picture), (left + MARGIN, top + MARGIN))
         said = f"{answer.classes[0][0][:18]} {100 * answer.classes[0][1]:.0f} %" if answer.classes else "cannot be read"
         for line, text in enumerate((answer.name[-25:], said)):
             draw.text((left + 3, top + TILE + 13 * line), text.encode("latin-1", "replace").decode("latin-1"), fill="black" if answer.classes else "red")

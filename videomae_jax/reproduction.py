@@ -36,9 +36,14 @@ class Stage:
     words: tuple[str, ...] = ()
 
     @property
+    def file(self) -> str:
+        """The config file."""
+        return f"configs/{self.config}.py"
+
+    @property
     def command(self) -> str:
         """The line for a shell, with run directories below runs/, where the configs look for the stage before."""
-        words = ("python", "-m", "videomae_jax", "train", f"--config=configs/{self.config}.py", f"--workdir=runs/{self.run}",
+        words = ("python", "-m", "videomae_jax", "train", f"--config={self.file}", f"--workdir=runs/{self.run}",
                  f"--config.data.index={self.data}.parquet", *self.words)
         return shlex.join(words)
 
@@ -67,6 +72,16 @@ class Row:
                 raise UserError(f"evidence {tag!r}; allowed are {', '.join(EVIDENCE)}")
         if bool(self.stages) is bool(self.missing):
             raise UserError(f"row {self.name!r} has stages, or says why not")
+
+    @property
+    def why(self) -> str:
+        """Why the row cannot be run here, "" where it can: `missing`, or the first config of a stage that is not there."""
+        for stage in self.stages:
+            try:
+                configs.find(stage.file)
+            except UserError:
+                return f"{stage.file} is not here"
+        return self.missing
 
 
 def _v2(size: str) -> Stage:
@@ -155,8 +170,8 @@ def judge(row: Row, runs: pathlib.Path, /, *, tolerance: float = TOLERANCE) -> V
     A run in progress counts as not run. Fields that differ from the shipped config, those of the test among them, and another number of
     videos than that of the official list, are noted.
     """
-    if row.missing:
-        return Verdict(row, "no recipe", notes=(row.missing,))
+    if row.why:
+        return Verdict(row, "no recipe", notes=(row.why,))
     stage = row.stages[-1]
     folder = runs / stage.run
     summary, card = (_read(folder / name) for name in ("summary.json", "recipe_card.json"))
@@ -175,7 +190,7 @@ def judge(row: Row, runs: pathlib.Path, /, *, tolerance: float = TOLERANCE) -> V
 
 def changes(stage: Stage, folder: pathlib.Path, /) -> tuple[str, ...]:
     """How the stored config of a run differs from the shipped one, paths and what changes neither weights nor test aside."""
-    shipped = configs.load(f"configs/{stage.config}.py")
+    shipped = configs.load(stage.file)
     configs.override(shipped, dict(word.removeprefix("--config.").split("=", 1) for word in stage.words))
     found = configs.compare(shipped, run_directory.open_run(folder))
     lines = [line for kind in ("never", "fork", "extend") for line in found[kind]]
@@ -201,9 +216,9 @@ def chip_hours(topology: str, /, *, say: Callable[[str], None] = lambda line: No
     from videomae_jax import forecast, topologies
 
     where, found = topologies.find(topology), {}
-    for stage in dict.fromkeys(stage for row in ROWS for stage in row.stages):
+    for stage in dict.fromkeys(stage for row in ROWS if not row.why for stage in row.stages):
         say(f"counting {stage.config}")
-        config = configs.load(f"configs/{stage.config}.py")
+        config = configs.load(stage.file)
         configs.override(config, dict(word.removeprefix("--config.").split("=", 1) for word in stage.words))
         trained, tested = COUNTS[stage.data]
         config = forecast.without_index(config, videos=trained)
@@ -220,7 +235,7 @@ def lines(verdicts: Iterable[Verdict], /, *, hours: Mapping[Stage, Mapping[str, 
         measured = "-" if v.top1 is None else f"{v.top1:.2f}"
         evidence = v.row.evidence + (f", top-5 {v.row.top5_evidence}" if v.row.top5_evidence else "")
         shown.append(f"| {v.row.name} | {v.row.views} | {published} | {evidence} | {measured} | {'; '.join((v.verdict, *v.notes))} |")
-    for v in (v for v in kept if v.row.stages):
+    for v in (v for v in kept if not v.row.why):
         shown += ["", f"## {v.row.name}", ""]
         shown += [f"    {stage.command}" for stage in v.row.stages]
         counts: Mapping[str, tuple[int, int]] = {stage.data: COUNTS[stage.data] for stage in v.row.stages}

@@ -35,8 +35,10 @@ class Program:
             raise ValueError(f"{folder / PROGRAM} is damaged ({type(error).__name__}: {error})") from error
         try:
             with np.load(folder / WEIGHTS, allow_pickle=False) as arrays:
-                self._weights = [jax.device_put(arrays[name]) for name in sorted(arrays.files)]
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                found = [arrays[name] for name in sorted(arrays.files)]
+            kinds = self.about.get("dtypes") or [str(x.dtype) for x in found]
+            self._weights = [jax.device_put(x.view(jax.numpy.dtype(kind))) for x, kind in zip(found, kinds, strict=True)]
+        except (zipfile.BadZipFile, zlib.error, EOFError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / WEIGHTS} is damaged ({error})") from error
 
     def __call__(self, video: np.ndarray, /) -> dict[str, np.ndarray]:

@@ -31,29 +31,38 @@ class Network:
         head = self.head.init(keys[1], jnp.zeros((1, 1, self.encoder.width)))["params"]
         return {"encoder": {k: v for k, v in encoder.items() if k != "norm"}, "head": head}
 
-    def tokens(self, params: Params, x: Array, /, *, keys: Key | None = None, layer: int = -1, valid: Array | None = None) -> Array:
-        """Raw tokens [B N D] of block `layer` (-1 = the last) for patches [B N P]; `valid` bool [B N] or None = all."""
+    def tokens(self, params: Params, x: Array, /, *, keys: Key | None = None) -> Array:
+        """Raw tokens [B N D] of the last block for patches [B N P]."""
+        return self.encoded(params, x, keys=keys).last
+
+    def encoded(self, params: Params, x: Array, /, *, keys: Key | None = None, valid: Array | None = None, blocks: tuple[int, ...] = ()) -> vit.Encoded:
+        """What the encoder gives of patches [B N P], with the raw tokens of `blocks`; `valid` bool [B N] or None = all."""
         # The encoder module norms its last tokens as well; nobody reads them, so any norm will do.
         ids = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
         variables = {"params": {**params["encoder"], "norm": params["head"]["norm"]}}
-        out = self.encoder.apply(variables, x, ids=ids, keys=keys, valid=valid, keep=() if layer == -1 else (layer,))
-        return out.last if layer == -1 else out.kept[0]
+        return self.encoder.apply(variables, x, ids=ids, keys=keys, valid=valid, keep=blocks)
 
     def classify(self, params: Params, tokens: Array, /, *, keys: Key | None = None) -> heads.Classified:
         """The head on raw tokens [B N D]; `keys` [B] turn its dropout on."""
         return self.head.apply({"params": params["head"]}, tokens, keys=keys)
 
-    def features(self, params: Params, x: Array, batch: Batch, /, *, layer: int = -1) -> Features:
-        """Raw tokens of a block for patches [B N P]. At layer -1 `pooled` is what the classes are linear in: the head's norm of the mean token.
+    def features(self, params: Params, x: Array, batch: Batch, /, *, layers: tuple[int, ...]) -> dict[int, Features]:
+        """Raw tokens of every block asked for, from one pass through the encoder for patches [B N P].
 
-        Padding that the batch declares (`patches.present`) is attended by no token and no part of the mean.
+        At layer -1 `pooled` is what the classes are linear in: the head's norm of the mean token. Padding that the batch declares
+        (`patches.present`) is attended by no token and no part of the mean.
         """
         valid = patches.present(batch, grid=self.encoder.grid, patch=self.encoder.patch)
-        tokens = self.tokens(params, x, layer=layer, valid=valid).astype(jnp.float32)
-        pooled = patches.mean(tokens, valid)
-        if layer == -1:
-            pooled = self.classify(params, pooled[:, None]).pooled
-        return Features(tokens=tokens, pooled=pooled, valid=jnp.ones(tokens.shape[:2], bool) if valid is None else valid, grid=self.encoder.grid)
+        blocks = tuple(layer for layer in layers if layer != -1)
+        out, found = self.encoded(params, x, valid=valid, blocks=blocks), {}
+        for layer in layers:
+            tokens = (out.last if layer == -1 else out.kept[blocks.index(layer)]).astype(jnp.float32)
+            pooled = patches.mean(tokens, valid)
+            if layer == -1:
+                pooled = self.classify(params, pooled[:, None]).pooled
+            real = jnp.ones(tokens.shape[:2], bool) if valid is None else valid
+            found[layer] = Features(tokens=tokens, pooled=pooled, valid=real, grid=self.encoder.grid)
+        return found
 
     def cost(self) -> Cost:
         """Forward multiply-adds: embedding of all patches, encoder, head."""

@@ -84,7 +84,7 @@ class Upkeep:
         elif parallel.is_lead():
             # A resumed run needs no first weights; what is not there at all is said where it is loaded.
             read = [e for e in run.objective.externals() if (saved < 0 or e.into.split("/")[0] != "params") and pathlib.Path(e.path).exists()]
-            starts.note(self.directory, self._start | {"externals": externals.manifest(read)}, step=step, say=self._say)
+            starts.note(self.directory, self._start | {"externals": externals.manifest(read, source=run.source)}, step=step, say=self._say)
         self.ledger.resumed(saved)
         self.ledger.line(step)
         return state, step, cursor, saved

@@ -39,12 +39,12 @@ class Requirement:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """left - right, paired by seed: "superior", "noninferior" or "equivalent" by `margin` (RULES)."""
+    """left - right, paired by seed: "superior", "noninferior" or "equivalent" by `margin` (RULES); `right` may be a number, the same for all seeds."""
 
     name: str
     text: str
     left: Value
-    right: Value
+    right: Value | float
     kind: str = "superior"
     margin: float = 0.0
     requires: tuple[Requirement, ...] = ()
@@ -52,13 +52,16 @@ class Claim:
     def __post_init__(self) -> None:
         if self.kind not in RULES:
             raise UserError(f"claim {self.name!r} is of kind {self.kind!r}; allowed are {', '.join(RULES)}")
+        if not isinstance(self.right, Value) and not math.isfinite(self.right):
+            raise UserError(f"claim {self.name!r} compares with {self.right}; allowed are a measurement and a finite number")
         if self.margin < 0 or (self.kind == "equivalent" and not self.margin):
             raise UserError(f"claim {self.name!r} has margin {self.margin}; allowed are 0 and more, and more than 0 for 'equivalent'")
 
     @property
     def values(self) -> tuple[Value, ...]:
         """Everything that the verdict needs."""
-        return (self.left, self.right, *(v for r in self.requires for v in (r.left, r.right)))
+        right = (self.right,) if isinstance(self.right, Value) else ()
+        return (self.left, *right, *(v for r in self.requires for v in (r.left, r.right)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +109,7 @@ def judge(claim: Claim, table: Table, /, *, seeds: tuple[int, ...], stated: int,
         if value.measurement not in known:
             raise UserError(f"claim {claim.name!r} names {value.measurement!r}, but arm {value.arm!r} has {', '.join(sorted(known))}")
     columns = [column(v) for v in claim.values]
-    differences = columns[0] - columns[1]
+    differences = columns[0] - (columns[1] if isinstance(claim.right, Value) else claim.right)
     shown = tuple(map(float, differences))
     if not all(np.isfinite(c).all() for c in columns):
         return Verdict(claim.name, NOT_TESTABLE, "a measurement is not finite", shown)

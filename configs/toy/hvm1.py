@@ -6,8 +6,8 @@
 
 Every number is this project's own: 8 x 4 x 4 tokens, of which 32 are visible in training (.75, not .9: a quarter of 16 places
 leaves a visible patch within reach) and both ends, 64 tokens, in the completion. Windows are cut at random from clips of 24
-frames, not from one long stream; for that write `synthesize data/stream --world.frames=2400 --train=16`, whose files are of
-one motion each. Clipping is 1, not .1, the constant LR 1e-3, not 1e-4.
+frames, not from one long stream; for that write `synthesize data/stream --world.frames=2400 --train=16 --val=16 --test=0`,
+whose files are of one motion each. Clipping is 1, not .1, the constant LR 1e-3, not 1e-4.
 """
 
 import ml_collections
@@ -23,10 +23,9 @@ from videomae_jax.verdicts import Claim, Value
 from configs.toy import base
 
 PROTOCOL = """One arm, 1800 steps. 16 frames, of which the middle 8 are hidden; predicted from both ends by the model and by predictors without
-training: linear interpolation in time of every pixel, the nearest visible frame, and interpolation within the frame. Measured: PSNR
-over all hidden pixels of 256 held-out clips, model minus predictor under the same mask. In training the mask is random, so this
-mask is new to the model. The margin is 0 dB, fixed before the first run. The completion of the second half from the first is in
-the table."""
+training: linear interpolation in time of every pixel, and the nearest visible frame. Measured: PSNR over all hidden pixels of 256
+held-out clips, model minus predictor under the same mask. In training the mask is random, so this mask is new to the model. The
+margin is 0 dB, fixed before the first run. The completion of the second half from the first is in the table."""
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -44,6 +43,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.evidence = spec(
         Suite, protocol=PROTOCOL, seeds=3, report=("reconstruction", "future"), arms=(Arm("hvm1"),),
         claims=(Claim("linear", "completion beats linear interpolation in time (dB)", Value("hvm1", "centre/psnr"), Value("hvm1", "centre/psnr_linear")),
-                Claim("copy", "completion beats the nearest visible frame (dB)", Value("hvm1", "centre/psnr"), Value("hvm1", "centre/psnr_copy")),
-                Claim("space", "completion beats interpolation within frames (dB)", Value("hvm1", "centre/psnr"), Value("hvm1", "centre/psnr_space"))))
+                Claim("copy", "completion beats the nearest visible frame (dB)", Value("hvm1", "centre/psnr"), Value("hvm1", "centre/psnr_copy"))))
     return config

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+import written
 
+import videomae_jax
+from videomae_jax import artefact
 from videomae_jax import config as configs
 from videomae_jax import losses, masking, optim, parallel, step
 from videomae_jax.assembly import assemble
@@ -27,6 +30,7 @@ from videomae_jax.masking import Grid
 from videomae_jax.models import fusion
 from videomae_jax.objectives import audiovisual
 from videomae_jax.objectives.audiovisual import AudiovisualMAE
+from videomae_jax.runner import Program
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 VIDEO = fusion.Video(frames=4, size=12, patch=(2, 4, 4))  # 2 x 3 x 3 tokens of 96 values
@@ -586,3 +590,59 @@ def test_the_masks_of_a_modality_are_its_own() -> None:
     assert masks["video"].visible.shape == masks["audio"].visible.shape
     assert (masks["video"].visible != masks["audio"].visible).any()
     assert set(audiovisual.OTHER) == set(fusion.MODALITIES)
+
+
+# -- opened in Python -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A saved run of the small recipe."""
+    return saved(tmp_path_factory.mktemp("run") / "plain", recipe())
+
+
+def saved(out: pathlib.Path, objective: AudiovisualMAE) -> pathlib.Path:
+    """A run directory with drawn parameters."""
+    return written.write(out, objective, source=data.AudioVideoClips, spectrogram=26, mel=LogMel(mels=8))
+
+
+def test_a_run_opens_and_encodes(run: pathlib.Path) -> None:
+    """The features of the video alone, which are those of the recipe; frames that do not exist are left out."""
+    model = videomae_jax.load(run)
+    assert (model.frames, model.size, model.objective.encoder.channels) == (4, 12, 3)
+    batch = clips(26, 26)
+    found = model.encode(batch["video"])
+    want = jax.jit(lambda p, b: model.objective.represent(p, {}, b, inputs=("video",))["video"])(written.tree(model.objective), batch)
+    assert found.tokens.shape == (2, 2, 3, 3, 16) and found.valid.all()
+    np.testing.assert_allclose(found.tokens.reshape(want.tokens.shape), want.tokens, atol=1e-5)
+    np.testing.assert_allclose(found.pooled, want.pooled, atol=1e-5)
+    cut = [model.encode(v, length=2) for v in (batch["video"], np.concatenate([batch["video"][:, :2], 255 - batch["video"][:, 2:]], 1))]
+    assert cut[0].valid[:, 0].all() and not cut[0].valid[:, 1].any()
+    np.testing.assert_allclose(cut[0].pooled, cut[1].pooled, atol=1e-6)
+    with pytest.raises(UserError, match="has positions of its own, which cannot be resized here"):
+        videomae_jax.load(run, frames=8)
+
+
+def test_a_run_reconstructs(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The video, without its sound or beside it; what predicts the video from the sound alone says that it needs one."""
+    model, batch = videomae_jax.load(run), clips(26, 14)
+    sound = {name: batch[name] for name in ("audio", "audio_valid")}
+    silent, heard = (model.reconstruct(batch["video"], **more) for more in ({}, sound))
+    assert silent.panels["pasted"].shape == (2, 4, 12, 12, 3) and np.isfinite(silent.error).all()
+    np.testing.assert_array_equal(silent.panels["visible"], heard.panels["visible"])
+    assert np.abs(silent.panels["prediction"] - heard.panels["prediction"]).max() > 1e-3
+    for more, message in (({"sound": 1}, "'sound' is nothing that this recipe reads beside a clip; allowed are audio, audio_valid"),
+                          ({"audio": np.zeros((26, 9))}, r"audio of float64 \(26, 9\); allowed is float32 \(2, 26, 8\)")):
+        with pytest.raises(UserError, match=message):
+            model.reconstruct(batch["video"], **more)
+    crossed = videomae_jax.load(saved(tmp_path / "crossed", recipe("separate", inpainting="all")))
+    with pytest.raises(UserError, match="predicts nothing of a clip by itself; give what it reads beside it: audio, audio_valid"):
+        crossed.reconstruct(batch["video"])
+    assert np.isfinite(crossed.reconstruct(batch["video"], **sound).error).all()
+
+
+def test_a_run_is_exported(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The program gives the features of the model."""
+    model, video = videomae_jax.load(run), clips(26, 26)["video"]
+    artefact.write(model, tmp_path / "out")
+    np.testing.assert_allclose(Program(tmp_path / "out")(video)["pooled"], model.encode(video).pooled, atol=1e-5)

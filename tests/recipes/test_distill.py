@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import noise_runs
 import numpy as np
 import pytest
+import written
 from flax import traverse_util
 from noise_runs import CLIP, Noise, batch, clips_of
 
-from videomae_jax import externals, losses, optim, parallel, supervision
+import videomae_jax
+from videomae_jax import artefact, externals, losses, optim, parallel, supervision
 from videomae_jax.assembly import Assembly
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.config import spec
@@ -130,17 +132,27 @@ def test_no_gradient_reaches_the_teacher() -> None:
 
 def test_weights_of_both(tmp_path: pathlib.Path) -> None:
     """A fine-tuned run becomes the teacher, head included; the student starts from its own."""
-    def written(name: str, encoder: vit.Encoder, value: float) -> str:
+    def saved(name: str, encoder: vit.Encoder, value: float) -> str:
         tree = parallel.unbox(supervision.Network(encoder, HEAD).init(jax.random.key(0)))
         np.savez(tmp_path / name, **{k: np.full(v.shape, value, np.float32) for k, v in traverse_util.flatten_dict(tree, sep="/").items()})
         return str(tmp_path / name)
-    objective = dataclasses.replace(PLAIN, weights=written("t.npz", TEACHER, 0.25), pretrained=written("s.npz", STUDENT, 0.5))
+    objective = dataclasses.replace(PLAIN, weights=saved("t.npz", TEACHER, 0.25), pretrained=saved("s.npz", STUDENT, 0.5))
     run, params = running()
     frozen = externals.load(run.frozen, objective.externals(), root="frozen")
     assert {float(x) for leaf in jax.tree.leaves(frozen) for x in np.unique(np.asarray(leaf, np.float32))} == {0.25}
     assert jax.tree.leaves(frozen)[0].dtype == jnp.bfloat16
     loaded = externals.load(jax.tree.map(jnp.asarray, params), objective.externals(), root="params")
     assert {float(x) for leaf in jax.tree.leaves(loaded) for x in np.unique(leaf)} == {0.5}
+
+
+def test_a_student_goes_without_its_teacher(tmp_path: pathlib.Path) -> None:
+    """Its run opens, answers and is exported where the teacher's weights are gone, and carries none of them."""
+    run = written.write(tmp_path / "run", dataclasses.replace(PLAIN, weights=str(tmp_path / "gone")), classes=written.CLASSES)
+    model = videomae_jax.load(run)
+    assert model.extra == {} and model.classify(batch((0, 1))["video"]).probabilities.shape == (2, 3)
+    artefact.write(model, tmp_path / "out", what="classes")
+    size = sum(x.nbytes for x in jax.tree.leaves(model.params))
+    assert size < (tmp_path / "out" / "weights.npz").stat().st_size < size + 20_000
 
 
 def test_agreement(tmp_path: pathlib.Path) -> None:

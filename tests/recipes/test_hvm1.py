@@ -111,6 +111,7 @@ def test_guesses_lie_at_their_targets() -> None:
     truth = np.take_along_axis(pixels, drawn.target[..., None], axis=1)
     np.testing.assert_allclose(found["linear"], truth, atol=1e-5)
     assert np.abs(found["copy"] - truth).max() == pytest.approx(0.2, abs=1e-5) and np.abs(found["space"] - truth).max() > 0.19
+    np.testing.assert_array_equal(found["copy"], found["space"])  # a frame of which nothing is seen takes the nearest one: one claim, not two
     unseen = dataclasses.replace(drawn, visible=np.asarray([[0, 1, 2]], np.int32), target=np.asarray([[3, 5, 7]], np.int32), weight=np.ones((1, 3), np.float32),
                                  visible_valid=np.ones((1, 3), bool))
     found = completion.guesses(pixels, unseen, grid=grid, patch=patch)

@@ -1,6 +1,7 @@
 """MAE-ST: counts and sizes of the published models, positions and class tokens, targets of one frame in two."""
 
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -38,6 +39,16 @@ def test_published_sizes(name: str, visible: int, tokens: int, values: int, peak
     assert count == pytest.approx({"vit_b": 86.4, "vit_l": 304.1, "vit_h": 631.5}[name], abs=0.05)
     schedule = configs.build(config.optimizers.main).schedule
     assert schedule.scaled(schedule.base, batch=config.batch_size) == pytest.approx(peak) and config.optimizers.main.clip == 0.02
+
+
+def test_the_row_of_the_released_weights() -> None:
+    """The flags that the docstring of the ViT-L names: SlowFast's rates, 8e-4 per 256 videos down to 1e-6 for the batch of 128."""
+    file = ROOT / "configs" / "mae_st" / "vit_l.py"
+    config = configs.load(str(file))
+    configs.override(config, dict(re.findall(r"--config\.([a-z.]*schedule\.[a-z]+|total)=([0-9a-z-]+)", file.read_text())))
+    schedule = configs.build(config.optimizers.main).schedule
+    assert (config.total, schedule.warmup) == ("200ep", "30ep")
+    assert [schedule.scaled(rate, batch=config.batch_size) for rate in (schedule.base, schedule.minimum)] == pytest.approx([4e-4, 1e-6])
 
 
 def test_positions_are_separable_and_the_class_token_comes_first() -> None:

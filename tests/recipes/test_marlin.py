@@ -11,14 +11,17 @@ import jax.numpy as jnp
 import mapped
 import numpy as np
 import pytest
+import written
 from mapped import value
 
+import videomae_jax
 from videomae_jax import config as configs
 from videomae_jax import losses, masking, optim, parallel, part_masks
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.config import spec
 from videomae_jax.data import faces, sources
+from videomae_jax.data.parts import PartClips
 from videomae_jax.errors import UserError
 from videomae_jax.evals import parts as part_evals
 from videomae_jax.evals.base import Context
@@ -488,6 +491,27 @@ def test_evaluator_refuses_what_it_cannot_judge(tmp_path: pathlib.Path) -> None:
     config.objective.target.normalise = "none"
     with pytest.raises(UserError, match="NoiseClips gives no `parts`"):
         part_evals.PartReconstruction().run(Context(assemble(config, devices=jax.devices()[:1]), {}, {}, 0, tmp_path))
+
+
+# -- opened in Python -------------------------------------------------------------------------------------------------
+
+
+def test_reconstruction_in_python_hides_by_the_parts_given(tmp_path: pathlib.Path) -> None:
+    """With parts the mask is that of training, without them a uniform draw; maps of another shape are refused."""
+    objective = dataclasses.replace(OBJECTIVE, encoder_mask=Guided(ratio=0.75, tiers=SURROUNDINGS_FIRST))
+    model = videomae_jax.load(written.write(tmp_path / "run", objective, source=PartClips))
+    video = np.random.default_rng(0).integers(100, 156, (4, FRAMES, SIZE, SIZE, 3), np.uint8)
+    parts = np.full((4, FRAMES, SIZE, SIZE), 6, np.uint8)
+    parts[:, :, : SIZE // 2] = 1  # skin above the middle, nose below
+    panels = [model.reconstruct(video, **more).panels for more in ({"parts": parts}, {})]
+    guided, blind = ((p["visible"] == p["input"]).all(-1) for p in panels)
+    assert guided[:, :, : SIZE // 2].mean() == 0.5 and not guided[:, :, SIZE // 2:].any()
+    assert blind[:, :, SIZE // 2:].any() and blind.mean() == 0.25
+    one = model.reconstruct(video[0], parts=parts[0])
+    np.testing.assert_array_equal(one.panels["visible"][0], panels[0]["visible"][0])
+    for wrong, said in ((parts[..., :8], r"uint8 \(4, 4, 16, 8\)"), (parts.astype(np.float32), r"float32 \(4, 4, 16, 16\)")):
+        with pytest.raises(UserError, match=rf"parts of {said}; allowed is uint8 \(4, 4, 16, 16\)"):
+            model.reconstruct(video, parts=wrong)
 
 
 # -- configs -----------------------------------------------------------------------------------------------------------

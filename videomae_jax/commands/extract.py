@@ -11,7 +11,7 @@ def main(argv: list[str]) -> int:
     parser = arguments.Parser("extract", description="Features of videos by sliding windows, a file a video: features, first frame of each window, "
                               "seconds of each tubelet, which tokens are real. Tokens are in the order (time, rows, columns).")
     arguments.add_model(parser)
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, folders (searched recursively) or an index (.parquet)")
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, folders (searched recursively) or an index of video files (.parquet)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the features")
     parser.add_argument("--layer", type=int, default=-1, metavar="L", help="block whose raw output is taken, from 0 (default -1: what the recipe represents a clip by)")
     parser.add_argument("--keep", choices=("pooled", "tokens"), default="pooled", help="one vector a window, or all tokens")

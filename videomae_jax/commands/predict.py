@@ -12,7 +12,7 @@ def main(argv: list[str]) -> int:
     parser = arguments.Parser("predict", description="The likeliest classes of videos, from the views that the run was tested with: softmax of every "
                               "view, then their mean. A csv, and a picture with a frame of every video.")
     arguments.add_model(parser)
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, folders (searched recursively) or an index (.parquet)")
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, folders (searched recursively) or an index of video files (.parquet)")
     parser.add_argument("--out", default="predictions.csv", metavar="FILE.csv", help="table to write (default: predictions.csv)")
     parser.add_argument("--sheet", default="", metavar="FILE.png", help="contact sheet to write (default: the name of the table, ending in .png)")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes a video (default 5, or all where there are fewer)")
@@ -26,6 +26,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--out={options.out} --top={options.top}; allowed are a name that ends in .csv, and 1 and more")
     videos = extraction.find(options.videos)
     model = arguments.model(options)
+    if hasattr(model.objective, "judge"):
+        say(f"head {model.objective.chosen} of 0 to {model.objective.head.count - 1} answers: the one that the config chooses, else the best by the results "
+            "of the run, else the first")
     classes = prediction.names(model, given=listed(pathlib.Path(options.classes)) if options.classes else ())
     top = min(options.top, len(classes))
     answers = prediction.predict(model, videos, classes=classes, top=top, say=say)

@@ -14,7 +14,7 @@ from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.convert import videomae
 from videomae_jax.convert.importing import Imported
 from videomae_jax.errors import UserError
-from videomae_jax.models import resized, vit
+from videomae_jax.models import layers, resized, vit
 from videomae_jax.objectives.base import External
 from videomae_jax.run_directory import CLASSES
 from videomae_jax.step import TrainState
@@ -50,7 +50,7 @@ def export(run: pathlib.Path, /, *, to: str, out: pathlib.Path, item: str = "par
     """Writes the newest checkpoint of a run for others, and returns the arrays under their names.
 
     "hf": a folder with config.json, model.safetensors and preprocessor_config.json. "videomae": a .pth file with the tensors
-    under "model". Raises UserError for a model that the other side does not have.
+    under "model", whose code has an eps of 1e-6. Raises UserError for a model that the other side does not have.
     """
     if to not in TARGETS:
         raise UserError(f"--to={to}; allowed are {', '.join(TARGETS)}")
@@ -58,9 +58,10 @@ def export(run: pathlib.Path, /, *, to: str, out: pathlib.Path, item: str = "par
     config = run_directory.open_run(run)
     objective = configs.build(config.objective)
     encoder, decoder = getattr(objective, "encoder", None), getattr(objective, "decoder", None)
-    check(encoder)
-    if decoder is not None:
-        check(decoder)
+    for model in (encoder, *([] if decoder is None else [decoder])):
+        check(model)
+        if to == "videomae" and model.eps != layers.LN_EPS:
+            raise UserError(f"LayerNorms with eps {model.eps:g}, and the official code has {layers.LN_EPS:g}; allowed is --to=hf, whose config says which")
     params = externals.read(External("params", str(run), item=item))
     pretrained = decoder is not None
     if to == "videomae":
@@ -84,13 +85,15 @@ def check(model: Any, /) -> None:
 
 
 def hf_settings(objective: Any, /, *, classes: list[str]) -> dict[str, Any]:
-    """config.json of Hugging Face. Its modules fix eps 1e-5 in decoder.norm and fc_norm, where ours is 1e-6."""
+    """config.json of Hugging Face. Its modules fix eps 1e-5 in decoder.norm and fc_norm, whatever ours is; one eps serves all others."""
     e, d = objective.encoder, getattr(objective, "decoder", None)
     if e.patch[1] != e.patch[2]:
         raise UserError(f"patches of {e.patch[1]} x {e.patch[2]} pixels; Hugging Face's are square")
+    if d is not None and d.eps != e.eps:
+        raise UserError(f"LayerNorms with eps {e.eps:g} in the encoder and {d.eps:g} in the decoder; Hugging Face has one for both")
     found = {"model_type": "videomae", "image_size": e.size, "patch_size": e.patch[1], "num_channels": e.channels, "num_frames": e.frames,
              "tubelet_size": e.patch[0], "hidden_size": e.width, "num_hidden_layers": e.depth, "num_attention_heads": e.heads,
-             "intermediate_size": e.hidden, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True, "use_mean_pooling": d is None}
+             "intermediate_size": e.hidden, "hidden_act": "gelu", "layer_norm_eps": e.eps, "qkv_bias": True, "use_mean_pooling": d is None}
     if d is not None:
         return found | {"architectures": ["VideoMAEForPreTraining"], "decoder_num_attention_heads": d.heads, "decoder_hidden_size": d.width,
                         "decoder_num_hidden_layers": d.depth, "decoder_intermediate_size": d.hidden,

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax.errors import UserError
@@ -21,6 +22,7 @@ TORCH = (".pth", ".pt", ".bin", ".pyth", ".ckpt")
 SUFFIXES = (".safetensors", ".npz", *TORCH)
 ALLOWED = (argparse.Namespace,)  # what the official training scripts keep beside the weights, under "args"
 KEYS = ("model", "module", "state_dict", "model_state")  # DDP, DeepSpeed, and other trainers' names of the weights
+STATISTICS = ("image_mean", "image_std")  # of preprocessor_config.json
 FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # of Hugging Face, in the order of preference
 
 
@@ -55,8 +57,12 @@ def read(path: pathlib.Path, /, *, key: str = "") -> Weights:
         settings = {**options, **settings}
     if not state:
         raise UserError(f"{path} holds no arrays")
+    if stray := next((name for name, x in state.items() if not (x.dtype.kind in "iub" or jnp.issubdtype(x.dtype, jnp.floating))), None):
+        raise UserError(f"{stray} in {path} is of {state[stray].dtype}; allowed are arrays of real numbers")
     kinds = [str(x.dtype) for x in state.values()]
     floats = {k: np.asarray(v, np.float32) for k, v in state.items()}
+    if lost := next((name for name, x in floats.items() if not np.isfinite(x).all()), None):
+        raise UserError(f"{lost} in {path} holds values that are not finite in float32: the run that wrote it had diverged")
     return Weights(floats, settings, files, {kind: kinds.count(kind) for kind in sorted(set(kinds))})
 
 
@@ -80,17 +86,19 @@ def in_folder(path: pathlib.Path, /) -> tuple[pathlib.Path, ...]:
 
 
 def beside(path: pathlib.Path, /) -> dict[str, Any]:
-    """config.json of the folder, or beside the file, where it is one of Hugging Face; else {}."""
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    found = parsed(file) if file.is_file() else {}
-    return found if "model_type" in found or "model_config" in found else {}
+    """config.json of the folder, or beside the file, where it is one of Hugging Face, with the statistics of its preprocessor; else {}."""
+    folder = path if path.is_dir() else path.parent
+    found, pixels = (parsed(folder / name) if (folder / name).is_file() else {} for name in ("config.json", "preprocessor_config.json"))
+    if "model_type" not in found and "model_config" not in found:
+        return {}
+    return {k: pixels[k] for k in STATISTICS if k in pixels} | found
 
 
 def parsed(path: pathlib.Path, /) -> dict[str, Any]:
     """A JSON object."""
     try:
         found = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error})") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a {type(found).__name__}; needed is an object")
@@ -157,5 +165,16 @@ def of_torch(path: pathlib.Path, /, *, key: str) -> tuple[dict[str, np.ndarray],
     strays = [str(k) for k, v in state.items() if not isinstance(v, torch.Tensor)]
     if strays:
         raise UserError(f"{path}: {strays[0]} is no tensor; name the entry that holds the weights with --key, one of {', '.join(map(str, found))}")
-    arrays = {str(k): (v.float() if v.dtype == torch.bfloat16 else v).detach().numpy() for k, v in state.items()}
+    arrays = {str(k): array_of(v, name=f"{k} in {path}") for k, v in state.items()}
     return arrays, vars(options) if isinstance(options, argparse.Namespace) else {}
+
+
+def array_of(tensor: Any, /, *, name: str) -> np.ndarray:
+    """A tensor of PyTorch; what numpy has no type for as float32. Raises UserError for a sparse, quantised or absent one."""
+    if str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8")):
+        tensor = tensor.float()
+    try:
+        return tensor.detach().numpy()
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+        raise UserError(f"{name} is a tensor of {kind}; allowed are dense ones of real numbers") from error

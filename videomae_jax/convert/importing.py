@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from videomae_jax import config as configs
-from videomae_jax import interpolation, parallel
+from videomae_jax import interpolation, masking, parallel
 from videomae_jax.convert import files, mae_st, marlin, videomae, videoprism
 from videomae_jax.convert.report import Report
 from videomae_jax.convert.videomae import Layout, State
@@ -28,16 +28,20 @@ from videomae_jax.objectives.base import dummy
 from videomae_jax.transfer import transfer
 from videomae_jax.types import Params
 
-# How names of each family begin, and the shipped config whose data, masks and evaluators a converted run starts with.
+# How names of each family begin, and the shipped config whose data, masks and evaluators a converted run starts with; where
+# VideoMAE's own is not there, that of V2, which has the same model (`template`).
+V2 = "configs/pretrain/vit_b.py"
+V1 = f"configs/videomae/k400_b.py {V2}"
 FAMILIES: dict[str, dict[str, str]] = {
     "marlin": {"mark": r"encoder\.patch_embedding\.", "pretraining": "configs/marlin/b.py"},
-    "hf": {"mark": r"(videomae\.)?encoder\.layer\.", "pretraining": "configs/videomae/k400_b.py", "classifier": "configs/finetune/k400_b.py"},
-    "videomae": {"mark": r"(encoder\.)?blocks\.\d+\.attn\.qkv\.", "pretraining": "configs/videomae/k400_b.py", "classifier": "configs/finetune/k400_b.py"},
-    "videomae_v2": {"mark": r"(encoder\.)?blocks\.\d+\.attn\.qkv\.", "pretraining": "configs/pretrain/vit_b.py", "classifier": "configs/finetune/k400_b.py"},
+    "hf": {"mark": r"(videomae\.)?encoder\.layer\.", "pretraining": V1, "classifier": "configs/finetune/k400_b.py"},
+    "videomae": {"mark": r"(encoder\.)?blocks\.\d+\.attn\.qkv\.", "pretraining": V1, "classifier": "configs/finetune/k400_b.py"},
+    "videomae_v2": {"mark": r"(encoder\.)?blocks\.\d+\.attn\.qkv\.", "pretraining": V2, "classifier": "configs/finetune/k400_b.py"},
     "mae_st": {"mark": r"blocks\.\d+\.attn\.q\.", "pretraining": "configs/mae_st/vit_b.py"},
     "videoprism": {"mark": r"(params/)?(vision_encoder/)?spatial_encoder/", "classifier": "configs/finetune/k400_b.py"},
 }
 # Leaves of learned positions, by family: those of space and of time.
+HF_EPS = 1e-12  # what configs of Hugging Face say of weights that were trained with 1e-6
 LEARNED = {"mae_st": tuple(f"{part}/sequence/{name}" for part in ("encoder", "decoder") for name in ("space", "time")),
            "videoprism": ("encoder/space", "encoder/time")}
 # Heads of the published widths: encoders, and decoders (V1's H is 640 wide with 8). MAE-ST's decoder of width 512 has 16.
@@ -62,7 +66,7 @@ def read(path: pathlib.Path, /, *, family: str = "", key: str = "", heads: int =
     """Converts the weights in `path`. `family` "" is told from the names of the arrays; `heads` 0 from the weights' settings or width, `trained_frames` and
     `trained_size` 0 from the settings, else they are 16 and 224 (the position tables depend on them).
 
-    `config` names the config file that the run starts from ("" = FAMILIES) and `assignments` override its fields; a clip of
+    `config` names the config file that the run starts from ("" = `template`) and `assignments` override its fields; a clip of
     another length or size than the weights' own interpolates the position tables. Raises UserError for an unreadable file,
     another family, and every class of differences that `allow` {class: patterns} does not cover.
     """
@@ -77,13 +81,31 @@ def read(path: pathlib.Path, /, *, family: str = "", key: str = "", heads: int =
     check_settings(settings)
     sizes = Sizes.of(state, layout=layout, family=family, settings=settings, heads=heads, decoder_heads=decoder_heads)
     found = videomae.assign(state, source=column(family), layout=layout, heads=(sizes.encoder["heads"], sizes.decoder["heads"])[:len(layout.stacks)])
-    node = configs.load(config or FAMILIES[family][kind])
+    node = configs.load(config) if config else template(family, kind)
     fill(node, sizes, settings=settings, family=family, kind=kind)
     configs.override(node, dict(assignments or {}))
     agree(node, sizes, settings=settings)
     moved = settle(node, sizes, learned=LEARNED.get(family, ()))
     params, report = match(node, found, state=state, moved=moved, notes=notes(weights, family=family), allow=allow or {})
     return Imported(node, params, report, class_names(weights.settings, count=sizes.classes), family, weights.files)
+
+
+def template(family: str, kind: str, /) -> Any:
+    """The first shipped config of FAMILIES for weights of a family that is there; V2's in the place of VideoMAE's decodes every hidden
+    token, as VideoMAE does. Raises UserError where none is there.
+    """
+    names = FAMILIES[family][kind].split()
+    for name in names:
+        try:
+            configs.find(name)
+        except UserError:  # that recipe is not here
+            continue
+        node = configs.load(name)
+        if name == V2 != names[0]:
+            with node.objective.ignore_type(), node.objective.unlocked():
+                node.objective.decoder_mask = configs.spec(masking.Hidden)
+        return node
+    raise UserError(f"{family} weights start from the config {' or '.join(names)}, which is not here; name another one with --config")
 
 
 def column(family: str, /) -> str:
@@ -151,6 +173,13 @@ def check_settings(settings: Mapping[str, Any], /) -> None:
         value = settings.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"the settings beside the weights say {name} {value!r}; allowed are whole numbers from 1 on")
+    eps = settings.get("layer_norm_eps", HF_EPS)
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
+        raise UserError(f"the settings beside the weights say layer_norm_eps {eps!r}; allowed are numbers between 0 and 1")
+    for name in files.STATISTICS:
+        values = settings.get(name, [0.5] * 3)
+        if not isinstance(values, list) or len(values) != 3 or not all(isinstance(v, (int, float)) for v in values):
+            raise UserError(f"the settings beside the weights say {name} {values!r}; allowed are three numbers")
     if settings.get("hidden_act", "gelu") != "gelu":
         raise UserError(f"the settings beside the weights say hidden_act {settings['hidden_act']!r}; converted are models with the exact 'gelu'")
 
@@ -201,6 +230,10 @@ class Sizes:
             parts.append(tower(state, prefix=prefixes[place], stack=stack, given=given or settings.get(setting, 0), known=known))
         encoder, decoder = (*parts, {"heads": 1})[:2]
         encoder |= {"patch": tuple(kernel.shape[2:]), "frames": int(settings.get("num_frames", 16)), "size": int(settings.get("image_size", 224))}
+        if family == "hf":
+            encoder |= {ours: tuple(map(float, settings[name])) for ours, name in zip(("mean", "std"), files.STATISTICS, strict=True) if name in settings}
+            for part in (encoder, decoder) if settings.get("layer_norm_eps", HF_EPS) != HF_EPS else ():
+                part["eps"] = float(settings["layer_norm_eps"])
         if family == "mae_st":
             encoder |= learned_grid(state, patch=encoder["patch"])
             if "decoder_pred.bias" in state:
@@ -214,7 +247,11 @@ def tower(state: State, /, *, prefix: str, stack: str, given: int, known: Mappin
     depth = videomae.depth(state, prefix)
     if not depth:
         return {"heads": 1}
-    hidden, width = next(v.shape for k, v in state.items() if k.startswith(f"{prefix}0.") and k.endswith(("fc1.weight", "intermediate.dense.weight")))
+    shape = next((v.shape for k, v in state.items() if k.startswith(f"{prefix}0.") and k.endswith(("fc1.weight", "intermediate.dense.weight"))), ())
+    if len(shape) != 2:
+        raise UserError(f"the first block {prefix}0 has {f'an MLP of shape {shape}' if shape else 'no MLP (fc1.weight)'}, so the width of the {stack.split('/')[0]} "
+                        "is unknown; the file is incomplete or of another kind")
+    hidden, width = shape
     if not given and width not in known:
         option = "--heads" if stack.startswith("encoder") else "--decoder-heads"
         raise UserError(f"the number of heads of the {stack.split('/')[0]} of width {width} is neither in the weights nor in a config beside them; convert them first, with {option}=N")
@@ -338,16 +375,19 @@ def notes(weights: files.Weights, /, *, family: str) -> tuple[str, ...]:
     if narrow:
         loss = "float64 values are rounded" if "float64" in narrow else "without loss"
         found.append(f"stored as {', '.join(f'{k} ({n} arrays)' for k, n in narrow.items())}; float32 from here on, {loss}")
-    eps = weights.settings.get("layer_norm_eps")
-    if family == "hf" and eps not in (None, 1e-6):
-        found.append(f"their config has LayerNorm eps {eps:g}; here it is 1e-6, as in the code that trained the published weights")
+    if family == "hf" and weights.settings.get("layer_norm_eps") == HF_EPS:
+        found.append(f"their config has LayerNorm eps {HF_EPS:g}; here it is 1e-6, as in the code that trained the published weights")
+    if family == "hf" and not set(files.STATISTICS) <= weights.settings.keys():
+        found.append("no preprocessor_config.json beside them: mean and deviation of the pixels are ImageNet's, as in training")
     return tuple(found)
 
 
 def class_names(settings: Mapping[str, Any], /, *, count: int) -> tuple[str, ...]:
     """Names of the classes from Hugging Face's id2label; () where they are absent or mere numbers."""
     labels = settings.get("id2label") or {}
-    if isinstance(labels, dict) and labels and count and len(labels) != count:
+    if not isinstance(labels, dict):
+        raise UserError(f"id2label of the config beside the weights is a {type(labels).__name__}; needed is an object of numbers and names")
+    if labels and count and len(labels) != count:
         raise UserError(f"the config beside the weights names {len(labels)} classes (id2label) for a head of {count}; correct one of them")
     names = tuple(str(labels.get(str(i), labels.get(i, ""))) for i in range(count))
     return () if not all(names) or all(re.fullmatch(r"LABEL_\d+", n) for n in names) else names

@@ -290,9 +290,21 @@ def assign(state: State, /, *, source: str, layout: Layout, heads: tuple[int, ..
         if ours in missing:
             continue
         count = next((n for stack, n in counts.items() if ours.startswith(stack)), 1)
-        packed = [rule.packing.pack(np.concatenate([state[n] for n in entry]), count) for rule, entry in entries]
+        packed = [packed_from(state, entry, rule=rule, heads=count) for rule, entry in entries]
+        if other := next((i for i, x in enumerate(packed) if x.shape != packed[0].shape), None):
+            a, b = entries[0][1][0], entries[other][1][0]
+            raise UserError(f"{b} has the shape {state[b].shape}, {a} {state[a].shape}; the blocks of a stack have like shapes")
         leaves[ours] = np.stack(packed) if "/stack/" in ours else np.ascontiguousarray(packed[0])
     return Assigned(leaves, names, missing, tuple(n for n in spare if n not in inert), inert)
+
+
+def packed_from(state: State, names: Sequence[str], /, *, rule: Rule, heads: int) -> np.ndarray:
+    """A leaf from its arrays. Raises UserError with their shapes where they make none."""
+    try:
+        return rule.packing.pack(np.concatenate([state[n] for n in names]), heads)
+    except (ValueError, IndexError) as error:
+        shapes = ", ".join(f"{n} {state[n].shape}" for n in names)
+        raise UserError(f"no leaf {rule.ours} of {heads} heads can be made of {shapes}: the shapes are not those of such a model") from error
 
 
 def pack(state: State, /, *, source: str, layout: Layout, heads: tuple[int, ...]) -> Params:

@@ -1,15 +1,17 @@
 """All heads of a probe side by side: the best one, and the one that is chosen without looking at the videos it is scored on."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomae_jax import losses
+from videomae_jax import config as configs
+from videomae_jax import losses, metrics
 from videomae_jax.errors import UserError
-from videomae_jax.evals.base import Context
+from videomae_jax.evals.base import Context, evaluation_source
 from videomae_jax.evals.classification import ROWS, OneView
 from videomae_jax.types import Array, Batch
 
@@ -54,6 +56,21 @@ class Heads:
             np.add.at(total, rows, found["p"][kept])
             labels[rows] = found["label"][kept]
         return scores(total, labels) | {"chance": 100 / classes}
+
+
+def with_best_head(objective: Any, directory: pathlib.Path, /, *, config: Any, step: int, trust: tuple[str, ...] = ()) -> Any:
+    """A probe that answers by the head which did best in the newest results of the run up to `step`, of the test with most views.
+
+    As it is where its config chooses a head, where the run has no such results, and where it is no probe.
+    """
+    if not hasattr(objective, "judge") or objective.chosen:
+        return objective
+    source, found = evaluation_source(config, split="all", trust=trust), []
+    tests = {name: test for name, node in config.evaluators.items() if isinstance(test := configs.build(node, trust=trust), Heads)}
+    for line in metrics.read(directory):
+        found += [(line["step"], len(test.views.sources(source)), int(line[key])) for name, test in tests.items()
+                  if line["step"] <= step and (key := f"{name}/best_head") in line]
+    return dataclasses.replace(objective, chosen=max(found, key=lambda result: result[:2])[2]) if found else objective
 
 
 def scores(total: np.ndarray, labels: np.ndarray, /) -> dict[str, float]:

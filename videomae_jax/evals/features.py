@@ -19,13 +19,16 @@ class Bank(NamedTuple):
 
 
 def collect(context: Context, /, *, split: str, label: str, limit: int, batch_size: int, layers: tuple[int, ...] = (-1,), modality: str = "video") -> Bank:
-    """`pooled` of `represent` at every layer for at most `limit` clips (0 = all), spread over the split. Raises UserError without labels."""
+    """`pooled` of `represent` at every layer for at most `limit` clips (0 = all), spread over the split. Raises UserError without labels.
+
+    All layers come from one pass where the recipe can: then the tokens of a batch at all of them are in memory at once.
+    """
     objective = context.assembly.objective
     source = dataclasses.replace(context.source(split), label=label, limit=limit)
 
     def represent(params: Any, extra: Any, batch: Batch) -> dict[str, Array]:
-        found = {str(n): objective.represent(params, extra, batch, layer=n)[modality].pooled for n in layers}
-        return found | {k: batch[k] for k in ("label", "valid", "fault")}
+        found = objective.represent_layers(params, extra, batch, layers=layers)
+        return {str(n): found[n][modality].pooled for n in layers} | {k: batch[k] for k in ("label", "valid", "fault")}
 
     jitted, parts = context.assembly.evaluator(represent), []
     for found in context.results(lambda batch: jitted(context.params, context.extra, batch), source, batch_size=batch_size):

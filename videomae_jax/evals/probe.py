@@ -31,19 +31,25 @@ def ridge(train: np.ndarray, labels: np.ndarray, test: np.ndarray, /, *, classes
     return z @ (x.T @ np.linalg.solve(x @ x.T + penalty * len(x) * np.eye(len(x)), y - centre)) + centre
 
 
-def accuracy(train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray, /, *, classes: int, seed: int) -> float:
-    """Test accuracy in percent of a ridge probe whose penalty is chosen on a fifth of the training rows.
-
-    `seed` draws that fifth and a bootstrap sample of the remaining rows, so that several seeds show the spread.
-    """
-    rng = np.random.default_rng(seed)
+def penalty_of(train: np.ndarray, labels: np.ndarray, /, *, classes: int, rng: np.random.Generator) -> float:
+    """The penalty, of PENALTIES, with which a ridge probe of four fifths of the rows is best on the fifth that `rng` draws; the lowest of equals."""
     order = rng.permutation(len(train))
     held, rest = np.split(order, [max(len(order) // 5, int(len(order) > 1))])
 
     def right(penalty: float) -> float:
         return float(np.mean(ridge(train[rest], labels[rest], train[held], classes=classes, penalty=penalty).argmax(1) == labels[held]))
 
-    best = max(PENALTIES, key=right) if len(held) else PENALTIES[0]  # a single clip leaves nothing to choose by
+    return max(PENALTIES, key=right) if len(held) else PENALTIES[0]  # a single clip leaves nothing to choose by
+
+
+def accuracy(train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray, /, *, classes: int, seed: int) -> float:
+    """Test accuracy in percent of a ridge probe whose penalty is chosen on a fifth of the training rows.
+
+    `seed` draws that fifth, and then a bootstrap sample of all training rows that the probe is fitted on, so that several seeds show
+    the spread.
+    """
+    rng = np.random.default_rng(seed)
+    best = penalty_of(train, labels, classes=classes, rng=rng)
     drawn = rng.choice(len(train), len(train))
     return 100 * float(np.mean(ridge(train[drawn], labels[drawn], test, classes=classes, penalty=best).argmax(1) == truth))
 
@@ -117,14 +123,15 @@ class Probe:
         return lambda batch: jitted(params, extra, batch)
 
     def collect(self, context: Context, kinds: dict[str, Callable[[Batch], Array]], split: str, limit: int, /) -> dict[str, np.ndarray]:
-        """Features of every kind and labels of at most `limit` clips of a split."""
+        """Features of every kind and labels of the readable ones of at most `limit` clips of a split."""
         source = self.source(context, split, limit=limit)
         rows: dict[str, list[np.ndarray]] = {}
-        whole = context.assembly.evaluator(lambda batch: {"label": batch["label"], "valid": batch["valid"]})
+        whole = context.assembly.evaluator(lambda batch: {k: batch[k] for k in ("label", "valid", "fault")})
         for batch in context.sweep(source, batch_size=self.batch_size):
             info = jax.device_get(whole(batch))
+            kept = info["valid"] & (info["fault"] == 0)
             for kind, value in {**{k: f(batch) for k, f in kinds.items()}, "label": info["label"]}.items():
-                rows.setdefault(kind, []).append(np.asarray(value)[info["valid"]])
+                rows.setdefault(kind, []).append(np.asarray(value)[kept])
         joined = {k: np.concatenate(v) for k, v in rows.items()}
         if (joined["label"] < 0).any():
             raise UserError(f"the probe needs labels, but column {self.label!r} of the index leaves clips of split {split!r} unlabelled")

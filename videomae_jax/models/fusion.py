@@ -40,8 +40,9 @@ class Video(patches.Tubelets):
         return patches.patchify(patches.to_unit(batch["video"]), patch=self.patch)
 
     def valid(self, batch: Batch, /) -> Array:
-        """bool [B N]: every clip has all of its pictures."""
-        return jnp.ones((batch["video"].shape[0], self.grid.tokens), bool)
+        """bool [B N]: tokens whose pictures exist, all of them where the batch tells of no padding (`patches.present`)."""
+        found = patches.present(batch, grid=self.grid, patch=self.patch)
+        return jnp.ones((batch["video"].shape[0], self.grid.tokens), bool) if found is None else found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +119,21 @@ class Encoder(nn.Module):
     def patch(self) -> tuple[int, int, int]:
         """Tubelet of the video."""
         return self.video.patch
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip."""
+        return self.video.frames
+
+    @property
+    def size(self) -> int:
+        """Rows and columns of a clip."""
+        return self.video.size
+
+    @property
+    def channels(self) -> int:
+        """Channels of a clip."""
+        return self.video.channels
 
     @property
     def own(self) -> int:

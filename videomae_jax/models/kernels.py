@@ -1,7 +1,7 @@
 """Attention kernels of GPUs and TPUs: cuDNN's fused attention, and JAX's Pallas splash attention with padding.
 
-Neither keeps a matrix of all queries and keys. Both take bool [B N] of valid keys, of which a row needs one; splash gets scaled
-queries, cuDNN's kernel scales them.
+Neither keeps a matrix of all queries and keys. Both take bool [B N] of valid keys; a row without any gives finite values that mean
+nothing. Splash gets scaled queries, cuDNN's kernel scales them.
 """
 
 from typing import Any
@@ -39,7 +39,8 @@ def cudnn(q: Array, k: Array, v: Array, /, *, valid: Array | None, scale: float 
     if valid is not None:
         order = jnp.argsort(~valid, axis=1, stable=True)[:, :, None, None]
         k, v = (jnp.take_along_axis(x, order, axis=1) for x in (k, v))
-        lengths = valid.sum(1, dtype=jnp.int32)
+        # A row without valid keys, whose output no loss counts, attends to one: cuDNN gives NaN for none, and 0 * NaN is no 0.
+        lengths = jnp.maximum(valid.sum(1, dtype=jnp.int32), 1)
     elif keys % 2:
         lengths = jnp.full(len(k), keys, jnp.int32)
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))

@@ -1,6 +1,7 @@
 """Video to tubelet patches and back; position tables."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,15 @@ def present(batch: Batch, /, *, grid: Grid, patch: tuple[int, int, int]) -> Arra
         return None
     real = jnp.arange(grid.t) * patch[0] < batch["length"][:, None]
     return jnp.repeat(real, grid.slice, axis=1)
+
+
+def lengths(given: Any, /, *, rows: int, frames: int) -> np.ndarray:
+    """`length` i32 [rows] of clips, from a number or one a clip. Raises UserError: a clip without a real frame has no mean token."""
+    found = np.asarray(given)
+    whole = found.dtype.kind in "iuf" and ((found >= 1) & (found <= frames) & (found == np.floor(found))).all()
+    if not whole or found.shape not in ((), (1,), (rows,)):
+        raise UserError(f"length {found.tolist()} of {rows} clips; allowed are whole numbers from 1 to {frames}, one for all or one a clip")
+    return np.broadcast_to(found.astype(np.int32), (rows,))
 
 
 def mean(tokens: Array, valid: Array | None, /) -> Array:

@@ -30,8 +30,8 @@ class CrossAttention(nn.Module):
         q = layers.Linear(width, ("embed", None), START, dtype=jnp.float32, name="q")(query)
         kv = layers.Linear(2 * width, ("embed", None), START, dtype=jnp.float32, name="kv")(x)
         k, v = (part.reshape(*x.shape[:2], self.heads, -1) for part in jnp.split(kv, 2, axis=-1))
-        q = jnp.broadcast_to(q.reshape(1, 1, self.heads, -1), (len(x), 1, *k.shape[2:])) * k.shape[-1] ** -0.5
-        pooled = query + attention.attend(q, k, v, implementation="xla", valid=None).reshape(len(x), width)
+        q = jnp.broadcast_to(q.reshape(1, 1, self.heads, -1), (x.shape[0], 1, *k.shape[2:])) * k.shape[-1] ** -0.5
+        pooled = query + attention.attend(q, k, v, implementation="xla", valid=None).reshape(x.shape[0], width)
         y = layers.LayerNorm(dtype=jnp.float32, name="norm2")(pooled)
         y = layers.gelu(layers.Linear(self.hidden, ("embed", "mlp"), START, dtype=jnp.float32, name="fc1")(y))
         return pooled + layers.Linear(width, ("mlp", "embed"), START, dtype=jnp.float32, name="fc2")(y)

@@ -152,6 +152,7 @@ class Objective:
     micro-batches keep rows whole, but not neighbours together.
     """
 
+    training_only = ()  # parts of the frozen weights that no method but `loss` reads, such as a teacher
     batch_coupled = False  # contrastive losses, BatchNorm projectors: accumulation would change the loss
     inert = ()  # patterns of trained leaves whose gradient is exactly 0 by construction
     tiny = types.MappingProxyType({})  # {"field.path": value}: what the contract test's rules for shrinking a config do not guess
@@ -195,6 +196,11 @@ class Objective:
     def represent(self, params: Params, extra: Extra, batch: Batch, /, *, inputs: tuple[str, ...] | None = None, layer: int = -1) -> dict[str, Features]:
         """Features per modality of the whole, unmasked input; deterministic. `inputs` names the modalities fed (None = all)."""
         raise NotImplementedError
+
+    def represent_layers(self, params: Params, extra: Extra, batch: Batch, /, *, layers: tuple[int, ...],
+                         inputs: tuple[str, ...] | None = None) -> dict[int, dict[str, Features]]:
+        """{layer: what `represent` gives}. A recipe whose encoder returns several blocks overrides this by a single pass through it."""
+        return {layer: self.represent(params, extra, batch, inputs=inputs, layer=layer) for layer in layers}
 
     def update_extra(self, params: Params, extra: Extra, aux: Any, /, *, step: Array) -> Extra:
         """The next `extra`, after every pass of every phase has updated `params`; `extra` comes without the frozen weights.

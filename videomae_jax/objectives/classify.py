@@ -110,9 +110,15 @@ class Classify(Objective):
 
         Padding that the batch declares (`patches.present`) is attended by no token and no part of the mean.
         """
+        return self.represent_layers(params, extra, batch, layers=(layer,), inputs=inputs)[layer]
+
+    def represent_layers(self, params: Params, extra: Extra, batch: Batch, /, *, layers: tuple[int, ...],
+                         inputs: tuple[str, ...] | None = None) -> dict[int, dict[str, Features]]:
+        """`represent` at every layer, from one pass through the encoder."""
         if inputs not in (None, ("video",)):
             raise UserError(f"features of inputs {inputs}; allowed is ('video',)")
-        return {"video": self.network.features(params, self.patchify(batch), batch, layer=layer)}
+        found = self.network.features(params, self.patchify(batch), batch, layers=layers)
+        return {layer: {"video": features} for layer, features in found.items()}
 
     def cost(self) -> Cost:
         """Forward multiply-adds: embedding of all patches, encoder, head."""

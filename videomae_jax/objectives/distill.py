@@ -77,6 +77,8 @@ class Distill(Objective):
         """The teacher."""
         return supervision.Network(self.teacher, self.teacher_head)
 
+    training_only = ("teacher",)
+
     def init(self, rng: Key, batch: Batch, /) -> Params:
         """The student: {"encoder", "head"} parameters."""
         return self.network.init(rng)
@@ -130,9 +132,15 @@ class Distill(Objective):
 
     def represent(self, params: Params, extra: Extra, batch: Batch, /, *, inputs: tuple[str, ...] | None = None, layer: int = -1) -> dict[str, Features]:
         """Raw tokens of a block of the student; `pooled` is what its classes are linear in at layer -1, else the mean token."""
+        return self.represent_layers(params, extra, batch, layers=(layer,), inputs=inputs)[layer]
+
+    def represent_layers(self, params: Params, extra: Extra, batch: Batch, /, *, layers: tuple[int, ...],
+                         inputs: tuple[str, ...] | None = None) -> dict[int, dict[str, Features]]:
+        """`represent` at every layer, from one pass through the encoder."""
         if inputs not in (None, ("video",)):
             raise UserError(f"features of inputs {inputs}; allowed is ('video',)")
-        return {"video": self.network.features(params, self.patchify(batch), batch, layer=layer)}
+        found = self.network.features(params, self.patchify(batch), batch, layers=layers)
+        return {layer: {"video": features} for layer, features in found.items()}
 
     def cost(self) -> Cost:
         """Forward multiply-adds of student and teacher; the teacher is frozen. Tokens are the student's."""

@@ -96,15 +96,22 @@ class MAE(Objective):
 
         Padding that the batch declares (`patches.present`) is attended by no token and no part of the mean.
         """
+        return self.represent_layers(params, extra, batch, layers=(layer,), inputs=inputs)[layer]
+
+    def represent_layers(self, params: Params, extra: Extra, batch: Batch, /, *, layers: tuple[int, ...],
+                         inputs: tuple[str, ...] | None = None) -> dict[int, dict[str, Features]]:
+        """`represent` at every layer, from one pass through the encoder."""
         if inputs not in (None, ("video",)):
             raise UserError(f"features of inputs {inputs}; allowed is ('video',)")
         x = self.patchify(batch)
         ids = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
         valid = patches.present(batch, grid=self.encoder.grid, patch=self.encoder.patch)
-        out = self.encoder.apply({"params": params["encoder"]}, x, ids=ids, valid=valid, keep=() if layer == -1 else (layer,))
-        tokens = (out.tokens if layer == -1 else out.kept[0]).astype(jnp.float32)
-        return {"video": Features(tokens=tokens, pooled=patches.mean(tokens, valid), grid=self.encoder.grid,
-                                  valid=jnp.ones(tokens.shape[:2], bool) if valid is None else valid)}
+        blocks = tuple(layer for layer in layers if layer != -1)
+        out = self.encoder.apply({"params": params["encoder"]}, x, ids=ids, valid=valid, keep=blocks)
+        found = {layer: (out.tokens if layer == -1 else out.kept[blocks.index(layer)]).astype(jnp.float32) for layer in layers}
+        real = jnp.ones(x.shape[:2], bool) if valid is None else valid
+        return {layer: {"video": Features(tokens=tokens, pooled=patches.mean(tokens, valid), grid=self.encoder.grid, valid=real)}
+                for layer, tokens in found.items()}
 
     def counts(self) -> dict[str, int]:
         """Tokens of a clip: all, visible to the encoder, decoded, in the decoder's sequence."""

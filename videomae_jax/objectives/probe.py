@@ -29,8 +29,9 @@ class Probe(Objective):
     blocks: joined as more tokens for attentive heads, as more channels for linear ones.
 
     The loss is the sum of all heads' cross-entropies, so that none feels the others; `optim.Grid` gives each its rate and decay.
-    `predict` shows head `chosen`; `evals.attentive` compares all. Linear heads normalise by the statistics of the global batch, and
-    by running ones (momentum .1, unbiased variance) in evaluation, so that batches cannot be cut into micro-batches.
+    `predict` shows head `chosen`; `evals.attentive` compares all, and its `with_best_head` chooses by the results of a run where `chosen`
+    is 0. Linear heads normalise by the statistics of the global batch, and by running ones (momentum .1, unbiased variance) in
+    evaluation, so that batches cannot be cut into micro-batches.
 
     Sources: linear, MAE's fork for video (LARS, 90 epochs, arXiv 2111.06377 A.1); attentive, V-JEPA 2 (arXiv 2506.09985 and its code).
     """
@@ -99,17 +100,18 @@ class Probe(Objective):
         """In training boxes of `video` become noise, where `erasing` is on."""
         return supervision.erased(batch, rng, erasing=self.erasing, encoder=self.encoder) if train else batch
 
-    def tokens(self, extra: Extra, batch: Batch, /, *, layers: tuple[int, ...] = ()) -> Array:
-        """f32 [K B N D] of the blocks asked for; without any, of what `norm` says (K = 1). No gradient passes."""
+    def tokens(self, extra: Extra, batch: Batch, /, *, blocks: tuple[int, ...]) -> tuple[Array, Array]:
+        """Tokens f32 [B N D] of what `norm` says, and raw ones [K B N D] of the blocks asked for. No gradient passes."""
         x = self.patchify(batch)
         ids = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-        out = self.encoder.apply({"params": extra["frozen"]["encoder"]}, x, ids=ids, keep=layers)
-        found = out.kept if layers else (out.tokens if self.norm == "final" else out.last)[None]
-        return jax.lax.stop_gradient(found.astype(jnp.float32))
+        out = self.encoder.apply({"params": extra["frozen"]["encoder"]}, x, ids=ids, keep=blocks)
+        last = out.tokens if self.norm == "final" else out.last
+        return jax.lax.stop_gradient((last.astype(jnp.float32), out.kept.astype(jnp.float32)))
 
     def seen(self, extra: Extra, batch: Batch, /) -> Array:
         """What the heads see: mean tokens f32 [B E], or tokens f32 [B N' D]."""
-        found = self.tokens(extra, batch, layers=self.layers)
+        last, kept = self.tokens(extra, batch, blocks=self.layers)
+        found = kept if self.layers else last[None]
         if self.linear:
             return jnp.concatenate(list(found.mean(2)), axis=-1)
         return jnp.concatenate(list(found), axis=1)
@@ -148,10 +150,18 @@ class Probe(Objective):
 
     def represent(self, params: Params, extra: Extra, batch: Batch, /, *, inputs: tuple[str, ...] | None = None, layer: int = -1) -> dict[str, Features]:
         """Tokens of the frozen encoder: at layer -1 what `norm` says, else raw ones of a block; their mean is `pooled`."""
+        return self.represent_layers(params, extra, batch, layers=(layer,), inputs=inputs)[layer]
+
+    def represent_layers(self, params: Params, extra: Extra, batch: Batch, /, *, layers: tuple[int, ...],
+                         inputs: tuple[str, ...] | None = None) -> dict[int, dict[str, Features]]:
+        """`represent` at every layer, from one pass through the encoder."""
         if inputs not in (None, ("video",)):
             raise UserError(f"features of inputs {inputs}; allowed is ('video',)")
-        tokens = self.tokens(extra, batch, layers=() if layer == -1 else (layer,))[0]
-        return {"video": Features(tokens=tokens, pooled=tokens.mean(1), valid=jnp.ones(tokens.shape[:2], bool), grid=self.encoder.grid)}
+        blocks = tuple(layer for layer in layers if layer != -1)
+        last, kept = self.tokens(extra, batch, blocks=blocks)
+        found = {layer: last if layer == -1 else kept[blocks.index(layer)] for layer in layers}
+        return {layer: {"video": Features(tokens=x, pooled=x.mean(1), valid=jnp.ones(x.shape[:2], bool), grid=self.encoder.grid)}
+                for layer, x in found.items()}
 
     def cost(self) -> Cost:
         """Forward multiply-adds of the frozen encoder and of all heads; attentive ones may take more than it does."""

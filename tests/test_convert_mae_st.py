@@ -1,0 +1,66 @@
+"""MAE-ST's weights: every array finds its leaf, learned positions are resized where that is allowed."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from test_convert import PATCH, objective_of, params_of, random_tree, refused, save
+
+from videomae_jax.__main__ import main
+from videomae_jax.models import mae_st
+from videomae_jax.objectives.mae import MAE
+
+
+def theirs() -> tuple[dict[str, np.ndarray], Any]:
+    """Arrays under MAE-ST's names, written from our tree by hand, and that tree."""
+    objective = MAE(mae_st.Encoder(width=16, depth=2, heads=2, hidden=32, patch=PATCH, frames=8, size=32), mae_st.Decoder(width=12, depth=1, heads=2, hidden=24, every=2))
+    tree = random_tree(7, objective)
+    state: dict[str, np.ndarray] = {}
+    for part, mark, blocks in (("encoder", "", "blocks"), ("decoder", "decoder_", "decoder_blocks")):
+        values, width = tree[part], {"encoder": 16, "decoder": 12}[part]
+        for ours, theirs in (("space", "pos_embed_spatial"), ("time", "pos_embed_temporal"), ("class", "cls_token"), ("class_position", "pos_embed_class")):
+            state[mark + theirs] = values["sequence"][ours][None]
+        state |= {f"{mark}norm.weight": values["norm"]["scale"], f"{mark}norm.bias": values["norm"]["bias"]}
+        for i in range({"encoder": 2, "decoder": 1}[part]):
+            b = jax.tree.map(lambda x, i=i: x[i], values["stack"]["block"])
+            for j, name in enumerate("qkv"):
+                state[f"{blocks}.{i}.attn.{name}.weight"] = b["attn"]["qkv"][:, j].reshape(width, width).T
+            state[f"{blocks}.{i}.attn.q.bias"], state[f"{blocks}.{i}.attn.v.bias"] = b["attn"]["q_bias"].reshape(-1), b["attn"]["v_bias"].reshape(-1)
+            state[f"{blocks}.{i}.attn.k.bias"] = np.ones(width, np.float32)
+            state[f"{blocks}.{i}.attn.proj.weight"], state[f"{blocks}.{i}.attn.proj.bias"] = b["attn"]["out"].reshape(width, width).T, b["attn"]["out_bias"]
+            for norm in ("norm1", "norm2"):
+                state |= {f"{blocks}.{i}.{norm}.weight": b[norm]["scale"], f"{blocks}.{i}.{norm}.bias": b[norm]["bias"]}
+            for fc in ("fc1", "fc2"):
+                state |= {f"{blocks}.{i}.mlp.{fc}.weight": b["mlp"][fc]["kernel"].T, f"{blocks}.{i}.mlp.{fc}.bias": b["mlp"][fc]["bias"]}
+    e, d = tree["encoder"], tree["decoder"]
+    state |= {"patch_embed.proj.weight": e["embed"]["kernel"].reshape(2, 8, 8, 3, 16).transpose(4, 3, 0, 1, 2), "patch_embed.proj.bias": e["embed"]["bias"],
+              "decoder_embed.weight": d["bridge"]["kernel"].T, "decoder_embed.bias": d["bridge"]["bias"], "mask_token": d["mask"][None],
+              "decoder_pred.weight": d["head"]["kernel"].T, "decoder_pred.bias": d["head"]["bias"]}
+    return {k: np.ascontiguousarray(v) for k, v in state.items()}, tree
+
+
+def test_mae_st(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every array finds its leaf; grid, heads and predicted frames follow from the file; key biases are called inert."""
+    state, tree = theirs()
+    path = save(tmp_path / "a.npz", state)
+    assert main(["convert", "--from=mae_st", str(path), f"--out={tmp_path}/run", "--heads=2", "--decoder-heads=2"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path / "run"), tree)
+    assert "inert        3: blocks.0.attn.k.bias, blocks.1.attn.k.bias, decoder_blocks.0.attn.k.bias" in capsys.readouterr().err
+    objective = objective_of(tmp_path / "run")
+    assert isinstance(objective.encoder, mae_st.Encoder) and (objective.encoder.frames, objective.encoder.size, objective.decoder.every) == (8, 32, 2)
+    assert "mae_st.Encoder has no counterpart there" in refused(capsys, "--to=hf", tmp_path / "run", f"--out={tmp_path}/hf")
+
+
+def test_learned_positions_are_interpolated_when_allowed(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """16 frames instead of 8: the table in time is resized linearly, the one in space stays."""
+    state, tree = theirs()
+    words = ["--from=mae_st", str(save(tmp_path / "a.npz", state)), f"--out={tmp_path}/run", "--heads=2", "--decoder-heads=2", "--config.objective.encoder.frames=16"]
+    assert "4 interpolated (position tables resized to another grid): encoder/sequence/space" in refused(capsys, *words)
+    assert main(["convert", *words, "--allow=interpolated"]) == 0
+    found = params_of(tmp_path / "run")["encoder"]["sequence"]
+    np.testing.assert_array_equal(found["space"], tree["encoder"]["sequence"]["space"])
+    time = tree["encoder"]["sequence"]["time"]
+    np.testing.assert_allclose(found["time"][1], 0.75 * time[0] + 0.25 * time[1], atol=1e-6)
+    assert objective_of(tmp_path / "run").encoder.grid.t == 8
