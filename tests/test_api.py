@@ -146,7 +146,7 @@ def test_a_mixture_is_cut_to_other_clips_too() -> None:
     config = configs.load("configs/data/unlabeled_hybrid.py")
     with config.unlocked():
         api.cut_to(config.data, frames=8, size=96)
-    assert len(config.data.parts) > 3 and {(p.frames, p.size) for p in config.data.parts.values()} == {(8, 96)}
+    assert len(config.data.parts) > 3 and {(p.source.frames, p.source.size) for p in config.data.parts.values()} == {(8, 96)}
 
 
 def test_mistakes(pretrained: pathlib.Path, finetuned: pathlib.Path) -> None:
