@@ -13,6 +13,7 @@ import written
 import videomae_jax
 from videomae_jax import api, artefact, frame_targets
 from videomae_jax import config as configs
+from videomae_jax.__main__ import main
 from videomae_jax.convert import videomae
 from videomae_jax.errors import UserError
 from videomae_jax.models import patches, resized
@@ -166,6 +167,14 @@ def test_mistakes(pretrained: pathlib.Path, finetuned: pathlib.Path) -> None:
         getattr(videomae_jax, "lod")  # noqa: B009
     with pytest.raises(UserError, match="'parts' is nothing that this recipe reads beside a clip; allowed are no fields"):
         model.reconstruct(clips(model), parts=np.zeros((3, 4, 32, 32), np.uint8))
+
+
+def test_pictures_of_a_classifier(finetuned: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`visualize` says what it needs, in one line."""
+    for words, message in (([], "does not reconstruct pixels; allowed are runs of pretraining"), (["--clips=0"], "--clips=0; allowed are 1 and more")):
+        assert main(["visualize", str(finetuned), *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
 
 
 def test_clips_of_files(pretrained: pathlib.Path, real_videos: pathlib.Path) -> None:

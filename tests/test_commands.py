@@ -123,6 +123,12 @@ CONFIG_MISTAKES = {
     "--config.prefetch=0": "prefetch is 0; allowed are 1 and more",
     "--config.ema=2.0": "ema is 2.0; allowed are 0 (none) and decays below 1",
     "--config.total=1e400": "duration '1e400' is beyond all numbers",
+    "--config.objective.encoder.patch=8": "patch (8,); allowed are three whole numbers",
+    "--config.objective.encoder.patch=(2,8)": "patch (2, 8); allowed are three whole numbers",
+    "--config.objective.encoder.dtype=bf16": "dtype 'bf16'; allowed are float32, bfloat16",
+    "--config.objective.encoder.heads=0": "heads 0; allowed are whole numbers from 1 on",
+    "--config.objective.encoder.depth=0": "depth 0; allowed are whole numbers from 1 on",
+    "--config.objective.decoder.width=0": "width 0; allowed are whole numbers from 1 on",
     "--config.mesh.fsdp=3": "mesh data=-1 fsdp=3 tensor=1 does not fit 8 devices",
     "--config.objective.encoder.wdith=8": "unknown config key 'objective.encoder.wdith': 'wdith' is not among ",
     "--config.nothing=8": "unknown config key 'nothing': 'nothing' is not among ",
@@ -288,6 +294,30 @@ def test_names_of_classes_lie_beside_the_weights(index: pathlib.Path, tmp_path: 
     configs.override(config, {"objective.head.classes": str(len(names)), "objective.pretrained": ""})
     run_directory.claim(assemble(config), tmp_path / "run", extend=False, fork=False, say=print)
     assert json.loads((tmp_path / "run" / "classes.json").read_text()) == list(names)
+
+
+def test_a_storage_fault_ends_the_process_at_once() -> None:
+    """Threads of the storage layer wait for minutes for what never comes; a supervisor is to start the run again now."""
+    code = ("import threading, time, videomae_jax.__main__ as m\nthreading.Thread(target=time.sleep, args=(300,)).start()\n"
+            "m.main = lambda argv: m.STORAGE\nm.entry()")
+    assert subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, timeout=60, check=False).returncode == 74
+
+
+def test_what_is_not_installed_is_one_line(tmp_path: pathlib.Path) -> None:
+    """A Python without the requirements, as a new user's own: which package, which Python, what to do."""
+    code = ("import sys\nclass Absent:\n    def find_spec(self, name, *rest):\n        if name.split('.')[0] in ('pyarrow', 'jax'):\n"
+            "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\nsys.meta_path.insert(0, Absent())\n"
+            "from videomae_jax.__main__ import main\nsys.exit(main(['index', sys.argv[1], '--out=x.parquet']))")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=runs.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: the package ") and "pip install -r requirements.txt" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_file_system_that_refuses_is_one_line(trained: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run directory on a read-only or full disk; training itself does not take it for a mistake."""
+    def refuse(path: pathlib.Path, text: str, /) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+    monkeypatch.setattr(run_directory, "write", refuse)
+    assert refused(capsys, "report", str(trained)).endswith("report.html cannot be accessed: Read-only file system")
 
 
 def test_an_address_is_no_run_directory(index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

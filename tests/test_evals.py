@@ -207,6 +207,28 @@ def test_loss_is_the_objectives_own_and_padding_does_not_count(tmp_path: pathlib
     assert found[5]["loss_trivial"] == min(found[5]["loss_nearest"], found[5]["loss_linear"])
 
 
+def test_substitutes_of_unreadable_clips_do_not_count(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The split does not hold them twice: whatever stands in for a damaged clip, the loss is the same; a split of nothing else has none."""
+    toy, instead, damaged = context(tmp_path, length=5), [0], [2]
+    plain = type(toy).sweep
+
+    def sweep(self: Any, source: Any, /, *, batch_size: int) -> Any:
+        for batch in plain(self, source, batch_size=batch_size):
+            bad = np.isin(np.asarray(batch["row"]), damaged)
+            video = np.where(bad[:, None, None, None, None], np.uint8(instead[0]), np.asarray(batch["video"]))
+            yield batch | {"video": jnp.asarray(video), "fault": jnp.asarray(bad.astype(np.int32))}
+
+    monkeypatch.setattr(type(toy), "sweep", sweep)
+    found = []
+    for value in (0, 200):
+        instead[0] = value
+        found.append(reconstruction.Reconstruction(batch_size=5).run(toy))
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    damaged[:] = range(5)
+    with pytest.raises(UserError, match="no clip of split 'val' that can be read has a hidden token"):
+        reconstruction.Reconstruction(batch_size=5).run(toy)
+
+
 def test_at_most_the_clips_asked_for_are_used(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six of 32 clips in batches of four: not eight."""
     seen: list[int] = []

@@ -3,11 +3,13 @@
 import json
 import math
 import pathlib
+import types
 
 import numpy as np
 import pytest
 
-from videomae_jax import scaling
+from videomae_jax import config as configs
+from videomae_jax import run_directory, scaling
 from videomae_jax.commands import report as command
 from videomae_jax.errors import UserError
 from videomae_jax.scaling import Point
@@ -104,6 +106,14 @@ def test_report_of_run_directories(tmp_path: pathlib.Path) -> None:
     assert "<svg" in page and all(f"{n / 1e6:.3g} M" in page for n in SIZES) and "predicted" in page
 
 
+def test_the_metric_is_one_that_runs_have(tmp_path: pathlib.Path) -> None:
+    """What `Reconstruction` logs is what a summary's results hold."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "reconstruction/loss": 0.5, "reconstruction/loss_zero": 0.9, "reconstruction/loss_trivial": 0.8}\n')
+    run_directory.summarise(tmp_path, types.SimpleNamespace(total=4, config=configs.load("configs/scaling/toy.py")), seconds=1.0)
+    assert json.loads((tmp_path / "summary.json").read_text())["results"][scaling.METRIC] == 0.5
+    assert f'default="{scaling.METRIC}"' in pathlib.Path(command.__file__).read_text()
+
+
 def test_the_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`report --scaling RUNS`: lines on standard error, one JSON line on standard output, a page."""
     folders = [str(write(tmp_path, p)) for p in one_budget(0.001, 6)]
@@ -119,7 +129,7 @@ def test_mistakes_in_run_directories(tmp_path: pathlib.Path) -> None:
     folder = write(tmp_path, points(0.0)[0])
     with pytest.raises(UserError, match="no recipe_card.json"):
         scaling.read(tmp_path, metric=scaling.METRIC)
-    with pytest.raises(UserError, match=r"no 'probe/top1'; it has reconstruction/loss_last, other/x"):
+    with pytest.raises(UserError, match=r"no 'probe/top1'; it has reconstruction/loss, other/x"):
         scaling.read(folder, metric="probe/top1")
     (folder / "summary.json").unlink()
     with pytest.raises(UserError, match="none of the 1 runs is finished"):

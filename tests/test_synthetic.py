@@ -192,6 +192,11 @@ def test_foreign_folders_are_refused(tmp_path: pathlib.Path, monkeypatch: pytest
     with pytest.raises(UserError, match="belong to no world"):
         synthetic.write(tmp_path / "holiday", FEW)
     assert [p.name for p in (tmp_path / "holiday").rglob("*") if p.is_file()] == ["beach.mp4"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/labels.csv").write_text("precious")
+    with pytest.raises(UserError, match="mine holds files that belong to no world, such as labels.csv; use a new folder"):
+        synthetic.write(tmp_path / "mine", FEW)
+    assert (tmp_path / "mine/labels.csv").read_text() == "precious"
 
 
 LIMITED = """

@@ -1,6 +1,8 @@
 """python -m videomae_jax COMMAND: finds the command without importing jax, and turns a user's mistake into one line."""
 
+import errno
 import importlib
+import os
 import sys
 
 from videomae_jax.errors import STORAGE, StorageError, UserError
@@ -21,6 +23,10 @@ COMMANDS = {
     "report": "write report.html of a run directory",
     "config": "print the resolved config and its recipe card",
 }
+
+
+REQUIRED = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "clu", "ml_collections", "numpy", "scipy", "pyarrow", "av", "PIL", "fsspec", "matplotlib", "absl")
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # of a file system
 
 
 def usage() -> str:
@@ -45,8 +51,15 @@ def main(argv: list[str]) -> int:
     except StorageError as error:
         sys.stderr.write(f"error: {error}\n")
         return STORAGE
-    except PermissionError as error:
-        if argv[0] == "train" or not error.filename:  # of a run that goes on for days it is as likely a fault of the storage, which passes
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in REQUIRED:
+            raise
+        sys.stderr.write(f"error: the package {error.name} is not installed for {sys.executable}; use the Python of .venv (launch/local.sh makes it), or "
+                         "pip install -r requirements.txt\n")
+        return 2
+    except OSError as error:
+        # Of a run that goes on for days it is as likely a fault of the storage, which passes.
+        if argv[0] == "train" or not error.filename or error.errno not in REFUSALS:
             raise
         sys.stderr.write(f"error: {error.filename} cannot be accessed: {error.strerror}\n")
         return 2
@@ -57,7 +70,12 @@ def main(argv: list[str]) -> int:
 
 def entry() -> int:
     """Console script."""
-    return main(sys.argv[1:])
+    code = main(sys.argv[1:])
+    if code == STORAGE:  # threads of the storage layer would wait for minutes for what never comes, and nobody could start the run again
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -121,8 +121,7 @@ class Model:
         parts everything counts as background and the mask is a uniform draw, without sound the clip is silent.
         """
         clips = self._clips(video)
-        if not hasattr(self.objective, "decoder") or not hasattr(self.objective.target, "invert"):
-            raise UserError(f"{type(self.objective).__name__} does not reconstruct pixels; allowed are runs of pretraining")
+        pictures.check(self.objective)
         more = {name: self._beside(name, value, rows=len(clips)) for name, value in beside.items()}
         masks, predicted, pixels = self._run(self._predict, clips, rng=np.uint32(seed), **more)
         if not (masks.weight > 0).any(1).all():

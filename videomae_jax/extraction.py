@@ -114,7 +114,7 @@ def find(paths: Iterable[str], /) -> list[tuple[str, pathlib.Path]]:
         if path.suffix == ".parquet":
             new = indexed(text)
         elif path.is_dir():
-            new = [(p.relative_to(path).as_posix(), p) for p in sorted(path.rglob("*")) if p.suffix.lower() in index.SUFFIXES and p.is_file()]
+            new = [(name, path / name) for name in index.find(path)]
         else:
             new = [(path.name, path)] if path.is_file() else []
         if not new:

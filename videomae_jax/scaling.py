@@ -14,7 +14,7 @@ from scipy import optimize
 from videomae_jax import charts, pages
 from videomae_jax.errors import UserError
 
-METRIC = "reconstruction/loss_last"
+METRIC = "reconstruction/loss"  # the last one of a run
 FLOOR = 1e-3  # of a loss: smallest E and A, so that logarithms exist
 STARTS = (0.1, 0.3, 0.6, 1.0)  # exponents from which a fit begins
 LEVEL = 0.9  # of every interval

@@ -16,8 +16,9 @@ def main(argv: list[str]) -> int:
     parser = arguments.Parser("report", description="Write report.html of a run directory, finished or not; it needs no network to be read.")
     parser.add_argument("workdir", metavar="DIR", nargs="?", default="", help="run directory")
     parser.add_argument("--compare", nargs=2, default=[], metavar="RUN", help="a page about two runs side by side instead")
+    parser.add_argument("--against", metavar="paper", help="the published tables with the commands of every row and which runs match; see --against=paper --help")
     parser.add_argument("--scaling", nargs="+", default=[], metavar="RUN", help="fit a power law to finished runs, predict the largest from the others")
-    parser.add_argument("--metric", default="reconstruction/loss_last", help="with --scaling: result to fit (default: %(default)s)")
+    parser.add_argument("--metric", default="reconstruction/loss", help="with --scaling: result to fit (default: %(default)s)")
     parser.add_argument("--out", default="", metavar="FILE.html", help="with --compare or --scaling: page to write (default: comparison.html, scaling.html)")
     parser.add_argument("--curve", default="", metavar="FILE.json", help="write the reference curve of the finished run DIR instead, and of further seeds --with")
     parser.add_argument("--with", dest="others", nargs="+", default=[], metavar="RUN", help="with --curve: runs that differ in nothing but the seed")
@@ -61,7 +62,7 @@ def against(argv: list[str], /) -> int:
         os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator of this machine has no part in it
     from videomae_jax import reproduction
 
-    if not pathlib.Path(options.runs).is_dir():
+    if not pathlib.Path(options.runs).is_dir() and options.runs != parser.get_default("runs"):  # whoever has no runs yet wants the commands
         raise UserError(f"--runs={options.runs} is no folder; allowed is the one that holds the run directories")
     hours = reproduction.chip_hours(options.topology, say=arguments.say) if options.topology else {}
     text, counts = reproduction.page(pathlib.Path(options.runs), tolerance=options.tolerance, hours=hours)

@@ -3,6 +3,7 @@
 import pathlib
 
 from videomae_jax.commands import arguments
+from videomae_jax.errors import UserError
 
 
 def main(argv: list[str]) -> int:
@@ -14,10 +15,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--split", default="val", help="split of the index to draw from")
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="also build symbols of this package")
     options = parser.parse_args(argv)
+    if options.clips < 1:
+        raise UserError(f"--clips={options.clips}; allowed are 1 and more")
+    from videomae_jax import config as configs
     from videomae_jax import run_directory
-    from videomae_jax.evals.pictures import Pictures
+    from videomae_jax.evals.pictures import Pictures, check
 
-    context = run_directory.context(pathlib.Path(options.workdir), step=options.step, trust=tuple(options.trust))
+    trust = tuple(options.trust)
+    check(configs.build(run_directory.open_run(pathlib.Path(options.workdir)).objective, trust=trust))
+    context = run_directory.context(pathlib.Path(options.workdir), step=options.step, trust=trust)
     Pictures(clips=options.clips, split=options.split).run(context)
     for path in sorted((pathlib.Path(options.workdir) / "reconstructions").glob(f"step{context.step:08d}_*")):
         print(path)

@@ -193,7 +193,8 @@ def read(source: Source, row: int, /, *, seed: int, position: int, quarantine: Q
         row = int.from_bytes(digest[:8], "little") % len(source)
         while row in failures and len(failures) < len(source):
             row = (row + 1) % len(source)
-    raise UserError(f"a video and all of its {len(failures) - 1} substitutes cannot be read: {'; '.join(str(f) for f in failures.values())}")
+    raise UserError(f"a video and all of its {len(failures) - 1} substitutes cannot be read: {'; '.join(map(str, failures.values()))}; "
+                    "`index --verify` leaves damaged videos out")
 
 
 def _timely(source: Source, row: int, /, *, seed: int, position: int, attempt: int, quarantine: Quarantine) -> Example:

@@ -213,13 +213,13 @@ def text_of(card: dict[str, Any], /) -> str:
 
 
 def finished(directory: pathlib.Path, plan: Plan, /) -> bool:
-    """Whether the folder is complete. Raises UserError where it holds another world, or videos of unknown origin."""
-    stored, journal, videos = directory / "world.json", directory / JOURNAL, directory / "videos"
+    """Whether the folder is complete. Raises UserError where it holds another world, or files of unknown origin."""
+    stored, journal = directory / "world.json", directory / JOURNAL
     if stored.exists():
         check_same(json.loads(stored.read_text()), plan, path=stored)
         return True
-    if not journal.exists() and videos.is_dir() and any(videos.iterdir()):
-        raise UserError(f"{videos} holds files that belong to no world; use a new folder or remove it")
+    if not journal.exists() and directory.is_dir() and (strangers := sorted(p.name for p in directory.iterdir())):
+        raise UserError(f"{directory} holds files that belong to no world, such as {strangers[0]}; use a new folder")
     return False
 
 

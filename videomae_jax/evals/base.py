@@ -15,7 +15,7 @@ from videomae_jax import parallel
 from videomae_jax.assembly import Assembly
 from videomae_jax.data import pipeline
 from videomae_jax.stopping import InterruptedEvaluation, shielded
-from videomae_jax.types import Batch, Extra, Key, Params
+from videomae_jax.types import Array, Batch, Extra, Key, Params
 
 
 def evaluation_source(config: ml_collections.ConfigDict, /, *, split: str, trust: tuple[str, ...] = ()) -> Any:
@@ -96,6 +96,11 @@ class Evaluator(Protocol):
 
     def run(self, context: Context, /) -> dict[str, float]:
         """Named results, logged as "<evaluator>/<name>"."""
+
+
+def readable(batch: Batch, /) -> Array:
+    """bool [B]: rows that are no padding, and no substitute of a clip that cannot be read: the split does not hold it twice."""
+    return batch["valid"] & (batch["fault"] == 0)
 
 
 @runtime_checkable

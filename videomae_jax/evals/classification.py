@@ -89,6 +89,9 @@ class Classification:
         """{"top1", "top5", "class_top1", "loss", "videos", "unreadable", "chance"}, and "best" or "best_step" where asked for."""
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
         classes, head = len(source.classes), context.assembly.objective.head.classes
+        if not classes:
+            raise UserError("the index has no labels, so there are no classes to test; index the videos with class folders or --labels=FILE.csv, or name "
+                            "another column with --config.data.label")
         if classes != head:
             raise UserError(f"the head has {head} classes and the index {classes} ({_shown(source.classes)}); "
                             f"set --config.objective.head.classes={classes}, or --config.data.label to another column")

@@ -8,7 +8,7 @@ import numpy as np
 
 from videomae_jax import masking
 from videomae_jax.evals import reconstruction
-from videomae_jax.evals.base import Context
+from videomae_jax.evals.base import Context, readable
 from videomae_jax.masking import Grid
 from videomae_jax.models import patches
 from videomae_jax.types import Batch, row_keys
@@ -38,7 +38,7 @@ class Completion:
 
         def predict(params: Any, extra: Any, batch: Batch, rng: Any) -> tuple[Any, ...]:
             masks = masking.draw(row_keys(rng, batch["key"]), encoder=self.mask, decoder=masking.Hidden(), grid=objective.encoder.grid)
-            return objective.predict(params, extra, batch, rng, masks=masks), objective.patchify(batch), batch["valid"]
+            return objective.predict(params, extra, batch, rng, masks=masks), objective.patchify(batch), readable(batch)
 
         jitted, totals = context.assembly.evaluator(predict), {}
         for batch in context.sweep(source, batch_size=min(self.batch_size, self.clips or self.batch_size)):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax.evals import probe
-from videomae_jax.evals.base import Context
+from videomae_jax.evals.base import Context, readable
 from videomae_jax.evals.reconstruction import rows
 from videomae_jax.masking import Grid
 from videomae_jax.models.fusion import MODALITIES
@@ -52,7 +52,7 @@ class CrossModal:
                 strange = batch | {k: other[k] for partner in MODALITIES if partner != m for k in KEYS[partner]}
                 shuffled = objective.predict(params, extra, strange, rng, masks=masks, modality=m)
                 # Where inpainting has no context there is no weight; both pairings must have it.
-                weight = paired.masks.weight * shuffled.masks.weight * batch["valid"][:, None] * (batch["valid"].sum() > 1)
+                weight = paired.masks.weight * shuffled.masks.weight * readable(batch)[:, None] * (batch["valid"].sum() > 1)
                 result[m] = {"paired": paired, "shuffled": shuffled.patches, "weight": weight, "patches": objective.encoder.inputs[m].patchify(batch)}
             return result
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from videomae_jax import masking, part_masks
 from videomae_jax.errors import UserError
-from videomae_jax.evals.base import Context
+from videomae_jax.evals.base import Context, readable
 from videomae_jax.models import patches
 from videomae_jax.types import Batch
 
@@ -49,7 +49,7 @@ class PartReconstruction:
             maps = patches.patchify(batch["parts"][..., None], patch=objective.encoder.patch)
             predicted = objective.predict(params, extra, batch, rng, masks=masks)
             pixels = [objective.target.invert(x, predicted.targets) for x in (predicted.patches, predicted.targets)]
-            return *pixels, masking.take(maps, ids=masks.target), batch["valid"]
+            return *pixels, masking.take(maps, ids=masks.target), readable(batch)
 
         jitted, totals = context.assembly.evaluator(predict), {}
         for batch in context.sweep(source, batch_size=min(self.batch_size, self.clips or self.batch_size)):

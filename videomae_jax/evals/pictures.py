@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from videomae_jax import parallel
+from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context
 from videomae_jax.evals.reconstruction import predictions
 from videomae_jax.models import patches
@@ -22,6 +23,12 @@ def note(normalise: str, /) -> str:
     if normalise == "none":
         return "prediction: pixels"
     return "prediction: normalised patches, shown with the TRUE mean and deviation of each patch (the model does not predict those)"
+
+
+def check(objective: Any, /) -> None:
+    """Raises UserError for an objective whose predictions are no pixels."""
+    if not hasattr(objective, "decoder") or not hasattr(objective.target, "invert"):
+        raise UserError(f"{type(objective).__name__} does not reconstruct pixels; allowed are runs of pretraining")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Pictures:
     def run(self, context: Context, /) -> dict[str, float]:
         """Draws; returns {"psnr_hidden"}, the PSNR in dB over the predicted hidden patches of the drawn clips."""
         objective = context.assembly.objective
+        check(objective)
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
         directory, errors, number = context.directory / "reconstructions", [], 0
         for predicted, pixels, valid in predictions(context, source, batch_size=self.clips):

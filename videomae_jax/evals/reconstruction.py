@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import scipy.interpolate
 
-from videomae_jax.evals.base import Context
+from videomae_jax.errors import UserError
+from videomae_jax.evals.base import Context, readable
 from videomae_jax.masking import Grid
 from videomae_jax.models import patches
 
@@ -35,6 +36,8 @@ class Reconstruction:
         for predicted, pixels, valid in predictions(context, source, batch_size=min(self.batch_size, self.clips or self.batch_size)):
             sums = self.sums(objective, pixels, predicted, valid)
             totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
+        if not totals["weight"]:
+            raise UserError(f"no clip of split {self.split!r} that can be read has a hidden token under this mask, so there is no loss")
         losses = {f"loss{k}": v / totals["weight"] for k, v in totals.items() if k != "weight"}
         return losses | {"loss_trivial": min(losses["loss_nearest"], losses["loss_linear"])}
 
@@ -57,10 +60,10 @@ class Reconstruction:
 
 
 def predictions(context: Context, source: Any, /, *, batch_size: int) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
-    """What the objective predicts for every batch of a sweep, its patches f32 [B N P] in [0, 1] and `valid` bool [B]; errors as there."""
+    """What the objective predicts for every batch of a sweep, its patches f32 [B N P] in [0, 1] and which rows are `readable`, bool [B]; errors as there."""
     objective = context.assembly.objective
     predict = context.assembly.evaluator(
-        lambda params, extra, batch, rng: (objective.predict(params, extra, batch, rng), objective.patchify(batch), batch["valid"]))
+        lambda params, extra, batch, rng: (objective.predict(params, extra, batch, rng), objective.patchify(batch), readable(batch)))
     return context.results(lambda batch: predict(context.params, context.extra, batch, context.rng), source, batch_size=batch_size)
 
 

@@ -10,7 +10,7 @@ import scipy.stats
 
 from videomae_jax import masking, reinforce
 from videomae_jax.errors import UserError
-from videomae_jax.evals.base import Context
+from videomae_jax.evals.base import Context, readable
 from videomae_jax.models.sampler import coverage
 from videomae_jax.types import Array, Batch, row_keys
 
@@ -62,7 +62,7 @@ class Sampling:
         found: dict[str, list[np.ndarray]] = {}
         for batch in context.sweep(source, batch_size=min(self.batch_size, self.clips or self.batch_size)):
             arguments = (context.params, context.extra, batch, context.rng)
-            valid, (p, visible, error, hidden, share) = jax.device_get((batch["valid"], jitted(*arguments)))
+            valid, (p, visible, error, hidden, share) = jax.device_get((readable(batch), jitted(*arguments)))
             maps = [jax.device_get(scored(*arguments, np.int32(i))) for i in range(self.draws)]
             values = {"loss_own": error.sum(-1) / hidden.sum(-1), **of_errors(p, *(np.sum(x, 0) for x in zip(*maps, strict=True)))}
             if share is not None:

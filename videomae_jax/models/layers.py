@@ -19,6 +19,7 @@ from videomae_jax.models import attention
 from videomae_jax.parallel import shard
 from videomae_jax.types import Array, Key
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")  # of the computation
 LN_EPS = 1e-6  # every LayerNorm of V1 and V2 (factories); MARLIN has others
 
 
@@ -151,6 +152,19 @@ class Mlp(nn.Module):
         y = Linear(self.hidden, ("embed", "mlp"), xavier(width, self.hidden), dtype=self.dtype, name="fc1")(x)
         y = gelu(shard(y, "batch", None, "mlp"))
         return Linear(width, ("mlp", "embed"), xavier(self.hidden, width), dtype=self.dtype, name="fc2")(y)
+
+
+def check_sizes(module: Any, /) -> None:
+    """Raises UserError for sizes of an encoder or decoder that are no whole numbers from 1 on, and for an unknown dtype."""
+    for name in ("width", "depth", "heads", "hidden", "frames", "size", "channels"):
+        value = getattr(module, name, 1)
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise UserError(f"{name} {value!r}; allowed are whole numbers from 1 on")
+    patch = getattr(module, "patch", (1, 1, 1))
+    if not isinstance(patch, (tuple, list)) or len(patch) != 3 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in patch):
+        raise UserError(f"patch {patch!r}; allowed are three whole numbers: frames, rows and columns")
+    if module.dtype not in DTYPES:
+        raise UserError(f"dtype {module.dtype!r}; allowed are {', '.join(DTYPES)}")
 
 
 def check_drop_path(rate: float, /) -> None:

@@ -47,6 +47,7 @@ class Encoder(patches.Tubelets, nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        layers.check_sizes(self)
         layers.check_drop_path(self.drop_path)
 
     def positions(self) -> np.ndarray:
@@ -82,6 +83,10 @@ class Decoder(nn.Module):
     attention: str = "xla"
     dtype: str = "float32"
     eps: float = layers.LN_EPS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        layers.check_sizes(self)
 
     def positions(self, grid: Grid, /) -> np.ndarray:
         """The fixed table f32 [N D] of the decoder's own width."""
