@@ -119,8 +119,9 @@ def test_no_module_is_a_drawer() -> None:
 
 
 def test_every_folder_is_installed() -> None:
-    """pyproject lists each folder with modules, configs below the package; a forgotten one would be missing after pip install."""
+    """pyproject lists each folder with modules or curves, configs below the package; a forgotten one would be missing after pip install."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {path.parent.relative_to(ROOT) for top in ("videomae_jax", "configs") for path in (ROOT / top).rglob("*.py")}
+    folders = {path.parent.relative_to(ROOT) for top in ("videomae_jax", "configs") for path in (ROOT / top).rglob("*")
+               if path.suffix == ".py" or path.match("configs/curves/*.json")}
     names = {".".join(folder.parts) for folder in folders}
     assert set(listed) == {f"videomae_jax.{name}" if name.split(".")[0] == "configs" else name for name in names}
