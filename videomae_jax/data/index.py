@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from videomae_jax.data import columns, deadline, decode, pictures, remote
+from videomae_jax.data import columns, deadline, decode, folders, pictures, remote
 from videomae_jax.errors import UserError
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv")
@@ -50,15 +50,9 @@ def find(directory: pathlib.Path, /, *, suffixes: Sequence[str] = SUFFIXES) -> l
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder")
-    names, seen = [], set()
-    for folder, folders, files in os.walk(directory, followlinks=True):
-        place = os.path.realpath(folder)
-        if place in seen:
-            folders.clear()  # a link back up
-            continue
-        seen.add(place)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found = [pathlib.Path(folder, name) for name in files if not name.startswith(".") and pathlib.Path(name).suffix.lower() in suffixes]
+    names = []
+    for folder, _, files in folders.walk(directory):
+        found = [folder / name for name in files if pathlib.Path(name).suffix.lower() in suffixes]
         names += [path.relative_to(directory).as_posix() for path in found if path.is_file()]
     if not names:
         raise UserError(f"no videos in {directory}; looked for {', '.join(suffixes)}")
@@ -218,9 +212,9 @@ def found_in(directory: str | pathlib.Path, /, *, template: str | None) -> list[
 
 def from_folder(name: str, /) -> tuple[str, str]:
     """(split, label) that the folders of a relative path tell; "" where they do not."""
-    folders = name.split("/")[:-1]
-    split = FOLDERS.get(folders[0].lower(), "") if folders else ""
-    rest = folders[1:] if split else folders
+    parts = name.split("/")[:-1]
+    split = FOLDERS.get(parts[0].lower(), "") if parts else ""
+    rest = parts[1:] if split else parts
     return split, rest[0] if rest else ""
 
 

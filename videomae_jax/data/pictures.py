@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from videomae_jax.data import remote
+from videomae_jax.data import folders, remote
 from videomae_jax.data.decode import TIMEOUT, DecodeError, VideoInfo, stage_of
 from videomae_jax.errors import UserError
 
@@ -55,17 +55,11 @@ def find(directory: pathlib.Path, template: str, /) -> list[str]:
     """Folders below a folder that hold pictures of the template, relative to it, sorted. Raises UserError where there is none."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder")
-    found, seen = [], set()
-    for folder, folders, files in os.walk(directory, followlinks=True):
-        place = os.path.realpath(folder)
-        if place in seen:
-            folders.clear()  # a link back up
-            continue
-        seen.add(place)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    found = []
+    for folder, below, files in folders.walk(directory):
         if numbers(files, template):
-            found.append(pathlib.Path(folder).relative_to(directory).as_posix())
-            folders.clear()
+            found.append(folder.relative_to(directory).as_posix())
+            below.clear()
     if not found:
         raise UserError(f"no folder in {directory} holds pictures called {template}")
     return sorted(found)

@@ -1,0 +1,22 @@
+"""Folders of users, as every command that looks for videos or pictures goes through them."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+
+
+def walk(directory: pathlib.Path, /) -> Iterator[tuple[pathlib.Path, list[str], list[str]]]:
+    """(folder, names of folders in it, names of files in it) of a folder and all below; hidden names are passed over.
+
+    Links are followed, but no place is visited twice: one may lead back up. Names that the caller takes out of the list of folders are
+    not gone into.
+    """
+    seen = set()
+    for folder, folders, files in os.walk(directory, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield pathlib.Path(folder), folders, [name for name in files if not name.startswith(".")]
