@@ -22,14 +22,20 @@ def from_lead(value: np.ndarray, /) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
-def anywhere(wrong: str, /) -> str:
-    """What is wrong here or else in which process something is; "" on all of them where nothing is."""
+def first(wrong: bool, /) -> int | None:
+    """The first process in which something is wrong, told to all of them; None where nothing is."""
     if jax.process_count() == 1:
-        return wrong
+        return 0 if wrong else None
     from jax.experimental import multihost_utils
 
-    elsewhere = np.flatnonzero(multihost_utils.process_allgather(np.asarray(bool(wrong))))
-    return wrong or (f"process {elsewhere[0]} finds a file that is not what was saved" if elsewhere.size else "")
+    found = np.flatnonzero(multihost_utils.process_allgather(np.asarray(wrong)))
+    return int(found[0]) if found.size else None
+
+
+def anywhere(wrong: str, /) -> str:
+    """What is wrong here or else in which process something is; "" on all of them where nothing is."""
+    number = first(bool(wrong))
+    return wrong or ("" if number is None else f"process {number} finds a file that is not what was saved")
 
 
 def numbers(own: Callable[[], list[int]], /, *, what: str, seconds: float = VISIBLE) -> list[int]:
@@ -40,12 +46,13 @@ def numbers(own: Callable[[], list[int]], /, *, what: str, seconds: float = VISI
     mine = own()
     if jax.process_count() == 1:
         return mine
-    told = from_lead(np.pad(np.asarray(mine[-MOST:], np.int64), (0, MOST - len(mine[-MOST:])), constant_values=-1))
-    wanted, end = [int(n) for n in told if n >= 0], time.monotonic() + seconds
+    lead = from_lead(np.pad(np.asarray(mine[-MOST:], np.int64), (0, MOST - len(mine[-MOST:])), constant_values=-1))
+    wanted, end = [int(n) for n in lead if n >= 0], time.monotonic() + seconds
     while (late := set(wanted) - set(mine)) and time.monotonic() < end:
         time.sleep(PAUSE)
         mine = own()
-    wrong = f"process {jax.process_index()} does not see {what} {max(late)} after {seconds:g} s" if late else ""
-    if found := anywhere(wrong):
-        raise StorageError(f"{wrong or found.partition(' finds ')[0] + f' does not see every {what}'}; all processes have to start again")
+    blind = first(bool(late))
+    if blind is not None:
+        told = f"process {jax.process_index()} does not see {what} {max(late)} after {seconds:g} s" if late else f"process {blind} does not see every {what}"
+        raise StorageError(f"{told}; all processes have to start again")
     return wanted

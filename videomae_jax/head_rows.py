@@ -24,7 +24,7 @@ from videomae_jax.errors import UserError
 from videomae_jax.objectives.base import External
 from videomae_jax.types import Params
 
-CLASSES = "classes.json"  # of a run directory, as `run_directory` writes it
+CLASSES = "classes.json"  # of a run directory: names of the classes in the order of the head
 
 
 def read(path: str, /) -> dict[str, Any]:

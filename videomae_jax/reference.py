@@ -44,11 +44,11 @@ class Curve:
         found = configs.compare(self.config, config)
         return not found["never"] and not found["extend"] and all(re.fullmatch(OTHER, line.partition(": ")[0]) for line in found["fork"])
 
-    def same_protocol(self, config: Any, name: str, /) -> bool:
-        """Whether `config` measures the metric `name` as this curve did: an evaluator's own settings and the held-out clips agree."""
-        group, found = name.partition("/")[0], configs.compare(self.config, config)["free"]
-        changed = [line.partition(": ")[0] for line in found if not re.fullmatch(SCHEDULING, line.partition(": ")[0])]
-        return group not in config.evaluators or not any(key.startswith((f"evaluators.{group}.", "eval_data.")) for key in changed)
+    def same_protocol(self, config: Any, /) -> set[str]:
+        """The evaluators of `config` that measure as this curve's did: their own settings and the held-out clips agree."""
+        keys = [line.partition(": ")[0] for line in configs.compare(self.config, config)["free"]]
+        changed = [key for key in keys if not re.fullmatch(SCHEDULING, key)]
+        return {group for group in config.evaluators if not any(key.startswith((f"evaluators.{group}.", "eval_data.")) for key in changed)}
 
 
 def read(path: pathlib.Path, /) -> Curve:
@@ -85,7 +85,6 @@ def write(directories: Sequence[pathlib.Path], out: pathlib.Path, /) -> pathlib.
     if other := next((record for record in found if not empty.belongs(record.config)), None):
         raise UserError(f"{other.directory} and {first.directory} have other configs; the runs of a curve differ in nothing but the seed")
     made = dict.fromkeys(starts.text(start) for record in found for start in record.starts)
-    lines = {seed: [kept(line) for line in record.lines] for seed, record in zip(seeds, found, strict=True)}
     by_seed = [f'"{seed}": [\n' + ",\n".join(json.dumps(kept(line)) for line in record.lines) + "]" for seed, record in zip(seeds, found, strict=True)]
     joined = ",\n".join(by_seed)
     config = json.dumps(json.loads(configs.to_json(first.config)))
@@ -104,12 +103,13 @@ def kept(line: Mapping[str, float], /) -> dict[str, float]:
 
 def rows(record: Record, curve: Curve, /) -> list[list[str]]:
     """Name, last step that both have, the run's value there, the curve's mean and range, the difference."""
-    names = dict.fromkeys(key for line in record.lines for key in line if key == "loss" or key.partition("/")[0] in record.config.evaluators)
+    groups = curve.same_protocol(record.config)
+    names = dict.fromkeys(key for line in record.lines for key in line if key == "loss" or key.partition("/")[0] in groups)
     found = []
     for name in names:
         mine, theirs = {int(s): v for s, v in record.series(name)}, curve.at(name)
         step = max(mine.keys() & theirs.keys(), default=None)
-        if step is None or not curve.same_protocol(record.config, name):
+        if step is None:
             continue
         mean = statistics.mean(theirs[step])
         span = f"{pages.number(min(theirs[step]))} to {pages.number(max(theirs[step]))}" if len(theirs[step]) > 1 else ""

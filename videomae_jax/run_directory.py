@@ -22,13 +22,13 @@ from videomae_jax.data import quarantine
 from videomae_jax.durable import OWNER
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context, Headlined
+from videomae_jax.head_rows import CLASSES
 
 GROUPS = ("objective", "data", "eval_data", "optimizers", "evaluators", "checkpoint", "log", "mesh")
 NEEDED: dict[str, Any] = {**dict.fromkeys(GROUPS, dict), "total": (str, int), "batch_size": int}  # of a stored config
 
 DATA = "data.json"  # what the training clips are
 PROBED = 1000  # their names in it
-CLASSES = "classes.json"  # names of the classes in the order of the head
 SHARED = ".shared."  # begins the name of a file by which processes see whether they share the run directory
 WINDOW = 1000  # decoded clips over which the share of unreadable ones is taken
 

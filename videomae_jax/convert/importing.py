@@ -40,8 +40,8 @@ FAMILIES: dict[str, dict[str, str]] = {
     "mae_st": {"mark": r"blocks\.\d+\.attn\.q\.", "pretraining": "configs/mae_st/vit_b.py"},
     "videoprism": {"mark": r"(params/)?(vision_encoder/)?spatial_encoder/", "classifier": "configs/finetune/k400_b.py"},
 }
-# Leaves of learned positions, by family: those of space and of time.
 HF_EPS = 1e-12  # what configs of Hugging Face say of weights that were trained with 1e-6
+# Leaves of learned positions, by family: those of space and of time.
 LEARNED = {"mae_st": tuple(f"{part}/sequence/{name}" for part in ("encoder", "decoder") for name in ("space", "time")),
            "videoprism": ("encoder/space", "encoder/time")}
 # Heads of the published widths: encoders, and decoders (V1's H is 640 wide with 8). MAE-ST's decoder of width 512 has 16.
