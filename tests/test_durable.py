@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import test_checkpoint as checkpoints
-import runs
 import test_train as loops
 from runs import shared_programs  # noqa: F401 (a fixture)
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
 import test_train as loops
 from runs import shared_programs  # noqa: F401 (a fixture)
 

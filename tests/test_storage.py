@@ -9,7 +9,6 @@ from typing import Any
 import corruption
 import orbax.checkpoint as ocp
 import pytest
-import runs
 import test_train as loops
 from runs import shared_programs  # noqa: F401 (a fixture)
 

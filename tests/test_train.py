@@ -22,7 +22,7 @@ from videomae_jax import train as loop
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer, named
 from videomae_jax.data import pipeline, sources
-from videomae_jax.errors import StorageError, UserError
+from videomae_jax.errors import StorageError
 from videomae_jax.evals.base import Context
 from videomae_jax.models import vit
 from videomae_jax.objectives import mae

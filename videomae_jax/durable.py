@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import fsspec
-import jax
 import numpy as np
 
 from videomae_jax import agreement, manifest, parallel

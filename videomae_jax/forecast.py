@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from videomae_jax import assembly, benchmarks, footprint, hlo, topologies
+from videomae_jax import assembly, benchmarks, hlo, topologies
 from videomae_jax import config as configs
 from videomae_jax.data.unread import Unread
 from videomae_jax.errors import UserError

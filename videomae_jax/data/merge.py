@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import shlex
 from typing import Any
 
 import numpy as np

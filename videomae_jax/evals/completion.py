@@ -10,7 +10,6 @@ from videomae_jax import masking
 from videomae_jax.evals import reconstruction
 from videomae_jax.evals.base import Context, readable
 from videomae_jax.masking import Grid
-from videomae_jax.models import patches
 from videomae_jax.types import Batch, row_keys
 
 

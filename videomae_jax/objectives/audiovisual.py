@@ -3,7 +3,6 @@
 import dataclasses
 import types
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -5,14 +5,13 @@ import types
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from videomae_jax import losses, supervision
 from videomae_jax.erasing import Erasing
 from videomae_jax.errors import UserError
 from videomae_jax.metrics import Mean
 from videomae_jax.mixing import Mixing
-from videomae_jax.models import heads, patches, vit
+from videomae_jax.models import heads, vit
 from videomae_jax.objectives import mae
 from videomae_jax.objectives.base import Cost, External, Features, Objective, Output, Phase, Prediction
 from videomae_jax.types import Array, Batch, Extra, Key, Params, row_keys
