@@ -18,7 +18,7 @@ from runs import shared_programs  # noqa: F401 (a fixture)
 
 import videomae_jax
 from videomae_jax import config as configs
-from videomae_jax import externals, masking, parallel, run_directory
+from videomae_jax import externals, head_rows, masking, parallel, run_directory
 from videomae_jax.__main__ import main
 from videomae_jax.convert import files, importing, report, videomae
 from videomae_jax.errors import UserError
@@ -573,6 +573,21 @@ def test_other_classes_are_refused(finetuned: dict[str, np.ndarray], tmp_path: p
     """With what to do instead."""
     words = ["--from=videomae", save(tmp_path / "a.npz", finetuned), f"--out={tmp_path}/run", *HEADS, *SIZES, "--config.objective.head.classes=7"]
     assert "the weights have 4 classes and the config 7; convert them as they are, and fine-tune for others" in refused(capsys, *words)
+
+
+def test_names_of_the_classes_of_an_official_head(finetuned: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The files of the official code tell none: with a list of them `predict` names what it sees, and a head can start from its rows by name."""
+    path, names = save(tmp_path / "a.npz", finetuned), tmp_path / "label_map.txt"
+    names.write_text("zumba\narchery\nbowling\nplaying chess\n")
+    words = [str(path), *HEADS, *SIZES]
+    assert main(["convert", "--from=videomae", *words, f"--out={tmp_path}/run", f"--classes={names}"]) == 0
+    assert head_rows.stored(str(tmp_path / "run")) == ("zumba", "archery", "bowling", "playing chess")
+    clip = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    plain = videomae_jax.load(path, family="videomae", heads=4, trained_frames=8, trained_size=32).classify(clip)
+    assert videomae_jax.load(tmp_path / "run").classify(clip).top(1)[0][0][0] == names.read_text().split("\n")[int(plain.probabilities.argmax())]
+    names.write_text("zumba\narchery\n")
+    assert "names 2 classes, and the weights have a head of 4" in refused(capsys, "--from=videomae", *words, f"--out={tmp_path}/b", f"--classes={names}")
+    assert "--classes belongs to --from" in refused(capsys, "--to=hf", tmp_path / "run", f"--out={tmp_path}/b", f"--classes={names}")
 
 
 def test_the_eps_of_a_run_is_exported(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

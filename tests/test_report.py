@@ -120,7 +120,7 @@ def test_time_and_events_are_on_the_page(tmp_path: pathlib.Path) -> None:
 
 def test_a_finished_run(tmp_path: pathlib.Path) -> None:
     """Status, loss, held-out loss, probe with deviations, gain and chance, throughput, card and config are on the page."""
-    path = report.write(run(tmp_path, [evaluated(0, 40.5), *training(), evaluated(100, 61.0)]))
+    path = report.write(records.load(run(tmp_path, [evaluated(0, 40.5), *training(), evaluated(100, 61.0)])))
     assert path == tmp_path / "report.html" and not list(tmp_path.glob(".report*"))
     page = path.read_text()
     text = text_of(page)
@@ -141,32 +141,32 @@ def test_a_run_in_progress(tmp_path: pathlib.Path) -> None:
     directory = run(tmp_path, training(40), finished=False)
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 50, "lo')
-    assert "in progress or stopped: step 40 of 100" in text_of(report.write(directory).read_text())
+    assert "in progress or stopped: step 40 of 100" in text_of(report.write(records.load(directory)).read_text())
     run(tmp_path, training(), finished=False)
-    assert "in progress or stopped: step 100 of 100" in text_of(report.write(directory).read_text())
+    assert "in progress or stopped: step 100 of 100" in text_of(report.write(records.load(directory)).read_text())
     (directory / "summary.json").write_text(json.dumps({"steps": 50, "seconds": 1.0}))  # of before the run was extended
-    assert "in progress or stopped: step 100 of 100;" in text_of(report.write(directory).read_text())
+    assert "in progress or stopped: step 100 of 100;" in text_of(report.write(records.load(directory)).read_text())
 
 
 def test_a_bare_run(tmp_path: pathlib.Path) -> None:
     """No evaluators, no pictures, no card, no metrics: the page says what is missing."""
     directory = run(tmp_path, training(), evaluators=False)
-    text = text_of(report.write(directory).read_text())
+    text = text_of(report.write(records.load(directory)).read_text())
     assert "No evaluator has left a result: everything here was measured on training batches." in text
     assert "Reconstructions" not in text and "Linear probes" not in text
     (directory / "metrics.jsonl").unlink()
     (directory / "recipe_card.json").unlink()
-    text = text_of(report.write(directory).read_text())
+    text = text_of(report.write(records.load(directory)).read_text())
     assert "metrics.jsonl holds no value yet." in text and "holds no recipe_card.json" in text and "step 0" in text
 
 
 def test_values_that_are_not_finite(tmp_path: pathlib.Path) -> None:
     """A diverged run has a page, and the page counts what the chart leaves out."""
     lines = training(50) + [{"step": 60, "loss": math.nan}, {"step": 70, "loss": math.inf}]
-    page = report.write(run(tmp_path, lines)).read_text()
+    page = report.write(records.load(run(tmp_path, lines))).read_text()
     assert "2 logged loss values are not finite" in text_of(page)
     assert not re.search(r'points="[^"]*(nan|inf)', page)
-    assert "not finite" not in text_of(report.write(run(tmp_path, training(50))).read_text())
+    assert "not finite" not in text_of(report.write(records.load(run(tmp_path, training(50)))).read_text())
 
 
 def test_pictures_are_embedded(tmp_path: pathlib.Path) -> None:
@@ -176,7 +176,7 @@ def test_pictures_are_embedded(tmp_path: pathlib.Path) -> None:
         for clip in range(6):
             draw(directory, step, clip)
     (directory / "reconstructions" / "step00000100_1.gif").write_bytes(b"0" * (report.GIF_BYTES + 1))
-    checker = read(report.write(directory).read_text())
+    checker = read(report.write(records.load(directory)).read_text())
     shown = [base64.b64decode(source.partition(",")[2]) for source in checker.sources]
     stems = [f"step00000100_{clip}" for clip in range(report.CLIPS)] + ["step00000000_0"]
     files = [f"{stem}.{kind}" for stem in stems for kind in ("png", "gif") if (stem, kind) != ("step00000100_1", "gif")]
@@ -191,7 +191,7 @@ def test_raw_targets_need_no_caveat(tmp_path: pathlib.Path) -> None:
     stored = configs.from_json((directory / "config.json").read_text())
     stored.objective.target.normalise = "none"
     (directory / "config.json").write_text(configs.to_json(stored))
-    text = text_of(report.write(directory).read_text())
+    text = text_of(report.write(records.load(directory)).read_text())
     assert "TRUE mean" not in text and "normalised within" not in text and "Reconstructions" in text
 
 
@@ -201,7 +201,7 @@ def test_faults_are_counted_and_listed(tmp_path: pathlib.Path) -> None:
     faults = [{"name": f"clip {i} <b>", "stage": "seek" if i % 2 else "open", "position": i} for i in range(23)]
     (directory / "faults.jsonl").write_text("".join(json.dumps(f) + "\n" for f in faults[:20]) + '{"name": "ha')
     (directory / "faults.77.jsonl").write_text("".join(json.dumps(f) + "\n" for f in faults[20:]))
-    page = report.write(directory).read_text()
+    page = report.write(records.load(directory)).read_text()
     text = text_of(page)
     assert "23 videos could not be read and were replaced by others: 12 at open, 11 at seek." in text and "... and 3 more" in text
     assert "clip 1 <b>" in text and "<b>" not in page.split("<h2>Faults")[1] and "<i>toy" not in page
@@ -210,7 +210,7 @@ def test_faults_are_counted_and_listed(tmp_path: pathlib.Path) -> None:
 def test_losses_of_named_phases_are_drawn(tmp_path: pathlib.Path) -> None:
     """A recipe whose phases are not called "train" logs "critic/loss"; evaluators' losses are not taken for it."""
     lines = [{"step": s, "critic/loss": 2.0 - s / 100, "generator/loss": 1.0, "critic/lr": 1e-4} for s in range(1, 90, 10)]
-    page = report.write(run(tmp_path, [*lines, evaluated(90, 50.0)])).read_text()
+    page = report.write(records.load(run(tmp_path, [*lines, evaluated(90, 50.0)]))).read_text()
     assert "</i>critic/loss</li>" in page and "</i>generator/loss</li>" in page and "</i>critic/lr</li>" in page
     assert "</i>reconstruction/loss</li>" not in page
 

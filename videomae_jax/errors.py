@@ -1,5 +1,7 @@
 """Errors that the command line prints as one line, without a traceback."""
 
+import math
+
 STORAGE = 74  # exit code of a StorageError: EX_IOERR of sysexits.h, the same command goes on from the newest checkpoint that is whole
 
 
@@ -9,3 +11,17 @@ class UserError(ValueError):
 
 class StorageError(RuntimeError):
     """A checkpoint cannot be written, or be read by one of several processes: the same command has to be started again."""
+
+
+def allow(owner: object, /, *, rising: tuple[str, ...] = (), **ranges: tuple[float, float]) -> None:
+    """Checks fields of a dataclass: finite numbers, or tuples of them, from low to high, ends included; those `rising` do not fall.
+
+    Raises UserError for the first that is none of what is allowed.
+    """
+    for field, (low, high) in ranges.items():
+        value = getattr(owner, field)
+        values = value if isinstance(value, tuple) else (value,)
+        if not all(math.isfinite(v) and low <= v <= high for v in values):
+            raise UserError(f"{field} is {value}; allowed are {low:g} {'and more' if high == math.inf else f'to {high:g}'}")
+        if field in rising and sorted(values) != list(values):
+            raise UserError(f"{field} is {value}; allowed are numbers that rise")

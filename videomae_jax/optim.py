@@ -1,6 +1,7 @@
 """Schedules, learning-rate scaling, weight decay and layer decay by path."""
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 
 from videomae_jax import config
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, allow
 from videomae_jax.types import Array, Params
 
 
@@ -76,6 +77,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.shape not in ("cosine", "constant"):
             raise UserError(f"schedule shape {self.shape!r}; allowed are 'cosine' and 'constant'")
+        allow(self, base=(0, math.inf), minimum=(0, math.inf), unit=(0, math.inf))
 
     def scaled(self, rate: float, /, *, batch: int) -> float:
         """`rate` under the linear scaling rule."""
@@ -151,6 +153,7 @@ class AdamW:
     def __post_init__(self) -> None:
         if self.first_moment not in ("float32", "bfloat16"):
             raise UserError(f"first_moment {self.first_moment!r}; allowed are 'float32' and 'bfloat16'")
+        allow(self, b1=(0, 1), b2=(0, 1), eps=(0, 1), weight_decay=(0, math.inf), clip=(0, math.inf), layer_decay=(0, 1))
 
     def transform(self) -> optax.GradientTransformation:
         """Everything but the learning rate, which the step applies once.
@@ -196,6 +199,7 @@ class Grid:
             raise UserError(f"method {self.method!r}; allowed are adamw, lars")
         if not self.rates or not self.decays:
             raise UserError(f"rates {self.rates}, decays {self.decays}; allowed is at least one of each")
+        allow(self, rates=(0, math.inf), decays=(0, math.inf), b1=(0, 1), b2=(0, 1), eps=(0, 1))
 
     @property
     def pairs(self) -> tuple[tuple[float, float], ...]:

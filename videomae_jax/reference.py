@@ -117,9 +117,8 @@ def rows(record: Record, curve: Curve, /) -> list[list[str]]:
     return found
 
 
-def line(directory: pathlib.Path, /) -> str:
+def line(record: Record, /) -> str:
     """The training loss and the first value of every evaluator beside the curve, in one line; "" where there is no curve."""
-    record = records.load(directory)
     curve, first = of(record.config), dict[str, str]()
     for name, _, mine, theirs, span, _ in rows(record, curve) if curve else []:
         first.setdefault(name.partition("/")[0], f"{name} {mine} ({span or theirs})")

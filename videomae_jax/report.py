@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Sequence
 
 from videomae_jax import config as configs
-from videomae_jax import events, ledger, metrics, pages, records, reference, run_directory
+from videomae_jax import events, ledger, metrics, pages, reference, run_directory
 from videomae_jax.charts import Line, chart
 from videomae_jax.pages import note, number, table
 from videomae_jax.records import Record
@@ -21,10 +21,9 @@ PROBE = ("trained", "untrained", "pixels", "chance")
 TRIVIAL = {"loss_zero": "predict zero", "loss_nearest": "copy the nearest visible patch", "loss_linear": "interpolate the visible pixels"}
 
 
-def write(directory: pathlib.Path, /) -> pathlib.Path:
-    """Writes report.html into a run directory and returns its path."""
-    record = records.load(directory)
-    path = directory / "report.html"
+def write(record: Record, /) -> pathlib.Path:
+    """Writes report.html into the directory of a run and returns its path."""
+    path = record.directory / "report.html"
     run_directory.write(path, page(record))
     return path
 

@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--allow", action="append", default=[], metavar="CLASS[:PATTERN]",
                         help="accept differences: missing, unexpected, interpolated or zero, all of them or names that match; may be repeated")
     parser.add_argument("--config", default="", metavar="FILE", help="config that the run starts from (default: one of the same family)")
+    parser.add_argument("--classes", default="", metavar="FILE", help="names of the classes of the head, one a line in its order, as in V2's label_map_k710.txt")
     parser.add_argument("--item", choices=("params", "ema"), default="params", help="with --to: the weights or their average")
     parser.add_argument("--biases", choices=("q_bias", "query.bias"), default="q_bias", help="with --to=hf: names of the q and v biases")
     parser.epilog = "Fields of the config can be overridden: --config.data.index=FILE, --config.objective.encoder.frames=32 with --allow=interpolated."
@@ -43,7 +44,7 @@ def to_run(options: argparse.Namespace, assignments: dict[str, str], /) -> int:
     found = importing.read(pathlib.Path(options.path), family="" if options.source == "auto" else options.source, key=options.key,
                            heads=options.heads, decoder_heads=options.decoder_heads,
                            trained_frames=options.trained_frames, trained_size=options.trained_size, config=options.config, assignments=assignments,
-                           allow=report.allowances(options.allow))
+                           allow=report.allowances(options.allow), classes=options.classes)
     for line in found.report.lines():
         say(line)
     with arguments.writing(options.out):
@@ -57,7 +58,7 @@ def from_run(options: argparse.Namespace, assignments: dict[str, str], /) -> int
     from videomae_jax.convert import exporting, videomae
     from videomae_jax.errors import UserError
 
-    strays = [f"--{k.replace('_', '-')}" for k in ("key", "heads", "decoder_heads", "trained_frames", "trained_size", "allow", "config") if getattr(options, k)]
+    strays = [f"--{k.replace('_', '-')}" for k in ("key", "heads", "decoder_heads", "trained_frames", "trained_size", "allow", "config", "classes") if getattr(options, k)]
     strays += [f"--config.{k}" for k in assignments]
     if strays:
         raise UserError(f"{strays[0]} belongs to --from; with --to allowed are --out, --item and --biases")

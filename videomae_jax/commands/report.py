@@ -41,10 +41,11 @@ def main(argv: list[str]) -> int:
         raise UserError("--with goes with --curve")
     if options.goodput:
         return goodput(directory)
-    from videomae_jax import reference, report
+    from videomae_jax import records, reference, report
 
-    print(report.write(directory))
-    if line := reference.line(directory):
+    record = records.load(directory)
+    print(report.write(record))
+    if line := reference.line(record):
         arguments.say(line)
     return 0
 

@@ -20,6 +20,7 @@ from videomae_jax import interpolation, masking, parallel
 from videomae_jax.convert import files, mae_st, marlin, videomae, videoprism
 from videomae_jax.convert.report import Report
 from videomae_jax.convert.videomae import Layout, State
+from videomae_jax.data import merge
 from videomae_jax.errors import UserError
 from videomae_jax.masking import Grid
 from videomae_jax.models import resized
@@ -62,13 +63,13 @@ class Imported:
 
 
 def read(path: pathlib.Path, /, *, family: str = "", key: str = "", heads: int = 0, decoder_heads: int = 0, trained_frames: int = 0, trained_size: int = 0,
-         config: str = "", assignments: Mapping[str, str] | None = None, allow: Mapping[str, Sequence[str]] | None = None) -> Imported:
+         config: str = "", assignments: Mapping[str, str] | None = None, allow: Mapping[str, Sequence[str]] | None = None, classes: str = "") -> Imported:
     """Converts the weights in `path`. `family` "" is told from the names of the arrays; `heads` 0 from the weights' settings or width, `trained_frames` and
     `trained_size` 0 from the settings, else they are 16 and 224 (the position tables depend on them).
 
     `config` names the config file that the run starts from ("" = `template`) and `assignments` override its fields; a clip of
-    another length or size than the weights' own interpolates the position tables. Raises UserError for an unreadable file,
-    another family, and every class of differences that `allow` {class: patterns} does not cover.
+    another length or size than the weights' own interpolates the position tables. `classes` is a file with the names of the head's
+    classes, one a line. Raises UserError for an unreadable file, another family, and differences that `allow` {class: patterns} does not cover.
     """
     weights = files.read(path, key=key)
     family = recognise(weights.state, family=family, path=path)
@@ -87,7 +88,7 @@ def read(path: pathlib.Path, /, *, family: str = "", key: str = "", heads: int =
     agree(node, sizes, settings=settings)
     moved = settle(node, sizes, learned=LEARNED.get(family, ()))
     params, report = match(node, found, state=state, moved=moved, notes=notes(weights, family=family), allow=allow or {})
-    return Imported(node, params, report, class_names(weights.settings, count=sizes.classes), family, weights.files)
+    return Imported(node, params, report, class_names(weights.settings, count=sizes.classes, file=classes), family, weights.files)
 
 
 def template(family: str, kind: str, /) -> Any:
@@ -382,8 +383,12 @@ def notes(weights: files.Weights, /, *, family: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def class_names(settings: Mapping[str, Any], /, *, count: int) -> tuple[str, ...]:
-    """Names of the classes from Hugging Face's id2label; () where they are absent or mere numbers."""
+def class_names(settings: Mapping[str, Any], /, *, count: int, file: str = "") -> tuple[str, ...]:
+    """Names of the classes from a file, else from Hugging Face's id2label; () where they are absent or mere numbers."""
+    if file and len(names := merge.read_lines(file)) != count:
+        raise UserError(f"--classes={file} names {len(names)} classes, and the weights have {f'a head of {count}' if count else 'no head'}")
+    if file:
+        return names
     labels = settings.get("id2label") or {}
     if not isinstance(labels, dict):
         raise UserError(f"id2label of the config beside the weights is a {type(labels).__name__}; needed is an object of numbers and names")

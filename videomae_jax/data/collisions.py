@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from videomae_jax.data import shapes
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, allow
 
 APPEARANCES = shapes.APPEARANCES
 PITCHES = dict(zip(APPEARANCES, (440.0, 830.0, 1570.0, 2960.0), strict=True))  # Hz, a factor of 1.89 apart
@@ -53,6 +53,8 @@ class Collisions:
             raise UserError(f"sprites is {self.sprites}; allowed are 2 to {len(APPEARANCES)}, one a shape")
         if not 0 < self.radius < 0.25:
             raise UserError(f"radius is {self.radius}; allowed is 0 < radius < 0.25")
+        allow(self, size=(16, 4096), frames=(2, 10**5), fps=(1, 1000), speed=(0, 10), turning=(0, 1000), grating=(0.001, 10), contrast=(0, 1), edge=(1e-4, 1),
+              audio_rate=(8000, 96_000), loudness=(0, 1), decay=(1e-4, 10), tone=(1e-4, 10), noise=(0, 1), rising=("speed", "turning", "grating", "contrast"))
 
     @property
     def duration(self) -> float:

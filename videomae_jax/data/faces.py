@@ -14,7 +14,7 @@ from PIL import Image
 
 from videomae_jax.data import face_drawing
 from videomae_jax.data.face_drawing import PARTS, Acting, Person, Pose, Rgb
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, allow
 
 __all__ = ["CROPS", "EXPRESSIONS", "FORGERIES", "GESTURES", "PARTS", "Clip", "Faces", "clip", "truth"]
 
@@ -58,9 +58,8 @@ class Faces:
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
             raise UserError(f"crop {self.crop!r}; allowed are {', '.join(CROPS)}")
-        for field, low, high in (("forged", 0, 1), ("quality", 0, 100), ("clips_each", 1, 10**6), ("frames", 2, 10**5), ("size", 16, 4096)):
-            if not low <= getattr(self, field) <= high:
-                raise UserError(f"{field} is {getattr(self, field)}; allowed are {low} to {high}")
+        allow(self, forged=(0, 1), quality=(0, 100), clips_each=(1, 10**6), frames=(2, 10**5), size=(16, 4096), fps=(1, 1000), sway=(0, 1),
+              turn=(0, math.pi), roll=(0, math.pi), period=(1, 10**5), jitter=(0, 4096), rising=("period",))
 
 
 @dataclasses.dataclass(frozen=True)

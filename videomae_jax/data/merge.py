@@ -270,21 +270,26 @@ def read_aliases(path: pathlib.Path | None, /) -> dict[str, str]:
     return found
 
 
+def read_lines(path: str, /) -> tuple[str, ...]:
+    """The class names of a file, one a line. Raises UserError, also for an empty or a repeated line: numbers count lines."""
+    try:
+        names = [line.strip() for line in pathlib.Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"names of classes {path} cannot be read: {error}") from error
+    wrong = [f"line {number} {name!r}" for number, name in enumerate(names, 1) if not name or name in names[:number - 1]]
+    if wrong or not names:
+        raise UserError(f"names of classes {path}: {wrong[0] if wrong else 'no line at all'}; allowed are class names, one a line, each once")
+    return tuple(names)
+
+
 def read_names(words: Sequence[str], /) -> dict[str, tuple[str, ...]]:
-    """{part: class names} of words PART=FILE, one name a line. Raises UserError, also for an empty or a repeated line: numbers count lines."""
+    """{part: class names} of words PART=FILE, a file of `read_lines`. Raises UserError."""
     found = {}
     for word in words:
         part, equals, file = word.partition("=")
         if not (part and equals and file):
             raise UserError(f"--names={word}; allowed is PART=FILE, the name of an index without its suffix and a file with a class name a line")
-        try:
-            names = [line.strip() for line in pathlib.Path(file).read_text(encoding="utf-8-sig").rstrip().splitlines()]
-        except (OSError, ValueError) as error:
-            raise UserError(f"names of classes {file} cannot be read: {error}") from error
-        wrong = [f"line {number} {name!r}" for number, name in enumerate(names, 1) if not name or name in names[:number - 1]]
-        if wrong or not names:
-            raise UserError(f"names of classes {file}: {wrong[0] if wrong else 'no line at all'}; allowed are class names, one a line, each once")
-        found[part] = tuple(names)
+        found[part] = read_lines(file)
     return found
 
 

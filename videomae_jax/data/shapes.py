@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from videomae_jax.errors import allow
+
 APPEARANCES = ("disc", "square", "star", "triangle")
 MOTIONS = ("east", "north", "northeast", "northwest", "south", "southeast", "southwest", "west")
 _ANGLES = {"east": 0, "northeast": 45, "north": 90, "northwest": 135, "west": 180, "southwest": 225, "south": 270, "southeast": 315}
@@ -34,6 +36,10 @@ class Shapes:
     speed: tuple[float, float] = (0.018, 0.030)
     contrast: tuple[float, float] = (0.2, 0.3)
     edge: float = 0.015
+
+    def __post_init__(self) -> None:
+        allow(self, size=(2, 4096), frames=(1, 10**5), fps=(1, 1000), sprites=(1, 100), radius=(0.001, 1), speed=(0, 1), contrast=(0, 1), edge=(1e-4, 1),
+              rising=("radius", "speed", "contrast"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, allow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,11 @@ class MultiScaleCrop:
 
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     distort: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.scales:
+            raise UserError("scales are none; allowed is at least one of the short side, such as 1.0")
+        allow(self, scales=(0.01, 1), distort=(0, len(self.scales)))
 
     def pairs(self, *, width: int, height: int, size: int) -> list[tuple[int, int]]:
         """(width, height) of every crop that may be drawn."""
@@ -109,6 +114,7 @@ class RandomResizedCrop:
     def __post_init__(self) -> None:
         if not 0 < self.area[0] <= self.area[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
             raise UserError(f"area {self.area}, ratio {self.ratio}; allowed are 0 < low <= high, and areas up to 1")
+        allow(self, flip=(0, 1))
 
     def box(self, *, width: int, height: int, rng: np.random.Generator) -> Box:
         """A crop drawn for frames of `width` x `height` pixels."""
