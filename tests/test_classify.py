@@ -15,7 +15,7 @@ import pytest
 from flax import traverse_util
 
 from videomae_jax import config as configs
-from videomae_jax import externals, losses, optim, parallel
+from videomae_jax import card, externals, losses, optim, parallel
 from videomae_jax import train as loop
 from videomae_jax.assembly import assemble
 from videomae_jax.checkpoint import Checkpointer
@@ -303,6 +303,7 @@ def test_a_start_names_the_weights_it_read(pretrained: pathlib.Path, tmp_path: p
     run = run_of(dataclasses.replace(PLAIN, pretrained=str(first)))
     run.config.total, run.config.evaluators = "1", {}
     run = assemble(run.config, devices=jax.devices()[:1])
+    assert card.card(run)["outside"] == {"params": {"path": str(first), "label": "real"}} and str(first) in card.text(card.card(run))
     for _ in range(2):
         loop.train(run, tmp_path / "run", stop=Stop(), say=lambda line: None)
         shutil.rmtree(first, ignore_errors=True)

@@ -308,8 +308,9 @@ def test_plan_of_gpus_end_to_end(tmp_path: Any, capsys: pytest.CaptureFixture[st
     for word in ("x.py,0", "x.py,a", "x.py,1,2,3"):
         with pytest.raises(UserError, match=f"--then={word}; allowed are FILE, FILE,N and FILE,N,TESTED"):
             command.main(["--config=configs/tiny.py", "--topology=h100x8", f"--then={word}"])
-    with pytest.raises(UserError, match="--memory=nan --videos=0; allowed are positive numbers"):
-        command.main(["--config=configs/tiny.py", "--topology=h100x8", "--memory=nan"])
+    for word, allowed in (("--memory=nan", "GB above 0"), ("--memory=0", "GB above 0"), ("--videos=0", "1 and more")):
+        with pytest.raises(UserError, match=f"{word}; allowed .* {allowed}"):
+            command.main(["--config=configs/tiny.py", "--topology=h100x8", word])
 
 
 def test_what_does_not_fit_comes_with_ways_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

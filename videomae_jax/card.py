@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from videomae_jax import config as configs
+from videomae_jax import externals
 from videomae_jax.assembly import Assembly, state_bytes
 from videomae_jax.data import planes
 
@@ -34,6 +35,7 @@ def card(run: Assembly, /) -> dict[str, Any]:
         "forward_macs_per_clip": cost.macs, "train_flops_per_clip": cost.train_flops, "train_flops_total": cost.train_flops * clips,
         "mesh": dict(run.mesh.shape), "checkpoint_bytes": state_bytes(run.abstract),
         "checkpoints_kept": checkpoints_kept(run), "checkpoints_disk_bytes": checkpoints_kept(run) * state_bytes(run.abstract),
+        **({"outside": found} if (found := externals.outside(run.objective.externals(), source=run.source)) else {}),
         **({"crops_on_device": found} if (found := planes.report(run.source)) else {}),
         **({"sources": run.source.card(run.total * batch * run.draws)} if hasattr(run.source, "card") else {}),
     }

@@ -101,17 +101,21 @@ def check_positions(externals: Iterable[External], /, *, encoder: Any) -> None:
                             f"{ours}: use videomae_jax.models.resized.Encoder with trained={theirs}, which resizes the table")
 
 
-def manifest(externals: Iterable[External], /, *, source: Any = None) -> dict[str, dict[str, str]]:
-    """{into: {"path", "label", "sha256"}} for starts.jsonl: two runs with different files differ there.
+def outside(externals: Iterable[External], /, *, source: Any = None) -> dict[str, dict[str, str]]:
+    """{into: {"path", "label"}} of what a run takes from others.
 
-    What the `source` of the clips reads of outside parts (its `outside`, {field: label}) stands there as "data/FIELD", with the path and
-    the digest of the index that names the files.
+    What the `source` of the clips reads of outside parts (its `outside`, {field: label}) stands there as "data/FIELD", with the path of
+    the index that names the files.
     """
-    found = {e.into: {"path": e.path, "label": e.label, "sha256": digest(pathlib.Path(e.path))} for e in externals}
+    found = {e.into: {"path": e.path, "label": e.label} for e in externals}
     while hasattr(source, "source"):  # clips that the devices cut hold the source of the files
         source = source.source
-    outside = getattr(source, "outside", {})
-    return found | {f"data/{k}": {"path": source.index, "label": label, "sha256": digest(pathlib.Path(source.index))} for k, label in outside.items()}
+    return found | {f"data/{k}": {"path": source.index, "label": label} for k, label in getattr(source, "outside", {}).items()}
+
+
+def manifest(externals: Iterable[External], /, *, source: Any = None) -> dict[str, dict[str, str]]:
+    """`outside` with the "sha256" of every file, for starts.jsonl: two runs with different files differ there."""
+    return {into: about | {"sha256": digest(pathlib.Path(about["path"]))} for into, about in outside(externals, source=source).items()}
 
 
 def digest(path: pathlib.Path, /) -> str:

@@ -130,12 +130,17 @@ def local(*, memory: float, tflops: float) -> Topology:
     return Topology("local", chip, 1, jax.device_count() // chip.devices)
 
 
+def libtpu() -> str:
+    """The requirement of the TPU compiler that the installed jax is built with."""
+    return next((r.split(";")[0].strip() for r in importlib.metadata.requires("jax") or () if r.startswith("libtpu")), "libtpu")
+
+
 def tpu_devices(topology: Topology, /) -> list[Any]:
     """Devices of a TPU topology that can be compiled for but not used, on any machine with the libtpu wheel.
 
     Raises UserError without libtpu, or where it refuses the topology.
     """
-    wanted = next((r.split(";")[0].strip() for r in importlib.metadata.requires("jax") or () if r.startswith("libtpu")), "libtpu")
+    wanted = libtpu()
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"--topology={topology.name} compiles with libtpu, which is not installed: pip install '{wanted}'; a GPU topology needs no extra")
     try:

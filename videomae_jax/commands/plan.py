@@ -17,8 +17,8 @@ def main(argv: list[str]) -> int:
     arguments.add_config(parser, required=False)
     parser.add_argument("--topology", default="", metavar="NAME", help="v5e-256, v5p-512, v6e-256, tpu7x-512, 2xv5p-512, h100x512, h200x1, ..., local")
     parser.add_argument("--measure", metavar="FILE", help="what `bench input` printed, or JSON with decode_seconds, crop_seconds, bytes_per_decode of one core")
-    parser.add_argument("--memory", type=float, default=0.0, metavar="GB", help="plan for this much memory a device instead of the chip's")
-    parser.add_argument("--videos", type=int, default=0, metavar="N", help="videos of the data set where config.data.index is not there (default 1,350,000)")
+    parser.add_argument("--memory", type=float, default=None, metavar="GB", help="plan for this much memory a device instead of the chip's")
+    parser.add_argument("--videos", type=int, default=None, metavar="N", help="videos of the data set where config.data.index is not there (default 1,350,000)")
     parser.add_argument("--then", action="append", default=[], metavar="FILE[,N[,TESTED]]",
                         help="config of a later stage (fine-tuning), for the cost; videos it is trained on (default: those of --videos) and tested on; repeatable")
     parser.add_argument("--grid", metavar="FILE", help="instead: list the cells of a config's grid, their chip-hours and the commands of the unfinished ones")
@@ -34,8 +34,10 @@ def main(argv: list[str]) -> int:
     if not options.config or not options.topology:
         raise UserError("plan needs --config=FILE and --topology=NAME, or --grid=FILE (see python -m videomae_jax plan --help)")
     config = arguments.resolve(options, assignments)
-    if not 0 <= options.memory < math.inf or options.videos < 0:
-        raise UserError(f"--memory={options.memory:g} --videos={options.videos}; allowed are positive numbers")
+    if options.memory is not None and not 0 < options.memory < math.inf:
+        raise UserError(f"--memory={options.memory:g}; allowed are GB above 0")
+    if options.videos is not None and options.videos < 1:
+        raise UserError(f"--videos={options.videos}; allowed is 1 and more")
     if options.topology != "local":
         os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator of this machine has no part in it
     from videomae_jax import config as configs
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> int:
         then.append((forecast.without_index(configs.load(path), videos=trained, trust=tuple(options.trust)), tested))
     config = forecast.without_index(config, videos=videos, trust=tuple(options.trust))
     result = forecast.make(config, options.topology, fixed=frozenset(assignments), trust=tuple(options.trust),
-                           feed=plan.Input.read(options.measure) if options.measure else plan.Input(), memory=options.memory * 1e9, then=then, say=say)
+                           feed=plan.Input.read(options.measure) if options.measure else plan.Input(), memory=(options.memory or 0) * 1e9, then=then, say=say)
     for line in forecast.table(result):
         print(line)
     print(json.dumps(result))
