@@ -193,7 +193,7 @@ def test_an_outage_neither_loses_nor_invents_a_run(tmp_path: pathlib.Path, stora
     place, saver = two(tmp_path)
     with pytest.raises(UserError, match="the run would begin anew"):
         saver.candidates()
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be used"):
         place.recall()
     saver.close()
 
@@ -270,10 +270,10 @@ def test_an_outage_at_the_start_of_a_run_that_has_begun(tmp_path: pathlib.Path, 
     storage.fault = away
     (tmp_path / "run").mkdir()
     place = Durable(Place(str(tmp_path / "place")), tmp_path / "run", warn=said.append)
-    with pytest.raises(UserError, match="cannot be read .*no route to host"):
+    with pytest.raises(UserError, match="cannot be used .*no route to host"):
         place.recall()
     (tmp_path / "run" / durable.OWNER).write_text('{"run": "this", "place": "elsewhere"}')
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be used"):
         place.recall()
     (tmp_path / "run" / durable.OWNER).unlink()
     place.own()
@@ -297,3 +297,13 @@ def test_a_place_belongs_to_one_run(tmp_path: pathlib.Path) -> None:
         other.recall()
     with pytest.raises(UserError, match="cannot be reached"):
         Durable(Place("strange://x"), tmp_path)
+
+
+def test_a_place_that_is_a_file_is_told_before_the_run_begins(tmp_path: pathlib.Path) -> None:
+    """Every copy would fail for as long as the run lasts; a place that is not there yet is made."""
+    (tmp_path / "file").write_text("x")
+    for place in ("file", "file/below"):
+        with pytest.raises(UserError, match=rf"{place} cannot be used \((FileExists|NotADirectory)Error"):
+            Durable(Place(str(tmp_path / place)), tmp_path / "run").recall()
+    Durable(Place(str(tmp_path / "new" / "place")), tmp_path / "run").recall()
+    assert (tmp_path / "new" / "place").is_dir()

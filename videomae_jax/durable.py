@@ -275,17 +275,19 @@ class Durable:
     def recall(self) -> None:
         """Brings back config, metrics and the like into a run directory that is new or gone.
 
-        Raises UserError where the place belongs to another run, or cannot be read and this run has not used it before.
+        Raises UserError where the place belongs to another run, or cannot be read or made and this run has not used it before.
         """
         if not parallel.is_lead():
             return
         try:
             self._fs.invalidate_cache()
             owned = self._fs.exists(f"{self._root}/{OWNER}")
+            if not owned:
+                self._fs.makedirs(self._root, exist_ok=True)  # a file in the way is told now, not by every copy
             names = [name for pattern in RUN for name in self._fs.glob(f"{self._root}/{pattern}")] if owned else []
             texts = {posixpath.basename(name): self._fs.cat_file(name) for name in names}
         except Exception as error:  # every client raises errors of its own
-            text = f"{self._place.path} cannot be read ({type(error).__name__}: {str(error)[:100]})"
+            text = f"{self._place.path} cannot be used ({type(error).__name__}: {str(error)[:100]})"
             if self._own().get("place") == self._place.path:
                 self.failures += 1
                 self._warn(f"{text}; the run goes on with what is in {self._directory}")
