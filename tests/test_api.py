@@ -16,7 +16,8 @@ from videomae_jax import config as configs
 from videomae_jax.__main__ import main
 from videomae_jax.convert import videomae
 from videomae_jax.errors import UserError
-from videomae_jax.models import patches, resized
+from videomae_jax.models import patches, resized, vit
+from videomae_jax.objectives import mae
 from videomae_jax.runner import Program
 
 RNG = np.random.default_rng(0)
@@ -142,11 +143,25 @@ def test_other_clips_than_trained(pretrained: pathlib.Path, tmp_path: pathlib.Pa
         videomae_jax.load(pretrained, assignments={"objective.encoder.frames": "8"})
 
 
+class Mine(vit.Encoder):
+    """An encoder of a package of the user's own."""
+
+
+def test_parts_of_ones_own_open_with_trust(tmp_path: pathlib.Path) -> None:
+    """`--trust` reaches every place that builds a part of the run."""
+    run = written.write(tmp_path / "run", mae.MAE(Mine(**(written.ENCODER | {"size": 32})), vit.Decoder(**written.DECODER)))
+    with pytest.raises(UserError, match="--trust"):
+        videomae_jax.load(run)
+    assert isinstance(videomae_jax.load(run, trust=(__name__,)).objective.encoder, Mine)
+    with pytest.raises(UserError, match="Mine has positions of its own"):
+        videomae_jax.load(run, frames=8, trust=(__name__,))
+
+
 def test_a_mixture_is_cut_to_other_clips_too() -> None:
     """Each of its parts, as the corpus of V2 has them."""
     config = configs.load("configs/data/unlabeled_hybrid.py")
     with config.unlocked():
-        api.cut_to(config.data, frames=8, size=96)
+        configs.cut_to(config.data, frames=8, size=96)
     assert len(config.data.parts) > 3 and {(p.source.frames, p.source.size) for p in config.data.parts.values()} == {(8, 96)}
 
 

@@ -11,12 +11,15 @@ from videomae_jax import comparison, records
 from videomae_jax import config as configs
 from videomae_jax.__main__ import main
 from videomae_jax.errors import UserError
+from videomae_jax.evals import reconstruction
 
 
 def record(directory: pathlib.Path, lines: list[dict[str, float]], /, *, total: int = 8, **fields: Any) -> pathlib.Path:
     """A run directory with these lines of metrics."""
     directory.mkdir(parents=True)
     config = written.config(written.pretraining())
+    with config.unlocked():
+        config.evaluators.reconstruction = configs.spec(reconstruction.Reconstruction)
     for name, value in fields.items():
         configs.override(config, {name.replace("__", "."): str(value)})
     (directory / "config.json").write_text(configs.to_json(config))
@@ -50,9 +53,13 @@ def test_the_command_writes_a_page(tmp_path: pathlib.Path, capsys: pytest.Captur
 
 
 def test_equal_runs(tmp_path: pathlib.Path) -> None:
-    """Equal settings say so; the length is named where it differs."""
-    page = comparison.page([records.load(record(tmp_path / "a", LONG)), records.load(record(tmp_path / "b", LONG, total=9))], names=("a", "b"))
-    assert "The configs are equal" in page and "Seed and settings are equal" in page and "8 and 9 steps long" in page
+    """Equal settings say so; another length or another protocol is named, and a difference is then no matter of machines."""
+    one, longer, same, other = (records.load(record(tmp_path / name, LONG, **more)) for name, more in (
+        ("a", {}), ("b", {"total": 9}), ("c", {}), ("d", {"evaluators__reconstruction__clips": 2})))
+    equal, length, protocol = (comparison.page([one, two], names=("a", "b")) for two in (same, longer, other))
+    assert "The configs are equal" in equal and "Seed and settings are equal" in equal
+    assert "8 and 9 steps long" in length and "settings are equal" not in length
+    assert "measured otherwise (evaluators.reconstruction.clips)" in protocol and "settings are equal" not in protocol
 
 
 def test_mistakes(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

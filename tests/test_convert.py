@@ -569,6 +569,32 @@ def test_settings_of_another_model_are_refused(setting: dict[str, Any], message:
         importing.read(path, family="videomae")
 
 
+def test_a_config_whose_data_are_a_mixture(official: dict[str, np.ndarray], tmp_path: pathlib.Path) -> None:
+    """V2's own corpus is one: every part gets the frames and the size of the encoder."""
+    words = [str(save(tmp_path / "a.npz", official)), *HEADS, *SIZES, "--config=configs/data/unlabeled_hybrid.py"]
+    assert main(["convert", "--from=videomae_v2", *words, f"--out={tmp_path}/run"]) == 0
+    parts = run_directory.open_run(tmp_path / "run").data.parts
+    assert len(parts) > 1 and {(p.source.frames, p.source.size) for p in parts.values()} == {(8, 32)}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_flipped_bits_of_an_npz(tmp_path: pathlib.Path, packed: bool) -> None:
+    """Whatever numpy, its zip and its headers make of them: arrays, or the one line."""
+    (np.savez_compressed if packed else np.savez)(tmp_path / "a.npz", **{f"{i}": np.arange(40, dtype=np.float32) for i in range(3)})
+    raw = (tmp_path / "a.npz").read_bytes()
+    refused, rng = 0, np.random.default_rng(0)
+    for place in rng.integers(0, 8 * len(raw), 400):
+        other = bytearray(raw)
+        other[place // 8] ^= 1 << place % 8
+        (tmp_path / "b.npz").write_bytes(other)
+        for read in (lambda: files.of_numpy(tmp_path / "b.npz"), lambda: externals.read(External("params", str(tmp_path / "b.npz")))):
+            try:
+                read()
+            except UserError:
+                refused += 1
+    assert refused > 200
+
+
 def test_other_classes_are_refused(finetuned: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With what to do instead."""
     words = ["--from=videomae", save(tmp_path / "a.npz", finetuned), f"--out={tmp_path}/run", *HEADS, *SIZES, "--config.objective.head.classes=7"]

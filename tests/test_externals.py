@@ -17,9 +17,11 @@ from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.data import clips, parts, planes, sources, transforms
 from videomae_jax.errors import UserError
-from videomae_jax.models import mae_st, resized, vit
+from videomae_jax.models import heads, mae_st, probing, resized, vit
 from videomae_jax.objectives import mae
 from videomae_jax.objectives.base import External
+from videomae_jax.objectives.distill import Distill
+from videomae_jax.objectives.probe import Probe
 
 MATRIX = np.arange(16, dtype=np.float32).reshape(4, 4)
 
@@ -163,15 +165,39 @@ def test_weights_of_another_grid_are_refused(tmp_path: pathlib.Path) -> None:
     run = written.write(tmp_path / "run", written.pretraining())  # 2 x 4 x 4 tokens
     fields = written.ENCODER | {"frames": 8, "size": 32}
     longer = dataclasses.replace(written.classifier(), encoder=vit.Encoder(**fields), pretrained=str(run))
-    with pytest.raises(UserError, match=r"trained with positions of a grid \(2, 4, 4\) \(t, h, w\), and this encoder computes those of \(4, 4, 4\)"):
-        externals.check_positions(longer.externals(), encoder=longer.encoder)
+    with pytest.raises(UserError, match=r"positions of a grid \(2, 4, 4\) \(t, h, w\), and the encoder of params computes those of \(4, 4, 4\): use"):
+        externals.check_positions(longer.externals(), encoders={"params": longer.encoder})
     for path in (run, run / "checkpoints"):
         for encoder in (resized.Encoder(**fields, trained=(2, 4, 4)), vit.Encoder(**(fields | {"frames": 4})), mae_st.Encoder(**fields), None):
-            externals.check_positions([External("params", str(path))], encoder=encoder)
+            externals.check_positions([External("params", str(path))], encoders={"params": encoder})
     with pytest.raises(UserError, match="positions of a grid"):
-        externals.check_positions([External("params", str(run / "checkpoints"))], encoder=resized.Encoder(**fields, trained=(8, 14, 14)))
-    externals.check_positions([External("params/decoder", str(run)), External("frozen/teacher", str(run))], encoder=longer.encoder)
+        externals.check_positions([External("params", str(run / "checkpoints"))], encoders={"params": resized.Encoder(**fields, trained=(8, 14, 14))})
+    externals.check_positions([External("params/decoder", str(run))], encoders={"params": longer.encoder})
     config = written.config(longer)
     config.data, config.batch_size = configs.spec(sources.NoiseClips, frames=8, size=32), 8
     with pytest.raises(UserError, match="positions of a grid"):
         assemble(config).create()
+
+
+def test_frozen_weights_of_another_grid_are_refused(tmp_path: pathlib.Path) -> None:
+    """A probe's encoder and a student's teacher of 16 frames with the weights of a run of 8; the resized ones take them."""
+    fields = written.ENCODER | {"frames": 16}
+    head = heads.Classifier(classes=len(written.CLASSES))
+    pretrained = written.write(tmp_path / "pretrained", written.pretraining(frames=8, size=16))  # 4 x 2 x 2 tokens
+    finetuned = written.write(tmp_path / "finetuned", written.classifier(frames=8), classes=written.CLASSES)
+
+    def frozen(objective: Any) -> Any:
+        config = written.config(objective)
+        config.data, config.batch_size = configs.spec(sources.NoiseClips, frames=16, size=16), 8
+        return assemble(config).frozen
+
+    def probe_of(encoder: Any) -> Probe:
+        return Probe(encoder=encoder, head=probing.Linear(classes=3), weights=str(pretrained))
+
+    def student_of(teacher: Any) -> Distill:
+        return Distill(encoder=vit.Encoder(**fields), head=head, teacher=teacher, teacher_head=head, weights=str(finetuned))
+
+    for made, into in ((probe_of, "frozen/encoder"), (student_of, "frozen/teacher")):
+        with pytest.raises(UserError, match=rf"positions of a grid \(4, 2, 2\) \(t, h, w\), and the encoder of {into} computes those of \(8, 2, 2\)"):
+            frozen(made(vit.Encoder(**fields)))
+        assert into.split("/")[1] in frozen(made(resized.Encoder(**fields, trained=(4, 2, 2))))

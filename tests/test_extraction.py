@@ -2,8 +2,11 @@
 
 import json
 import pathlib
+import shutil
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,12 +14,14 @@ import written
 from test_decode import encode, flipped
 
 import videomae_jax
-from videomae_jax import extraction
+from videomae_jax import api, extraction
 from videomae_jax.__main__ import main
+from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.data import decode, index, windows
 from videomae_jax.data.transforms import CentreCrop
 from videomae_jax.errors import UserError
 from videomae_jax.models import patches
+from videomae_jax.step import TrainState
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +154,20 @@ def test_detector_format(run: pathlib.Path, folder: pathlib.Path, tmp_path: path
         "name": "b.mp4", "frames": 41, "window": 4, "stride": 4, "rate": 1, "shape": [10, 16]}
 
 
+def test_an_older_step_goes_on_while_the_run_trains(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The features are labelled with the weights that made them, whatever the run has saved since."""
+    mine = pathlib.Path(shutil.copytree(run, tmp_path / "run"))
+    words = [folder / "a.mp4", f"--out={tmp_path}/out", "--step=0"]
+    extracted(mine, *words)
+    saver = Checkpointer(mine / "checkpoints")
+    saver.save(7, TrainState(step=jnp.asarray(7), rng=jax.random.key(0), params=written.tree(written.classifier(), seed=1), opt={}, extra={}, ema={}), meta={})
+    saver.wait()
+    saver.close()
+    capsys.readouterr()
+    extracted(mine, *words)
+    assert "1 were there" in capsys.readouterr().out and api.digest(mine, step=0) == api.digest(run, step=0) != api.digest(mine, step=7)
+
+
 def test_damaged_and_short_videos_are_named(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The others are written all the same; the exit code tells; nothing half is left."""
     (tmp_path / "in").mkdir()
@@ -213,6 +232,7 @@ def test_names_that_would_collide(run: pathlib.Path, folder: pathlib.Path, tmp_p
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((folder / "a.mp4").read_bytes())
     for words, message in (([tmp_path / "x.1.mp4", tmp_path / "x.2.mp4", "--format=tad"], "would be written to the same file"),
+                           ([tmp_path / "x.1.mp4", tmp_path / "x.2.mp4", "--format=tad", "--shard=0/2"], "would be written to the same file"),
                            ([folder / "a.mp4", tmp_path / "sub/a.mp4"], "have the same name 'a.mp4'"), ([tmp_path / "no.mp4"], "no video in "),
                            ([tmp_path / "empty"], "no videos in ")):
         assert main(["extract", str(run), *map(str, words), f"--out={tmp_path}/out"]) == 2

@@ -13,12 +13,15 @@ from test_decode import encode
 
 import videomae_jax
 from videomae_jax import config as configs
-from videomae_jax import prediction, run_directory
+from videomae_jax import artefact, prediction, run_directory
 from videomae_jax.__main__ import main
-from videomae_jax.data import clips, three_crop
+from videomae_jax.data import clips, decode, three_crop
+from videomae_jax.data.attributes import AttributeClips
+from videomae_jax.data.transforms import CentreCrop
 from videomae_jax.evals import attentive, classification
-from videomae_jax.models import probing, vit
-from videomae_jax.objectives import probe
+from videomae_jax.models import heads, probing, vit
+from videomae_jax.objectives import attributes, probe
+from videomae_jax.runner import Program
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +85,40 @@ def test_predictions_of_a_probe(videos: list[tuple[str, pathlib.Path]], tmp_path
     want = np.sort(np.asarray(jax.nn.softmax(judged, -1)).mean(0), -1)[:, ::-1]
     np.testing.assert_allclose([float(row[f"probability{i + 1}"]) for i in range(3)], want[2], atol=2e-6)
     assert not np.allclose(want[2], want[0], atol=1e-4)
+
+
+def test_attributes_are_answered_each_for_itself(videos: list[tuple[str, pathlib.Path]], tmp_path: pathlib.Path) -> None:
+    """A softmax over independent answers would be wrong, and over a single one always 1: the command, `classify` and the exported program."""
+    objective = attributes.Attributes(vit.Encoder(**written.ENCODER), heads.Classifier(classes=1))
+    run = written.write(tmp_path / "run", objective, source=AttributeClips, attributes=("forged",))
+    model = videomae_jax.load(run)
+    found = prediction.read(videos[0][1], prediction.views(model), model=model)
+    logits = jax.jit(lambda video: objective.predict(model.params, model.extra, {"video": video, "key": np.zeros((len(video), 2), np.uint32)}, jax.random.key(0)).logits)
+    want = np.asarray(jax.nn.sigmoid(logits(found)))
+    assert not np.allclose(want, 1, atol=1e-3)
+    np.testing.assert_allclose(model.classify(found).probabilities, want, atol=1e-6)
+    assert main(["predict", str(run), str(videos[0][1]), f"--out={tmp_path}/p.csv"]) == 0
+    row = next(csv.DictReader((tmp_path / "p.csv").open()))
+    assert row["class1"] == "forged" and float(row["probability1"]) == pytest.approx(want.mean(), abs=2e-6)
+    artefact.write(model, tmp_path / "program", what="classes")
+    np.testing.assert_allclose(Program(tmp_path / "program")(found)["probabilities"], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_clips_by_rate(videos: list[tuple[str, pathlib.Path]], tmp_path: pathlib.Path, long: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run whose evaluation samples frames a second: the frames of training's source, and no stride that `extract` could guess."""
+    sampling = clips.PerSecond(rate=5.0, position="centre")
+    run = written.write(tmp_path / "run", written.classifier(), classes=written.CLASSES, sampling=clips.LongVideo(sampling=sampling, position="centre") if long else sampling)
+    config = run_directory.open_run(run)
+    with config.unlocked():
+        del config.evaluators.test
+    run_directory.write(run / "config.json", configs.to_json(config))
+    model, (name, path) = videomae_jax.load(run), videos[0]
+    info = decode.probe(path)
+    ids = clips.at(sampling, fps=info.fps, pts=info.pts, time_base=info.time_base).ids(info.frames, clip=4, rng=np.random.default_rng(0))
+    want = CentreCrop()(decode.decode(path, ids, info=info), size=16, rng=np.random.default_rng(0))
+    np.testing.assert_array_equal(model.clip(path), want)
+    np.testing.assert_array_equal(prediction.read(path, prediction.views(model), model=model)[0], want)
+    assert main(["extract", str(run), str(path), f"--out={tmp_path}/f"]) == 2
+    assert "which has no stride; say --rate=N" in capsys.readouterr().err
+    assert main(["extract", str(run), str(path), f"--out={tmp_path}/f", "--rate=3"]) == 0

@@ -315,6 +315,8 @@ def test_nearest_neighbours_by_hand() -> None:
     twice = np.array([[1.0, 0], [1, 0], [0.98, 0.2], [0, 1]])
     np.testing.assert_array_equal(knn.vote(twice, np.array([2, 2, 1, 0]), np.array([[2.0, 0]]), classes=3, ks=(3,), temperature=0.07)[3], [2])
     np.testing.assert_array_equal(knn.vote(twice, np.array([2, 1, 0, 0]), np.array([[2.0, 0]]), classes=3, ks=(2,), temperature=0.07)[2], [1])
+    near = np.array([[0.5, 0.866], [0.98, 0.199], [0.99, 0.141]])  # exp of a cosine over such a temperature is beyond float64
+    np.testing.assert_array_equal(knn.vote(near, np.array([0, 1, 1]), np.array([[2.0, 0]]), classes=2, ks=(3,), temperature=1e-4)[3], [1])
 
 
 def blobs(n: int, *, seed: int, noise: float = 0.6) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Reference curves: what belongs to one, what is compared, and that the shipped ones are of the shipped configs. And what ran a run."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -14,6 +15,7 @@ from videomae_jax import config as configs
 from videomae_jax import metrics, parallel, records, reference, report, starts
 from videomae_jax.__main__ import main
 from videomae_jax.config import spec
+from videomae_jax.errors import UserError
 from videomae_jax.evals import probe
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -68,6 +70,19 @@ def test_a_run_beside_its_curve(curve: reference.Curve, tmp_path: pathlib.Path, 
     assert main(["report", str(tmp_path / "b")]) == 0
     assert "configs/curves/mine.json in brackets: loss 0.24 (0.2 to 0.3), motion/trained 24 (20 to 30)" in capsys.readouterr().err
     assert "Beside the reference curve" in page and "configs/curves/mine.json, 2 seeds: 2026-11-26" in page and "<h2>Starts</h2>" in page
+
+
+def test_other_clips_are_told(curve: reference.Curve, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The place of the data may differ, and then nothing in the config tells a corpus from another; runs of one curve saw the same clips."""
+    directory = run(tmp_path / "a", [1.0, 0.5, 0.3, 0.2])
+    (directory / "data.json").write_text('{"clips": 200, "sha256": "b"}')
+    record, known = records.load(directory), dataclasses.replace(curve, data={"clips": 2000, "sha256": "a"})
+    assert reference.strange(record, curve) == ""
+    monkeypatch.setattr(reference, "shipped", lambda: (known,))
+    assert "in brackets (of 2,000 other training clips; this run has 200): loss 0.2" in reference.line(record)
+    assert "other training clips" in report.page(record) and reference.strange(dataclasses.replace(record, data=known.data), known) == ""
+    with pytest.raises(UserError, match="were trained on other clips"):
+        reference.write([directory, run(tmp_path / "b", [1.0, 0.5, 0.3, 0.2], seed=1)], tmp_path / "new.json")
 
 
 @pytest.mark.parametrize("changed", [{"batch_size": 4}, {"total": 4}, {"objective__encoder__width": 32}, {"optimizers__main__b2": 0.9}])

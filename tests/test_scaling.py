@@ -84,9 +84,9 @@ def write(root: pathlib.Path, point: Point, *, finished: bool = True) -> pathlib
     """A run directory with what the trainer leaves in it."""
     folder = root / point.name
     folder.mkdir()
-    (folder / "recipe_card.json").write_text(json.dumps({"parameters": point.parameters, "clips_seen": point.clips, "train_flops_total": point.flops}))
+    (folder / "recipe_card.json").write_text(json.dumps({"steps": 8, "parameters": point.parameters, "clips_seen": point.clips, "train_flops_total": point.flops}))
     if finished:
-        (folder / "summary.json").write_text(json.dumps({"results": {scaling.METRIC: point.loss, "other/x": 1.0}}))
+        (folder / "summary.json").write_text(json.dumps({"steps": 8, "results": {scaling.METRIC: point.loss, "other/x": 1.0}}))
     return folder
 
 
@@ -94,8 +94,10 @@ def test_report_of_run_directories(tmp_path: pathlib.Path) -> None:
     """The largest run is held out, an unfinished one is named, the picture has a line for each size."""
     folders = [write(tmp_path, p) for p in points(0.002)]
     folders.append(write(tmp_path, Point("running", 1e9, 1e9, 1e18, 0.1), finished=False))
+    folders.append(longer := write(tmp_path, Point("longer", 1e9, 1e9, 1e18, 0.1)))  # with the results of its first end
+    (longer / "recipe_card.json").write_text((longer / "recipe_card.json").read_text().replace('"steps": 8', '"steps": 32'))
     result = json.loads(json.dumps(scaling.report(folders, draws=10)))
-    assert len(result["runs"]) == 12 and result["unfinished"] == ["running"]
+    assert len(result["runs"]) == 12 and result["unfinished"] == ["running", "longer"]
     held = result["held_out"]
     assert held["run"] == "6.4e+07-1.6e+06" and held["within"] and held["interval"][0] < held["predicted"] < held["interval"][1]
     assert result["law"]["exponents"]["parameters"]["value"] == pytest.approx(0.35, abs=0.05)
@@ -120,6 +122,9 @@ def test_the_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str])
     assert command.main(["--scaling", *folders, f"--out={tmp_path}/x.html"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["law"]["variables"] == ["flops"] and "held out" in shown.err and (tmp_path / "x.html").is_file()
+    with pytest.raises(UserError, match="missing/x.html cannot be written"):
+        command.main(["--scaling", *folders, f"--out={tmp_path}/missing/x.html"])
+    assert json.loads(capsys.readouterr().out)["law"], "the fit is not lost with the page"
     with pytest.raises(UserError, match="with --scaling needed are runs and nothing else"):
         command.main(["--goodput", "--scaling", *folders])
 

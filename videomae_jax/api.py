@@ -20,12 +20,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax import config as configs
 from videomae_jax import externals, parallel, run_directory
 from videomae_jax.checkpoint import Checkpointer, load_params
+from videomae_jax.data import clips as cuts
 from videomae_jax.data import decode
 from videomae_jax.errors import UserError
 from videomae_jax.evals import attentive, pictures
@@ -61,7 +61,7 @@ class Reconstruction:
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """`probabilities` f32 [B classes] and the `names` of the classes."""
+    """`probabilities` f32 [B classes] and the `names` of the classes; of yes-or-no attributes each has its own."""
 
     probabilities: np.ndarray
     names: tuple[str, ...]
@@ -144,7 +144,7 @@ class Model:
         if not hasattr(source, "sampling"):
             raise UserError(f"the data of this run ({type(source).__name__}) do not say how a clip is cut from a file")
         info, rng = decode.probe(path), np.random.default_rng(0)
-        ids = source.sampling.ids(info.frames, clip=self.frames, rng=rng)
+        ids = cuts.of(source.sampling, info).ids(info.frames, clip=self.frames, rng=rng)
         return source.crop(decode.decode(path, ids, info=info), size=self.size, rng=rng)
 
     def _clips(self, video: Any, /) -> np.ndarray:
@@ -232,7 +232,7 @@ class Model:
     @functools.cached_property
     def _classify(self) -> Any:
         def fn(params: Params, extra: Extra, batch: Any) -> Any:
-            return jax.nn.softmax(self.objective.predict(params, extra, batch, jax.random.key(0)).logits.astype(jnp.float32), -1)
+            return self.objective.probabilities(self.objective.predict(params, extra, batch, jax.random.key(0)).logits)
         return self._program(fn)
 
 
@@ -263,7 +263,7 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, frames: int = 
         raise UserError(f"{table} would leave the positions of the weights as they are; `frames` and `size` open a model for other clips")
     with config.unlocked():
         configs.override(config, dict(assignments or {}) if run else {})
-        refit(config, frames=frames, size=size)
+        refit(config, frames=frames, size=size, trust=trust)
         portable(config.objective, platform=chips[0].platform)
     objective = attentive.with_best_head(configs.build(config.objective, trust=trust), path, config=config, step=stored.step, trust=trust)
     mesh = parallel.Layout().mesh(chips)
@@ -293,10 +293,10 @@ def of_weights(path: pathlib.Path, conversion: Mapping[str, Any], /) -> Stored:
     return Stored(found.config, found.params, found.classes, 0)
 
 
-def digest(path: pathlib.Path, /) -> str:
-    """SHA-256 of the newest checkpoint of a run directory, or of weights of others."""
+def digest(path: pathlib.Path, /, *, step: int) -> str:
+    """SHA-256 of the checkpoint `step` of a run directory, or of weights of others."""
     if (path / "checkpoints").is_dir():
-        return externals.digest(path)
+        return externals.digest(path, step=step)
     from videomae_jax.convert import files
 
     if not path.is_dir():
@@ -336,9 +336,9 @@ def portable(node: Any, /, *, platform: str) -> None:
         portable(node[name], platform=platform)
 
 
-def refit(config: Any, /, *, frames: int = 0, size: int = 0) -> None:
+def refit(config: Any, /, *, frames: int = 0, size: int = 0, trust: tuple[str, ...] = ()) -> None:
     """Opens a config for clips of other `frames` and `size`, in place: tables are those of the training grid, resized."""
-    encoder = configs.build(config.objective.encoder) if "encoder" in config.objective else None
+    encoder = configs.build(config.objective.encoder, trust=trust) if "encoder" in config.objective else None
     if encoder is None or not hasattr(encoder, "grid"):
         raise UserError(f"{config.objective[configs.SYMBOL]} has no single video encoder; allowed are recipes with one")
     frames, size = frames or encoder.frames, size or encoder.size
@@ -346,17 +346,7 @@ def refit(config: Any, /, *, frames: int = 0, size: int = 0) -> None:
         return
     from videomae_jax.convert.importing import retable
 
-    retable(config, trained=encoder.grid)
+    retable(config, trained=encoder.grid, trust=trust)
     config.objective.encoder.frames, config.objective.encoder.size = frames, size
-    cut_to(config.data, frames=frames, size=size)
-    configs.build(config.objective.encoder).grid  # noqa: B018 (raises for a clip that is no multiple of the patch)
-
-
-def cut_to(node: Any, /, *, frames: int, size: int) -> None:
-    """Sets `frames` and `size` of a source's config in place, or of those that it is made of."""
-    if "frames" in node and "size" in node:
-        node.frames, node.size = frames, size
-        return
-    for child in node.values():
-        if hasattr(child, "items"):
-            cut_to(child, frames=frames, size=size)
+    configs.cut_to(config.data, frames=frames, size=size)
+    configs.build(config.objective.encoder, trust=trust).grid  # noqa: B018 (raises for a clip that is no multiple of the patch)

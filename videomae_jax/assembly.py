@@ -63,7 +63,8 @@ class Assembly:
         if not initial:
             return self.programs.jit(fresh, out_shardings=self.shardings)(self.rng())
         head_rows.check(initial, source=self.source)
-        externals.check_positions(initial, encoder=getattr(self.objective, "encoder", None))
+        encoder = getattr(self.objective, "encoder", None)
+        externals.check_positions(initial, encoders={"params": encoder, "params/encoder": encoder})
         loaded = externals.load(self.programs.jit(params, out_shardings=self.shardings.params)(self.rng()), initial, root="params")
         return self.programs.jit(rest, out_shardings=self.shardings)(self.rng(), loaded)
 
@@ -78,6 +79,8 @@ class Assembly:
         """
         if not jax.tree.leaves(self.abstract_frozen):
             return {}
+        networks = {f"frozen/{name}": getattr(self.objective, name, None) for name in ("encoder", "teacher")}
+        externals.check_positions(self.objective.externals(), encoders=networks)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_frozen)
         made = jax.jit(lambda rng: parallel.unbox(self.objective.init_frozen(init_keys(rng)[2], self._example())),
                        out_shardings=shardings)(self.rng())

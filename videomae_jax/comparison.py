@@ -2,10 +2,11 @@
 
 import html
 import pathlib
+import re
 from collections.abc import Sequence
 
 from videomae_jax import config as configs
-from videomae_jax import metrics, pages, records, run_directory, starts
+from videomae_jax import metrics, pages, records, reference, run_directory, starts
 from videomae_jax.charts import Line, chart
 from videomae_jax.errors import UserError
 from videomae_jax.records import Record
@@ -95,9 +96,13 @@ def caveats(runs: Sequence[Record], /) -> str:
         lines.append(f"The runs are {runs[0].total:,} and {runs[1].total:,} steps long, so their learning rates differ at the same step.")
     if not all(record.finished for record in runs):
         lines.append("Not both runs are finished.")
-    if len({record.config.seed for record in runs}) == 1 and not found["fork"] and not found["never"]:
+    others = [key for key in (line.partition(": ")[0] for line in found["free"])
+              if key.startswith(("evaluators.", "eval_data.")) and not re.fullmatch(reference.SCHEDULING, key)]
+    if others:
+        lines.append(f"They are measured otherwise ({', '.join(others)}): results of those evaluators do not compare.")
+    if len({(record.config.seed, record.total) for record in runs}) == 1 and not any(found[k] for k in ("fork", "never", "extend")) and not others:
         lines.append("Seed and settings are equal: a difference is one of machines or code.")
-    else:
+    elif len({record.config.seed for record in runs}) > 1 or found["fork"] or found["never"]:
         lines.append("One seed each: a difference says nothing about chance. `evaluate --suite=evidence` trains several.")
     lines.append(f"{', '.join(metrics.TIMING)} compare machines as much as runs.")
     return "".join(pages.note(line) for line in lines)

@@ -162,6 +162,16 @@ def literal(text: str, /) -> Any:
         return text
 
 
+def cut_to(node: Any, /, *, frames: int, size: int) -> None:
+    """Sets `frames` and `size` of a source's config in place, or of those that it is made of."""
+    if "frames" in node and "size" in node:
+        node.frames, node.size = frames, size
+        return
+    for child in node.values():
+        if hasattr(child, "items"):
+            cut_to(child, frames=frames, size=size)
+
+
 def override(config: ml_collections.ConfigDict, assignments: dict[str, str], /) -> None:
     """Sets `a.b.c` fields in place.
 

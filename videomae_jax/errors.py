@@ -1,8 +1,15 @@
 """Errors that the command line prints as one line, without a traceback."""
 
 import math
+import pickle
+import tokenize
+import zipfile
+import zlib
 
 STORAGE = 74  # exit code of a StorageError: EX_IOERR of sysexits.h, the same command goes on from the newest checkpoint that is whole
+
+# What numpy raises for an .npz that is none, is cut or has other bits: its zip, its headers, its pickles.
+DAMAGED = (ValueError, OSError, EOFError, RuntimeError, SyntaxError, pickle.UnpicklingError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
 class UserError(ValueError):

@@ -7,8 +7,7 @@ whose part maps the data have.
 
 import hashlib
 import pathlib
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from flax import traverse_util
 from videomae_jax import config as configs
 from videomae_jax import head_rows, parallel
 from videomae_jax.checkpoint import load_params
-from videomae_jax.errors import UserError
+from videomae_jax.errors import DAMAGED, UserError
 from videomae_jax.models import resized
 from videomae_jax.objectives.base import External
 from videomae_jax.transfer import transfer
@@ -39,7 +38,7 @@ def read(external: External, /) -> Params:
     try:
         with np.load(path) as arrays:  # allow_pickle stays off
             return traverse_util.unflatten_dict(dict(arrays), sep="/")
-    except (ValueError, OSError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except (*DAMAGED, AttributeError, TypeError) as error:
         raise UserError(f"external weights {external.path!r} for {external.into} cannot be read ({error}); {allowed}") from error
 
 
@@ -81,24 +80,24 @@ def _replace(tree: Params, into: list[str], external: External, /) -> Params:
     return jax.tree.map(one, tree, found)
 
 
-def check_positions(externals: Iterable[External], /, *, encoder: Any) -> None:
-    """Raises UserError where `encoder` would give tokens the positions of another grid than its initial weights were trained on.
+def check_positions(externals: Iterable[External], /, *, encoders: Mapping[str, Any]) -> None:
+    """Raises UserError where an encoder would give tokens the positions of another grid than its weights were trained on.
 
-    V1's and V2's table is no parameter, so nothing else tells: a run of 16 frames that starts one of 32 by plain `vit.Encoder`
-    is silently scrambled. Weights of files without a config are not checked.
+    `encoders` holds {into: encoder that takes the weights}. V1's and V2's table is no parameter, so nothing else tells: weights of
+    16 frames in a plain `vit.Encoder` of 32 are silently scrambled. Weights of files without a config are not checked.
     """
     for external in externals:
         path = pathlib.Path(external.path)
         stored = next((p / "config.json" for p in (path, path.parent) if (p / "config.json").is_file()), None)
-        if external.into not in ("params", "params/encoder") or stored is None:
+        if external.into not in encoders or stored is None:
             continue
         node = configs.from_json(stored.read_text()).get("objective", {}).get("encoder", {})
         if not str(node.get(configs.SYMBOL, "")).startswith("videomae_jax.models."):
             continue
-        theirs, ours = resized.fixed_grid(configs.build(node)), resized.fixed_grid(encoder)
+        theirs, ours = resized.fixed_grid(configs.build(node)), resized.fixed_grid(encoders[external.into])
         if None not in (theirs, ours) and theirs != ours:
-            raise UserError(f"the weights in {external.path} were trained with positions of a grid {theirs} (t, h, w), and this encoder computes those of "
-                            f"{ours}: use videomae_jax.models.resized.Encoder with trained={theirs}, which resizes the table")
+            raise UserError(f"the weights in {external.path} were trained with positions of a grid {theirs} (t, h, w), and the encoder of {external.into} "
+                            f"computes those of {ours}: use videomae_jax.models.resized.Encoder with trained={theirs}, which resizes the table")
 
 
 def outside(externals: Iterable[External], /, *, source: Any = None) -> dict[str, dict[str, str]]:
@@ -118,12 +117,13 @@ def manifest(externals: Iterable[External], /, *, source: Any = None) -> dict[st
     return {into: about | {"sha256": digest(pathlib.Path(about["path"]))} for into, about in outside(externals, source=source).items()}
 
 
-def digest(path: pathlib.Path, /) -> str:
-    """SHA-256 of a file; of a directory of checkpoints, over the names and digests of the files of the newest step."""
+def digest(path: pathlib.Path, /, *, step: int | None = None) -> str:
+    """SHA-256 of a file; of a directory of checkpoints, over the names and digests of the files of `step` (None = the newest)."""
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    newest, total = _newest(path), hashlib.sha256()
-    for file in sorted(p for p in newest.rglob("*") if p.is_file()):
-        total.update(f"{file.relative_to(newest).as_posix()} {digest(file)}\n".encode())
+    folder, total = _newest(path), hashlib.sha256()
+    folder = folder if step is None else folder.with_name(f"{step:0{len(folder.name)}d}")
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        total.update(f"{file.relative_to(folder).as_posix()} {digest(file)}\n".encode())
     return total.hexdigest()

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from videomae_jax import config as configs
 from videomae_jax import run_directory
 from videomae_jax.api import Model
-from videomae_jax.data import decode
+from videomae_jax.data import clips, decode
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import evaluation_source
 
@@ -40,7 +40,7 @@ def names(model: Model, /, *, given: Sequence[str] = ()) -> tuple[str, ...]:
         raise UserError(f"{type(model.objective).__name__} has no classes; allowed are fine-tuned runs")
     if given and len(given) != count:
         raise UserError(f"{len(given)} names of classes for a head of {count}")
-    found = tuple(given) or model.classes
+    found = tuple(given) or model.classes or tuple(model.config.data.get("attributes", ()))
     if not found:
         try:
             found = tuple(configs.build(model.config.data, trust=model.trust).classes)
@@ -64,14 +64,14 @@ def predict(model: Model, videos: Sequence[tuple[str, pathlib.Path]], /, *, clas
     cuts, answers = views(model), []
     for name, path in videos:
         try:
-            clips = read(path, cuts, model=model)
+            views_of = read(path, cuts, model=model)
         except decode.DecodeError as error:
             say(f"cannot be read: {error}")
             answers.append(Answer(name, error=f"{error.stage}: {error.cause}"))
             continue
-        mean = model.classify(clips).probabilities.astype(np.float64).mean(0)
+        mean = model.classify(views_of).probabilities.astype(np.float64).mean(0)
         order = np.argsort(-mean, kind="stable")[:top]
-        answers.append(Answer(name, tuple((classes[i], float(mean[i])) for i in order), tile(clips[len(cuts) // 2, model.frames // 2])))
+        answers.append(Answer(name, tuple((classes[i], float(mean[i])) for i in order), tile(views_of[len(cuts) // 2, model.frames // 2])))
     return answers
 
 
@@ -83,7 +83,7 @@ def tile(frame: np.ndarray, /) -> np.ndarray:
 def read(path: pathlib.Path, cuts: Sequence[Any], /, *, model: Model) -> np.ndarray:
     """u8 [views T S S 3]; every frame is decoded once."""
     info, rng = decode.probe(path), np.random.default_rng(0)
-    ids = [cut.sampling.ids(info.frames, clip=model.frames, rng=rng) for cut in cuts]
+    ids = [clips.of(cut.sampling, info).ids(info.frames, clip=model.frames, rng=rng) for cut in cuts]
     needed = np.unique(np.concatenate(ids))
     found = decode.decode(path, needed, info=info)
     return np.stack([cut.crop(found[np.searchsorted(needed, i)], size=model.size, rng=rng) for cut, i in zip(cuts, ids, strict=True)])

@@ -12,7 +12,7 @@ from videomae_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a run directory holds: resolved config, recipe card, lines of metrics.jsonl, faults, pictures by step, what ran it."""
+    """What a run directory holds: resolved config, recipe card, lines of metrics.jsonl, faults, pictures by step, what ran it, what its training clips are."""
 
     directory: pathlib.Path
     config: Any
@@ -22,6 +22,7 @@ class Record:
     faults: Sequence[Mapping[str, Any]]
     pictures: Mapping[int, Sequence[pathlib.Path]]
     starts: Sequence[Mapping[str, Any]] = ()
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -68,7 +69,8 @@ def load(directory: pathlib.Path, /) -> Record:
     faults = [fault for path in sorted(directory.glob("faults*.jsonl")) for fault in parsed(path, jsonl, missing=[])]
     return Record(directory=directory, config=config, card=parsed(directory / "recipe_card.json", json.loads, missing={}),
                   lines=metrics.read(directory), summary=parsed(directory / "summary.json", json.loads, missing={}), faults=faults,
-                  pictures=dict(sorted(pictures.items())), starts=parsed(directory / starts.FILE, jsonl, missing=[]))
+                  pictures=dict(sorted(pictures.items())), starts=parsed(directory / starts.FILE, jsonl, missing=[]),
+                  data=parsed(directory / run_directory.DATA, json.loads, missing={}))
 
 
 def jsonl(text: str, /) -> list[dict[str, Any]]:

@@ -27,12 +27,13 @@ DIGITS = 5  # significant ones that are kept
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """`lines` of metrics.jsonl by seed; `made` says when, where and with which versions."""
+    """`lines` of metrics.jsonl by seed; `made` says when, where and with which versions, `data` what the training clips were ({} = unknown)."""
 
     name: str
     made: str
     config: Any
     lines: Mapping[str, Sequence[Mapping[str, float]]]
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def at(self, name: str, /) -> dict[int, list[float]]:
         """{step: the value of every seed} of a metric, at steps where all seeds have it."""
@@ -54,7 +55,7 @@ class Curve:
 def read(path: pathlib.Path, /) -> Curve:
     """A file that `write` made."""
     found = json.loads(path.read_text())
-    return Curve(path.stem, found["made"], configs.from_json(json.dumps(found["config"])), found["lines"])
+    return Curve(path.stem, found["made"], configs.from_json(json.dumps(found["config"])), found["lines"], found.get("data", {}))
 
 
 @functools.cache
@@ -84,11 +85,13 @@ def write(directories: Sequence[pathlib.Path], out: pathlib.Path, /) -> pathlib.
     empty = Curve(out.stem, "", first.config, {})
     if other := next((record for record in found if not empty.belongs(record.config)), None):
         raise UserError(f"{other.directory} and {first.directory} have other configs; the runs of a curve differ in nothing but the seed")
+    if other := next((record for record in found if record.data != first.data), None):
+        raise UserError(f"{other.directory} and {first.directory} were trained on other clips ({run_directory.DATA}); the runs of a curve differ in nothing but the seed")
     made = dict.fromkeys(starts.text(start) for record in found for start in record.starts)
     by_seed = [f'"{seed}": [\n' + ",\n".join(json.dumps(kept(line)) for line in record.lines) + "]" for seed, record in zip(seeds, found, strict=True)]
     joined = ",\n".join(by_seed)
     config = json.dumps(json.loads(configs.to_json(first.config)))
-    text = f'{{"made": {json.dumps("; ".join(made))},\n"config": {config},\n"lines": {{\n{joined}\n}}}}\n'
+    text = f'{{"made": {json.dumps("; ".join(made))},\n"data": {json.dumps(dict(first.data))},\n"config": {config},\n"lines": {{\n{joined}\n}}}}\n'
     try:
         run_directory.write(out, text)
     except OSError as error:
@@ -122,7 +125,13 @@ def line(record: Record, /) -> str:
     curve, first = of(record.config), dict[str, str]()
     for name, _, mine, theirs, span, _ in rows(record, curve) if curve else []:
         first.setdefault(name.partition("/")[0], f"{name} {mine} ({span or theirs})")
-    return f"this run and configs/curves/{curve.name}.json in brackets: {', '.join(first.values())}" if curve and first else ""
+    return f"this run and configs/curves/{curve.name}.json in brackets{strange(record, curve)}: {', '.join(first.values())}" if curve and first else ""
+
+
+def strange(record: Record, curve: Curve, /) -> str:
+    """A word where the run is known to see other training clips than the curve's did, in number, names or classes."""
+    known = record.data and curve.data and record.data != curve.data
+    return f" (of {curve.data['clips']:,} other training clips; this run has {record.data['clips']:,})" if known else ""
 
 
 def section(record: Record, /) -> str:
@@ -138,6 +147,6 @@ def section(record: Record, /) -> str:
                 Line("reference", [(step, statistics.mean(values)) for step, values in curve.at(name).items()], dash=True)]
         if all(len(line.points) > 1 for line in pair):
             drawn.append(chart(pair, title=name, x="step", y=name.rpartition("/")[2], width=440, height=220))
-    text = f"configs/curves/{curve.name}.json, {len(curve.lines)} seed{'s' * (len(curve.lines) > 1)}: {curve.made}"
+    text = f"configs/curves/{curve.name}.json, {len(curve.lines)} seed{'s' * (len(curve.lines) > 1)}{strange(record, curve)}: {curve.made}"
     return (f"<h2>Beside the reference curve</h2>{pages.note(text)}{pages.table(head, found)}"
             f'<details><summary>{len(drawn)} charts</summary><div class="two">{"".join(drawn)}</div></details>')

@@ -77,7 +77,10 @@ def read(directory: pathlib.Path, /, *, metric: str) -> Point | None:
     if not summary.is_file():
         return None
     try:
-        values, results = json.loads(card.read_text()), json.loads(summary.read_text())["results"]
+        values, ended = json.loads(card.read_text()), json.loads(summary.read_text())
+        results = ended["results"]
+        if ended["steps"] != values["steps"]:  # it is being extended: the card is of the new length, the results of the old one
+            return None
     except (ValueError, KeyError) as error:
         raise UserError(f"{directory}: card or summary is damaged ({error})") from error
     if metric not in results:

@@ -43,28 +43,33 @@ def run(options: object, /) -> int:
         raise UserError(f"--shard={options.shard}; allowed is I/N with I from 0 to N - 1")
     if options.batch < 1:
         raise UserError(f"--batch={options.batch}; allowed are 1 and more")
-    videos = extraction.find(options.videos)[int(number):: int(shards)]
+    found = extraction.find(options.videos)
+    videos = found[int(number):: int(shards)]
     plain = {"objective.encoder.mean": "(0.0, 0.0, 0.0)", "objective.encoder.std": "(1.0, 1.0, 1.0)"} if options.unnormalised else {}
     path, devices = pathlib.Path(options.workdir), jax.local_devices()
     model = arguments.model(options, frames=options.frames, size=options.size, devices=devices, assignments=plain)
     what = chosen(options, model)
-    weights = f"{api.digest(path)} step {model.step}{' unnormalised' if plain else ''} {model.frames}x{model.size}"
+    extraction.targets_of([name for name, _ in found], out=pathlib.Path(options.out), what=what)  # of all shards, which share the folder
+    weights = f"{api.digest(path, step=model.step)} step {model.step}{' unnormalised' if plain else ''} {model.frames}x{model.size}"
     with arguments.writing(options.out):
-        found = extraction.extract(model, videos, out=pathlib.Path(options.out), what=what, weights=weights, batch=options.batch * len(devices), say=say)
-    print(f"{found.windows} windows of {found.written} videos written to {options.out}; {found.present} were there, {len(found.failed)} failed")
-    if found.failed and not found.written and not found.present:
+        done = extraction.extract(model, videos, out=pathlib.Path(options.out), what=what, weights=weights, batch=options.batch * len(devices), say=say)
+    print(f"{done.windows} windows of {done.written} videos written to {options.out}; {done.present} were there, {len(done.failed)} failed")
+    if done.failed and not done.written and not done.present:
         raise UserError(f"none of the {len(videos)} videos can be read")
-    return 1 if found.failed else 0
+    return 1 if done.failed else 0
 
 
 def chosen(options: object, model: object, /) -> object:
     """What is taken, with the defaults of the format."""
-    from videomae_jax.data import windows
+    from videomae_jax.data import clips, windows
+    from videomae_jax.errors import UserError
     from videomae_jax.evals.base import evaluation_source
     from videomae_jax.extraction import Extraction
 
     tad = options.format == "tad"
     sampling = getattr(evaluation_source(model.config, split="all", trust=model.trust), "sampling", None)
-    rate = options.rate or (1 if tad else getattr(sampling, "stride", 1))
+    rate = options.rate or (1 if tad else clips.stride(sampling))
+    if not rate:
+        raise UserError(f"the evaluation of this run samples by {type(sampling).__name__}, which has no stride; say --rate=N")
     plan = windows.Plan(clip=model.frames, rate=rate, step=options.stride or (4 if tad else model.frames * rate), tail=options.tail or ("drop" if tad else "mask"))
     return Extraction(plan, layer=options.layer, keep=options.keep, frame=options.frame or ("bilinear" if tad else "eval"), format=options.format, dtype=options.dtype)

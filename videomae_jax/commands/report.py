@@ -80,7 +80,8 @@ def compare(options: argparse.Namespace, /) -> int:
         raise UserError("with --compare needed are two runs and nothing else: --compare RUN RUN [--out=FILE.html]")
     from videomae_jax import comparison
 
-    print(comparison.write([pathlib.Path(run) for run in options.compare], pathlib.Path(options.out or "comparison.html")))
+    with arguments.writing(options.out or "comparison.html"):
+        print(comparison.write([pathlib.Path(run) for run in options.compare], pathlib.Path(options.out or "comparison.html")))
     return 0
 
 
@@ -93,8 +94,9 @@ def scaling(options: argparse.Namespace, /) -> int:
     result = law.report([pathlib.Path(run) for run in options.scaling], metric=options.metric)
     for line in law.lines(result):
         arguments.say(line)
-    law.write(result, pathlib.Path(options.out or "scaling.html"))
     print(json.dumps(result))
+    with arguments.writing(options.out or "scaling.html"):
+        law.write(result, pathlib.Path(options.out or "scaling.html"))
     return 0
 
 

@@ -106,6 +106,7 @@ def hf_settings(objective: Any, /, *, classes: list[str]) -> dict[str, Any]:
 def write_hf(state: dict[str, np.ndarray], out: pathlib.Path, /, *, settings: dict[str, Any], objective: Any) -> None:
     """The folder that `from_pretrained` of transformers opens."""
     try:
+        import safetensors
         import safetensors.numpy
     except ImportError as error:
         raise UserError(f"--to=hf needs the package safetensors ({error}); install it with: pip install safetensors") from error
@@ -114,7 +115,10 @@ def write_hf(state: dict[str, np.ndarray], out: pathlib.Path, /, *, settings: di
                  "crop_size": {"height": e.size, "width": e.size}, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
                  "image_mean": list(e.mean), "image_std": list(e.std)}
     out.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+    try:
+        safetensors.numpy.save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:  # what it makes of a full disk
+        raise OSError(str(error)) from error
     run_directory.write(out / "preprocessor_config.json", json.dumps(processor, indent=2))
     run_directory.write(out / "config.json", json.dumps(settings, indent=2))
 
@@ -128,4 +132,5 @@ def write_official(state: dict[str, np.ndarray], out: pathlib.Path, /) -> None:
     except ImportError as error:
         raise UserError(f"--to=videomae needs PyTorch ({error})") from error
     out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": {k: torch.from_numpy(v.copy()) for k, v in state.items()}}, out)
+    with out.open("wb") as file:  # PyTorch's own open fails with a RuntimeError that names a line of C++
+        torch.save({"model": {k: torch.from_numpy(v.copy()) for k, v in state.items()}}, file)

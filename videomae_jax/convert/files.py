@@ -9,14 +9,13 @@ import dataclasses
 import json
 import pathlib
 import pickle
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from videomae_jax.errors import UserError
+from videomae_jax.errors import DAMAGED, UserError
 
 TORCH = (".pth", ".pt", ".bin", ".pyth", ".ckpt")
 SUFFIXES = (".safetensors", ".npz", *TORCH)
@@ -123,7 +122,7 @@ def of_numpy(path: pathlib.Path, /) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} cannot be read as .npz of arrays ({error})") from error
 
 

@@ -301,7 +301,7 @@ def settle(config: Any, sizes: Sizes, /, *, learned: tuple[str, ...]) -> tuple[s
     Fixed tables are no parameters: the encoder and decoder then become those of models/resized.
     """
     encoder = configs.build(config.objective.encoder)
-    config.data.frames, config.data.size = encoder.frames, encoder.size
+    configs.cut_to(config.data, frames=encoder.frames, size=encoder.size)
     if encoder.grid == sizes.grid:
         return ()
     if learned:
@@ -309,12 +309,12 @@ def settle(config: Any, sizes: Sizes, /, *, learned: tuple[str, ...]) -> tuple[s
     return tuple(f"{name} positions" for name in retable(config, trained=sizes.grid))
 
 
-def retable(config: Any, /, *, trained: Grid) -> tuple[str, ...]:
+def retable(config: Any, /, *, trained: Grid, trust: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Gives the encoder and decoder of a config the fixed tables of the grid they were `trained` on, in place; returns their names."""
     names = tuple(name for name in ("encoder", "decoder") if name in config.objective)
     for name in names:
         with config.objective.ignore_type(), config.objective.unlocked():
-            config.objective[name] = configs.plain(resized.at(configs.build(config.objective[name]), trained=trained))
+            config.objective[name] = configs.plain(resized.at(configs.build(config.objective[name], trust=trust), trained=trained))
     return names
 
 

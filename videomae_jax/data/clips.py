@@ -298,6 +298,16 @@ def restrided(sampling: Any, stride: int, /) -> Any:
     return dataclasses.replace(sampling, sampling=restrided(sampling.sampling, stride)) if hasattr(sampling, "sampling") else sampling
 
 
+def stride(sampling: Any, /) -> int:
+    """Frames from one of a clip to the next, within windows too; 1 where none is chosen (None), 0 for a sampling that has no such number."""
+    return stride(sampling.sampling) if hasattr(sampling, "sampling") else int(sampling is None or getattr(sampling, "stride", 0))
+
+
+def of(sampling: Any, info: Any, /) -> Any:
+    """The sampling for a video of which `decode.probe` or an index tells `info`."""
+    return at(sampling, fps=info.fps, pts=info.pts, time_base=info.time_base)
+
+
 @functools.singledispatch
 def at(sampling: Any, /, *, fps: Fraction, pts: Sequence[int] | np.ndarray = (), time_base: Fraction = Fraction(1)) -> Any:
     """The sampling for a video of `fps` frames a second on average, presented at `pts` x `time_base` seconds (() = at equal distances).

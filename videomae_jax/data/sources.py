@@ -216,7 +216,7 @@ class VideoClips:
     def clip(self, row: int, /, *, rng: np.random.Generator) -> Clip:
         """What a read of `row` decodes; takes the draws that come before those of the crops."""
         record, info = (record := self.record(row)), columns.info(record)
-        ids = clips.at(self.sampling_of(record), fps=info.fps, pts=info.pts, time_base=info.time_base).ids(info.frames, clip=self.frames, rng=rng)
+        ids = clips.of(self.sampling_of(record), info).ids(info.frames, clip=self.frames, rng=rng)
         return Clip(self.locate(record), ids, info, self.label_of(record))
 
     def sampling_of(self, record: dict[str, Any], /) -> Any:

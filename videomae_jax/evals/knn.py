@@ -33,7 +33,7 @@ def vote(train: np.ndarray, labels: np.ndarray, test: np.ndarray, /, *, classes:
         part = queries[start: start + CHUNK]
         rows = np.concatenate([part, np.zeros((-len(part) % min(CHUNK, len(queries)), part.shape[1]), np.float32)])  # one compilation
         cosine, ids = (np.asarray(x)[: len(part)] for x in nearest(rows))
-        weight, hot = np.exp(cosine.astype(np.float64) / temperature), np.eye(classes)[labels[ids]]
+        weight, hot = np.exp((cosine - cosine[:, :1]).astype(np.float64) / temperature), np.eye(classes)[labels[ids]]
         for k in ks:
             found[k].append((weight[:, :k, None] * hot[:, :k]).sum(1).argmax(-1))
     return {k: np.concatenate(v) for k, v in found.items()}

@@ -4,6 +4,7 @@ import dataclasses
 import types
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from videomae_jax import losses
@@ -47,6 +48,10 @@ class Attributes(Classify):
         if answers.shape[-1] != self.head.classes:
             raise UserError(f"the head has {self.head.classes} classes and a clip {answers.shape[-1]} attributes; set --config.objective.head.classes={answers.shape[-1]}")
         return {"target": (answers > 0).astype(jnp.float32), "weight": ((answers >= 0) & batch["valid"][:, None]).astype(jnp.float32)}
+
+    def probabilities(self, logits: Array, /) -> Array:
+        """f32 [B A]: that of a yes to every attribute, each for itself."""
+        return jax.nn.sigmoid(logits.astype(jnp.float32))
 
     def loss(self, params: Params, extra: Extra, batch: Batch, rng: Key, /, *, step: Array, train: bool, masks: Any = None) -> Output:
         """Term `attributes`; metric `accuracy` is the percentage of known answers that the sign of the logit gives."""

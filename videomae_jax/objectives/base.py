@@ -193,6 +193,10 @@ class Objective:
         """Predictions for evaluators and pictures."""
         raise NotImplementedError
 
+    def probabilities(self, logits: Array, /) -> Array:
+        """f32 [B C] of the `logits` [B C] that `predict` gives: one class of C is right."""
+        return jax.nn.softmax(logits.astype(jnp.float32), -1)
+
     def represent(self, params: Params, extra: Extra, batch: Batch, /, *, inputs: tuple[str, ...] | None = None, layer: int = -1) -> dict[str, Features]:
         """Features per modality of the whole, unmasked input; deterministic. `inputs` names the modalities fed (None = all)."""
         raise NotImplementedError
