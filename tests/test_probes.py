@@ -18,6 +18,7 @@ import written
 from flax import traverse_util
 
 from videomae_jax import __main__ as entry
+from videomae_jax import config as configs
 from videomae_jax import externals, losses, optim, parallel
 from videomae_jax.config import spec
 from videomae_jax.data import clips, sources, transforms
@@ -39,9 +40,9 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 
 def norm(x: np.ndarray, p: Any) -> np.ndarray:
-    """LayerNorm, eps 1e-6."""
+    """LayerNorm, eps 1e-5."""
     x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
 
 
 def pooled(tokens: np.ndarray, p: Any, *, heads: int) -> np.ndarray:
@@ -60,12 +61,16 @@ def pooled(tokens: np.ndarray, p: Any, *, heads: int) -> np.ndarray:
 def test_poolers_side_by_side() -> None:
     """Each of three poolers gives what it gives alone, in numpy; they start differently; parameters have a first axis without a name."""
     rng, module = np.random.default_rng(0), probing.Attentive(classes=5, count=3, blocks=1, heads=2, ratio=2)
-    tokens = rng.normal(size=(4, 6, 8))
+    tokens = rng.normal(size=(4, 6, 8)) * np.sqrt([1, 1e-5, 1e-5, 1]).reshape(4, 1, 1)  # where eps counts, too
     boxed = jax.jit(lambda key: module.init(key, jnp.zeros((1, 1, 8))))(jax.random.key(0))["params"]
     assert parallel.logical_axes(boxed)["pooler"]["cross"]["fc1"]["kernel"] == (None, "embed", "mlp")
     params = jax.tree.map(lambda x: np.asarray(x) + rng.normal(size=x.shape).astype(np.float32) * 0.3, parallel.unbox(boxed))
-    start = np.asarray(parallel.unbox(boxed)["pooler"]["linear"]["kernel"])
-    assert start.shape == (3, 8, 5) and not np.array_equal(start[0], start[1]) and abs(start.std() - 0.02) < 0.005
+    start = jax.tree.map(np.asarray, parallel.unbox(boxed)["pooler"])
+    kernel, bias = start["linear"]["kernel"], start["linear"]["bias"]
+    assert kernel.shape == (3, 8, 5) and not np.array_equal(kernel[0], kernel[1])
+    assert 0.3 < np.abs(kernel).max() <= 8**-0.5 and 0.2 < np.abs(bias).max() <= 8**-0.5
+    for name, spread in (("fc1", 0.02), ("fc2", 0.02 / 2**0.5)):
+        assert start["cross"][name]["kernel"].std() == pytest.approx(spread, rel=0.1)
     got = jax.jit(module.apply)({"params": params}, jnp.float32(tokens))
     assert got.shape == (4, 3, 5)
     for head in range(3):
@@ -81,7 +86,7 @@ def test_four_blocks_are_three_of_self_attention_and_the_pooler() -> None:
     assert params["pooler"]["stack"]["block"]["mlp"]["fc1"]["kernel"].shape == (2, 3, 4, 4)
     tokens = jax.random.normal(jax.random.key(2), (2, 5, 4))
     got = jax.jit(four.apply)({"params": params}, tokens)
-    stack = probing.layers.Stack(3, 2, 4)
+    stack = probing.layers.Stack(3, 2, 4, eps=1e-5)
     for head in range(2):
         mine = jax.tree.map(lambda x, head=head: x[head], params["pooler"])
         mixed = jax.jit(stack.apply)({"params": mine["stack"]}, tokens).tokens
@@ -97,6 +102,12 @@ def test_heads_take_batches_of_any_size() -> None:
     exported = jax.export.export(jax.jit(module.apply))({"params": params}, jax.ShapeDtypeStruct((*rows, 5, 4), jnp.float32))
     tokens = jax.random.normal(jax.random.key(1), (3, 5, 4))
     np.testing.assert_allclose(exported.call({"params": params}, tokens), jax.jit(module.apply)({"params": params}, tokens), atol=1e-6)
+
+
+def test_attentive_probes_see_no_mirror_images() -> None:
+    """As V-JEPA's; MAE's linear probe does."""
+    found = {path.stem: configs.load(str(path)).data.crop.flip for path in (noise_runs.ROOT / "configs" / "probe").glob("*_*.py")}
+    assert found == {"attentive_k400_l": 0.0, "attentive1_k400_l": 0.0, "attentive_ssv2_l": 0.0, "linear_k400_b": 0.5}
 
 
 # -- a grid of optimisers -----------------------------------------------------------------------------------------------

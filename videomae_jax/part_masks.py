@@ -12,11 +12,11 @@ from videomae_jax.errors import UserError
 from videomae_jax.masking import FLOOR, Grid, Layout, Mask
 from videomae_jax.types import Array, Batch, Key, row_keys
 
-Groups = tuple[tuple[int, ...], ...]
+Groups = tuple[tuple[int | tuple[int, ...], ...], ...]
 # Classes of a face map, in the numbering of LaPa: 0 background, 1 skin, 2 3 brows, 4 5 eyes, 6 nose, 7 8 9 mouth, 10 hair.
 COMPONENTS: Groups = ((2, 4), (3, 5), (6,), (7, 8, 9), (10,))
 BACKGROUND_FIRST: tuple[Groups, ...] = (((0,),), ((1,),), COMPONENTS)
-SURROUNDINGS_FIRST: tuple[Groups, ...] = (((0, 1),), COMPONENTS)
+SURROUNDINGS_FIRST: tuple[Groups, ...] = ((((0, 1),),), COMPONENTS)
 COMPONENTS_FIRST: tuple[Groups, ...] = (COMPONENTS, ((1,),), ((0,),))
 
 
@@ -25,13 +25,14 @@ class Guided:
     """MARLIN's facial-region guided mask ("fasking"), for any label map (released dataset code, arXiv 2211.06627).
 
     `tiers` are groups of classes that are taken one tier after the other, the groups of a tier in an order that every clip draws,
-    the same for all its times. A group makes each token a candidate that one of its pixels lies in; a time step stops as soon
-    as its candidates reach the share 1 - ratio. So the rest, the face, is hidden first. At last int(N * (1 - ratio)) of all
-    candidates of the clip are drawn at random. A map without face is all background, and the draw uniform.
+    the same for all its times, the classes of a group as they stand; a tuple of classes in place of one is taken at once. A class
+    makes each token a candidate that one of its pixels lies in; a time step stops as soon as its candidates reach the share
+    1 - ratio, within a group too. So the rest, the face, is hidden first. At last int(N * (1 - ratio)) of all candidates of the
+    clip are drawn at random. A map without face is all background, and the draw uniform.
 
     Where background touches a tenth of the tokens, as in usual face crops, BACKGROUND_FIRST, the released order, shows nothing
-    else. SURROUNDINGS_FIRST [this project's] takes background and skin alike; COMPONENTS_FIRST is the released opposite, whose
-    order of skin and background is assumed. Where classes outside the tiers leave too few candidates, any tokens fill up.
+    else. SURROUNDINGS_FIRST [this project's] takes background and skin at once; COMPONENTS_FIRST is the released opposite. Where
+    classes outside the tiers leave too few candidates, any tokens fill up.
     """
 
     ratio: float = 0.9
@@ -39,14 +40,19 @@ class Guided:
 
     def __post_init__(self) -> None:
         masking.Random(ratio=self.ratio)  # the same limits
-        classes = [c for group in self.groups for c in group]
-        if not classes or len(set(classes)) != len(classes) or not all(self.groups):
+        classes = [c for _, taken in self.queue for c in taken]
+        if not classes or len(set(classes)) != len(classes) or not all(self.groups) or not all(taken for _, taken in self.queue):
             raise UserError(f"tiers {self.tiers}; allowed are tuples of groups of classes, each class once and no group empty")
 
     @property
     def groups(self) -> Groups:
         """All groups, tier by tier."""
         return tuple(group for tier in self.tiers for group in tier)
+
+    @property
+    def queue(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """(number of the group, classes that are taken at once) in the order of the groups."""
+        return tuple((number, taken if isinstance(taken, tuple) else (taken,)) for number, group in enumerate(self.groups) for taken in group)
 
     def count(self, grid: Grid, /) -> int:
         """Visible tokens of a clip."""
@@ -61,13 +67,15 @@ class Guided:
         """bool [B t s] of maps u8 [B T H W], of which the first frame of every time step is read, under `order` [B G]."""
         b, frames, height, width = parts.shape
         first = parts[:, :: frames // grid.t].reshape(b, grid.t, grid.h, height // grid.h, grid.w, width // grid.w)
-        touched = [jnp.isin(first, np.asarray(group, np.uint8)).any((3, 5)).reshape(b, grid.t, grid.slice) for group in self.groups]
-        until = order[:, None, :] <= order[:, :, None]  # [B G G]: what has been taken when a group is
-        seen = (jnp.stack(touched, -1)[..., None, :] & until[:, None, None]).any(-1)  # [B t s G]
+        touched = [jnp.isin(first, np.asarray(taken, np.uint8)).any((3, 5)).reshape(b, grid.t, grid.slice) for _, taken in self.queue]
+        owner = np.asarray([number for number, _ in self.queue])
+        turn = jnp.argsort(jnp.argsort(order))[:, owner] * len(owner) + np.arange(len(owner))  # i32 [B C]: groups by their order, classes as they stand
+        until = turn[:, None, :] <= turn[:, :, None]  # [B C C]: what has been taken when a class is
+        seen = (jnp.stack(touched, -1)[..., None, :] & until[:, None, None]).any(-1)  # [B t s C]
         # The tolerance takes back what 1 - ratio rounds up, so that .95 of 20 leaves 1.
         enough = seen.sum(2) >= math.ceil(grid.slice * (1 - self.ratio) - 1e-9)
-        last = jnp.where(enough, order[:, None], jnp.inf).argmin(-1)  # the first group that is enough
-        last = jnp.where(enough.any(-1), last, order.argmax(-1)[:, None])
+        last = jnp.where(enough, turn[:, None], jnp.inf).argmin(-1)  # the first class that is enough
+        last = jnp.where(enough.any(-1), last, turn.argmax(-1)[:, None])
         return jnp.take_along_axis(seen, last[:, :, None, None], axis=-1)[..., 0]
 
     def visible(self, rng: Key, parts: Array, /, *, grid: Grid) -> Array:

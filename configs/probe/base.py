@@ -18,14 +18,19 @@ RATES, DECAYS = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4), (0.01, 0.1, 0.4, 0.8)  # V-JEPA 
 def attentive_probe(data: str, size: str, *, blocks: int, views: int, weights: str = "") -> ml_collections.ConfigDict:
     """V-JEPA 2's attentive probe: 20 poolers of 16 heads on frozen tokens, 5 rates x 4 decays, batch 256 (4 x 64), 20 epochs.
 
-    AdamW, a cosine to 0 without warm-up, RandAugment, crops of 8 to 100 %, erasing with chance .25, tests of `views` x 3 [V-JEPA 2 code].
-    Deviations: 224 x 224 instead of 256 x 256 (this encoder's size), heads in float32 instead of bfloat16.
+    AdamW, a cosine to 0 without warm-up, RandAugment, crops of 8 to 100 % without mirror images, erasing with chance .25, tests of
+    `views` x 3 [V-JEPA 2 code].
+
+    Deviations: 224 x 224 instead of 256 x 256 (this encoder's size); heads in float32 instead of half precision; one clip of a video
+    in a step instead of one of each of its segments; SSv2 by one frame of each of 16 segments (TSN) instead of two segments at stride
+    4; decay spares biases, scales of norms and the query, there all parameters decay. Of the start of the blocks: models/probing.
     """
     config = base.videomae(data, size, gpus=64, each=4, lr=1.0, warmup=0, epochs=20, layer_decay=1.0, drop_path=0.0, copies=1)
     config.name = f"attentive{blocks}_{data}_{size}"
     config.objective = spec(
         probe.Probe, encoder=vit.encoder(size, dtype="bfloat16"), weights=weights or f"runs/vit_{size.lower()}", storage="bfloat16",
         head=probing.Attentive(classes=base.CLASSES[data], count=20, blocks=blocks, heads=16), erasing=Erasing(probability=0.25))
+    config.data.crop.flip = 0.0
     config.optimizers.main = spec(optim.Grid, schedule=optim.Schedule(base=1.0, minimum=0.0, warmup="0", unit=0), rates=RATES, decays=DECAYS)
     del config.evaluators.test
     many = clips.SparseView(views=views) if data == "ssv2" else clips.DenseView(stride=4, views=views)

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 from videomae_jax import config as configs
-from videomae_jax import frame_targets, masking, optim, targets
+from videomae_jax import frame_targets, masking, optim, supervision, targets
+from videomae_jax.data import clips
 from videomae_jax.errors import UserError
 from videomae_jax.masking import Grid
-from videomae_jax.models import mae_st
+from videomae_jax.models import heads, mae_st
 from videomae_jax.objectives.base import dummy
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -26,7 +28,7 @@ def unboxed(tree: Any) -> Any:
 
 
 @pytest.mark.parametrize(("name", "visible", "tokens", "values", "peak"), [
-    ("vit_b", 156, 1568, 768, 2e-4), ("vit_l", 156, 1568, 768, 8e-4), ("vit_h", 204, 2048, 588, 4e-4)])
+    ("vit_b", 156, 1568, 768, 2e-4), ("vit_l", 156, 1568, 768, 8e-4), ("vit_h", 156, 1568, 768, 4e-4)])
 def test_published_sizes(name: str, visible: int, tokens: int, values: int, peak: float) -> None:
     """int(N x .1) visible tokens, one frame of a tubelet as output; peak rate for 128 decoded videos."""
     config = configs.load(str(ROOT / "configs" / "mae_st" / f"{name}.py"))
@@ -36,9 +38,29 @@ def test_published_sizes(name: str, visible: int, tokens: int, values: int, peak
     assert shapes["decoder"]["head"]["kernel"].shape == (512, values) and "bias" in shapes["decoder"]["bridge"]
     count = sum(x.size for x in jax.tree.leaves(shapes["encoder"])) / 1e6
     # 87, 304 and 632 million with a head of 400 classes and the key biases, which are left out here.
-    assert count == pytest.approx({"vit_b": 86.4, "vit_l": 304.1, "vit_h": 631.5}[name], abs=0.05)
+    assert count == pytest.approx({"vit_b": 86.4, "vit_l": 304.1, "vit_h": 631.9}[name], abs=0.05)
     schedule = configs.build(config.optimizers.main).schedule
     assert schedule.scaled(schedule.base, batch=config.batch_size) == pytest.approx(peak) and config.optimizers.main.clip == 0.02
+
+
+def test_work_of_the_published_classifiers() -> None:
+    """180, 598 and 1193 GFLOPs for a view, as SlowFast lists: those of 1568 tokens. HVM-1's H has patches of 14 pixels, 2048 tokens."""
+    for size, published in (("B", 180), ("L", 598), ("H", 1191)):
+        network = supervision.Network(mae_st.encoder(size), heads.Classifier(classes=400))
+        assert network.cost().tokens == {"all": 1568} and network.cost().macs / 1e9 == pytest.approx(published, abs=3), size
+    assert configs.build(configs.load(str(ROOT / "configs" / "hvm1" / "video_224.py")).objective.encoder).patch == (2, 14, 14)
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("mae_st/vit_b", 2.0), ("mae_st/vit_h", 2.0), ("hvm1/video_224", 4.0), ("hvm1/kinetics_224", 4.0)])
+def test_clips_last_as_long_at_every_frame_rate(name: str, seconds: float) -> None:
+    """15 steps of stride 4 or 8 at 30 frames a second, from files of 25, 30 and 60; evaluation takes the middle of the video."""
+    config = configs.load(str(ROOT / "configs" / f"{name}.py"))
+    assert config.data.frames == 16
+    for fps in (25, 30, 60):
+        for node in (config.data.sampling, config.eval_data.sampling):
+            ids = clips.at(configs.build(node), fps=Fraction(fps)).ids(20 * fps, clip=16, rng=np.random.default_rng(0))
+            assert (ids[-1] - ids[0]) / fps == pytest.approx(seconds, abs=1 / fps), (fps, node)
+        assert (ids[0] + ids[-1]) / 2 / fps == pytest.approx(10, abs=2 / fps)
 
 
 def test_the_row_of_the_released_weights() -> None:
@@ -64,6 +86,7 @@ def test_positions_are_separable_and_the_class_token_comes_first() -> None:
         for place, token in enumerate(np.asarray(ids)[row]):
             np.testing.assert_allclose(out[row, place + 1], x[row, place] + params["space"][token % 6] + params["time"][token // 6], rtol=1e-6)
     assert {k: v.shape for k, v in params.items()} == {"space": (6, 8), "time": (2, 8), "class": (1, 8), "class_position": (1, 8)}
+    assert all(np.any(leaf) for leaf in params.values())
 
 
 def model() -> tuple[mae_st.Encoder, Any]:
@@ -98,7 +121,9 @@ def test_the_decoder_predicts_the_targets_in_their_order() -> None:
     tokens = jax.random.normal(jax.random.key(0), (1, 3, 8))
     visible, target = jnp.asarray([[0, 4, 9]], jnp.int32), jnp.asarray([[1, 2, 3, 11]], jnp.int32)
     kw = {"visible": visible, "grid": GRID, "values": 12}
-    params = jax.tree.map(lambda x: x + 0.2, unboxed(decoder.init(jax.random.key(1), tokens, target=target, **kw)["params"]))
+    start = unboxed(decoder.init(jax.random.key(1), tokens, target=target, **kw)["params"])
+    assert {k: bool(np.any(leaf)) for k, leaf in start["sequence"].items()} == {"space": True, "time": True, "class": False, "class_position": True}
+    params = jax.tree.map(lambda x: x + 0.2, start)
     params["sequence"]["space"] = jax.random.normal(jax.random.key(3), (6, 16))
     apply = jax.jit(lambda target: decoder.apply({"params": params}, tokens, target=target, **kw))
     out = apply(target)

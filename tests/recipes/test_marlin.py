@@ -91,15 +91,15 @@ def padded() -> Any:
 
 
 def published(parts: np.ndarray, order: np.ndarray, guided: Guided, grid: Grid) -> np.ndarray:
-    """Candidates bool [t s] of one clip: the loop over the queue of every tubelet's first frame, until the share is reached."""
+    """Candidates bool [t s] of one clip: the loop over the classes of the queue, for every tubelet's first frame, until the share is reached."""
     result, high, wide = [], parts.shape[1] // grid.h, parts.shape[2] // grid.w
     for frame in parts[:: len(parts) // grid.t]:
         seen = np.zeros((grid.h, grid.w), bool)
-        for group in np.argsort(order):
+        for taken in (one for group in np.argsort(order) for one in guided.groups[group]):
             for i in range(grid.h):
                 for j in range(grid.w):
                     cell = frame[i * high: (i + 1) * high, j * wide: (j + 1) * wide]
-                    seen[i, j] |= bool(set(np.unique(cell)) & set(guided.groups[group]))
+                    seen[i, j] |= bool(set(np.unique(cell)) & set(np.atleast_1d(taken)))
             if seen.sum() >= grid.slice * (1 - guided.ratio):
                 break
         result.append(seen.ravel())
@@ -185,7 +185,7 @@ def test_only_the_first_frame_of_a_tubelet_is_read() -> None:
 
 def test_mistakes_are_refused() -> None:
     """Queues, ratios, decoders and batches that mean nothing."""
-    for queue in ((((0,), (0, 1)),), (((0,), ()),), ()):
+    for queue in ((((0,), (0, 1)),), (((0,), ()),), (((0, (1, 0)),),), (((0, ()),),), ()):
         with pytest.raises(UserError, match="each class once"):
             Guided(tiers=queue)
     with pytest.raises(UserError, match="mask ratio 1.5"):
@@ -525,6 +525,8 @@ def test_released_sizes(name: str, millions: float, decoder: tuple[int, ...], hi
     shapes = jax.eval_shape(lambda: objective.init(KEY, {}))
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(parallel.unbox(shapes["encoder"]))) + 1568 * objective.encoder.width
     assert count / 1e6 == pytest.approx(millions, abs=0.5 if name == "l" else 0.06)
+    own = (count - 1568 * objective.encoder.width) / 1e6
+    assert f"The encoder has {own:.1f} million parameters; the published {millions}M count" in pathlib.Path(f"configs/marlin/{name}.py").read_text()
     d = objective.decoder
     assert (d.width, d.depth, d.heads) == decoder and objective.critic.hidden == 4 * d.width == hidden
     assert (objective.coefficient, objective.penalty, objective.critic_steps, config.batch_size, config.total) == (0.01, 0.0, 1, 64, "2000ep")

@@ -5,6 +5,8 @@ kernel, sqrt(6 / 4D) and not sqrt(6 / 2D); the key bias is absent, because softm
 1-D parameters alone there, so positions and tokens are stored as matrices under names that `optim.decays` lets pass.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -14,21 +16,26 @@ from videomae_jax.models import layers, patches, vit
 from videomae_jax.types import Array, Key
 
 MEAN, STD = (0.45,) * 3, (0.225,) * 3  # statistics of MAE-ST's loader
-START = nn.initializers.normal(0.02)  # of positions and tokens
+START = nn.initializers.normal(0.02)  # of positions and tokens, but for the decoder's class token, which starts at 0
 
 
 class Sequence(nn.Module):
-    """Adds learned positions, one of s spatial plus one of t temporal, and puts a class token with its own position first."""
+    """Adds learned positions, one of s spatial plus one of t temporal, and puts a class token with its own position first.
+
+    The class token starts by `token`.
+    """
 
     grid: Grid
     width: int
+    token: Any = START
 
     @nn.compact
     def __call__(self, x: Array, /, *, ids: Array) -> Array:
         """[B V D] at `ids` i32 [B V] -> [B 1 + V D]."""
         space = self.param("space", layers.boxed(START, None, "embed"), (self.grid.slice, self.width), jnp.float32)
         time = self.param("time", layers.boxed(START, None, "embed"), (self.grid.t, self.width), jnp.float32)
-        head = [self.param(name, layers.boxed(START, None, "embed"), (1, self.width), jnp.float32) for name in ("class", "class_position")]
+        head = [self.param(name, layers.boxed(start, None, "embed"), (1, self.width), jnp.float32)
+                for name, start in (("class", self.token), ("class_position", START))]
         x = x + (space[ids % self.grid.slice] + time[ids // self.grid.slice]).astype(x.dtype)
         first = jnp.broadcast_to((head[0] + head[1]).astype(x.dtype), (x.shape[0], 1, self.width))
         return jnp.concatenate([first, x], axis=1)
@@ -77,7 +84,7 @@ class Decoder(vit.Decoder):
         bridge = layers.Linear(self.width, ("embed", None), layers.xavier(tokens.shape[-1], self.width), dtype=dtype, name="bridge")
         mask = self.param("mask", layers.boxed(START, None, "embed"), (1, self.width), jnp.float32).astype(dtype)
         x = jnp.concatenate([bridge(tokens), jnp.broadcast_to(mask, (*target.shape, self.width))], axis=1)
-        x = Sequence(grid, self.width, name="sequence")(x, ids=jnp.concatenate([visible, target], axis=1))
+        x = Sequence(grid, self.width, nn.initializers.zeros, name="sequence")(x, ids=jnp.concatenate([visible, target], axis=1))
         if valid is not None:
             valid = jnp.concatenate([valid, jnp.ones(target.shape, bool)], axis=1)
         stack = layers.Stack(self.depth, self.heads, self.hidden, 0.0, self.remat, self.unroll, self.attention, dtype, self.eps, name="stack")
@@ -89,11 +96,10 @@ class Decoder(vit.Decoder):
 
 
 def encoder(size: str, /, **kw: object) -> Encoder:
-    """The published encoder of size B, L or H (H has patches of 14 pixels); keywords override fields."""
+    """The published encoder of size B, L or H, all with patches of 16 pixels (SlowFast); keywords override fields, HVM-1's `patch` above all."""
     if size not in ("B", "L", "H"):
         raise UserError(f"MAE-ST of size {size!r}; allowed are B, L and H")
     width, depth, heads, hidden, side = vit.SIZES[size]["encoder"]
-    side = 14 if size == "H" else side
     return Encoder(**({"width": width, "depth": depth, "heads": heads, "hidden": hidden, "patch": (2, side, side)} | vit.FOR_THE_DEVICE | kw))
 
 

@@ -1,5 +1,6 @@
 """Heads on frozen tokens, many at once: parameters and logits of all heads lie along a first axis."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from videomae_jax.models import attention, layers
 from videomae_jax.types import Array
 
 START = nn.initializers.normal(0.02)
+EPS = 1e-5  # of every LayerNorm of a pooler: PyTorch's default, which V-JEPA keeps there
 
 
 class CrossAttention(nn.Module):
@@ -26,19 +28,19 @@ class CrossAttention(nn.Module):
         if width % self.heads:
             raise UserError(f"width {width} is not divisible by {self.heads} heads of the pooler")
         query = self.param("query_token", layers.boxed(START, "norm"), (width,), jnp.float32)
-        x = layers.LayerNorm(dtype=jnp.float32, name="norm1")(tokens)
+        x = layers.LayerNorm(EPS, jnp.float32, name="norm1")(tokens)
         q = layers.Linear(width, ("embed", None), START, dtype=jnp.float32, name="q")(query)
         kv = layers.Linear(2 * width, ("embed", None), START, dtype=jnp.float32, name="kv")(x)
         k, v = (part.reshape(*x.shape[:2], self.heads, -1) for part in jnp.split(kv, 2, axis=-1))
         q = jnp.broadcast_to(q.reshape(1, 1, self.heads, -1), (x.shape[0], 1, *k.shape[2:])) * k.shape[-1] ** -0.5
         pooled = query + attention.attend(q, k, v, implementation="xla", valid=None).reshape(x.shape[0], width)
-        y = layers.LayerNorm(dtype=jnp.float32, name="norm2")(pooled)
+        y = layers.LayerNorm(EPS, jnp.float32, name="norm2")(pooled)
         y = layers.gelu(layers.Linear(self.hidden, ("embed", "mlp"), START, dtype=jnp.float32, name="fc1")(y))
-        return pooled + layers.Linear(width, ("mlp", "embed"), START, dtype=jnp.float32, name="fc2")(y)
+        return pooled + layers.Linear(width, ("mlp", "embed"), nn.initializers.normal(0.02 / math.sqrt(2)), dtype=jnp.float32, name="fc2")(y)
 
 
 class Pooler(nn.Module):
-    """`blocks` - 1 self-attention blocks, one of cross-attention, a linear layer."""
+    """`blocks` - 1 self-attention blocks, one of cross-attention, a linear layer, which starts as PyTorch's do."""
 
     classes: int
     blocks: int
@@ -50,15 +52,17 @@ class Pooler(nn.Module):
         """f32 [B N D] -> logits f32 [B classes]."""
         hidden = self.ratio * tokens.shape[-1]
         if self.blocks > 1:
-            tokens = layers.Stack(self.blocks - 1, self.heads, hidden, dtype=jnp.float32, name="stack")(tokens).tokens
+            tokens = layers.Stack(self.blocks - 1, self.heads, hidden, dtype=jnp.float32, eps=EPS, name="stack")(tokens).tokens
         pooled = CrossAttention(self.heads, hidden, name="cross")(tokens)
-        return layers.Linear(self.classes, ("embed", None), START, dtype=jnp.float32, name="linear")(pooled)
+        start = layers.uniform(tokens.shape[-1] ** -0.5)
+        return layers.Linear(self.classes, ("embed", None), start, start, dtype=jnp.float32, name="linear")(pooled)
 
 
 class Attentive(nn.Module):
     """`count` attentive poolers on the same tokens (V-JEPA 2: 4 blocks of 16 heads, 20 poolers; V-JEPA: a single block), in float32.
 
-    Deviations: Xavier instead of truncated normal in the self-attention blocks, and no bias on their keys, to which softmax is blind.
+    Deviations, in the self-attention blocks: Xavier instead of a truncated normal at the start, without its division of the output
+    projection and of fc2 in layer i by sqrt(2 i), and no bias on keys, to which softmax is blind.
     """
 
     classes: int
