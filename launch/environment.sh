@@ -36,29 +36,40 @@ detect_accelerator() {
 }
 
 install() { # install REQUIREMENTS...: only when they changed since the last time; the processes of a host, which share $VENV, take turns
+  local wanted extra
+  extra=$(detect_accelerator)
+  wanted=$(cat "$@" | cksum; echo "$extra")
+  ! installed "$wanted" || return 0
   mkdir -p "$(dirname "$VENV")" || return 1
   # macOS has no flock, and a read-only checkout no place for the lock: its environment has to be there already.
   if command -v flock >/dev/null 2>&1 && touch "$VENV.lock" 2>/dev/null; then
-    { flock 8 || echo "warning: installing without a lock on $VENV.lock" >&2; install_now "$@"; } 8>>"$VENV.lock"
+    { flock 8 || echo "warning: installing without a lock on $VENV.lock" >&2; install_now "$extra" "$wanted" "$@"; } 8>>"$VENV.lock"
   else
-    install_now "$@"
+    install_now "$extra" "$wanted" "$@"
   fi
 }
 
-install_now() {
-  local stamp="$VENV/.installed" wanted python extra file
-  python=$(choose_python) || return 1
-  extra=$(detect_accelerator)
-  wanted=$(cat "$@" | cksum; echo "$extra")
-  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return 0; fi
-  [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV" || return 1
+installed() { # installed STAMP: whether $VENV has what the stamp stands for, and an interpreter that is still there
+  [ -x "$VENV/bin/python" ] && [ "$(cat "$VENV/.installed" 2>/dev/null)" = "$1" ]
+}
+
+install_now() { # install_now EXTRA STAMP REQUIREMENTS...
+  local extra=$1 wanted=$2 python file clear=
+  shift 2
+  ! installed "$wanted" || return 0 # by the process that had the lock before
+  if [ ! -x "$VENV/bin/python" ]; then
+    python=$(choose_python) || return 1
+    # The link to an interpreter that is gone would stay. What is no environment is not cleared.
+    [ ! -e "$VENV/pyvenv.cfg" ] || clear=--clear
+    "$python" -m venv "$VENV" $clear || return 1
+  fi
   echo "installing into $VENV for $extra (once)" >&2
   local arguments=()
   for file in "$@"; do arguments+=(-r "$file"); done
   [ "$extra" = cpu ] || arguments+=("jax[$extra]")
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}" 2> >(grep -v "^WARNING: Location" >&2) || return 1
   check_accelerator "$extra" || return 1
-  echo "$wanted" >"$stamp"
+  echo "$wanted" >"$VENV/.installed"
 }
 
 check_accelerator() { # fails when an accelerator was found but JAX sees only the CPU

@@ -3,6 +3,7 @@
 #   bash launch/gke.sh --name=NAME --image=IMAGE --accelerator=tpu-v5p-slice --torus=4x8x8 --hosts=64 [--slices=N] [--chips=4] [--chip=v5p]
 #       [--mount=gs://BUCKET:/mnt/bucket] [--service-account=NAME] [--namespace=default] [--init-timeout=1800] [--max-restarts=50]
 #       [--logs=logs] [--follow=1] [--dry-run] -- train --workdir=/mnt/bucket/runs/...
+# The same command resumes: a JobSet of that name that has ended is deleted first; one that is under way is an error, and passed over in a grid.
 # --mount gives all hosts a folder that they share: a bucket (gcsfuse: the cluster needs its CSI driver, the Kubernetes service account the right to
 # write; a bucket with a hierarchical namespace renames folders at once), or with HOST:/SHARE:/FOLDER one of an NFS server. --follow=1 waits for the
 # end, looking every POLL seconds (30), collects a log for each pod, and fails where the JobSet failed.
@@ -56,13 +57,36 @@ ended() {
   done
 }
 
+# vacant NAME: makes room for a JobSet, of which Kubernetes changes none that is there. Fails where one is under way.
+vacant() {
+  local said look=("${kubectl[@]}" get "jobset/$1" --ignore-not-found --output=jsonpath='{.metadata.name} {.status.conditions[?(@.status=="True")].type}')
+  local delete=("${kubectl[@]}" delete --wait --cascade=foreground "jobset/$1")
+  if [ -n "$DRY_RUN" ]; then
+    quoted "${look[@]}"
+    echo "# where it has ended: $(quoted "${delete[@]}")"
+    return
+  fi
+  said=$("${look[@]}") || exit $?
+  case " $said " in
+    "  ") ;;
+    *" Completed "* | *" Failed "*) "${delete[@]}" || exit $? ;;
+    *) return 1 ;;
+  esac
+}
+
 submit() { # submit NAME COMMAND...
-  local name=$1 pod code=0
+  local name=$1 pod code=0 there=
+  vacant "$name" || there="the JobSet $name is under way; $(quoted "${kubectl[@]}" delete "jobset/$name") saves and ends it"
+  if [ -n "$there" ]; then
+    [ -n "${OPTION[grid]}" ] || fail "$there"
+    echo "$there" >&2
+    return 0
+  fi
   if [ -n "$DRY_RUN" ]; then
     manifest "$@"
-    echo "# ^ $(quoted "${kubectl[@]}" apply -f -)"
+    echo "# ^ $(quoted "${kubectl[@]}" create -f -)"
   else
-    manifest "$@" | "${kubectl[@]}" apply -f -
+    manifest "$@" | "${kubectl[@]}" create -f -
   fi
   [ -n "${OPTION[follow]}" ] || return 0
   ended "$name" || code=$?

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs on every host of a job: environment, flags of the chip, one process, one log.
 #   bash launch/host.sh train --config=FILE --workdir=DIR ...
-# COORDINATOR (default: auto, JAX detects the cluster) and INIT_TIMEOUT (seconds) go to the command; CHIP chooses the flags;
-# LOGS (default: logs) is the folder of the log; VIDEOMAE_PYTHON is an interpreter that has everything, and nothing is installed.
+# COORDINATOR (default: auto, JAX detects the cluster, or what xpk gives the pods of GPUs) and INIT_TIMEOUT (seconds) go to the command; CHIP chooses the flags;
+# LOGS (default: logs) is the folder of the log; VIDEOMAE_PYTHON is an interpreter that has everything, and nothing is installed. MACHINE: see environment.sh.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
@@ -12,11 +12,18 @@ export_flags "${CHIP:-$(chip_here)}" || exit 2
 unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY all_proxy ALL_PROXY grpc_proxy
 ulimit -n 100000 2>/dev/null || true
 # Huge pages halve the start of v5e and newer; a lock that a killed process left stops the next one.
-echo always 2>/dev/null >/sys/kernel/mm/transparent_hugepage/enabled || true
-[ -w /tmp/libtpu_lockfile ] && ! pgrep -f "videomae_jax train" >/dev/null 2>&1 && rm -f /tmp/libtpu_lockfile
+echo always 2>/dev/null >"${MACHINE:-}/sys/kernel/mm/transparent_hugepage/enabled" || true
+lock="${MACHINE:-}/tmp/libtpu_lockfile"
+[ -w "$lock" ] && ! pgrep -f "videomae_jax train" >/dev/null 2>&1 && rm -f "$lock"
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/videomae_jax}"
 arguments=("$@")
-if [ "${1:-}" = train ]; then arguments+=(--coordinator="${COORDINATOR:-auto}" --init-timeout="${INIT_TIMEOUT:-300}"); fi
+joining=(--coordinator="${COORDINATOR:-auto}")
+# xpk tells the pods of GPUs host and port of the coordinator apart, and JAX takes the host alone for both.
+address=${JAX_COORDINATOR_ADDRESS:-}
+if [[ -z ${COORDINATOR:-} && -n $address && $address != *:* && -n ${JAX_COORDINATOR_PORT:-} && -n ${NNODES:-} && -n ${NODE_RANK:-} ]]; then
+  joining=(--coordinator="$address:$JAX_COORDINATOR_PORT" --processes="$NNODES" --process="$NODE_RANK")
+fi
+if [ "${1:-}" = train ]; then arguments+=("${joining[@]}" --init-timeout="${INIT_TIMEOUT:-300}"); fi
 number=${SLURM_PROCID:-${TPU_WORKER_ID:-${JOB_COMPLETION_INDEX:-$(hostname)}}}
 slice=${MEGASCALE_SLICE_ID:-}
 log="${LOGS:-logs}/host_${slice:+${slice}_}$number.log"

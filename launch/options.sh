@@ -1,10 +1,11 @@
 # Sourced by the launchers for other machines: options, --dry-run, grids.
 #
 #   bash launch/LAUNCHER.sh [--option=value ...] [--dry-run] -- train --config=FILE --workdir=DIR ...
-#   bash launch/LAUNCHER.sh [--option=value ...] [--dry-run] --grid=configs/scaling/v2.py --root=/MOUNTED/runs
+#   bash launch/LAUNCHER.sh [--option=value ...] [--dry-run] --grid=configs/scaling/v2.py --root=/MOUNTED/runs [--topology=NAME] [-- --config.x=y ...]
 #
 # What stands behind -- is the command line of `python -m videomae_jax`. With --grid every cell that is not finished is
-# submitted; the cells with their chip-hours are printed first. --dry-run prints exactly what would run and runs nothing.
+# submitted; the cells with their chip-hours are printed first, and what stands behind -- are more options of every cell. With --topology each
+# cell gets the mesh, micro-batches and recomputation that its chip-hours are of. --dry-run prints exactly what would run and runs nothing.
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 COUNTS="nodes gpus cpus hosts slices chips num-nodes processes devices port init-timeout max-restarts" # options that are numbers
@@ -41,7 +42,7 @@ parse_options() {
   done
   (source "$here/launch/xla_flags.sh" && flags_of "${OPTION[chip]:-}" >/dev/null) || exit 2
   if [ -n "${OPTION[grid]}" ]; then
-    [ ${#COMMAND[@]} -eq 0 ] || fail "--grid brings its own commands; nothing may follow --"
+    [[ ${COMMAND[0]---} == --* ]] || fail "--grid brings its own commands; nothing but options of its cells may follow --, which ${COMMAND[0]} is not"
     [ -n "${OPTION[root]}" ] || fail "--grid needs --root=DIR, below which every cell has its run directory"
   elif [ ${#COMMAND[@]} -eq 0 ]; then
     fail "no command; write it behind --, e.g. -- train --config=configs/pretrain/vit_b.py --workdir=runs/vit_b"
@@ -103,12 +104,12 @@ for_each_run() {
   [ -x "$(command -v "$python")" ] || python=python3
   table=$(cd "$here" && "$python" -m videomae_jax plan --grid="${OPTION[grid]}" --root="${OPTION[root]}" ${OPTION[topology]:+--topology="${OPTION[topology]}"}) || exit $?
   grep '^#' <<<"$table" >&2
-  while IFS=$'\t' read -r cell command; do
+  while IFS=$'\t' read -r -u 3 cell command; do # not from standard input, which is that of the tools: some of them ask
     local words=()
     eval "words=($command)"
-    "$function" "$base-$cell" "${words[@]}"
-  done < <(grep -v '^#' <<<"$table")
+    "$function" "$base-$cell" "${words[@]}" ${COMMAND[@]+"${COMMAND[@]}"} 3<&-
+  done 3< <(grep -v '^#' <<<"$table")
 }
 
-# pack_source FILE: the committed files, so that what runs is a commit.
-pack_source() { do_or_show git -C "$here" archive --format=tar.gz --output="$1" HEAD; }
+# pack_source FILE COMMIT: the committed files, so that what runs is a commit.
+pack_source() { do_or_show git -C "$here" archive --format=tar.gz --output="$1" "$2"; }

@@ -15,6 +15,9 @@ parse_mount
 scripts=$(mktemp -d)
 trap 'rm -rf "$scripts"' EXIT
 
+# A name of its own for each commit: a job that runs fetches its archive again whenever its machines are granted again.
+archive() { echo "${OPTION[bucket]}/$1/source_$commit.tar.gz"; } # archive NAME
+
 mounting() { # the part of the start-up script that mounts the shared folder
   local how
   case "$MOUNT_KIND" in
@@ -61,7 +64,7 @@ export ACCELERATOR_TYPE=\$(sed -n "s/^ACCELERATOR_TYPE: '\(.*\)'/\1/p" <<<"\$env
 export TPU_WORKER_ID=\$(sed -n "s/^WORKER_ID: '\(.*\)'/\1/p" <<<"\$environment")
 export MEGASCALE_SLICE_ID=\$(sed -n "s/^MEGASCALE_SLICE_ID: '\(.*\)'/\1/p" <<<"\$environment")
 mkdir -p /opt/videomae_jax && cd /opt/videomae_jax
-gcloud storage cp $(quoted "${OPTION[bucket]}/$1/source.tar.gz") - | tar -xz
+gcloud storage cp $(quoted "$(archive "$1")") - | tar -xz
 export BUCKET_LOGS=$(quoted "${OPTION[bucket]}/$1/logs/")
 SCRIPT
   mounting
@@ -80,12 +83,13 @@ submit() { # submit NAME COMMAND...
   [ "${OPTION[slices]}" = 1 ] || nodes=(--node-prefix="$name" --node-count="${OPTION[slices]}")
   startup "$@" >"$scripts/$name.sh"
   if [ -n "$DRY_RUN" ]; then echo "# $name.sh"; cat "$scripts/$name.sh"; fi
-  do_or_show gcloud storage cp "$source_file" "${OPTION[bucket]}/$name/source.tar.gz"
+  do_or_show gcloud storage cp "$source_file" "$(archive "$name")"
   do_or_show gcloud compute tpus queued-resources create "$name" --zone="${OPTION[zone]}" $(optional project) \
     --accelerator-type="${OPTION[accelerator-type]}" --runtime-version="${OPTION[runtime-version]}" "${nodes[@]}" \
     ${OPTION[spot]:+--spot} --metadata-from-file=startup-script="$([ -n "$DRY_RUN" ] && echo "$name.sh" || echo "$scripts/$name.sh")"
 }
 
-source_file="${TMPDIR:-/tmp}/videomae_jax.tar.gz"
-pack_source "$source_file"
+commit=$(git -C "$here" rev-parse HEAD)
+source_file=$([ -n "$DRY_RUN" ] && echo source.tar.gz || echo "$scripts/source.tar.gz")
+pack_source "$source_file" "$commit"
 for_each_run submit

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A grid of runs on this machine, one after the other, and the law of their losses: `report --scaling` predicts the largest from the rest.
-#   bash launch/sweep.sh --grid=configs/scaling/toy.py --root=runs/scaling_toy [--world=data/shapes] [--metric=NAME] [--dry-run]
+#   bash launch/sweep.sh --grid=configs/scaling/toy.py --root=runs/scaling_toy [--world=data/shapes] [--metric=NAME] [--dry-run] [-- --config.x=y ...]
 # What is finished below --root is not repeated: after an interruption the same command goes on. --world writes the embedded
 # data set there first, where it is not yet.
 set -euo pipefail
@@ -13,7 +13,7 @@ cd "$here"
 [ -z "${OPTION[world]}" ] || [ -f "${OPTION[world]}/index.parquet" ] || do_or_show "$python" -m videomae_jax synthesize "${OPTION[world]}"
 one() { # one NAME COMMAND...
   shift
-  do_or_show "$python" -m videomae_jax "$@" ${OPTION[world]:+--config.data.index="${OPTION[world]}/index.parquet"} </dev/null # standard input is the list of cells
+  do_or_show "$python" -m videomae_jax "$@" ${OPTION[world]:+--config.data.index="${OPTION[world]}/index.parquet"}
 }
 for_each_run one
 do_or_show "$python" -m videomae_jax report --scaling "${OPTION[root]}"/*/ --out="${OPTION[root]}/scaling.html" $(optional metric)

@@ -9,7 +9,12 @@ set -euo pipefail
 source "$(dirname "$0")/options.sh"
 parse_options "$0" "name zone" "project chip init-timeout=600 max-restarts=20 logs=logs" "$@"
 where=(--zone="${OPTION[zone]}" $(optional project))
-source_file="${TMPDIR:-/tmp}/videomae_jax.tar.gz"
+source_file=videomae_jax.tar.gz
+if [ -z "$DRY_RUN" ]; then
+  folder=$(mktemp -d)
+  trap 'rm -rf "$folder"' EXIT
+  source_file=$folder/$source_file
+fi
 IFS=, read -ra vms <<<"${OPTION[name]}"
 
 collect() { # collect VM: the logs of its hosts, one after the other, since gcloud copies files from a single host only
@@ -49,7 +54,7 @@ start() { # start NAME COMMAND...: on every host of every slice, then the logs
 unpack="mkdir -p videomae_jax && { flock -n -E 99 videomae_jax/.running tar -xzf videomae_jax.tar.gz -C videomae_jax; code=\$?; case \$code in 0) ;; \
 99) echo 'error: a run is under way on this host (its log: videomae_jax/logs); pkill -TERM -f launch/supervise.sh saves and ends it' >&2; exit 2 ;; \
 *) echo \"error: the source that arrived on this host cannot be unpacked (exit code \$code)\" >&2; exit 1 ;; esac; }"
-pack_source "$source_file"
+pack_source "$source_file" HEAD
 for vm in "${vms[@]}"; do
   do_or_show gcloud compute tpus tpu-vm scp "$source_file" "$vm:videomae_jax.tar.gz" "${where[@]}" --worker=all
   do_or_show gcloud compute tpus tpu-vm ssh "$vm" "${where[@]}" --worker=all --command="$unpack"

@@ -36,12 +36,17 @@ def test_cells(tmp_path: pathlib.Path) -> None:
     assert found["once"].cost > 0
     assert found["steps"].cost == pytest.approx(found["once"].cost)
     assert [c.name for c in found.values() if c.finished] == ["once"]
-    assert found["more"].words == ("train", "--config=configs/tiny.py", f"--workdir={tmp_path}/more", "--config.total=1ep", "--config.data.index=a b.parquet")
+    words = ("train", "--config=configs/tiny.py", f"--workdir={tmp_path}/more", "--config.total=1ep", "--config.data.index=a b.parquet")
+    assert found["more"].words[:len(words)] == words and found["more"].words[len(words):] == (
+        "--config.mesh.data=1", "--config.mesh.fsdp=8", "--config.mesh.tensor=1", "--config.microbatches=1", "--config.objective.decoder.remat=none",
+        "--config.objective.encoder.remat=none")
     text = grid.lines(list(found.values()), topology="h100x8")
     commands = dict(line.split("\t") for line in text if not line.startswith("#"))
     assert commands.keys() == {"twice", "more", "steps", "other"} and tuple(shlex.split(commands["more"])) == found["more"].words
     assert any("4 of 5 cells to run" in line and "model, unvalidated" in line for line in text)
-    flops = {c.name: c.cost for c in grid.cells(config, root=str(tmp_path))}
+    plain = {c.name: c for c in grid.cells(config, root=str(tmp_path))}
+    assert plain["more"].words == words  # without a topology nothing is chosen
+    flops = {name: c.cost for name, c in plain.items()}
     assert flops["twice"] == pytest.approx(2 * flops["once"])
 
 
@@ -49,6 +54,11 @@ def test_mistakes() -> None:
     """A config without cells; a config beside a grid; neither."""
     with pytest.raises(UserError, match="no cells in config.grid"):
         grid.cells(configs.load("configs/tiny.py"), root="r")
+    with pytest.raises(UserError, match="--topology=local belongs to a plan of one run; allowed with --grid is a name of hardware"):
+        command.main(["--grid=configs/scaling/v2.py", "--topology=local"])
+    for word in ("--memory=20", "--videos=5", "--measure=m.json", "--then=x.py"):
+        with pytest.raises(UserError, match=f"{word.partition('=')[0]} belongs to a plan of one run; allowed with --grid are --root, --topology and --trust"):
+            command.main(["--grid=configs/scaling/v2.py", word])
     with pytest.raises(UserError, match="--grid brings its own configs"):
         command.main(["--grid=configs/scaling/v2.py", "--config=configs/tiny.py"])
     with pytest.raises(UserError, match="plan needs --config=FILE and --topology=NAME, or --grid=FILE"):
@@ -62,6 +72,23 @@ def test_the_grid_of_v2() -> None:
     for cell in {c.config: c for c in cells.values()}.values():
         configs.override(configs.load(cell.config), dict(cell.overrides))
     assert json.loads(configs.to_json(cells["g-k400-150ep"]))["videos"] == 240_000
+
+
+def test_what_is_submitted_is_what_was_priced() -> None:
+    """The largest model runs in no other form; what a cell sets itself is not chosen."""
+    config = configs.load("configs/scaling/v2.py")
+    with config.unlocked():
+        config.grid = {"22b": config.grid["22b-hybrid-300ep"]}
+    cell, = grid.cells(config, root="r", topology="h100x512")
+    assert {"--config.mesh.data=64", "--config.mesh.fsdp=8", "--config.microbatches=2", "--config.objective.encoder.remat=none"} <= set(cell.words)
+    made = configs.load("configs/scaling/vit_22b.py")
+    configs.override(made, dict(word.removeprefix("--config.").split("=", 1) for word in cell.words if word.startswith("--config.")))
+    assert made.mesh.fsdp == 8 and made.microbatches == 2 and made.objective.decoder.remat == "none"
+    own = small(a=(400, "1ep"))
+    own.grid.a.overrides += (("microbatches", "2"), ("objective.encoder.remat", "dots"), ("mesh.fsdp", "2"))
+    words = next(iter(grid.cells(own, root="r", topology="h100x4"))).words
+    assert words[-5:] == (
+        "--config.microbatches=2", "--config.objective.encoder.remat=dots", "--config.mesh.fsdp=2", "--config.mesh.data=2", "--config.mesh.tensor=1")
 
 
 def test_the_toy_grid() -> None:

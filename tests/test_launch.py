@@ -1,5 +1,6 @@
 """Launchers: the exact commands and manifests of --dry-run, mistakes, the flags and the environment of a machine."""
 
+import fcntl
 import os
 import pathlib
 import re
@@ -57,7 +58,8 @@ def test_dry_run(name: str, request: pytest.FixtureRequest) -> None:
     """Nothing runs; what would is printed exactly."""
     done = run(CASES[name][0], *CASES[name][1:], "--dry-run", *TRAIN)
     assert done.returncode == 0, done.stderr
-    text = done.stdout.replace(str(ROOT), "HERE").replace(sys.prefix, "HERE/.venv")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    text = done.stdout.replace(str(ROOT), "HERE").replace(sys.prefix, "HERE/.venv").replace(commit, "COMMIT")
     file = GOLDEN / f"{name}.txt"
     if request.config.getoption("--update-golden"):
         file.parent.mkdir(exist_ok=True)
@@ -83,6 +85,7 @@ def manifest(name: str) -> dict[str, Any]:
     """The JobSet of a golden file."""
     yaml = pytest.importorskip("yaml")
     text = (GOLDEN / f"{name}.txt").read_text().partition("# ^")[0]
+    text = text[text.index("apiVersion"):]
     assert "@" not in text and "#" not in text
     return yaml.safe_load(text)
 
@@ -123,7 +126,7 @@ def test_the_manifest_mounts_what_all_hosts_share(name: str, volume: dict[str, A
     (["simulate.sh", "--", "evaluate", "runs/x"], "evaluate runs in one process; allowed behind -- is train"),
     (["slurm.sh", "--nodes=2", "--chip=v4", *TRAIN], "no flags for chip 'v4'; allowed are v5e"), (["local.sh", "--dry-run"], "--dry-run is no run directory"),
     (["xpk.sh", "--name=a", "--cluster=c", "--image=i", *TRAIN], "--tpu-type=TYPE or"),
-    (["slurm.sh", "--nodes=1", "nodes", *TRAIN], "nodes is no option"), (["slurm.sh", "--nodes=1", "--grid=g.py", "--root=r", *TRAIN], "nothing may follow --"),
+    (["slurm.sh", "--nodes=1", "nodes", *TRAIN], "nodes is no option"), (["slurm.sh", "--nodes=1", "--grid=g.py", "--root=r", *TRAIN], "nothing but options of its cells may follow --, which train is not"),
     (["slurm.sh", "--nodes=1", "--grid=g.py"], "--grid needs --root=DIR"),
     *((["gke.sh", "--name=a", "--image=i", "--accelerator=a", "--torus=2x2", "--hosts=2", f"--mount={mount}", *TRAIN],
        f"--mount={mount}; allowed are gs://BUCKET:/FOLDER and HOST:/SHARE:/FOLDER") for mount in (
@@ -144,8 +147,20 @@ def test_a_grid_submits_its_unfinished_cells(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 0 and "2 of 3 cells" in done.stderr and "-m videomae_jax plan --grid=configs/g.py --root=r --topology=h100x16" in done.stderr
     first, second = (shlex.split(line) for line in done.stdout.splitlines())
     assert "--job-name=run-b-75ep" in first and first[-3:] == ["train", "--workdir=r/b", "--config.name=a b"] and second[-1] == "--config.name=x"
+    done = run("slurm.sh", "--nodes=2", "--grid=g.py", "--root=r", "--dry-run", "--", "--config.mesh.fsdp=4", "--config.seed=1",
+               env={"VIDEOMAE_PYTHON": str(fake)})
+    assert [shlex.split(line)[-3:] for line in done.stdout.splitlines()] == [
+        [last, "--config.mesh.fsdp=4", "--config.seed=1"] for last in ("--config.name=a b", "--config.name=x")]
     fake.write_text("#!/usr/bin/env bash\necho 'error: no such grid' >&2\nexit 2\n")
     assert run("slurm.sh", "--nodes=2", "--grid=g.py", "--root=r", "--dry-run", env={"VIDEOMAE_PYTHON": str(fake)}).returncode == 2
+
+
+def test_a_tool_that_reads_leaves_the_cells_alone(tmp_path: pathlib.Path) -> None:
+    """Some ask before they do anything: what they read is the user's answer, not the list of the cells."""
+    fake = tool(tmp_path, "fake", "#!/usr/bin/env bash\nprintf '# 3 cells\\na\\ttrain --x=1\\nb\\ttrain --x=2\\nc\\ttrain --x=3\\n'\n")
+    tool(tmp_path, "sbatch", f'#!/usr/bin/env bash\ncat >/dev/null\necho "${{!#}}" >>{tmp_path}/submitted\n')
+    done = run("slurm.sh", "--nodes=2", "--grid=g.py", "--root=r", env={"VIDEOMAE_PYTHON": str(fake), "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert done.returncode == 0 and (tmp_path / "submitted").read_text().split() == ["--x=1", "--x=2", "--x=3"], done.stderr
 
 
 def test_a_sweep_runs_the_unfinished_cells_and_reports(tmp_path: pathlib.Path) -> None:
@@ -266,28 +281,59 @@ def test_an_old_python_is_replaced(tmp_path: pathlib.Path) -> None:
 
 
 PYTHON = """#!/bin/bash
-# Makes environments and installs, slowly.
+# Makes environments and installs, slowly; a link that leads nowhere stays, as in the real thing.
+echo "$*" >>"$STAND_IN/calls"
 case "$1 $2" in
-  "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m venv") [ "$4" != --clear ] || rm -r "$3"; mkdir -p "$3/bin" && touch "$3/pyvenv.cfg" && cp "$0" "$3/bin/python" ;;
   "-m pip") echo "$*" >>"$STAND_IN/pip"; sleep 0.5 ;;
 esac
 """
 
 
+def installing(tmp_path: pathlib.Path, *more: str) -> tuple[list[str], dict[str, str]]:
+    """The command that installs, and its environment; `more` are tools of the machine."""
+    python, tools = tool(tmp_path, "python", PYTHON), tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "cat", "cksum", "cp", "dirname", "grep", "mkdir", "rm", "sleep", "touch", *more):
+        (tools / name).symlink_to(shutil.which(name))
+    env = {"PATH": str(tools), "PYTHON": str(python), "VENV": str(tmp_path / "new" / ".venv"), "JAX_EXTRA": "cpu", "STAND_IN": str(tmp_path)}
+    return [str(tools / "bash"), "-c", "source launch/environment.sh; install requirements.txt"], env
+
+
 @pytest.mark.parametrize("lock", [True, False])
 def test_processes_that_start_together_install_once(tmp_path: pathlib.Path, lock: bool) -> None:
     """They share one environment, which is not there yet: one installs, the others wait for it. Without flock(1) a single one installs all the same."""
-    python, tools = tool(tmp_path, "python", PYTHON), tmp_path / "tools"
-    tools.mkdir()
-    for name in ("bash", "cat", "cksum", "cp", "dirname", "grep", "mkdir", "sleep", "touch", *["flock"] * lock):
-        (tools / name).symlink_to(shutil.which(name))
-    env = {"PATH": str(tools), "PYTHON": str(python), "VENV": str(tmp_path / "new" / ".venv"), "JAX_EXTRA": "cpu", "STAND_IN": str(tmp_path)}
-    words = [str(tools / "bash"), "-c", "source launch/environment.sh; install requirements.txt"]
+    words, env = installing(tmp_path, *["flock"] * lock)
     started = [subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3 if lock else 1)]
     for process in started:
         _, said = process.communicate(timeout=60)
         assert process.returncode == 0 and "flock" not in said, said
     assert (tmp_path / "pip").read_text().splitlines() == ["-m pip install --quiet --disable-pip-version-check -r requirements.txt"]
+
+
+def test_an_environment_that_is_there_is_waited_for_by_nobody(tmp_path: pathlib.Path) -> None:
+    """Another process holds the lock, and no interpreter is tried out."""
+    words, env = installing(tmp_path, "flock")
+    assert subprocess.run(words, cwd=ROOT, env=env, timeout=60).returncode == 0
+    (tmp_path / "calls").unlink()
+    with (tmp_path / "new" / ".venv.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert subprocess.run(words, cwd=ROOT, env=env, timeout=60).returncode == 0
+    assert not (tmp_path / "calls").exists()
+
+
+def test_an_environment_whose_interpreter_is_gone_is_made_anew(tmp_path: pathlib.Path) -> None:
+    """As after an update of the machine, whose Python it linked to; what was in it goes, and what is no environment stays."""
+    words, env = installing(tmp_path, "flock")
+    venv = tmp_path / "new" / ".venv"
+    venv.mkdir(parents=True)
+    (venv / "mine").touch()
+    assert subprocess.run(words, cwd=ROOT, env=env, timeout=60).returncode == 0 and (venv / "mine").exists()
+    (venv / "bin" / "python").unlink()
+    (venv / "bin" / "python").symlink_to(tmp_path / "gone")
+    assert subprocess.run(words, cwd=ROOT, env=env, timeout=60).returncode == 0
+    assert (venv / "bin" / "python").is_file() and not (venv / "bin" / "python").is_symlink() and not (venv / "mine").exists()
+    assert (tmp_path / "calls").read_text().count("-m pip") == 2
 
 
 def test_the_lock_of_the_environment_is_no_change_of_the_checkout() -> None:

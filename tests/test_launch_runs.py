@@ -1,22 +1,30 @@
 """Launchers carried out by stand-ins of the cloud's tools, which run four hosts on this machine and give each the variables of the real thing."""
 
 import contextlib
+import http.client
 import http.server
 import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
 from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import mock
 
+import jax
 import pytest
 from test_launch import ROOT, run, tool
+
+from videomae_jax import parallel
+from videomae_jax.errors import UserError
 
 HOSTS = 4
 
@@ -29,9 +37,9 @@ def bin_folder(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def environment(tmp_path: pathlib.Path, **more: str) -> dict[str, str]:
-    """PATH with the stand-ins first, this Python for the runs, and a home that is nobody's."""
+    """PATH with the stand-ins first, this Python for the runs, a home that is nobody's, and a machine whose settings are files below `tmp_path`."""
     return {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "VIDEOMAE_PYTHON": sys.executable, "HOME": str(tmp_path), "TMPDIR": str(tmp_path),
-            "STAND_IN": str(tmp_path), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), **more}
+            "STAND_IN": str(tmp_path), "MACHINE": str(tmp_path), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), **more}
 
 
 # A process that leaves its variables behind, then does what it is told.
@@ -173,6 +181,7 @@ def test_a_tpu_vm_says_that_its_source_arrived_broken(tmp_path: pathlib.Path, bi
     """Which is no run under way; nothing starts."""
     tool(bin_folder, "python", NOTING)
     done = run("tpu_vm.sh", "--name=pod", "--zone=z", "--", "train", env=cloud_tpu(tmp_path, bin_folder, BROKEN="2"), timeout=300)
+    assert not [*tmp_path.glob("tmp.*"), *tmp_path.glob("*.tar.gz")]  # a place of its own for each launch, which goes away
     assert done.returncode == 1 and "the source that arrived on this host cannot be unpacked (exit code 2)" in done.stderr
     assert "under way" not in done.stderr and not (tmp_path / "env").exists()
 
@@ -244,14 +253,103 @@ def test_a_queued_resource_without_its_folder_trains_nothing(tmp_path: pathlib.P
     assert (tmp_path / "tries.3").read_text().splitlines() == ["x"] * 5
 
 
+def test_a_name_that_is_taken_leaves_the_source_of_the_job_alone(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """Its machines fetch the archive of their own commit whenever they are granted again, whatever was launched in vain since."""
+    tool(bin_folder, "gcloud", """#!/usr/bin/env bash
+case "$1 $2" in
+  "storage cp") mkdir -p "$STAND_IN/$(dirname "${4#gs://}")" && cp "$3" "$STAND_IN/${4#gs://}" ;;
+  *) [ -z "${TAKEN:-}" ] || { echo "ERROR: ALREADY_EXISTS" >&2; exit 1; }; cp "${!##*=startup-script=}" "$STAND_IN/startup" ;;
+esac
+""")
+    home = tmp_path / "checkout"
+    shutil.copytree(ROOT / "launch", home / "launch")
+    words = ["bash", str(home / "launch" / "queued_resource.sh"), "--name=big", "--zone=z", "--accelerator-type=t", "--bucket=gs://own", "--", "train"]
+    def launch(**more: str) -> subprocess.CompletedProcess[str]:
+        for git in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "x"]):
+            subprocess.run(["git", "-C", str(home), *git], check=True)
+        return subprocess.run(words, env=os.environ | environment(tmp_path, **more), capture_output=True, text=True, timeout=60)
+    first = launch()
+    assert first.returncode == 0, first.stderr
+    archive, = (tmp_path / "own" / "big").iterdir()
+    assert f"gs://own/big/{archive.name} - | tar" in (tmp_path / "startup").read_text()
+    before = archive.read_bytes()
+    (home / "later").touch()
+    again = launch(TAKEN="1")
+    assert again.returncode == 1 and "ALREADY_EXISTS" in again.stderr
+    assert archive.read_bytes() == before and len(list(archive.parent.iterdir())) == 2
+
+
+# -- xpk --------------------------------------------------------------------------------------------------------------------
+
+
+XPK = """#!/usr/bin/env bash
+# Pods of GPUs are processes on this machine, with the variables that xpk gives them: the coordinator's port is one of its own.
+for word in "$@"; do case "$word" in --command=*) command=${word#*=} ;; --num-nodes=*) nodes=${word#*=} ;; esac; done
+pids=() code=0
+for ((i = 0; i < nodes; i++)); do
+  (cd "$CHECKOUT" && KUBERNETES_SERVICE_HOST=10.0.0.1 JOB_COMPLETION_INDEX=$i JAX_COORDINATOR_ADDRESS=localhost JAX_COORDINATOR_PORT=$PORT NNODES=$nodes \
+    NODE_RANK=$i bash -c "$command") & pids+=($!)
+done
+for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
+exit $code
+"""
+
+
+def xpk(tmp_path: pathlib.Path, bin_folder: pathlib.Path, *command: str, timeout: int = 120, **more: str) -> subprocess.CompletedProcess[str]:
+    """xpk.sh over four nodes with GPUs."""
+    tool(bin_folder, "xpk", XPK)
+    env = environment(tmp_path, CHECKOUT=str(ROOT), LOGS=str(tmp_path / "logs"), **more)
+    return run("xpk.sh", "--name=g", "--cluster=c", "--image=i", "--device-type=h100-80gb-8", f"--num-nodes={HOSTS}", "--init-timeout=400", "--", *command,
+               env=env, timeout=timeout)
+
+
+def test_xpk_joins_host_and_port_that_its_pods_have_apart(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """JAX, which would take the host for both, gets the whole address and the pod's place; other commands get none."""
+    python = tool(bin_folder, "python", NOTING + 'printf "%q " "$NODE_RANK" "$@"\n')
+    done = xpk(tmp_path, bin_folder, "train", "--x=a b", VIDEOMAE_PYTHON=str(python), PORT="6002")
+    assert done.returncode == 0, done.stderr
+    for n in range(HOSTS):
+        assert shlex.split((tmp_path / "logs" / f"host_{n}.log").read_text()) == [
+            str(n), "-m", "videomae_jax", "train", "--x=a b", "--coordinator=localhost:6002", f"--processes={HOSTS}", f"--process={n}", "--init-timeout=400"]
+    done = xpk(tmp_path, bin_folder, "report", VIDEOMAE_PYTHON=str(python), PORT="6002")
+    assert done.returncode == 0 and "coordinator" not in (tmp_path / "logs" / "host_0.log").read_text().rpartition("report")[2]
+
+
+@pytest.mark.parametrize(("error", "kind", "message"), [
+    (ValueError("coordinator_address\nshould be defined."), UserError, "--coordinator=auto: coordinator_address should be defined.; give --coordinator="),
+    (RuntimeError("Kubernetes API Error: 403 - Forbidden\n  rights"), UserError, "--coordinator=auto: Kubernetes API Error: 403 - Forbidden rights; give"),
+    (jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED"), jax.errors.JaxRuntimeError, "DEADLINE_EXCEEDED")])
+def test_a_cluster_that_tells_too_little_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], message: str) -> None:
+    """Processes that are late are no mistake: the command is started again."""
+    monkeypatch.setattr(jax.distributed, "initialize", mock.Mock(side_effect=error))
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)  # with which the collectives of this process would be changed
+    with pytest.raises(kind, match=re.escape(message)) as found:
+        parallel.initialize(coordinator="auto", processes=1, process=0)
+    assert "\n" not in str(found.value)
+
+
+def test_a_fault_of_the_cluster_that_passes_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server is asked again by the next start; an address without a port is refused before JAX takes it for both."""
+    error = RuntimeError("Kubernetes API Error: 500 - Internal Server Error")
+    error.__cause__ = urllib.error.HTTPError("http://server", 500, "Internal Server Error", http.client.HTTPMessage(), None)
+    monkeypatch.setattr(jax.distributed, "initialize", mock.Mock(side_effect=error))
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    with pytest.raises(RuntimeError, match="500"):
+        parallel.initialize(coordinator="auto", processes=1, process=0)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host")
+    with pytest.raises(UserError, match="^JAX_COORDINATOR_ADDRESS=host; allowed are HOST:PORT"):
+        parallel.initialize(coordinator="auto", processes=1, process=0)
+
+
 # -- Kubernetes -------------------------------------------------------------------------------------------------------------
 
 
 KUBECTL = f"#!{sys.executable}" + '''
-"""A cluster with JobSets: `apply` runs the pods to their end, all anew after a failure that no rule matches; two looks tell nothing, the third the end."""
+"""A cluster with JobSets: `create` runs the pods to their end, all anew after a failure that no rule matches; two looks tell nothing, the third the end."""
 import os, pathlib, re, subprocess, sys, yaml
 
 home, words = pathlib.Path(os.environ["STAND_IN"]), [w for w in sys.argv[1:] if not w.startswith("--")]
+FIRST = '--output=jsonpath={.metadata.name} {.status.conditions[?(@.status=="True")].type}'
 LOOK = '--output=jsonpath={.status.conditions[?(@.status=="True")].type}'
 
 def expanded(word, env):
@@ -283,8 +381,15 @@ def outcome(spec):
             return "Failed"
     return "Failed"
 
-if words == ["apply", "-f", "-"]:
+if words == ["create", "-f", "-"]:
+    if (home / "status").exists():
+        sys.exit('Error from server (AlreadyExists): jobsets.jobset.x-k8s.io "job" already exists')
     (home / "status").write_text(outcome(yaml.safe_load(sys.stdin)["spec"]))
+elif words[:1] == ["get"] and FIRST in sys.argv and "--ignore-not-found" in sys.argv:
+    status = home / "status"
+    print("job " + status.read_text() if status.exists() else "", end="")
+elif words == ["delete", "jobset/job"] and "--wait" in sys.argv:
+    (home / "status").unlink()
 elif words == ["get", "jobset/job"]:
     assert LOOK in sys.argv
     with (home / "looks").open("a+") as looks:
@@ -341,15 +446,40 @@ echo "start $start"
         assert (tmp_path / "logs" / "job" / f"slice-{i}-{n}.log").read_text() == f"start {starts}\n"
 
 
+def test_a_jobset_that_has_ended_makes_room(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """The same command resumes a failed run, with other words too: Kubernetes would leave the old one as it is."""
+    python = tool(bin_folder, "python", '#!/usr/bin/env bash\n[ "${4:-}" = --right ] || exit 2\n')
+    assert gke(tmp_path, bin_folder, "train", "--wrong", VIDEOMAE_PYTHON=str(python)).returncode == 1
+    (tmp_path / "looks").unlink()
+    assert gke(tmp_path, bin_folder, "train", "--right", VIDEOMAE_PYTHON=str(python)).returncode == 0
+    assert (tmp_path / "status").read_text() == "Completed"
+
+
+def test_a_jobset_under_way_is_left_alone(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """One line; of a grid it is passed over, and the rest is submitted."""
+    tool(bin_folder, "python", "#!/usr/bin/env bash\n[[ $* != *plan* ]] || printf '# 2 cells\\na\\ttrain --x=1\\n'\n")
+    (tmp_path / "status").write_text("")
+    python = {"VIDEOMAE_PYTHON": str(bin_folder / "python")}
+    done = gke(tmp_path, bin_folder, "train", **python)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "error: the JobSet job is under way; kubectl --namespace=default delete jobset/job" in done.stderr
+    words = ["gke.sh", "--name=job", "--image=i", "--accelerator=a", "--torus=2x4", "--hosts=2", "--grid=g.py", "--root=r"]
+    done = run(*words, env=environment(tmp_path, **python))
+    assert done.returncode == 0 and "the JobSet job-a is under way" in done.stderr, done.stderr
+    assert (tmp_path / "status").read_text() == ""
+
+
 # -- SLURM ------------------------------------------------------------------------------------------------------------------
 
 
 SRUN = """#!/usr/bin/env bash
 # Tasks are processes on this machine, with the variables that SLURM gives them. The CPUs of a task are what srun itself is told, since 22.05.
-words=() cpus=${SRUN_CPUS_PER_TASK:-1}
+# A task that fails ends the others only where it is told so.
+words=() cpus=${SRUN_CPUS_PER_TASK:-1} kill=
 for word in "$@"; do
   case "$word" in
     --cpus-per-task=*) [ ${#words[@]} -gt 0 ] && words+=("$word") || cpus=${word#*=} ;;
+    --kill-on-bad-exit=1) [ ${#words[@]} -gt 0 ] && words+=("$word") || kill=1 ;;
     --*) [ ${#words[@]} -gt 0 ] && words+=("$word") ;;
     *) words+=("$word") ;;
   esac
@@ -358,12 +488,16 @@ pids=()
 for ((i = 0; i < SLURM_NTASKS; i++)); do
   SLURM_PROCID=$i SLURM_LOCALID=$((i % SLURM_NTASKS_PER_NODE)) SLURM_STEP_NODELIST=localhost SLURM_CPUS_PER_TASK=$cpus "${words[@]}" & pids+=($!)
 done
+echo "${pids[*]}" >"$STAND_IN/tasks"
 code=0
-for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
+for pid in "${pids[@]}"; do
+  wait -n || { ended=$?; [ $code -ne 0 ] || { code=$ended; [ -z "$kill" ] || kill -TERM "${pids[@]}" 2>/dev/null; }; }
+done
 exit $code
 """
 SBATCH = """#!/usr/bin/env bash
-words=()
+# Runs the script to its end, with the options that its own lines give. ENDING says that the time is over once every task has begun.
+words=() output=/dev/null
 for word in "$@"; do
   if [ ${#words[@]} -gt 0 ]; then words+=("$word"); continue; fi
   case "$word" in
@@ -371,11 +505,20 @@ for word in "$@"; do
     --nodes=*) nodes=${word#*=} ;;
     --ntasks-per-node=*) export SLURM_NTASKS_PER_NODE=${word#*=} ;;
     --cpus-per-task=*) export SLURM_CPUS_PER_TASK=${word#*=} ;;
+    --output=*) output=$STAND_IN/${word#*=} output=${output//%j/$SLURM_JOB_ID} ;;
     --*) ;;
     *) words+=("$word") ;;
   esac
 done
-SLURM_NTASKS=$((nodes * SLURM_NTASKS_PER_NODE)) exec bash "${words[@]}"
+asked() { sed -n "s/^#SBATCH --$1//p" "${words[0]}"; } # the values of an option
+export SLURM_NTASKS=$((nodes * SLURM_NTASKS_PER_NODE)) REQUEUE=$(asked "requeue$" | wc -l)
+[ "$(asked open-mode=)" = append ] || : >"$output"
+bash "${words[@]}" >>"$output" 2>&1 & job=$!
+if [ -n "${ENDING:-}" ] && [[ $(asked signal=) =~ ^([A-Z]+)@([0-9]+)$ ]] && [ ${BASH_REMATCH[2]} -ge 60 ]; then
+  while [ "$(ls "$STAND_IN" | grep -c '^begun')" -lt $SLURM_NTASKS ] && kill -0 $job 2>/dev/null; do sleep 0.1; done
+  kill -${BASH_REMATCH[1]} $(cat "$STAND_IN/tasks") # without B: the steps get it, not the script
+fi
+wait $job
 """
 
 
@@ -383,7 +526,8 @@ def slurm(tmp_path: pathlib.Path, bin_folder: pathlib.Path, **more: str) -> dict
     """SLURM whose nodes are this machine."""
     tool(bin_folder, "srun", SRUN)
     tool(bin_folder, "sbatch", SBATCH)
-    tool(bin_folder, "scontrol", f'#!/usr/bin/env bash\necho "$*" >>"{tmp_path}/requeued"\n')
+    tool(bin_folder, "scontrol", f'#!/usr/bin/env bash\n[ "$REQUEUE" = 1 ] || {{ echo "Requested operation is presently disabled" >&2; exit 1; }}\n'
+         f'echo "$*" >>"{tmp_path}/requeued"\n')
     with socket.socket() as found:  # JAX's coordinator listens on job % 4096 + 61440
         found.bind(("localhost", 0))
         job = found.getsockname()[1] % 4096
@@ -421,6 +565,34 @@ def test_a_stopped_job_is_queued_again(tmp_path: pathlib.Path, bin_folder: pathl
     assert run(*call, env=env | {"CODE": "3", "CRASHES": "3", "STEADY": "0"}).returncode == 0, "a start that lasted began the row anew"
 
 
+SAVING = """#!/usr/bin/env bash
+trap 'echo saved; exit 75' TERM
+echo begun
+touch "$STAND_IN/begun.$SLURM_PROCID"
+for ((i = 0; i < ${TURNS:-600}; i++)); do sleep 0.1; done
+"""
+
+
+def test_the_end_of_the_time_is_a_stop_that_saves(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """Every task gets the signal minutes before and saves; the job is queued again, once, and its log goes on where it was."""
+    env = slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(tool(bin_folder, "python", SAVING)))
+    log = tmp_path / f"run-{env['SLURM_JOB_ID']}.log"
+    log.write_text("of the start before\n")
+    done = run("slurm.sh", "--nodes=2", "--gpus=2", "--", "train", env=env | {"ENDING": "1"})
+    assert done.returncode == 0, log.read_text()
+    assert (tmp_path / "requeued").read_text() == f"requeue {env['SLURM_JOB_ID']}\n"
+    assert [(tmp_path / "logs" / f"host_{n}.log").read_text() for n in range(HOSTS)] == ["begun\nsaved\n"] * HOSTS
+    assert log.read_text().startswith("of the start before\nbegun\n")
+
+
+def test_a_task_that_fails_ends_the_others(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """They would wait for it, and the job with them until its time is over; its own code decides."""
+    python = tool(bin_folder, "python", SAVING.replace("echo begun", '[ "$SLURM_PROCID" != 1 ] || { sleep 1; exit 2; }'))
+    begin = time.monotonic()
+    done = run("slurm.sh", "--nodes=2", "--gpus=2", "--", "train", env=slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(python), TURNS="300"), timeout=120)
+    assert done.returncode == 2 and time.monotonic() - begin < 25 and not (tmp_path / "requeued").exists()
+
+
 # -- one host ---------------------------------------------------------------------------------------------------------------
 
 
@@ -429,7 +601,7 @@ def test_host_waits_for_a_run_that_saves_on_sigterm(tmp_path: pathlib.Path) -> N
     fake = tmp_path / "python"
     fake.write_text("#!/usr/bin/env bash\ntrap 'sleep 0.3; echo saved; exit 75' TERM\necho ready\nwhile :; do sleep 0.1; done\n")
     fake.chmod(0o755)
-    env = os.environ | {"VIDEOMAE_PYTHON": str(fake), "LOGS": str(tmp_path), "SLURM_PROCID": "0", "HOME": str(tmp_path), "CHIP": "cpu"}
+    env = os.environ | {"VIDEOMAE_PYTHON": str(fake), "LOGS": str(tmp_path), "SLURM_PROCID": "0", "HOME": str(tmp_path), "CHIP": "cpu", "MACHINE": str(tmp_path)}
     with subprocess.Popen(["bash", str(ROOT / "launch" / "host.sh"), "train"], env=env, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "ready\n"
@@ -438,6 +610,18 @@ def test_host_waits_for_a_run_that_saves_on_sigterm(tmp_path: pathlib.Path) -> N
         finally:
             process.kill()
     assert (tmp_path / "host_0.log").read_text() == "ready\nsaved\n"
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_lock_that_a_killed_process_left_is_taken_away(tmp_path: pathlib.Path, bin_folder: pathlib.Path, running: bool) -> None:
+    """libtpu's own, which stops the next process; not where one trains."""
+    tool(bin_folder, "pgrep", f"#!/usr/bin/env bash\nexit {int(not running)}\n")
+    (tmp_path / "tmp").mkdir()
+    lock = tmp_path / "tmp" / "libtpu_lockfile"
+    lock.touch()
+    python = tool(bin_folder, "python", "#!/usr/bin/env bash\n")
+    done = run("host.sh", "train", env=environment(tmp_path, VIDEOMAE_PYTHON=str(python), LOGS=str(tmp_path)))
+    assert done.returncode == 0 and lock.exists() == running, done.stderr
 
 
 def test_simulated_processes_leave_a_log_each(tmp_path: pathlib.Path) -> None:
@@ -538,6 +722,14 @@ def test_jax_finds_the_processes_of_slurm(tmp_path: pathlib.Path, bin_folder: pa
     """Through --coordinator=auto: JAX reads the variables of SLURM."""
     done = run("slurm.sh", "--nodes=2", "--gpus=2", "--init-timeout=400", "--", *training(tmp_path),
                env=slurm(tmp_path, bin_folder, XLA_FLAGS=ONE_DEVICE), timeout=600)
+    assert done.returncode == 0, done.stderr
+    trained(tmp_path, [tmp_path / "logs" / f"host_{n}.log" for n in range(HOSTS)])
+
+
+@pytest.mark.slow
+def test_the_processes_of_xpk_train_together(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """With the coordinator that its pods are told."""
+    done = xpk(tmp_path, bin_folder, *training(tmp_path), XLA_FLAGS=ONE_DEVICE, PORT=free_port(), timeout=600)
     assert done.returncode == 0, done.stderr
     trained(tmp_path, [tmp_path / "logs" / f"host_{n}.log" for n in range(HOSTS)])
 

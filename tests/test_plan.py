@@ -114,6 +114,21 @@ def test_wire_by_hand(run: Any) -> None:
     assert footprint.wire(run, {"data": 1, "fsdp": 512, "tensor": 1}, 64).network > 10 * across.network  # FSDP over the network is the thing to avoid
 
 
+def test_devices_that_share_a_chip_share_its_ways(run: Any) -> None:
+    """Two devices of a chip send and read their own state each: twice the bytes over the chip's links, network, memory and way to the host."""
+    sizes = {"data": 4, "fsdp": 4, "tensor": 1}
+    def seconds(**rates: float) -> float:
+        ways = dict.fromkeys(("bandwidth", "link", "network", "pcie"), math.inf) | rates
+        chip = topologies.Chip("x", math.inf, 1e9, **ways, per_host=4, cores=1, devices=2)
+        return footprint.seconds(run, topologies.Topology("x", chip, 2, 4), sizes, recompute=0.0, efficiency=1.0, host=5e6)
+    sent = footprint.wire(run, sizes, 2)
+    assert seconds(link=1e9) == pytest.approx(2 * sent.link / 1e9)
+    assert seconds(network=1e9) == pytest.approx(2 * sent.network / (1e9 / 4))  # of which each of four chips has its part
+    assert seconds(pcie=1e9) == pytest.approx(2 * 2 * 5e6 / 1e9)
+    activations = run.clips * run.draws / 8 * footprint.OTHERS * footprint.widths(run)  # of the clips of a chip, whatever its devices
+    assert seconds(bandwidth=1e9) == pytest.approx((activations + 2 * 10 / 4 * footprint.state_bytes(run, sizes)) / 1e9)
+
+
 # -- the choice -------------------------------------------------------------------------------------------------------------
 
 
@@ -238,16 +253,32 @@ def test_a_compiled_step_corrects_the_estimates(factor: float, tried: list[str],
 
 @pytest.mark.parametrize(("groups", "seconds"), [
     ("{{0,1,2,3},{4,5,6,7}}", 2 * 0.75 * 4e9 / 540e9),  # within each slice
-    ("{{0,4},{1,5},{2,6},{3,7}}", 2 * 0.5 * 4e9 * (1 / 540e9 + 4 / 25e9)),  # one partner over the host's network, which four chips share
-    ("{{0,1,2,3,4,5,6,7}}", 2 * 0.875 * 4e9 * (1 / 540e9 + 1 / 4 * 4 / 25e9))])  # a quarter each, reduced within first
+    ("{{0,4},{1,5},{2,6},{3,7}}", 2 * 0.5 * 4e9 * 4 / 25e9),  # one partner over the host's network, which four chips share, and none within
+    ("{{0,1,2,3,4,5,6,7}}", 2 * 0.75 * 4e9 / 540e9 + 2 * 0.5 * 4e9 / 4 * 4 / 25e9)])
 def test_what_crosses_slices_takes_the_network(groups: str, seconds: float) -> None:
-    """An all-reduce of 4 GB on two slices of four v5p chips."""
+    """An all-reduce of 4 GB on two slices of four v5p chips.
+
+    Over all eight it is three collectives. Reduced and scattered within a slice: a chip sends 3/4 of 4 GB over its links and has the sum of
+    a quarter, 1 GB. That is reduced with the chip that has the same quarter in the other slice: 2 x 1/2 x 1 GB over the network, of which a chip has
+    a quarter of its host's 25 GB/s. Gathered within the slice again: another 3/4 of 4 GB.
+    """
     text = f"""ENTRY %main (g: f32[1000000000]) -> f32[1000000000] {{
   %g = f32[1000000000]{{0}} parameter(0)
   ROOT %all-reduce.1 = f32[1000000000]{{0}} all-reduce(%g), replica_groups={groups}, to_apply=%sum
 }}"""
     time = forecast.roofline(hlo.Program(text, devices=8), topologies.find("2xv5p-8"))
     assert time.step == time.exposed == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(("kind", "groups", "link", "network"), [
+    ("all-gather", "replica_groups={{0,1,2,3,4,5,6,7}}", 0.75, 0.5 / 4),  # an eighth to its partner in the other slice, then quarters within
+    ("reduce-scatter", "replica_groups={{0,1,2,3,4,5,6,7}}", 0.75, 0.5 / 4),
+    ("all-to-all", "replica_groups={{0,1,2,3,4,5,6,7}}", 3 / 8, 4 / 8),  # an eighth to every other device, of which three are near
+    ("collective-permute", "source_target_pairs={{0,4},{4,0}}", 0, 1), ("all-reduce", "replica_groups={{0,1,4,5},{2,3,6,7}}", 2 * 0.5, 2 * 0.5 / 2)])
+def test_shares_of_a_collective(kind: str, groups: str, link: float, network: float) -> None:
+    """Of its array, what one of eight devices of two slices sends within and beyond its slice."""
+    one = hlo.Collective(kind, 1e9, 1, hlo._groups(groups, kind), False, False, "a", "a")
+    assert forecast.sent(one, lambda device: device // 4, 8) == pytest.approx((link * 1e9, network * 1e9))
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------------

@@ -176,6 +176,8 @@ def seconds(run: Assembly, topology: Topology, sizes: dict[str, int], /, *, reco
     chip, clips = topology.chip, run.clips * run.draws / topology.all_chips
     cost = run.objective.cost()
     compute = clips * (cost.train_flops + 2 * recompute * (cost.macs - cost.frozen)) / (chip.tflops * 1e12 * efficiency)
-    moved = clips * TRAFFIC.get(chip.platform, OTHERS) * (1 + recompute / 3) * widths(run) + 10 * state_bytes(run, sizes) / 4
+    state = 10 * state_bytes(run, sizes) / 4
+    moved = clips * TRAFFIC.get(chip.platform, OTHERS) * (1 + recompute / 3) * widths(run) + state * chip.devices
     sent = wire(run, sizes, topology.slices)
-    return compute + moved / (chip.bandwidth * efficiency) + sent.link / chip.link + sent.network / (chip.network / chip.per_host) + 2 * host * chip.devices / chip.pcie
+    each = sent.link / chip.link + sent.network / (chip.network / chip.per_host) + 2 * host / chip.pcie  # the devices of a chip share its ways
+    return compute + moved / (chip.bandwidth * efficiency) + each * chip.devices

@@ -103,13 +103,30 @@ def roofline(program: hlo.Program, topology: Topology, /) -> hlo.Time:
     within = program.devices // topology.slices
 
     def wire(one: hlo.Collective) -> float:
-        bytes_ = one.wire(program.devices)
-        if not one.crosses(lambda device: device // within, program.devices):
-            return bytes_ * chip.devices / chip.link
-        near = max(1, (len(one.groups[0]) if one.groups else program.devices) // topology.slices)  # the slices exchange what each has reduced or gathered within
-        return bytes_ * chip.devices / chip.link + bytes_ / near / (chip.network / chip.per_host / chip.devices)
+        link, network = sent(one, lambda device: device // within, program.devices)
+        return chip.devices * (link / chip.link + network / (chip.network / chip.per_host))
 
     return program.time(hlo.Rates(EFFICIENCY * chip.tflops * 1e12 / chip.devices, EFFICIENCY * chip.bandwidth / chip.devices, wire, chip.pcie / chip.devices))
+
+
+def sent(one: hlo.Collective, slice_of: Callable[[int], int], devices: int, /) -> tuple[float, float]:
+    """Bytes that a device sends for a collective over the links of its slice and over the network; what is reduced or gathered goes within slices first.
+
+    Each of the `near` members in a slice then has its share of the sum, which it alone exchanges with the other slices. Pairs and
+    exchanges of all with all have no such shares.
+    """
+    bytes_ = one.wire(devices)
+    if not one.crosses(slice_of, devices):
+        return bytes_, 0.0
+    if one.kind == "collective-permute":
+        return 0.0, bytes_
+    group = one.groups[0] if one.groups else range(devices)
+    slices = len({slice_of(device) for device in group})
+    near, whole = len(group) // slices, bytes_ / (1 - 1 / len(group))
+    across = whole * (1 - 1 / slices)
+    if one.kind in ("all-to-all", "ragged-all-to-all"):
+        return bytes_ - across, across
+    return whole * (1 - 1 / near), across / near
 
 
 def wires(program: hlo.Program, time: hlo.Time, /) -> dict[str, Any]:

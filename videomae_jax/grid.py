@@ -1,4 +1,7 @@
-"""Grids of runs: the cells of a config's `grid`, which of them are finished, what they cost, and their command lines."""
+"""Grids of runs: the cells of a config's `grid`, which of them are finished, what they cost, and their command lines.
+
+With a topology a cell's command line has the mesh, micro-batches and recomputation that its cost is of, unless its overrides set them.
+"""
 
 import dataclasses
 import json
@@ -10,7 +13,7 @@ from typing import Any
 from videomae_jax import config as configs
 from videomae_jax import forecast
 from videomae_jax.errors import UserError
-from videomae_jax.plan import Planner
+from videomae_jax.plan import Choice, Planner
 from videomae_jax.topologies import find
 
 CHEAP = ("total", "name", "seed", "data.index")  # overrides that leave a step as it is
@@ -29,9 +32,11 @@ class Cell:
 def cells(config: Any, /, *, root: str, topology: str = "", trust: tuple[str, ...] = ()) -> list[Cell]:
     """The cells below the folder `root`; a run of the same length and settings with a summary of all its steps is finished.
 
-    Costs are estimates of the fastest choice that fits `topology`; nothing is compiled. Raises UserError for a config without
-    cells, or one that does not fit.
+    Costs are estimates of the fastest choice that fits `topology`, which the words make; nothing is compiled. Raises UserError for a
+    config without cells, or one that does not fit.
     """
+    if topology == "local":
+        raise UserError("--topology=local belongs to a plan of one run; allowed with --grid is a name of hardware, such as v5p-512 or h100x512, or none")
     if "://" in root:
         raise UserError(f"--root={root} is no folder; allowed is one that all hosts share (a bucket that is mounted, too)")
     if not config.get("grid", None):
@@ -43,30 +48,39 @@ def cells(config: Any, /, *, root: str, topology: str = "", trust: tuple[str, ..
 def _cell(name: str, cell: Any, root: str, topology: str, trust: tuple[str, ...], planners: dict[Any, Any], /) -> Cell:
     overrides = dict(cell.overrides)
     workdir = f"{root.rstrip('/')}/{name}"
-    words = ("train", f"--config={cell.config}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in overrides.items()))
     key = cell.config, *sorted((k, str(v)) for k, v in overrides.items() if k not in CHEAP)
     if key not in planners:
         planners[key] = _speed(cell, topology, trust)
-    batch, clip_flops, seconds, chips = planners[key]
+    batch, clip_flops, seconds, chips, chosen = planners[key]
     steps = configs.duration(overrides["total"], total=None, steps_per_epoch=cell.videos / batch)
     cost = steps * seconds * chips / 3600 if topology else steps * clip_flops / 1e18
+    fields = overrides | {k: v for k, v in chosen.items() if k not in overrides}
+    words = ("train", f"--config={cell.config}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in fields.items()))
     return Cell(name, words, finished(pathlib.Path(workdir), overrides), cost)
 
 
-def _speed(cell: Any, topology: str, trust: tuple[str, ...], /) -> tuple[int, float, float, int]:
-    """Decoded clips and FLOPs of a step, seconds of a step, chips."""
-    config = configs.load(cell.config)
-    configs.override(config, {k: v for k, v in cell.overrides if k not in CHEAP})
+def _speed(cell: Any, topology: str, trust: tuple[str, ...], /) -> tuple[int, float, float, int, dict[str, Any]]:
+    """Decoded clips and FLOPs of a step, seconds of a step, chips, and the fields of the config that make it such a step."""
+    config, given = configs.load(cell.config), {k: v for k, v in cell.overrides if k not in CHEAP}
+    configs.override(config, given)
     config = forecast.without_index(config, videos=cell.videos)
     where = find(topology or "h100x1")
-    planner = Planner(config, where, fixed=frozenset(), trust=trust)
+    planner = Planner(config, where, fixed=frozenset(given), trust=trust)
     flops = planner.run.objective.cost().train_flops * planner.run.clips * planner.run.draws
     if not topology:
-        return config.batch_size, flops, 0.0, 0
+        return config.batch_size, flops, 0.0, 0, {}
     fits = [e for e in map(planner.of, planner.choices()) if e.bytes <= planner.limit]
     if not fits:
         raise UserError(f"{cell.config} does not fit {topology} by estimate; plan --config={cell.config} --topology={topology} gives the ways out")
-    return config.batch_size, flops, min(e.seconds for e in fits), where.all_chips
+    best = min(fits, key=lambda e: (e.seconds, e.choice.microbatches, e.bytes))
+    return config.batch_size, flops, best.seconds, where.all_chips, _fields(best.choice, config.objective)
+
+
+def _fields(choice: Choice, objective: Any, /) -> dict[str, Any]:
+    """The fields of a config that make a run of a choice; all of them may change when a run goes on."""
+    parts = [name for name, node in objective.items() if hasattr(node, "keys") and "remat" in node and choice.remat != "as given"]
+    mesh = {f"mesh.{axis}": size for axis, size in choice.sizes.items()}
+    return mesh | {"microbatches": choice.microbatches} | {f"objective.{name}.remat": choice.remat for name in parts}
 
 
 def finished(directory: pathlib.Path, overrides: Mapping[str, str], /) -> bool:

@@ -1,6 +1,8 @@
 """One run directory, one run: a second start of the same command waits for the first to leave, and gives up in one line.
 
-The lock belongs to the open file, so the kernel takes it back whatever way a process ends, and no stale one is left to remove.
+The lock belongs to the open file, so the kernel takes it back whatever way a process ends, and no stale one is left to remove. A server
+of files takes back those of a machine that is lost only after a time (NFS: a lease of 90 s), so a holder on another host is waited for
+longer, and is then no mistake: the same command may be started again.
 """
 
 import contextlib
@@ -16,45 +18,56 @@ from typing import TextIO
 import numpy as np
 
 from videomae_jax import agreement, parallel
-from videomae_jax.errors import UserError
+from videomae_jax.errors import StorageError, UserError
 
 FILE = ".lock"
 PATIENCE = 30.0  # seconds for a run that was told to stop to write its last checkpoint
+LEASE = 120.0  # seconds for a server of files to take back the lock of a machine that is lost
 PAUSE = 0.2
 WITHOUT = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # of file systems that know no locks
 
 
 @contextlib.contextmanager
 def alone(directory: pathlib.Path, /, *, say: Callable[[str], None], patience: float | None = None, known: bool = False) -> Iterator[None]:
-    """Holds the run directory for this run, all its processes. Raises UserError in each of them where another run keeps it.
+    """Holds the run directory for this run, all its processes. Raises in each of them where another run keeps it: UserError, or StorageError where
+    that run is on another host.
 
-    With `known` a folder that is no run directory yet is left as it is and not held.
+    `patience` are the seconds to wait, by default PATIENCE, and LEASE for another host. With `known` a folder that is no run directory yet
+    is left as it is and not held.
     """
     with contextlib.ExitStack() as stack:
         needed = parallel.is_lead() and not (known and not (directory / "config.json").exists())
-        holder = _take(directory, stack, say=say, patience=PATIENCE if patience is None else patience) if needed else ""
-        told = agreement.from_lead(np.frombuffer(holder.encode()[:256].ljust(256), np.uint8))
-        holder = told.tobytes().decode(errors="replace").rstrip()
+        holder = _take(directory, stack, say=say, patience=patience) if needed else ""
+        told = agreement.from_lead(np.frombuffer(f"{_elsewhere(holder):d}{holder}".encode()[:256].ljust(256), np.uint8))
+        elsewhere, holder = int(told[0]) == ord("1"), told[1:].tobytes().decode(errors="replace").rstrip()
+        if elsewhere:
+            raise StorageError(f"{directory} is in use by {holder}; should that machine be lost, the same command goes on once its lock is given back")
         if holder:
             raise UserError(f"{directory} is in use by {holder}; end that run first, or use another --workdir")
         yield
 
 
-def _take(directory: pathlib.Path, stack: contextlib.ExitStack, /, *, say: Callable[[str], None], patience: float) -> str:
+def _elsewhere(holder: str, /) -> bool:
+    """Whether the holder of a lock is on another host; one that left no name is taken to be on this one."""
+    return " on " in holder and holder.rpartition(" on ")[2] != socket.gethostname()
+
+
+def _take(directory: pathlib.Path, stack: contextlib.ExitStack, /, *, say: Callable[[str], None], patience: float | None) -> str:
     """"" once the lock is held, or cannot be had on this file system; else who holds it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = stack.enter_context((directory / FILE).open("a+"))
     except OSError as error:
         raise UserError(f"cannot write to --workdir={directory}: {error.strerror} ({error.filename})") from error
-    end, told = time.monotonic() + patience, False
+    begin, told = time.monotonic(), False
     while not _locked(file, say=say):
         file.seek(0)
         holder = file.read().strip() or "another process"
-        if time.monotonic() >= end:
+        limit = (LEASE if _elsewhere(holder) else PATIENCE) if patience is None else patience
+        if time.monotonic() >= begin + limit:
             return holder
         if not told:
-            say(f"{directory} is in use by {holder}; waiting up to {patience:g} s for it to end")
+            say(f"{directory} is in use by {holder}; waiting up to {limit:g} s for it to end")
             told = True
         time.sleep(PAUSE)
     with contextlib.suppress(OSError):  # a full disk: the name of the holder is a courtesy

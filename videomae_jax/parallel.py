@@ -116,21 +116,23 @@ def abstract_mesh(*, data: int, fsdp: int, tensor: int) -> AbstractMesh:
 def initialize(*, coordinator: str, processes: int, process: int, timeout: int = 300, peer_limit: int = 15) -> None:
     """Joins a multi-process run; must come before any other use of jax. CPU collectives go through gloo.
 
-    With an empty `coordinator` and `processes` 0 nothing happens; a coordinator "auto" lets jax detect the cluster (SLURM,
-    Cloud TPU, Kubernetes, Open MPI). Raises UserError where it detects none. JAX ends the process where the others are not there within `timeout` s,
-    and where one gives no sign of life for `peer_limit` s: who waits for a dead one in a collective would never return.
+    Nothing without `coordinator`; with "auto" jax detects the cluster (SLURM, Cloud TPU, Kubernetes, Open MPI), UserError where it cannot.
+    JAX ends the process where the others are not there within `timeout` s, and where one is silent for `peer_limit` s: a collective would wait for ever.
     """
     if not coordinator:
         return
-    if coordinator != "auto" and not coordinator.rpartition(":")[2].isdigit():
-        raise UserError(f"--coordinator={coordinator}; allowed are HOST:PORT with --processes=N --process=I, and auto")
+    name, address = ("--coordinator", coordinator) if coordinator != "auto" else ("JAX_COORDINATOR_ADDRESS", os.environ.get("JAX_COORDINATOR_ADDRESS") or ":0")
+    if ":" not in address or not address.rpartition(":")[2].isdigit():
+        raise UserError(f"{name}={address}; allowed are HOST:PORT with --processes=N --process=I, and auto")
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     given = {} if coordinator == "auto" else {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
     try:
         jax.distributed.initialize(**given, initialization_timeout=timeout, heartbeat_timeout_seconds=peer_limit)
-    except ValueError as error:  # no cluster
-        raise UserError(f"--coordinator={coordinator}: {error}; give --coordinator=HOST:PORT --processes=N --process=I") from error
+    except (ValueError, RuntimeError) as error:  # no cluster, or one that tells too little; what may pass, as processes that are late, is no mistake
+        if isinstance(error, jax.errors.JaxRuntimeError) or error.__cause__ and getattr(error.__cause__, "status", 0) != 403:
+            raise
+        raise UserError(f"--coordinator={coordinator}: {' '.join(str(error).split())}; give --coordinator=HOST:PORT --processes=N --process=I") from error
 
 
 def place_of_process() -> str:

@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -16,12 +17,16 @@ import videomae_jax
 FILE = "starts.jsonl"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 GIT = ("git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+ARCHIVED = "$Format:%H$"  # the commit, where `git archive` wrote this file (.gitattributes)
 
 
 def revision() -> str | None:
-    """The commit of the checkout that this package lies in, "-dirty" where files differ; None where it is installed or git is missing."""
+    """The commit of the checkout that this package lies in, "-dirty" where files differ; None where git is missing.
+
+    Outside a checkout that of the archive which it was unpacked from, else what VIDEOMAE_REVISION says (launch/Dockerfile), else None.
+    """
     if not (pathlib.Path(__file__).parents[1] / ".git").exists():
-        return None
+        return os.environ.get("VIDEOMAE_REVISION") or None if ARCHIVED.startswith("$") else ARCHIVED[:12]
     try:
         return subprocess.run(GIT, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, a checkout of another user, a slow disk: the rest is worth a line

@@ -27,10 +27,8 @@ def main(argv: list[str]) -> int:
     options, assignments = arguments.parse(parser, argv)
     if options.table:
         return table(options.table)
-    if options.grid and (options.config or assignments):
-        raise UserError("--grid brings its own configs and overrides; --config belongs to a plan of one run")
     if options.grid:
-        return grid(options)
+        return grid(options, assignments)
     if not options.config or not options.topology:
         raise UserError("plan needs --config=FILE and --topology=NAME, or --grid=FILE (see python -m videomae_jax plan --help)")
     config = arguments.resolve(options, assignments)
@@ -66,8 +64,13 @@ def later(word: str, videos: int, /) -> tuple[str, int, int]:
     return path, trained, tested
 
 
-def grid(options: argparse.Namespace, /) -> int:
+def grid(options: argparse.Namespace, assignments: dict[str, str], /) -> int:
     """The cells of a grid, for people and for the launchers."""
+    if options.config or assignments:
+        raise UserError("--grid brings its own configs and overrides; --config belongs to a plan of one run")
+    for name in ("memory", "videos", "measure", "then"):
+        if getattr(options, name) not in (None, []):
+            raise UserError(f"--{name} belongs to a plan of one run; allowed with --grid are --root, --topology and --trust")
     os.environ["JAX_PLATFORMS"] = "cpu"
     from videomae_jax import config as configs
     from videomae_jax import grid as grids

@@ -1,0 +1,45 @@
+"""What a start notes of the code that it runs, where that is no checkout."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from videomae_jax import starts
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def test_an_unpacked_archive_knows_its_commit(tmp_path: pathlib.Path) -> None:
+    """Which `git archive` writes into the file: the launchers of machines that copy the source send such a one."""
+    checkout, unpacked = tmp_path / "checkout", tmp_path / "unpacked"
+    shutil.copytree(ROOT / "videomae_jax", checkout / "videomae_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / ".gitattributes", checkout)
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True,
+                              text=True).stdout.strip()
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    git("archive", "--format=tar", f"--output={tmp_path}/source.tar", "HEAD")
+    shutil.unpack_archive(tmp_path / "source.tar", unpacked)
+    asked = "from videomae_jax import starts; print(starts.revision())"
+    said = subprocess.run([sys.executable, "-c", asked], cwd=unpacked, check=True, capture_output=True, text=True)
+    assert said.stdout.strip() == git("rev-parse", "--short=12", "HEAD")
+
+
+def test_an_image_is_told_its_commit(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By VIDEOMAE_REVISION, a build argument of launch/Dockerfile; one that was left out is none, and a checkout knows better."""
+    monkeypatch.setattr(starts, "ARCHIVED", "$Format$")
+    monkeypatch.setenv("VIDEOMAE_REVISION", "abc-dirty")
+    assert starts.revision() != "abc-dirty"
+    monkeypatch.setattr(starts, "__file__", str(tmp_path / "videomae_jax" / "starts.py"))
+    assert starts.revision() == "abc-dirty"
+    monkeypatch.setenv("VIDEOMAE_REVISION", "")
+    assert starts.revision() is None
+    said = (ROOT / "launch" / "Dockerfile").read_text()
+    assert "ARG REVISION" in said and "ENV VIDEOMAE_REVISION=${REVISION}" in said
+    ignored = (ROOT / "launch" / "Dockerfile.dockerignore").read_text().split()
+    assert {".git", ".venv", "data", "runs"} <= set(ignored)
