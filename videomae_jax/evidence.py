@@ -223,16 +223,28 @@ class Bench:
         self.say(f"arm {arm.name}, seed {seed}: {directory}")
         run = assemble(config, trust=self.trust)
         run_directory.claim(run, directory, extend=False, fork=False, say=self.say)
+        begin = time.monotonic()
         result = train(run, directory, stop=self.stop, say=self.say, trust=self.trust)
         if not result.finished:
             return False
+        seconds = time.monotonic() - begin
         values = self.measure(run, result.state, nodes, directory, step=result.step)
         if values is None:
             return False
         config.evaluators = nodes  # so that the evaluate command finds them
         run_directory.write(directory / "config.json", configs.to_json(config))
+        self.end(dataclasses.replace(run, config=config), directory, values, seconds=seconds)
         run_directory.write(directory / CELL, json.dumps({"step": result.step, "seed": seed, "values": values}, indent=2))
         return self.untrained(directory)
+
+    def end(self, run: Any, directory: pathlib.Path, values: dict[str, float], /, *, seconds: float) -> None:
+        """Leaves what a finished run has, so that report and reference curves know the cell as one: the measurements among its metrics, and a summary."""
+        there = {key for line in metrics.read(directory) if line["step"] == run.total for key in line}
+        if new := {k: v for k, v in values.items() if k not in there and math.isfinite(v)}:
+            writer = metrics.Writer(directory, step=run.total, lead=True)
+            writer.write(run.total, new)
+            writer.close()
+        run_directory.summarise(directory, run, seconds=seconds, trust=self.trust)
 
     def measure(self, run: Any, state: Any, nodes: dict[str, Any], directory: pathlib.Path, /, *, step: int) -> dict[str, float] | None:
         """{"evaluator/name": value} of a state; None when it was stopped."""
