@@ -181,6 +181,10 @@ def test_workdir_that_cannot_be_one(index: pathlib.Path, tmp_path: pathlib.Path,
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("mine")
     assert "is not empty and holds no config.json, so it is not a run directory" in refused(capsys, *words, f"--workdir={tmp_path / 'other'}")
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "durable.json").write_text("{}")
+    (tmp_path / "place" / "config.json").write_text("{}")
+    assert "is not empty and holds no config.json" in refused(capsys, *words, f"--workdir={tmp_path / 'other'}", f"--durable={tmp_path / 'place'}")
     assert listing(tmp_path / "other") == {"thesis.tex": b"mine"}
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text('{"seed": ')
@@ -228,7 +232,10 @@ def test_run_directory_of_another_config(trained: pathlib.Path, index: pathlib.P
 
 def test_other_clips_are_another_run(trained: pathlib.Path, index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    """An index that was written anew over more, fewer or renamed videos orders them anew: refused without --fork, and then the stored one."""
+    """An index that was written anew over more, fewer or renamed videos orders them anew: refused without --fork, and then the stored one.
+
+    What could not be read is told by rows of the old one, and is no longer asked; epochs of other steps are refused.
+    """
     from videomae_jax import train as loop
 
     copied, other = shutil.copytree(trained, tmp_path / "run"), tmp_path / "index.parquet"
@@ -242,9 +249,20 @@ def test_other_clips_are_another_run(trained: pathlib.Path, index: pathlib.Path,
         pq.write_table(table.take(kept), index)
         said = refused(capsys, *words, "--extend")
         assert re.search(r"another config: data: 16 clips, \w{8} -> 8 clips, \w{8}; repeat with --fork", said), said
+        lists = {f"{name}{part}.jsonl": '{"row": 3}\n' for name in ("faults", "quarantine") for part in ("", ".1")}
+        for name, line in lists.items():
+            (copied / name).write_text(line)
         assert main([*words, "--fork"]) == 0 and main(words) == 0
+        assert {name: ((copied / name).read_text(), (copied / f"{name}.before_9").read_text()) for name in lists} == {name: ("", line) for name, line in lists.items()}
         pq.write_table(table, index)
         assert "data: 8 clips" in refused(capsys, *words)
+        assert main([*words, "--fork", "--config.optimizers.main.schedule.warmup=0.5ep"]) == 2
+        config = configs.from_json((copied / "config.json").read_text())
+        config.total = "9.0ep"
+        (copied / "config.json").write_text(configs.to_json(config))
+        before, epochs = listing(copied), ["train", *runs.arguments(index, total="9.0ep"), f"--workdir={copied}", "--fork"]
+        assert re.match(r"data: 8 clips, \w{8} -> 16 clips, \w{8}, and total is '9.0ep': an epoch would have another number", refused(capsys, *epochs))
+        assert listing(copied) == before
     finally:
         index.write_bytes(text)
     assert not other.exists()

@@ -14,10 +14,12 @@ import test_checkpoint as checkpoints
 import test_train as loops
 from runs import shared_programs  # noqa: F401 (a fixture)
 
-from videomae_jax import durable, events, manifest, metrics, train
+from videomae_jax import durable, events, manifest, metrics, run_directory, train
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.durable import Durable, Place
 from videomae_jax.errors import UserError
+from videomae_jax.evals import best
+from videomae_jax.evals.base import Context
 from videomae_jax.upkeep import Safety
 
 pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"), pytest.mark.usefixtures("collected")]
@@ -242,7 +244,10 @@ def go(directory: pathlib.Path, place: pathlib.Path, /, *, stop: int = -1, said:
 
 
 def test_a_run_outlives_its_directory_and_an_outage(tmp_path: pathlib.Path, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped at step 4 and wiped, the run goes on at 4 from the place, with the same bits and metrics; an outage to the end costs alarms alone."""
+    """Stopped at step 4 and wiped, the run goes on at 4 from the place, with the same bits and metrics, what its data are and its best weights.
+
+    An outage to the end costs alarms alone.
+    """
     said: list[str] = []
     storage.fault = lambda operation, path: away("", "") if operation in ("open", "pipe_file", "makedirs") else None
     straight = go(tmp_path / "straight", tmp_path / "nowhere", said=said.append)
@@ -251,17 +256,50 @@ def test_a_run_outlives_its_directory_and_an_outage(tmp_path: pathlib.Path, stor
     assert any(line["event"] == "durable place" for line in events.read(tmp_path / "straight"))
     assert max(line.get("durable_failures", 0) for line in metrics.read(tmp_path / "straight")) >= 1
     storage.fault = lambda operation, path: None
+    run = loops.build(evaluators__recorder__every="", checkpoint__every=2)
+    run_directory.claim(run, tmp_path / "run", extend=False, fork=False, say=said.append)
+    (tmp_path / "run" / "classes.json").write_text('["a"]')
+    for step in (1, 2):
+        best.keep(Context(run, run.create().params, {}, step, tmp_path / "run"), step / 10, metric="top1")
+        if step == 1:
+            go(tmp_path / "run", tmp_path / "place", stop=1)
     assert go(tmp_path / "run", tmp_path / "place", stop=5).step == 4
-    (tmp_path / "run" / "config.json").write_text("{}")
-    go(tmp_path / "run", tmp_path / "place", stop=1)  # which copies the config that a command would have written
+    kept = {path.relative_to(tmp_path / "run"): path.read_bytes() for path in (tmp_path / "run" / "best").rglob("*") if path.is_file()}
+    assert [path.name for path in (tmp_path / "place" / "best").iterdir()] == ["00000002"]
     shutil.rmtree(tmp_path / "run")
     Durable(Place(str(tmp_path / "place")), tmp_path / "run").recall()
-    assert (tmp_path / "run" / "config.json").exists()
+    assert {path.relative_to(tmp_path / "run"): path.read_bytes() for path in (tmp_path / "run" / "best").rglob("*") if path.is_file()} == kept
+    assert (tmp_path / "run" / "classes.json").read_text() == '["a"]' and best.load(Context(run, {}, {}, 5, tmp_path / "run"))[0] == 2
+    with pytest.raises(UserError, match="; data: 64 clips, .* -> 48 clips"):
+        run_directory.claim(loops.build(evaluators__recorder__every="", data__length=48), tmp_path / "run", extend=False, fork=False, say=said.append)
     again = go(tmp_path / "run", tmp_path / "place")
     assert again.finished and again.first == 4
     loops.equal(again.state.params, straight.state.params)
     one, two = ([{k: v for k, v in line.items() if k not in metrics.TIMING} for line in metrics.read(d)] for d in (tmp_path / "run", tmp_path / "straight"))
     assert [line for line in one if "loss" in line] == [line for line in two if "loss" in line]
+
+
+def test_best_weights_that_cannot_be_copied_or_used(tmp_path: pathlib.Path) -> None:
+    """Those that better ones replaced meanwhile are no failure; damaged ones stay there, and the run goes on without."""
+    said: list[str] = []
+    place, saver = two(tmp_path, said=said.append)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    place.own()
+    shutil.copytree(tmp_path / "run" / "checkpoints", tmp_path / "run" / "best")
+    (tmp_path / "run" / "best" / "00000007").symlink_to(tmp_path / "gone")
+    save(place, saver, 1)
+    assert place.failures == 0 and not (tmp_path / "place" / "best").exists()
+    (tmp_path / "run" / "best" / "00000007").unlink()
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "00000001", tmp_path / "run" / "best" / "00000001")
+    save(place, saver, 2)
+    saver.close()
+    checkpoints.damage(tmp_path / "place" / "best" / "00000001", "flipped", random.Random(0))
+    shutil.rmtree(tmp_path / "run")
+    place, saver = two(tmp_path, said=said.append)
+    place.recall()
+    saver.close()
+    assert any("the best weights in" in line and "the run goes on without them" in line for line in said)
+    assert (tmp_path / "run" / "config.json").exists() and not list((tmp_path / "run" / "best").iterdir())
 
 
 def test_an_outage_at_the_start_of_a_run_that_has_begun(tmp_path: pathlib.Path, storage: Storage) -> None:

@@ -102,6 +102,27 @@ def test_a_copy_has_the_same_books(tmp_path: pathlib.Path, clock: Time) -> None:
     assert found.seconds["lost"] == want.seconds["lost"] and found.seconds["idle"] == pytest.approx(want.seconds["idle"] + 86400)
 
 
+def test_a_start_that_waits_for_the_one_before(tmp_path: pathlib.Path, clock: Time) -> None:
+    """Seconds in which both processes lived are those of the first, to its last line."""
+    begin = clock.now
+    first = Ledger(tmp_path, lead=True)
+    spend(first, clock, init=2, step=10)
+    first.alive()
+    waiting = clock.now
+    spend(first, clock, step=5, checkpoint=3)
+    first.line(8)
+    clock.now += 1
+    second = Ledger(tmp_path, lead=True, began=waiting)
+    second.resumed(8)
+    spend(second, clock, restore=4, step=6)
+    second.line(9)
+    found = goodput(tmp_path)
+    assert found.wall == pytest.approx(clock.now - begin, abs=1e-3) == pytest.approx(sum(found.seconds.values()), abs=1e-3)
+    assert dict(found.seconds) == pytest.approx(dict.fromkeys(CLASSES, 0) | {"init": 3, "step": 21, "checkpoint": 3, "restore": 4}, abs=1e-3)
+    (tmp_path / ledger.SIGN).write_text(repr(clock.now + 1e5))  # of a host whose clock is ahead
+    assert Ledger(tmp_path, lead=True, began=clock.now - 5)._since == clock.monotonic()
+
+
 @pytest.mark.parametrize("line", ["[]", "3", "{}", '{"begin": "x", "alive": null}', '{"begin": 1, "alive": []}', '{"resume": null}',
                                   '{"to": 1, "step": 2, "seconds": {"other": 3}}', '{"to": 1, "step": 2, "seconds": {"step": null}}', '{"to": 1, "step": 2}'])
 def test_a_line_that_no_ledger_writes_is_one_error(line: str, tmp_path: pathlib.Path, clock: Time) -> None:

@@ -79,12 +79,6 @@ def test_a_machine_that_is_lost_keeps_the_lock_for_a_while(holder: Any, tmp_path
     assert occupancy.LEASE < occupancy.PATIENCE  # which would have been waited for on this host
 
 
-def test_a_folder_that_is_no_run_stays_as_it_is(tmp_path: pathlib.Path) -> None:
-    """A mistake in the config of a new run leaves nothing behind."""
-    with occupancy.alone(tmp_path / "new", say=pytest.fail, known=True):
-        assert not (tmp_path / "new").exists()
-
-
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """The run goes on and says what is missing; any other error is not swallowed."""

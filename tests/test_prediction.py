@@ -113,7 +113,7 @@ def test_clips_by_rate(videos: list[tuple[str, pathlib.Path]], tmp_path: pathlib
     with config.unlocked():
         del config.evaluators.test
     run_directory.write(run / "config.json", configs.to_json(config))
-    model, (name, path) = videomae_jax.load(run), videos[0]
+    model, (_, path) = videomae_jax.load(run), videos[0]
     info = decode.probe(path)
     ids = clips.at(sampling, fps=info.fps, pts=info.pts, time_base=info.time_base).ids(info.frames, clip=4, rng=np.random.default_rng(0))
     want = CentreCrop()(decode.decode(path, ids, info=info), size=16, rng=np.random.default_rng(0))

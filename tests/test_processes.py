@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+import shutil
 import socket
 import sys
 
@@ -20,7 +21,10 @@ TOTAL = 15
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """A run by two processes, one, and two again, twice, beside a straight run by one; all over two devices. `kept` follows the first leg."""
+    """A run by two processes, one, and two again, twice, beside a straight run by one; all over two devices. `kept` follows the first leg.
+
+    Before the last leg the run directory is wiped: it goes on from the durable place.
+    """
 
     straight: pathlib.Path
     chained: pathlib.Path
@@ -36,11 +40,12 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     straight, chained = folder / "straight" / "run", folder / "chained" / "run"
     words = ["train", *runs.arguments(runs.world(folder / "world"), total=TOTAL)]
     runs.finish(runs.command(*words, f"--workdir={straight}", devices=2, trace=straight.parent / "trace"), code=0)
-    words = [*words, f"--workdir={chained}"]
+    words = [*words, f"--workdir={chained}", f"--durable={folder / 'durable'}", "--durable-grace=300"]
     said = [runs.pair(words, codes=(75, 130), point=("step:SIGINT", 4), trace=chained.parent / "leg0")]
     kept = sorted(p.name for p in (chained / "checkpoints").iterdir())
     said += [[runs.finish(runs.command(*words, devices=2, point=("step:SIGTERM", 3), trace=chained.parent / "leg1"), code=75)[1]]]
     said += [runs.pair(words, codes=(75, 75), point=("step:SIGTERM", 2), trace=chained.parent / "leg2")]
+    shutil.rmtree(chained)
     said += [runs.pair(words, codes=(0, 0), trace=chained.parent / "leg3")]
     return Chain(straight, chained, kept, said)
 
@@ -54,6 +59,7 @@ def test_processes_stop_at_one_step_with_one_checkpoint(chain: Chain) -> None:
     assert f"resuming from step {step} " in chain.said[1][0] and f"resuming from step {step + 3} " in chain.said[2][0]
     last = int(re.search(r"stopped at step (\d+) of 15", chain.said[2][0])[1])
     assert step + 3 < last < 15 and "stopped at step" not in chain.said[2][1] and f"resuming from step {last} " in chain.said[3][0]
+    assert f"the run directory {chain.chained} is taken up again from" in chain.said[3][0]
     assert "finished at step 15" in chain.said[3][0] and "finished" not in chain.said[3][1]
     assert (chain.chained / "summary.json").exists()
 
@@ -89,12 +95,12 @@ def test_parameters_are_those_of_one_process(chain: Chain) -> None:
 
 
 def test_a_disk_of_each_host_is_no_run_directory(tmp_path: pathlib.Path) -> None:
-    """Both end before the first step and say why; nothing but an empty folder is left, which the next try may use."""
+    """Both end before the first step and say why; nothing but a folder with a lock is left, which the next try may use."""
     words = ["train", *runs.arguments(runs.world(tmp_path / "world"))]
-    said = runs.pair(words, codes=(2, 2), each=[[f"--workdir={tmp_path / host / 'run'}"] for host in ("a", "b")])
+    said = runs.pair(words, codes=(2, 2), point=("at once", 1), each=[[f"--workdir={tmp_path / host / 'run'}"] for host in ("a", "b")])
     for text in said:
         assert "process 1 of 2 does not see what process 0 writes to --workdir=" in text and "Traceback" not in text, text
-    assert not list((tmp_path / "a" / "run").iterdir()) and not (tmp_path / "b").exists()
+    assert [path.name for path in (tmp_path / "a" / "run").iterdir()] == [".lock"] and not (tmp_path / "b").exists()
 
 
 RING = """

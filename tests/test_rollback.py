@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import weakref
 from typing import Any
 
 import jax
@@ -133,6 +134,21 @@ def test_run_goes_back_and_past_the_data(tmp_path: pathlib.Path, spoilt: list[in
         again = go(loops.build(total=9, checkpoint__every=3, checkpoint__keep_last=3), tmp_path / "b", stop=stop)
     loops.equal((again.state.params, again.state.opt), (result.state.params, result.state.opt))
     assert lines(tmp_path / "b") == lines(tmp_path / "a")
+
+
+def test_the_old_state_is_gone_once_the_run_goes_on(tmp_path: pathlib.Path, spoilt: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two states at a time need not fit on the devices: an exception holds the frames that it came through, and they their variables."""
+    spoiling, old, alive = Step.__call__, [], []
+
+    def step(self: Step, state: Any, *batches: Any) -> Any:
+        alive.append(old[-1]() is not None if old else None)
+        state, values = spoiling(self, state, *batches)
+        old.append(weakref.ref(jax.tree.leaves(state.params)[0]))
+        return state, values
+
+    monkeypatch.setattr(Step, "__call__", step)
+    assert go(loops.build(total=9, checkpoint__every=3, evaluators__recorder__every=""), tmp_path).finished
+    assert spoilt[-3:] == [32, 36, 40] and alive[-4] and not alive[-3], "a state that goes on is held, that before the way back no more"
 
 
 def test_a_checkpoint_within_the_row_serves(tmp_path: pathlib.Path, spoilt: list[int]) -> None:

@@ -199,16 +199,27 @@ def test_the_process_that_is_behind_is_named(tmp_path: pathlib.Path, monkeypatch
     assert json.loads((tmp_path / "stacks" / "1.json").read_text())["phase"] == "data_wait"
 
 
+def unreadable(folder: pathlib.Path, pattern: str) -> None:
+    """A file system that answers again later."""
+    raise OSError(5, "Input/output error", str(folder))
+
+
 def test_all_processes_write_their_stacks(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that has no limit of its own follows the one that gives up; what an earlier start left is no reason."""
+    """One that has no limit of its own follows the one that gives up; what an earlier start left is no reason, nor is its going or a folder that cannot be read."""
     monkeypatch.setattr(watchdog, "GRACE", 0.1)
     (tmp_path / "stacks").mkdir()
-    (tmp_path / "stacks" / "0.txt").write_text("of yesterday")
+    for name in ("0.txt", "7.txt"):
+        (tmp_path / "stacks" / name).write_text("of yesterday")
     first, ended_first = watched(tmp_path, rank=0, ranks=2)
     patient, ended_patient = watched(tmp_path, Limits(step=0), rank=1, ranks=2)
     with patient:
         patient.enter("data_wait", 4)
         time.sleep(1)
+        (tmp_path / "stacks" / "7.txt").unlink()
+        time.sleep(1.3)
+        with monkeypatch.context() as patch:
+            patch.setattr(pathlib.Path, "glob", unreadable)
+            time.sleep(1.3)
         assert not ended_patient
         with first:
             first.enter("step", 4)

@@ -8,7 +8,7 @@ import numpy as np
 
 from videomae_jax.errors import StorageError
 
-VISIBLE = 10.0  # seconds until every host has to see a new file: network file systems show it late
+VISIBLE = 70.0  # seconds until every host has to see a new file: network file systems show it late, NFS after a minute
 MOST = 4096  # numbers that the first process can tell
 PAUSE = 0.1
 

@@ -27,7 +27,8 @@ EXIT = 600.0  # seconds that the end of a run waits for a copy
 THREADS = 4
 MOST = 64  # steps there that are looked at
 OWNER = "durable.json"  # which run the place belongs to: the same number here and there
-RUN = (OWNER, "config.json", "*.jsonl")  # what a run goes on from beside its state: config, metrics, replaced clips, events, books
+RUN = (OWNER, "config.json", "data.json", "classes.json", "*.jsonl")  # what a run goes on from beside its state: metrics, replaced clips, events, books
+BEST = "best"  # folder of a run directory with the weights of its best evaluation (evals/best.py), a checkpoint too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Durable:
                 step = max(self._waiting) if cut is None else None
             try:
                 if cut is not None:
-                    self._remove([s for s in self._steps() if s > cut])
+                    self._remove([s for s in self._steps(self._root) if s > cut])
                 else:
                     self._copy(step)
             except Exception as error:  # every client raises errors of its own
@@ -177,26 +178,40 @@ class Durable:
 
     def _copy(self, step: int, /) -> None:
         """Copies a step and what goes with it, then removes what is no longer kept. Raises OSError where a file reads back otherwise."""
-        source, target = self._source(step), f"{self._root}/{step:08d}"
-        text = (source / manifest.NAME).read_bytes()
         self._fs.makedirs(self._root, exist_ok=True)
         for pattern in RUN:
             for path in sorted(self._directory.glob(pattern)):
                 self._fs.pipe_file(f"{self._root}/{path.name}", path.read_bytes())
+        self._put(self._source(step), f"{self._root}/{step:08d}")
+        steps, every = self._steps(self._root), self._place.keep_every
+        self._remove([s for s in steps if s not in steps[-self._place.keep_last:] and not (every and s % every == 0)])
+        for source in sorted((self._directory / BEST).glob("[0-9]" * 8))[-1:]:
+            try:
+                self._put(source, f"{self._root}/{BEST}/{source.name}")
+            except FileNotFoundError:
+                if source.exists():
+                    raise
+                return  # better ones have taken their place, and come with the next checkpoint
+            for other in self._steps(f"{self._root}/{BEST}"):
+                if other != int(source.name):
+                    self._drop(f"{self._root}/{BEST}/{other:08d}")
+
+    def _put(self, source: pathlib.Path, target: str, /) -> None:
+        """Copies the folder of a step, unless it is there."""
+        text = (source / manifest.NAME).read_bytes()
+        if self._has(target, text):
+            return
+        found, files = json.loads(text), manifest.listed(source, late=manifest.LATE)
+        if manifest.seal(found) != found:
+            raise OSError(f"{source / manifest.NAME} does not match its own checksum")
+        sums = found["files"]
+        if self._fs.exists(target):  # of a try that came to nothing, or of an abandoned part of the run
+            self._drop(target)
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda name: self._send(files[name], f"{target}/{name}", sums.get(name)), files))
+        self._fs.pipe_file(f"{target}/{manifest.NAME}", text)
         if not self._has(target, text):
-            found, files = json.loads(text), manifest.listed(source, late=manifest.LATE)
-            if manifest.seal(found) != found:
-                raise OSError(f"{source / manifest.NAME} does not match its own checksum")
-            sums = found["files"]
-            if self._fs.exists(target):  # of a try that came to nothing, or of an abandoned part of the run
-                self._remove([step])
-            with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(lambda name: self._send(files[name], f"{target}/{name}", sums.get(name)), files))
-            self._fs.pipe_file(f"{target}/{manifest.NAME}", text)
-            if not self._has(target, text):
-                raise OSError(f"{target}/{manifest.NAME} reads back other than it was written")
-        steps = self._steps()
-        self._remove([s for s in steps if s not in steps[-self._place.keep_last:] and not (self._place.keep_every and s % self._place.keep_every == 0)])
+            raise OSError(f"{target}/{manifest.NAME} reads back other than it was written")
 
     def _has(self, target: str, text: bytes, /) -> bool:
         return bool(self._fs.exists(f"{target}/{manifest.NAME}")) and self._fs.cat_file(f"{target}/{manifest.NAME}") == text
@@ -220,24 +235,26 @@ class Durable:
 
     def _remove(self, steps: list[int], /) -> None:
         for step in steps:
-            target = f"{self._root}/{step:08d}"
-            if self._fs.exists(f"{target}/{manifest.NAME}"):  # first, for the rest is no checkpoint without it
-                self._fs.rm_file(f"{target}/{manifest.NAME}")
-            self._fs.rm(target, recursive=True)
+            self._drop(f"{self._root}/{step:08d}")
 
-    def _steps(self) -> list[int]:
+    def _drop(self, target: str, /) -> None:
+        if self._fs.exists(f"{target}/{manifest.NAME}"):  # first, for the rest is no checkpoint without it
+            self._fs.rm_file(f"{target}/{manifest.NAME}")
+        self._fs.rm(target, recursive=True)
+
+    def _steps(self, folder: str, /) -> list[int]:
         self._fs.invalidate_cache()
         try:
-            names = [posixpath.basename(name.rstrip("/")) for name in self._fs.ls(self._root, detail=False)]
+            names = [posixpath.basename(name.rstrip("/")) for name in self._fs.ls(folder, detail=False)]
         except FileNotFoundError:
             return []
-        return sorted(int(n) for n in names if re.fullmatch(r"\d{8}", n) and self._fs.exists(f"{self._root}/{n}/{manifest.NAME}"))
+        return sorted(int(n) for n in names if re.fullmatch(r"\d{8}", n) and self._fs.exists(f"{folder}/{n}/{manifest.NAME}"))
 
     def steps(self, *, needed: bool) -> list[int]:
         """The newest complete steps there, oldest first. Where they cannot be listed this raises UserError if they are `needed`, else it warns."""
         found: list[int] = []
         try:
-            found = [s for s in self._steps() if self._cut is None or s <= self._cut][-MOST:] if parallel.is_lead() else []
+            found = [s for s in self._steps(self._root) if self._cut is None or s <= self._cut][-MOST:] if parallel.is_lead() else []
         except Exception as error:  # every client raises errors of its own
             text = f"{self._place.path} cannot be listed ({type(error).__name__}: {str(error)[:100]})"
             if needed:
@@ -249,15 +266,14 @@ class Durable:
 
     def fetch(self, step: int, /, *, into: pathlib.Path) -> bool:
         """Whether `into` now holds the step, every file of which matches the manifest."""
-        wrong = self._bring(step, into) if parallel.is_lead() else ""
+        wrong = self._bring(f"{self._root}/{step:08d}", step, into) if parallel.is_lead() else ""
         if wrong:
             self.failures += 1
             self._warn(f"the copy of checkpoint {step} in {self._place.path} cannot be used: {wrong}")
         return bool(agreement.from_lead(np.asarray(not wrong)))
 
-    def _bring(self, step: int, into: pathlib.Path, /) -> str:
+    def _bring(self, target: str, step: int, into: pathlib.Path, /) -> str:
         """Copies a step into a new folder; what is wrong with it, "" for nothing."""
-        target = f"{self._root}/{step:08d}"
         try:
             if into.exists():
                 shutil.rmtree(into)
@@ -273,7 +289,7 @@ class Durable:
             return f"{type(error).__name__}: {error}".splitlines()[0][:160]
 
     def recall(self) -> None:
-        """Brings back config, metrics and the like into a run directory that is new or gone.
+        """Brings back config, metrics, the best weights and the like into a run directory that is new or gone.
 
         Raises UserError where the place belongs to another run, or cannot be read or made and this run has not used it before.
         """
@@ -286,6 +302,7 @@ class Durable:
                 self._fs.makedirs(self._root, exist_ok=True)  # a file in the way is told now, not by every copy
             names = [name for pattern in RUN for name in self._fs.glob(f"{self._root}/{pattern}")] if owned else []
             texts = {posixpath.basename(name): self._fs.cat_file(name) for name in names}
+            best = self._steps(f"{self._root}/{BEST}")[-1:] if owned else []
         except Exception as error:  # every client raises errors of its own
             text = f"{self._place.path} cannot be used ({type(error).__name__}: {str(error)[:100]})"
             if self._own().get("place") == self._place.path:
@@ -298,6 +315,11 @@ class Durable:
             if owned and not (own.exists() and own.read_bytes() == texts[OWNER]):
                 raise UserError(f"{self._place.path} holds checkpoints of another run than {self._directory}; allowed is a place of its own for every run")
             return
+        for step in best:
+            into = self._directory / BEST / f"{step:08d}"
+            if wrong := self._bring(f"{self._root}/{BEST}/{step:08d}", step, into):
+                shutil.rmtree(into, ignore_errors=True)
+                self._warn(f"the best weights in {self._place.path}, of step {step}, cannot be used: {wrong}; the run goes on without them")
         for name in sorted(texts, key="config.json".__eq__):  # last: what makes it a run directory
             self._directory.mkdir(parents=True, exist_ok=True)
             (self._directory / name).write_bytes(texts[name])

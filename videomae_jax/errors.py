@@ -1,6 +1,8 @@
 """Errors that the command line prints as one line, without a traceback."""
 
+import errno
 import math
+import pathlib
 import pickle
 import tokenize
 import zipfile
@@ -8,6 +10,7 @@ import zlib
 
 STORAGE = 74  # exit code of a StorageError: EX_IOERR of sysexits.h, the same command goes on from the newest checkpoint that is whole
 
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)  # of a file system, for ever
 # What numpy raises for an .npz that is none, is cut or has other bits: its zip, its headers, its pickles.
 DAMAGED = (ValueError, OSError, EOFError, RuntimeError, SyntaxError, pickle.UnpicklingError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
@@ -32,3 +35,9 @@ def allow(owner: object, /, *, rising: tuple[str, ...] = (), **ranges: tuple[flo
             raise UserError(f"{field} is {value}; allowed are {low:g} {'and more' if high == math.inf else f'to {high:g}'}")
         if field in rising and sorted(values) != list(values):
             raise UserError(f"{field} is {value}; allowed are numbers that rise")
+
+
+def unwritable(directory: pathlib.Path, error: OSError, /) -> Exception:
+    """What a failure to write to a run directory means: a mistake of the user, or a fault of the storage that may pass, such as a full disk."""
+    kind = UserError if error.errno in REFUSED else StorageError
+    return kind(f"cannot write to --workdir={directory}: {error.strerror} ({error.filename})")

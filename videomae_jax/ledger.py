@@ -25,13 +25,14 @@ class Ledger:
     """
 
     def __init__(self, directory: pathlib.Path, /, *, lead: bool, began: float | None = None) -> None:
-        now = time.time()
-        began = now if began is None else began
+        now, alive = time.time(), _alive(directory)
+        # A start that waited for the one before: that one's books tell of the time until then.
+        began = min(max(now if began is None else began, alive or 0.0), now)
         self._path, self._sign, self._lead, self._lock = directory / "ledger.jsonl", directory / SIGN, lead, threading.Lock()
         self._spent: dict[str, float] = {}
         self._class, self._since = "init", time.monotonic() - (now - began)
         self._written = time.monotonic()
-        self._append({"begin": began, "alive": _alive(directory)})
+        self._append({"begin": began, "alive": alive})
 
     def enter(self, name: str, /) -> None:
         """From now on time belongs to `name`, one of CLASSES."""
@@ -47,6 +48,7 @@ class Ledger:
             self._charge()
             spent, self._spent, self._written = self._spent, {}, time.monotonic()
         self._append({"to": time.time(), "step": step, "seconds": spent})
+        self.alive()  # no line is later than the sign
 
     def resumed(self, step: int, /) -> None:
         """The run goes on from the state of `step`: whatever came after it is lost."""

@@ -18,7 +18,7 @@ from typing import TextIO
 import numpy as np
 
 from videomae_jax import agreement, parallel
-from videomae_jax.errors import StorageError, UserError
+from videomae_jax.errors import StorageError, UserError, unwritable
 
 FILE = ".lock"
 PATIENCE = 30.0  # seconds for a run that was told to stop to write its last checkpoint
@@ -28,16 +28,14 @@ WITHOUT = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EI
 
 
 @contextlib.contextmanager
-def alone(directory: pathlib.Path, /, *, say: Callable[[str], None], patience: float | None = None, known: bool = False) -> Iterator[None]:
+def alone(directory: pathlib.Path, /, *, say: Callable[[str], None], patience: float | None = None) -> Iterator[None]:
     """Holds the run directory for this run, all its processes. Raises in each of them where another run keeps it: UserError, or StorageError where
     that run is on another host.
 
-    `patience` are the seconds to wait, by default PATIENCE, and LEASE for another host. With `known` a folder that is no run directory yet
-    is left as it is and not held.
+    `patience` are the seconds to wait, by default PATIENCE, and LEASE for another host.
     """
     with contextlib.ExitStack() as stack:
-        needed = parallel.is_lead() and not (known and not (directory / "config.json").exists())
-        holder = _take(directory, stack, say=say, patience=patience) if needed else ""
+        holder = _take(directory, stack, say=say, patience=patience) if parallel.is_lead() else ""
         told = agreement.from_lead(np.frombuffer(f"{_elsewhere(holder):d}{holder}".encode()[:256].ljust(256), np.uint8))
         elsewhere, holder = int(told[0]) == ord("1"), told[1:].tobytes().decode(errors="replace").rstrip()
         if elsewhere:
@@ -58,7 +56,7 @@ def _take(directory: pathlib.Path, stack: contextlib.ExitStack, /, *, say: Calla
         directory.mkdir(parents=True, exist_ok=True)
         file = stack.enter_context((directory / FILE).open("a+"))
     except OSError as error:
-        raise UserError(f"cannot write to --workdir={directory}: {error.strerror} ({error.filename})") from error
+        raise unwritable(directory, error) from error
     begin, told = time.monotonic(), False
     while not _locked(file, say=say):
         file.seek(0)

@@ -2,7 +2,7 @@
 
 import collections
 import contextlib
-import hashlib
+import fnmatch
 import json
 import os
 import pathlib
@@ -14,21 +14,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from videomae_jax import agreement, card, metrics, occupancy, parallel
+from videomae_jax import agreement, card, metrics, occupancy, parallel, run_data
 from videomae_jax import config as configs
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer, DamagedError
 from videomae_jax.data import quarantine
 from videomae_jax.durable import OWNER
-from videomae_jax.errors import UserError
+from videomae_jax.errors import StorageError, UserError, unwritable
 from videomae_jax.evals.base import Context, Headlined
 from videomae_jax.head_rows import CLASSES
+from videomae_jax.run_data import DATA
 
 GROUPS = ("objective", "data", "eval_data", "optimizers", "evaluators", "checkpoint", "log", "mesh")
 NEEDED: dict[str, Any] = {**dict.fromkeys(GROUPS, dict), "total": (str, int), "batch_size": int}  # of a stored config
-
-DATA = "data.json"  # what the training clips are
-PROBED = 1000  # their names in it
+FIRST = ("recipe_card.json", "recipe_card.txt", CLASSES, DATA, "config.json")  # what a start writes before it trains
+TEMPORARY = tuple(f".{name}.[0-9]*" for name in FIRST)  # names of theirs that a killed start leaves
 SHARED = ".shared."  # begins the name of a file by which processes see whether they share the run directory
 WINDOW = 1000  # decoded clips over which the share of unreadable ones is taken
 
@@ -37,8 +37,19 @@ def write(path: pathlib.Path, text: str, /) -> None:
     """Replaces `path` as a whole, so that a killed process leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):  # what went wrong is told
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def renew(path: pathlib.Path, text: str, /) -> None:
+    """`write` where the text differs: a full disk keeps no start away that changes nothing."""
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write(path, text)
 
 
 def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool, say: Any) -> None:
@@ -46,25 +57,40 @@ def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool
 
     Logging, evaluation, mesh, workers, micro-batches and remat may change freely; the total needs `extend`; learning
     rate, data, batch and seed need `fork`; the model never changes. Raises UserError with every difference, before
-    anything is written.
+    anything but the lock is written, and StorageError where the disk is full or fails.
     """
     if jax.process_count() > 1:  # NFS remembers for a minute that a folder was not there when it was looked for
         if parallel.is_lead():
             with contextlib.suppress(OSError):  # which `check_shared` says
                 directory.mkdir(parents=True, exist_ok=True)
         parallel.barrier("made")
-    with occupancy.alone(directory, say=say, known=True):
+    check_free(directory)  # before the lock is written there
+    with occupancy.alone(directory, say=say):
         _claim(run, directory, extend=extend, fork=fork, say=say)
 
 
+def check_free(directory: pathlib.Path, /, *, also: tuple[str, ...] = ()) -> None:
+    """Raises UserError where `directory` is no run directory and not new.
+
+    What a start that ended early leaves may lie there, and names that match `also`.
+    """
+    if (directory / "config.json").exists():
+        return
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--workdir={directory} is a file; needed is a folder, or a name that is still free")
+    patterns = (*FIRST, *TEMPORARY, occupancy.FILE, f"{SHARED}*", *also)
+    if directory.is_dir() and not all(any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns) for path in directory.iterdir()):
+        raise UserError(f"{directory} is not empty and holds no config.json, so it is not a run directory; use a new --workdir")
+
+
 def _claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool, say: Any) -> None:
-    stored = directory / "config.json"
-    if stored.exists():
+    changed, newest = [], 0
+    if (directory / "config.json").exists():
         difference = configs.compare(open_run(directory), run.config)
         if not begun(directory):
             difference = dict.fromkeys(difference, [])
         else:
-            difference["fork"] += other_data(run, directory)
+            difference["fork"] += run_data.other(run.source, directory)
         if difference["never"]:
             raise UserError(f"{directory} holds another config, and these fields may never change: {'; '.join(difference['never'])}; use a new --workdir")
         if difference["fork"] and not fork:
@@ -73,60 +99,44 @@ def _claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: boo
             raise UserError(f"{directory} holds another config: {'; '.join(difference['extend'])}; repeat with --extend to go on to the new total")
         for line in (line for lines in difference.values() for line in lines):
             say(f"changed since the run began: {line}")
-        check_epochs(difference["fork"], run.config)
-        check_newest(run, directory)
-    elif directory.is_dir() and any(not path.name.startswith(SHARED) for path in directory.iterdir()):
-        raise UserError(f"{directory} is not empty and holds no config.json, so it is not a run directory; use a new --workdir")
-    elif directory.exists() and not directory.is_dir():
-        raise UserError(f"--workdir={directory} is a file; needed is a folder, or a name that is still free")
+        changed = difference["fork"]
+        run_data.check_epochs(changed, run, directory)
+        newest = check_newest(run, directory)
     parallel.barrier("claimed")
     check_shared(directory)
     if parallel.is_lead():
-        values = card.card(run)
         try:
-            write(directory / "recipe_card.json", json.dumps(values, indent=2))
-            write(directory / "recipe_card.txt", card.text(values))
-            if not begun(directory):  # what an earlier try with another config left
-                for path in (directory / CLASSES, *directory.glob("quarantine*.jsonl"), *directory.glob("faults*.jsonl")):
-                    path.unlink(missing_ok=True)
-            head = getattr(run.objective, "head", None)
-            if getattr(head, "classes", 0) == len(run.source.classes) > 0 and "attributes" not in run.fields:
-                write(directory / CLASSES, json.dumps(run.source.classes))  # for whoever has the weights without the data
-            write(directory / DATA, json.dumps(contents(run.source)))
-            write(stored, configs.to_json(run.config))  # last: what makes it a run directory
+            run_data.set_rows_aside(changed, directory, step=newest)
+            _write_first(run, directory)
         except OSError as error:
-            raise UserError(f"cannot write to --workdir={directory}: {error.strerror} ({error.filename})") from error
+            raise unwritable(directory, error) from error
     parallel.barrier("written")
 
 
-def contents(source: Any, /) -> dict[str, Any]:
-    """How many clips a source has, and a digest of its classes and of the names of up to PROBED rows at equal distances, in their order."""
-    rows = np.unique(np.linspace(0, len(source) - 1, min(PROBED, len(source))).astype(int)) if len(source) else []
-    text = json.dumps([list(map(str, getattr(source, "classes", ()))), [source.name(int(row)) for row in rows]])
-    return {"clips": len(source), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+def _write_first(run: Assembly, directory: pathlib.Path, /) -> None:
+    """The files of FIRST; what earlier starts left of them goes."""
+    values = card.card(run)
+    for path in (path for pattern in TEMPORARY for path in directory.glob(pattern)):
+        path.unlink()
+    renew(directory / "recipe_card.json", json.dumps(values, indent=2))
+    renew(directory / "recipe_card.txt", card.text(values))
+    if not begun(directory):  # what an earlier try with another config left
+        for path in (directory / CLASSES, *directory.glob("quarantine*.jsonl"), *directory.glob("faults*.jsonl")):
+            path.unlink(missing_ok=True)
+    head = getattr(run.objective, "head", None)
+    if getattr(head, "classes", 0) == len(run.source.classes) > 0 and "attributes" not in run.fields:
+        renew(directory / CLASSES, json.dumps(run.source.classes))  # for whoever has the weights without the data
+    renew(directory / DATA, json.dumps(run_data.contents(run.source)))
+    renew(directory / "config.json", configs.to_json(run.config))  # last: what makes it a run directory
 
 
-def other_data(run: Assembly, directory: pathlib.Path, /) -> list[str]:
-    """A line where the source has other clips or classes than when the run began, in number or order: every later batch would be another."""
-    try:
-        stored = json.loads((directory / DATA).read_text())
-    except (OSError, ValueError):  # of before there was such a file, or cut by a full disk
-        return []
-    found = contents(run.source)
-    if stored == found:
-        return []
-    before, after = (f"{one['clips']} clips, {one['sha256'][:8]}" for one in (stored, found))
-    return [f"data: {before} -> {after}"]
-
-
-def check_epochs(changed: list[str], config: Any, /) -> None:
-    """Raises UserError where the batch changes and a duration counts in epochs: its steps would no longer be those that the run has made."""
-    if not any(line.startswith("batch_size:") for line in changed):
-        return
-    for name, value in {"total": config.total, **configs.flat(config.optimizers, prefix="optimizers")}.items():
-        if isinstance(value, str) and value.endswith("ep"):
-            raise UserError(f"{changed[0]}, and {name} is {value!r}: an epoch would have another number of steps than the run has made so far; give it in "
-                            "steps, or begin a new --workdir")
+def check_claimed(run: Assembly, directory: pathlib.Path, /) -> None:
+    """Raises UserError, in every process, where another start has claimed `directory` with another config since this one did."""
+    lines: list[str] = []
+    if parallel.is_lead() and (directory / "config.json").exists():
+        lines = [line for lines in configs.compare(open_run(directory), run.config).values() for line in lines]
+    if agreement.from_lead(np.asarray(bool(lines))):
+        raise UserError(f"another start has claimed {directory} with another config{': ' if lines else ''}{'; '.join(lines)}; use a --workdir for each")
 
 
 def begun(directory: pathlib.Path, /) -> bool:
@@ -135,7 +145,7 @@ def begun(directory: pathlib.Path, /) -> bool:
 
 
 def check_shared(directory: pathlib.Path, /, *, seconds: float = agreement.VISIBLE) -> None:
-    """Raises UserError, in every process, unless all of them see in `directory` what the lead writes there.
+    """Raises UserError, in every process, unless all of them see in `directory` what the lead writes there; StorageError where it cannot write for now.
 
     Each host with a disk of its own under the same name would otherwise train until the first save, which no process can finish.
     """
@@ -144,7 +154,7 @@ def check_shared(directory: pathlib.Path, /, *, seconds: float = agreement.VISIB
     from jax.experimental import multihost_utils
 
     token = multihost_utils.broadcast_one_to_all(np.frombuffer(secrets.token_bytes(16), np.uint8)).tobytes().hex()
-    path, failed = directory / f"{SHARED}{token}", ""
+    path, failed = directory / f"{SHARED}{token}", None
     try:
         if parallel.is_lead():
             directory.mkdir(parents=True, exist_ok=True)
@@ -152,7 +162,7 @@ def check_shared(directory: pathlib.Path, /, *, seconds: float = agreement.VISIB
                 left.unlink(missing_ok=True)
             path.write_text(token)
     except OSError as error:
-        failed = f"cannot write to --workdir={directory}: {error.strerror} ({error.filename})"
+        failed = unwritable(directory, error)
     parallel.barrier("shared file written")
     end = time.monotonic() + seconds  # network file systems show a new file late
     while not (seen := path.exists()) and time.monotonic() < end:
@@ -160,15 +170,16 @@ def check_shared(directory: pathlib.Path, /, *, seconds: float = agreement.VISIB
     blind = np.flatnonzero(~multihost_utils.process_allgather(np.asarray(seen)))
     if parallel.is_lead():
         path.unlink(missing_ok=True)
+    kind = StorageError if agreement.from_lead(np.asarray(isinstance(failed, StorageError))) else UserError
     if blind.size:
-        raise UserError(failed or f"process {blind[-1]} of {jax.process_count()} does not see what process 0 writes to --workdir={directory}; "
-                        "allowed is a folder that all hosts share, such as NFS, Lustre or a mounted bucket")
+        raise failed or kind(f"process {blind[-1]} of {jax.process_count()} does not see what process 0 writes to --workdir={directory}; "
+                             "allowed is a folder that all hosts share, such as NFS, Lustre or a mounted bucket")
 
 
-def check_newest(run: Assembly, directory: pathlib.Path, /) -> None:
-    """Raises UserError where the newest checkpoint is of another model or optimiser, or beyond the total."""
+def check_newest(run: Assembly, directory: pathlib.Path, /) -> int:
+    """The step of the newest checkpoint, 0 where there is none. Raises UserError where it is of another model or optimiser, or beyond the total."""
     if not (directory / "checkpoints").is_dir():
-        return
+        return 0
     saver = Checkpointer(directory / "checkpoints", read_only=True)
     try:
         newest = (saver.steps() or [0])[-1]
@@ -176,10 +187,11 @@ def check_newest(run: Assembly, directory: pathlib.Path, /) -> None:
             raise UserError(f"the newest checkpoint in {directory} is of step {newest}, beyond the total of {run.total}; allowed are {newest} and more")
         if newest:
             saver.check_leaves(newest, saver.meta(newest), run.abstract)
-    except DamagedError:
-        return  # training reports it and goes back to an older one
+    except DamagedError:  # training reports it and goes back to an older one
+        pass
     finally:
         saver.close()
+    return newest
 
 
 def open_run(directory: pathlib.Path, /) -> Any:

@@ -38,13 +38,14 @@ def train(run: Assembly, directory: pathlib.Path, /, *, stop: Stop, say: Callabl
     from an older checkpoint and past the data that led to them.
     """
     with occupancy.alone(directory, say=say), contextlib.ExitStack() as stack:
+        run_directory.check_claimed(run, directory)
         upkeep = Upkeep(run, directory, stop=stop, say=say, trust=trust, safety=safety, stack=stack)
         step_fn, back = run.step(norms=safety.norms), None
         while True:
             try:
                 return _loop(upkeep, step_fn, back)
             except RollBack as found:
-                back = found
+                back = found.with_traceback(None)  # whose frames hold the old state and batches on the devices
                 upkeep.ledger.line(found.cursor.since + found.cursor.row)  # closes what the way back makes worthless
                 upkeep.saver.retreat(found.cursor.since)
 

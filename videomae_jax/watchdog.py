@@ -138,20 +138,22 @@ class Watchdog:
                 limit = max(limit, self._limits.of(self._slack, median=self.median))
             broken = self._broken()
             hurt = hurt + spent if broken else 0.0
-            follows = self._others() != written
+            others = self._others()
+            written = others if written is None else written
+            follows = any(at > written.get(name, -1) for name, at in (others or {}).items())
             if hurt > LOST or follows or (self._limits.step and stalled > limit):
                 stuck = "another process has given up" if follows else f"{WHAT[place[0]]} is stuck"
                 why = broken if hurt > LOST else f"{stuck}{self._culprit(place)}"
                 self._give_up(place, stalled, limit, why=why, follows=follows)
                 return
 
-    def _others(self) -> dict[str, int]:
-        """Stacks that other processes have written, with their times; those of an earlier start lie there too."""
+    def _others(self) -> dict[str, int] | None:
+        """Stacks that other processes have written, with their times; those of an earlier start lie there too. None where they cannot be seen now."""
         if self._ranks == 1:
             return {}
         with contextlib.suppress(OSError):
             return {p.name: p.stat().st_mtime_ns for p in self._folder.glob("*.txt") if p.stem != str(self._rank)}
-        return {}
+        return None
 
     def _finished(self) -> int:
         """Steps that the devices finished since the last look."""

@@ -57,6 +57,7 @@ def run(config: Any, options: argparse.Namespace, argv: list[str], /) -> int:
         return dry_run(built, tell)
     directory, chosen = pathlib.Path(options.workdir), safety(options)
     if place := durable.of(chosen.second, directory, warn=tell):
+        run_directory.check_free(directory, also=(*durable.RUN, durable.BEST))  # nothing of others is overwritten
         place.recall()
         parallel.barrier("recalled")
     run_directory.claim(built, directory, extend=options.extend, fork=options.fork, say=tell)
@@ -81,8 +82,8 @@ def add_safety(parser: argparse.ArgumentParser, /) -> None:
     parser.add_argument("--row", type=int, default=10, metavar="K", help="after K skipped updates in a row go back to an older checkpoint and past the data "
                         "that led there (0 = never)")
     parser.add_argument("--rollbacks", type=int, default=3, metavar="N", help="go back at most N times")
-    parser.add_argument("--durable", default="", metavar="PLACE", help="copy every checkpoint to this folder or address (gs://...) too, in the background, and "
-                        "resume from there when --workdir is new or damaged; what fails there stops no run that has begun")
+    parser.add_argument("--durable", default="", metavar="PLACE", help="copy every checkpoint and the best weights to this folder or address (gs://...) too, "
+                        "in the background, and resume from there when --workdir is new or damaged; what fails there stops no run that has begun")
     parser.add_argument("--durable-keep", type=int, default=2, metavar="N", help="checkpoints that stay there")
     parser.add_argument("--durable-keep-every", type=int, default=0, metavar="N", help="and for ever those whose step is a multiple of N (0 = none)")
     parser.add_argument("--durable-grace", type=float, default=15.0, metavar="SECONDS", help="how long a run that was told to stop waits for its last copy (15)")

@@ -4,6 +4,7 @@ The folder is a checkpoint like any other: `pretrained`, and any other external 
 """
 
 import pathlib
+import sys
 
 from videomae_jax import parallel
 from videomae_jax.checkpoint import Checkpointer
@@ -22,13 +23,14 @@ def keep(context: Context, value: float, /, *, metric: str) -> float:
     """Saves the weights that the context shows if `value` is above that of the kept ones; returns the best value so far.
 
     A kept step that lies ahead, of a run that went back to an older checkpoint, stays: going on reaches it again. Nothing is saved
-    where a run is only looked at.
+    where a run is only looked at. A save that fails is told and leaves the kept ones; of several processes it ends all, as any save does.
     """
     if not context.training and not folder(context).is_dir():
         return value
-    saver = Checkpointer(folder(context), keep_last=1, read_only=not context.training)
+    saver = Checkpointer(folder(context), keep_last=1, read_only=not context.training, warn=lambda line: print(line, file=sys.stderr))
     try:
-        kept = saver.meta(saver.steps()[-1]) if saver.steps() else None
+        steps = saver.candidates()
+        kept = saver.meta(steps[-1]) if steps else None
         if kept is not None and kept["metric"] != metric:
             raise UserError(f"{folder(context)} holds the best by {kept['metric']!r}, and the evaluator asks for {metric!r}; move the folder away")
         if kept is not None and (kept["value"] >= value or kept["step"] >= context.step):
@@ -38,8 +40,8 @@ def keep(context: Context, value: float, /, *, metric: str) -> float:
         run = context.assembly
         state = TrainState(parallel.put(context.step, mesh=run.mesh), run.rng(), context.params, {}, {}, {})
         saver.save(context.step, state, meta={"step": context.step, "metric": metric, "value": value})
-        saver.wait()
-        return value
+        saver.check(wait=True)
+        return float(kept["value"]) if kept is not None and saver.failed else value
     finally:
         saver.close()
 
@@ -50,9 +52,10 @@ def load(context: Context, /) -> tuple[int, Params]:
         raise UserError(f"{folder(context)} is not there: no evaluator of this run keeps the best weights yet (evaluators.NAME.best=top1)")
     saver = Checkpointer(folder(context), read_only=True)
     try:
-        if not saver.steps():
+        steps = saver.candidates()
+        if not steps:
             raise UserError(f"{folder(context)} holds no checkpoint")
-        step = saver.steps()[-1]
+        step = steps[-1]
         return step, saver.restore(step, context.assembly.abstract, rng=context.assembly.rng(), items=("params",)).state.params
     finally:
         saver.close()

@@ -1,0 +1,93 @@
+"""What a start writes before it trains: nothing of two starts is mixed, and one that ends anywhere leaves what the next one takes."""
+
+import errno
+import os
+import pathlib
+from typing import Any
+
+import pytest
+import test_train as loops
+from runs import shared_programs  # noqa: F401 (a fixture)
+
+from videomae_jax import occupancy, run_directory
+from videomae_jax import train as loop
+from videomae_jax.errors import StorageError, UserError
+
+
+class Killed(BaseException):
+    """The end of a process, which nothing catches."""
+
+
+def claim(directory: pathlib.Path, /, **fields: Any) -> Any:
+    """Claims the directory for a small run, which it returns."""
+    run = loops.build(**fields)
+    run_directory.claim(run, directory, extend=False, fork=False, say=lambda line: None)
+    return run
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException, /, *, number: int) -> None:
+    """The files of FIRST are written up to this number, whose temporary file stays without a name of its own."""
+    plain, calls = os.replace, []
+
+    def replace(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) == number:
+            raise error
+        plain(source, target)
+
+    monkeypatch.setattr(run_directory.os, "replace", replace)
+
+
+def test_another_config_between_claim_and_training(tmp_path: pathlib.Path) -> None:
+    """A run that has saved nothing may get another config; the start that does not have it trains nothing."""
+    first = claim(tmp_path)
+    second = claim(tmp_path, seed=3)
+    with pytest.raises(UserError, match=f"another start has claimed {tmp_path} with another config: seed: 3 -> 0; use a --workdir for each"):
+        loops.go(first, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists() and not (tmp_path / "checkpoints").exists()
+    assert loops.go(second, tmp_path).finished
+
+
+def test_a_new_directory_is_held_while_it_is_claimed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two starts at once would find it empty, and the later one would write its config over that of a run that trains."""
+    monkeypatch.setattr(occupancy, "PATIENCE", 0.3)
+    with occupancy.alone(tmp_path, say=lambda line: None), pytest.raises((UserError, StorageError), match="in use by"):
+        claim(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [occupancy.FILE]
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+def test_a_start_that_ends_while_it_writes_is_repeated(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Killed, or on a full disk, at each of the first files: the same command goes, and nothing half stays."""
+    for error in (OSError(errno.ENOSPC, "No space left on device", "file"), Killed()):
+        directory = tmp_path / type(error).__name__
+        with monkeypatch.context() as patch:
+            failing(patch, error, number=number)
+            with pytest.raises((StorageError, Killed), match="No space left on device" if isinstance(error, OSError) else None):
+                claim(directory)
+        assert not (directory / "config.json").exists()
+        half = [path for path in directory.iterdir() if path.name.startswith(".") and path.name != occupancy.FILE]
+        assert len(half) == isinstance(error, Killed)
+        for path in half:  # of a process with another number
+            path.rename(f"{path}0")
+        claim(directory)
+        assert {path.name for path in directory.iterdir()} == {"config.json", "recipe_card.json", "recipe_card.txt", "data.json", occupancy.FILE}
+    (tmp_path / "OSError" / "config.json").unlink()
+    (tmp_path / "OSError" / ".config.json.mine").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and holds no config.json"):
+        claim(tmp_path / "OSError")
+
+
+def test_a_full_disk_is_no_mistake(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A begun run goes on where nothing of these files changes; else a supervisor starts it again. What no start can mend is a mistake."""
+    run = claim(tmp_path)
+    assert loops.go(run, tmp_path, stop=2).step < 6
+    for number, kind in ((errno.ENOSPC, StorageError), (errno.EIO, StorageError), (errno.EROFS, UserError), (errno.EACCES, UserError)):
+        def refuse(path: pathlib.Path, text: str, /, number: int = number) -> None:
+            raise OSError(number, os.strerror(number), str(path))
+
+        monkeypatch.setattr(run_directory, "write", refuse)
+        claim(tmp_path)
+        with pytest.raises(kind, match=f"cannot write to --workdir={tmp_path}: {os.strerror(number)}"):
+            claim(tmp_path, log__every=3)
+    assert loop.train(run, tmp_path, stop=loops.Asked(), say=lambda line: None, trust=(loops.ME,)).finished
