@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from test_decode import encoded
 from test_planes import encode, scene
 
 from videomae_jax import __main__ as command_line
@@ -72,6 +73,19 @@ def test_the_usual_loader_reads_the_same_clips(listed: str) -> None:
     assert theirs.shape == (2, 3, 4, 32, 32) and theirs.dtype == np.float32
     expected = (ours / 255 - footage.MEAN) / footage.DEVIATION
     np.testing.assert_allclose(theirs.transpose(0, 2, 3, 4, 1), expected, atol=1e-5)  # float32 against float64
+
+
+def test_the_usual_loader_reads_bytes_and_avi(tmp_path: pathlib.Path) -> None:
+    """The bytes of an address, and frames whose times the container does not store, two B-frames in a row: the pixels of the decoder."""
+    (tmp_path / "a.avi").write_bytes(encoded("mpeg4_avi"))
+    (tmp_path / "b.mp4").write_bytes(encoded("cfr"))
+    index.write(index.build(tmp_path), tmp_path / "index.parquet")
+    source = sources.VideoClips(index=str(tmp_path / "index.parquet"), split="all", frames=4, size=32, sampling=clips.DenseRandom(3))
+    for row in range(2):
+        for seed in range(3):
+            clip = source.clip(row, rng=np.random.default_rng(seed))
+            for video in (clip.video, clip.video.read_bytes()):
+                np.testing.assert_array_equal(footage.UsualLoader(source).window(clip._replace(video=video)), source.decode(clip))
 
 
 def test_the_usual_loader_augments_frame_by_frame(listed: str) -> None:

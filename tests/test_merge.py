@@ -109,17 +109,44 @@ def test_maps_of_classes_in_all_directions(parts: list[pathlib.Path], tmp_path: 
 
 @pytest.mark.parametrize(("name", "video"), [
     # YouTube ids, which may hold hyphens and underscores
-    ("x/-bcdefghij__000001_000011.webm", "-bcdefghij_"), ("abcdefghijk.mp4", "abcdefghijk"), ("a/abcdefghijk.mp4#30", "abcdefghijk"),
+    ("x/-bcdefghij__000001_000011.webm", "-bcdefghij_"), ("a4cdefgHijk.mp4", "a4cdefgHijk"), ("a/a4cdefgHijk.mp4#30", "a4cdefgHijk"),
+    ("abcdefghijk.mp4", "abcdefghijk of 7 bytes"), ("a/subject_one.mp4#30", "subject_one of 7 bytes"),
     ("a/b/abcdefghi-_ 1.mp4", "p/a/b/abcdefghi-_ 1"), ("v_Archery_g01_c01.avi", "p/v_Archery_g01_c01"), ("a/clip_000001.mp4", "p/a/clip_000001"),
     ("001.mp4", "p/001")])
 def test_what_a_name_tells(name: str, video: str) -> None:
     """An id is the video wherever it lies; another name means something with its folder, or where it stands in one folder alone."""
-    rows = [{"part": "p", "name": n, "folder": False} for n in (name, f"other/{pathlib.PurePosixPath(name).name}")]
+    facts = {"folder": False, "status": "ok", "size": 7, "frames": 8, "duration": 1.0}
+    rows = [{"part": "p", "name": n, **facts} for n in (name, f"other/{pathlib.PurePosixPath(name).name}")]
     merge.identify(rows)
     assert rows[0]["video"] == video and (rows[1]["video"] == video) is not video.startswith("p/")
-    alone = [{"part": part, "name": n, "folder": False} for part, n in (("p", name), ("q", f"other/{pathlib.PurePosixPath(name).name}"))]
+    alone = [{"part": part, "name": n, **facts} for part, n in (("p", name), ("q", f"other/{pathlib.PurePosixPath(name).name}"))]
     merge.identify(alone)
-    assert alone[0]["video"] == alone[1]["video"] == video.rpartition("/")[2]
+    counts = merge.COUNTER.fullmatch(video.rpartition("/")[2])
+    assert alone[0]["video"] == alone[1]["video"] == video.rpartition("/")[2].removesuffix(" of 7 bytes") + " of 7 bytes" * bool(counts)
+
+
+@pytest.mark.parametrize(("one", "two"), [("a/001.mp4", "b/001.mp4"), ("a/clip_000001.mp4", "b/clip_000001.mp4"), ("a/v-12.mp4", "b/v-12.mp4")])
+def test_parts_that_count_their_files_alike(one: str, two: str, tmp_path: pathlib.Path) -> None:
+    """Each in one flat folder: the same number is the same video where a second sign says so, the size, or frames and duration where no size is known."""
+    def kept(first: dict[str, Any], second: dict[str, Any]) -> int:
+        paths = [written(tmp_path, "one", [(one, "run", "train", first)]), written(tmp_path, "two", [(two, "run", "train", second)])]
+        return len(merge.merge(paths, aliases={}).table)
+
+    assert kept({"size": 5}, {"size": 6}) == 2 and kept({"size": 5}, {"size": 5}) == 1
+    assert kept({}, {}) == kept({"size": 5}, {}) == 1 and kept({}, {"frames": 9}) == kept({"size": 5}, {"duration": 2.0}) == 2
+    assert kept({"status": "open: x"}, {}) == 2
+
+
+def test_words_of_eleven_letters_are_no_ids(tmp_path: pathlib.Path) -> None:
+    """Views of one subject lie in several folders under one name; those of one size are repeats, and windows of one file stay one video."""
+    rows = [(f"{view}/subject_one.mp4", "run", "train", {"size": size}) for view, size in (("front", 5), ("side", 6), ("back", 5))]
+    held = [("cuts/subject_two.mp4#30", "run", "train", {"frames": 5}), ("cuts/subject_two.mp4#60", "run", "val"),
+            ("more/subject_two.mp4", "run", "train", {"frames": 9})]
+    done = merge.merge([written(tmp_path, "own", rows), written(tmp_path, "held", held)], aliases={})
+    kept = ["own/front/subject_one.mp4", "own/side/subject_one.mp4", "held/cuts/subject_two.mp4#60", "held/more/subject_two.mp4"]
+    assert done.table.column("name").to_pylist() == kept
+    assert done.dropped == {("repeated", "own"): [("own/back/subject_one.mp4", "own/front/subject_one.mp4")],
+                            ("held out elsewhere", "held"): [("held/cuts/subject_two.mp4#30", "held/cuts/subject_two.mp4#60")]}
 
 
 def test_class_folders_that_count_their_clips_from_one(tmp_path: pathlib.Path) -> None:

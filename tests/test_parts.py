@@ -1,6 +1,9 @@
 """Part maps follow the crops of their video: colours of the pixels against the classes of the map."""
 
+import errno
+import os
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,13 +75,35 @@ def disagreement(batch: dict[str, np.ndarray], /, *, reach: int) -> tuple[int, i
     return int((told != maps)[inner].sum()), int(inner.sum())
 
 
-def test_only_the_frames_of_a_clip_are_read(folder: pathlib.Path) -> None:
-    """An .npy is mapped, not read as a whole for every clip; the maps are the same."""
+def test_only_the_frames_of_a_clip_are_read(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Of an .npy of 20 GB (it is sparse), in any order, and of one whose last axis is the slowest; the maps are the same."""
     opened = source(folder, crop=transforms.CentreCrop(), split="test")
-    found = opened.maps(opened.record(0), frames=FRAMES)
-    assert isinstance(found, np.memmap)
-    np.testing.assert_array_equal(found, blocks())
-    assert type(opened.beside(0, rng=np.random.default_rng(0))["parts"]) is np.ndarray
+    for ids in ([0, 1, 2, 3, 4, 5], [4, 4, 1]):
+        np.testing.assert_array_equal(opened.maps(opened.record(0), np.asarray(ids), frames=FRAMES), blocks()[ids])
+    long = np.lib.format.open_memmap(tmp_path / "long.npy", mode="w+", dtype=np.uint8, shape=(2**20, HEIGHT, WIDTH))
+    long[7] = blocks()[1]
+    found = opened.maps({"maps": str(tmp_path / "long.npy")}, np.asarray([7, 6]), frames=2**20)
+    np.testing.assert_array_equal(found, [blocks()[1], np.zeros_like(blocks()[1])])
+    np.save(tmp_path / "turned.npy", np.asfortranarray(blocks()))
+    np.testing.assert_array_equal(opened.maps({"maps": str(tmp_path / "turned.npy")}, np.asarray([5, 2]), frames=FRAMES), blocks()[[5, 2]])
+
+
+def test_maps_that_are_cut_while_they_are_read_are_a_fault(folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an error of the disk is; under a mapping either would end the process by a signal."""
+    opened, path, plain = source(folder), tmp_path / "cut.npy", parts._header
+    np.save(path, blocks())
+
+    def cut(file: Any) -> Any:
+        found = plain(file)
+        os.truncate(path, file.tell() + 4 * HEIGHT * WIDTH)
+        return found
+
+    monkeypatch.setattr(parts, "_header", cut)
+    with pytest.raises(decode.DecodeError, match=r"cut\.npy: short: the file ends within the part map of frame 4"):
+        opened.maps({"maps": str(path)}, np.asarray([3, 4]), frames=FRAMES)
+    monkeypatch.setattr(parts, "_header", lambda file: (_ for _ in ()).throw(OSError(errno.EIO, os.strerror(errno.EIO))))
+    with pytest.raises(decode.DecodeError, match=r"cut\.npy: io: no part maps"):
+        opened.maps({"maps": str(path)}, np.asarray([3]), frames=FRAMES)
 
 
 def test_coarser_maps(folder: pathlib.Path) -> None:
@@ -154,7 +179,10 @@ def test_damaged_maps_are_faults(folder: pathlib.Path, tmp_path: pathlib.Path) -
         (tmp_path / f"{names[-1]}.npz").write_bytes(bytes(flipped))
     for name in names:
         with pytest.raises(decode.DecodeError, match="no part maps"):
-            clipped.maps({"maps": str(tmp_path / f"{name}.npz")}, frames=FRAMES)
+            clipped.maps({"maps": str(tmp_path / f"{name}.npz")}, np.arange(FRAMES), frames=FRAMES)
+    (tmp_path / "text.npy").write_text("parts")
+    with pytest.raises(decode.DecodeError, match="no part maps"):
+        clipped.maps({"maps": str(tmp_path / "text.npy")}, np.arange(FRAMES), frames=FRAMES)
 
 
 def test_other_crops_are_refused(folder: pathlib.Path) -> None:

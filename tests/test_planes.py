@@ -1,5 +1,6 @@
 """Frames as planes: colour and geometry against the RGB frames of the same decoder."""
 
+import dataclasses
 import io
 import pathlib
 
@@ -83,6 +84,23 @@ def test_odd_sizes(size: tuple[int, int]) -> None:
     planes = decode.planes(data, [1])
     assert planes.luma.shape == (1, *size[::-1]) and planes.chroma.shape == (1, 2, -(-size[1] // 2), -(-size[0] // 2))
     assert np.abs(rgb(planes) - decode.decode(data, [1])).mean() < 1
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+@pytest.mark.parametrize("size", [(191, 128), (192, 127)])
+def test_odd_sides_that_are_turned_round(size: tuple[int, int], rotation: int) -> None:
+    """Chroma lies where the pixels of the displayed picture are: as stored where that side keeps its beginning, else made after the rotation."""
+    data = encode(scene(width=size[0], height=size[1]), codec="ffv1")
+    info = decode.probe(data)
+    width, height = size[::-1] if rotation % 180 else size
+    shown = dataclasses.replace(info, rotation=rotation, width=width, height=height)
+    found = decode.planes(data, [1], info=shown)
+    if size[1] % 2 == 0 and rotation == 270:
+        np.testing.assert_array_equal(rgb(found)[0], np.rot90(rgb(decode.planes(data, [1]))[0], 3))
+    else:
+        wanted = decode.planes_of(decode.decode(data, [1], info=shown), cut=(0, 0, width, height))
+        for one, two in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize("cut", [(0, 0, 96, 64), (10, 4, 60, 64), (94, 62, 96, 64), (2, 2, 3, 3)])

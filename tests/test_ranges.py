@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from videomae_jax import optim
-from videomae_jax.data import collisions, faces, shapes, transforms
+from videomae_jax.data import augment, clips, collisions, faces, shapes, spectrogram, transforms
 from videomae_jax.errors import UserError
 
 SCHEDULE = optim.Schedule(base=1e-3)
@@ -26,6 +26,14 @@ SCHEDULE = optim.Schedule(base=1e-3)
     (transforms.MultiScaleCrop, {"scales": (1.0, 1.5)}, r"scales is \(1.0, 1.5\); allowed are 0.01 to 1"),
     (transforms.MultiScaleCrop, {"scales": ()}, "scales are none"),
     (transforms.RandomResizedCrop, {"flip": 2.0}, "flip is 2.0; allowed are 0 to 1"),
+    (augment.AugmentedCrop, {"flip": 2.0}, "flip is 2.0; allowed are 0 to 1"),
+    (augment.AugmentedCrop, {"flip": math.nan}, "flip is nan; allowed are 0 to 1"),
+    (clips.PerSecond, {"rate": math.inf}, "rate is inf; allowed are 0.001 to 1000"),
+    (clips.PerSecond, {"rate": 1e-4}, "rate is 0.0001; allowed are 0.001 to 1000"),
+    (spectrogram.LogMel, {"spread": 0.0}, "LogMel: spread is 0.0; allowed are numbers above 0"),
+    (spectrogram.LogMel, {"spread": math.inf}, "LogMel: spread is inf"),
+    (spectrogram.LogMel, {"floor": 0.0}, "LogMel: floor is 0.0; allowed are numbers above 0"),
+    (spectrogram.LogMel, {"floor": math.nan}, "LogMel: floor is nan"),
     (shapes.Shapes, {"sprites": 0}, "sprites is 0; allowed are 1 to 100"),
     (shapes.Shapes, {"fps": 0}, "fps is 0"),
     (shapes.Shapes, {"speed": (0.03, 0.01)}, r"speed is \(0.03, 0.01\); allowed are numbers that rise"),
@@ -41,6 +49,7 @@ def test_what_lies_outside_is_named(kind: Any, fields: dict[str, Any], message: 
 
 @pytest.mark.parametrize(("kind", "fields"), [
     (optim.Schedule, {"base": 0.0, "minimum": 0.0, "unit": 0}), (optim.AdamW, {"schedule": SCHEDULE, "b1": 0.0, "layer_decay": 1.0}),
+    (clips.PerSecond, {"rate": 0.001}), (clips.PerSecond, {"rate": 1000.0}), (augment.AugmentedCrop, {"flip": 1.0}),
     (transforms.MultiScaleCrop, {"scales": (1.0,), "distort": 0}), (shapes.Shapes, {"speed": (0.0, 0.0)})])
 def test_the_ends_are_allowed(kind: Any, fields: dict[str, Any]) -> None:
     """Each of them is of use: a rate of 0 freezes, and what stands still is a world too."""

@@ -1,6 +1,6 @@
 """The writer of synthetic worlds: files that the real pipeline reads back, the same bytes every time, safe to interrupt."""
 
-import concurrent.futures
+import concurrent.futures.process
 import csv
 import dataclasses
 import hashlib
@@ -216,6 +216,15 @@ def test_a_write_that_fails_is_one_line(tmp_path: pathlib.Path) -> None:
     assert [p.name for p in directory.rglob("*") if p.is_file()] == [synthetic.JOURNAL]
     assert program.main(["synthesize", str(directory), "--family=faces", "--world.size=64", "--world.frames=4", "--train=3", "--val=1", "--test=1"]) == 0
     assert len(index.load(directory / "index.parquet")) == 5
+
+
+def test_a_first_write_that_fails_leaves_no_foreign_folder(tmp_path: pathlib.Path) -> None:
+    """No room even for the journal: what there is of the folder is not taken for somebody else's by the next run."""
+    directory = tmp_path / "world"
+    done = subprocess.run([sys.executable, "-c", LIMITED.format(limit=50, directory=str(directory))], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: cannot write {directory}")
+    assert not list(directory.iterdir())
+    assert program.main(["synthesize", str(directory), "--family=faces", "--world.size=64", "--world.frames=4", "--train=3", "--val=1", "--test=1"]) == 0
 
 
 def test_unwritable_places_and_lost_workers_are_one_line(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

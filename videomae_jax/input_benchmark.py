@@ -185,7 +185,7 @@ def rates(laps: Mapping[str, list[Lap]], /, *, name: str, clips: int) -> list[fl
 
 
 def measure(raw: sources.VideoClips, short: sources.VideoClips | None, settings: Settings, /, *, say: Callable[[str], None]) -> dict[str, Any]:
-    """All laps in turns: {"laps", "rss_growth_mb", "device_ms"} for an index of video files and a packed one."""
+    """All laps in turns: {"laps", "rss_growth_mb"} for an index of video files and a packed one."""
     runs: dict[str, Callable[[int], None]] = {}
     devices = {}
     for name, source in (("raw", raw), ("packed", short)):

@@ -59,7 +59,7 @@ def merge(argv: list[str], /) -> int:
     parser.add_argument("--aliases", default=None, metavar="FILE.json", help='further names of one class: {"name": "name that it is merged into"}, as in '
                         "V2's k710_identical_label_merge.json")
     parser.add_argument("--verify", action="store_true", help="also compare the bytes of files of equal size; without it a video is known by its "
-                        "YouTube id, else by its name")
+                        "YouTube id, else by its name, and one that merely counts (001) by its size as well")
     options = parser.parse_args(argv)
     from videomae_jax.data.merge import merged
 

@@ -198,7 +198,7 @@ class AugmentedCrop:
     flip: float = 0.5
 
     def __post_init__(self) -> None:
-        transforms.RandomResizedCrop(area=self.area, ratio=self.ratio)  # the same limits
+        transforms.RandomResizedCrop(area=self.area, ratio=self.ratio, flip=self.flip)  # the same limits
 
     def __call__(self, video: np.ndarray, /, *, size: int, rng: np.random.Generator) -> np.ndarray:
         """u8 [T H W 3] -> u8 [T size size 3]."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, allow
 
 
 def strided(frames: int, /, *, start: int, clip: int, stride: int) -> np.ndarray:
@@ -224,8 +224,7 @@ class PerSecond:
 
     def __post_init__(self) -> None:
         _check(self)
-        if not self.rate > 0:
-            raise UserError(f"PerSecond: rate is {self.rate}; allowed are numbers above 0")
+        allow(self, rate=(0.001, 1000))
 
 
 @dataclasses.dataclass(frozen=True)

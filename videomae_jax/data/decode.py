@@ -5,6 +5,7 @@ variable frame rates, B-frames, edit lists and files without a frame count are r
 parallelism comes from the loader. Containers live only inside a call.
 """
 
+import contextlib
 import dataclasses
 import errno
 import io
@@ -19,7 +20,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from videomae_jax.data import planar
+from videomae_jax.data import local_file, planar
 
 STAGES = ("open", "stream", "index", "seek", "decode", "short", "timestamps", "timeout", "io")
 PASSING = ("timeout", "io")  # stages of failures that are not the file's, and need not repeat
@@ -173,7 +174,7 @@ def planes(source: Video, ids: Sequence[int] | np.ndarray, /, *, info: VideoInfo
 
     `cut` (left, top, right, bottom), left and top even, is the part of the displayed picture that is wanted. With the
     chroma repeated, `colour` gives the pixels of `decode` but for the rounding of its converter, whose mean it includes.
-    Pictures of other formats (4:4:4, 10 bits, an odd number of rows) become RGB as there and then 4:2:0: they lose the
+    Pictures of other formats (4:4:4, 10 bits, an odd number of rows, or of columns that are turned round) become RGB as there and then 4:2:0: they lose the
     finer chroma.
     """
     info = info or probe(source, timeout=timeout)
@@ -240,25 +241,37 @@ TITLES = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 1
 
 
 class _Call:
-    """One access to a source: its name for errors and its deadline."""
+    """One access to a source: its name for errors, its deadline, and `failed`, what ended the reading of a file."""
 
     def __init__(self, source: Video, timeout: float, /) -> None:
         self.source, self.timeout, self.end = source, timeout, time.monotonic() + timeout
+        self.failed: DecodeError | None = None
 
     def fail(self, stage: str, cause: str, /) -> None:
         """Raises DecodeError."""
-        raise DecodeError(name(self.source), stage, cause)
+        raise self.failed or DecodeError(name(self.source), stage, cause)
 
-    def open(self) -> Any:
-        """A container, to be closed by its `with`."""
-        file = io.BytesIO(self.source) if isinstance(self.source, bytes) else os.fspath(self.source)
-        try:
-            return av.open(file, timeout=None if math.isinf(self.timeout) else self.timeout, **TITLES)
-        except (av.FFmpegError, OSError, ValueError) as error:
-            raise self.error("open", error) from error
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Any]:
+        """A container for a `with`, whose end raises what ended the reading and was taken for the end of the file."""
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(io.BytesIO(self.source) if isinstance(self.source, bytes) else local_file.LocalFile(os.fspath(self.source), self))
+                container = stack.enter_context(av.open(file, timeout=None if math.isinf(self.timeout) else self.timeout, **TITLES))
+            except (av.FFmpegError, OSError, ValueError) as error:
+                raise self.error("open", error) from error
+            yield container
+        if self.failed:
+            raise self.failed
+
+    def late(self) -> DecodeError:
+        """The error for what is not done in time."""
+        return DecodeError(name(self.source), "timeout", f"not done after {self.timeout:g} s")
 
     def error(self, stage: str, error: BaseException, /) -> DecodeError:
-        """A DecodeError from what FFmpeg raised."""
+        """A DecodeError from what FFmpeg or the file system raised."""
+        if self.failed or isinstance(error, av.error.ExitError):
+            return self.failed or self.late()
         cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return DecodeError(name(self.source), stage if isinstance(self.source, bytes) else stage_of(error, stage), cause.splitlines()[0])
 
@@ -277,7 +290,7 @@ class _Call:
         iterator = container.demux(stream)
         while True:
             if time.monotonic() > self.end:
-                self.fail("timeout", f"not done after {self.timeout:g} s")
+                raise self.failed or self.late()
             try:
                 packet = next(iterator, None)
             except av.FFmpegError as error:

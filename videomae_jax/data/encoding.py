@@ -42,7 +42,10 @@ def shrink(video: np.ndarray, /, *, width: int, height: int) -> np.ndarray:
 
 def compare(video: np.ndarray, blob: bytes, /, *, facts: dict[str, Any], name: str) -> float:
     """PSNR in dB of an encoded window. Raises RuntimeError where it has other frames or times than it should have."""
-    found = index.describe(blob)
+    try:
+        found = index.describe(blob)
+    except decode.DecodeError as error:
+        raise RuntimeError(f"{name}: the packed clip cannot be read again: {error.stage}: {error.cause}") from error
     wrong = {k: (found.get(k), v) for k, v in facts.items() if found.get(k) != v}
     if wrong:
         raise RuntimeError(f"{name}: the packed clip differs from what its index would say: {wrong}")

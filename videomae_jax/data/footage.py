@@ -118,11 +118,15 @@ class UsualLoader:
     def window(self, clip: sources.Clip, /) -> np.ndarray:
         """u8 [T H W 3]."""
         first, last, found = int(clip.info.pts[clip.ids.min()]), int(clip.info.pts[clip.ids.max()]), {}
-        with av.open(str(clip.video)) as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            container.seek(first, stream=stream)
-            for frame in container.decode(stream):
+        call = decode._Call(clip.video, decode.TIMEOUT)
+        with call.open() as container:
+            stream = call.stream(container)
+            if container.format.name == decode.UNTIMED:  # whose frames the index numbers otherwise than PyAV
+                frames = call.seek(container, stream, first)
+            else:
+                container.seek(first, stream=stream)
+                frames = container.decode(stream)
+            for frame in frames:
                 if frame.pts >= first:
                     found[frame.pts] = frame.to_ndarray(format="rgb24")
                 if frame.pts >= last:

@@ -63,22 +63,19 @@ def find(directory: pathlib.Path, /, *, suffixes: Sequence[str] = SUFFIXES) -> l
 
 
 def describe(video: decode.Video, /, *, verify: bool = False) -> dict[str, Any]:
-    """Columns of one video; `status` is "ok" or "stage: cause". `verify` decodes every frame.
-
-    Bytes have no `size` and `mtime`.
-    """
-    try:
-        info = decode.probe(video)
-        if verify and (count := decode.count(video)) != info.frames:
-            raise decode.DecodeError(decode.name(video), "decode", f"{count} of {info.frames} frames can be decoded")
-        return columns.of(info) | ({} if isinstance(video, bytes) else written(video))
-    except decode.DecodeError as error:
-        return {"status": f"{error.stage}: {error.cause}"}
+    """Columns of one readable video; `verify` decodes every frame. Bytes have no `size` and `mtime`. Raises DecodeError."""
+    info = decode.probe(video)
+    if verify and (count := decode.count(video)) != info.frames:
+        raise decode.DecodeError(decode.name(video), "decode", f"{count} of {info.frames} frames can be decoded")
+    return columns.of(info) | ({} if isinstance(video, bytes) else written(video))
 
 
 def written(path: str, /) -> dict[str, Any]:
-    """Size and time of the last change of a file."""
-    found = os.stat(path)
+    """Size and time of the last change of a file. Raises DecodeError."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise decode.DecodeError(os.fspath(path), decode.stage_of(error, "open"), error.strerror or str(error)) from error
     return {"size": found.st_size, "mtime": int(found.st_mtime)}
 
 
@@ -97,7 +94,10 @@ class Job:
 
 
 def describe_job(job: Job, /) -> dict[str, Any]:
-    """`describe` for whatever a job is; a read without an answer ends after twice the time that a file may take."""
+    """`describe` for whatever a job is; `status` is "ok", or "stage: cause" of what cannot be read, after further tries where it may pass.
+
+    A read without an answer ends after twice the time that a file may take.
+    """
     try:
         if job.verify and not remote.is_remote(job.path):  # what hangs does so at once, while decoding all of a film takes its time
             deadline.call(lambda: _describe(dataclasses.replace(job, verify=False)), seconds=2 * decode.TIMEOUT, name=lambda: job.path)
@@ -234,17 +234,25 @@ def draw_splits(rows: list[dict[str, Any]], /, *, val_fraction: float) -> None:
 
 
 def scan(jobs: Sequence[Job], /, *, workers: int, say: Callable[[str], None] = lambda line: None) -> Iterator[dict[str, Any]]:
-    """`describe_job` of every job, in order, over `workers` spawned processes where there are many; `say` hears of the progress."""
+    """`describe_job` of every job, in order, over `workers` spawned processes where there are many; `say` hears of the progress.
+
+    Raises UserError that names the first video without an answer where one of them is killed.
+    """
     told = time.monotonic()
     with contextlib.ExitStack() as stack:
         found: Iterator[dict[str, Any]] = map(describe_job, jobs)
         if workers > 1 and len(jobs) > PARALLEL:
             pool = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")))
             found = pool.map(describe_job, jobs, chunksize=8)
-        for number, facts in enumerate(found):
+        for number, job in enumerate(jobs):
             if time.monotonic() - told > PATIENCE:
                 told = time.monotonic()
                 say(f"{number} of {len(jobs)} videos read")
+            try:
+                facts = next(found)
+            except concurrent.futures.BrokenExecutor as error:
+                raise UserError(f"a process that read {job.path} or one of the next videos was killed (memory, or a video that ends its decoder); allowed are "
+                                "fewer --workers, and a folder without that video") from error
             yield facts
 
 

@@ -21,6 +21,8 @@ from videomae_jax.errors import UserError
 
 KINETICS = re.compile(r"(?P<video>[\w-]{11})_\d{6}_\d{6}")  # YouTube id, first and last second
 YOUTUBE = re.compile(r"(?![A-Za-z_-]*\d[\d_-]{2,}$)[\w-]{11}")  # an id alone; clip_000001 is none
+RANDOM = re.compile(r"(?=.*\d[A-Za-z])(?=.*[a-z][A-Z]).*")  # an id that no word is; subject_one and Patient07_A may be of anybody
+COUNTER = re.compile(r"[A-Za-z_-]*\d[\d_-]*")
 WINDOW = re.compile(r"(?P<video>.*)#(?P<start>\d+)")  # a further window of a listed path (`lists.build`)
 NUMBER = re.compile(r"[0-9]+")  # a label of an official list
 UNKNOWN = "-1"  # what such a list writes where there is no label
@@ -103,10 +105,10 @@ def _rows(part: str, path: pathlib.Path, /) -> list[dict[str, Any]]:
     table, home = index.load(path), path.resolve().parent
     if index.PACKED in table.schema.names:
         raise UserError(f"index {path} is of packed clips; allowed are indexes of videos: merge those that were packed, and pack what comes out")
-    columns = {c: table.column(c).to_pylist() for c in ("path", "name", "label", "split", "status", "template")}
+    columns = {c: table.column(c).to_pylist() for c in ("path", "name", "label", "split", "status", "template", "size", "frames", "duration")}
     return [{"part": part, "number": i, "name": name, "called": f"{part}/{name}", "label": label, "split": split, "status": status, "folder": bool(template),
-             "path": file if remote.is_remote(file) else home / file}
-            for i, (file, name, label, split, status, template) in enumerate(zip(*columns.values(), strict=True))]
+             "path": file if remote.is_remote(file) else home / file, "size": size, "frames": frames, "duration": duration}
+            for i, (file, name, label, split, status, template, size, frames, duration) in enumerate(zip(*columns.values(), strict=True))]
 
 
 def identify(rows: Iterable[dict[str, Any]], /) -> None:
@@ -114,9 +116,10 @@ def identify(rows: Iterable[dict[str, Any]], /) -> None:
 
     A YouTube id, with or without the seconds of Kinetics, is the video, whatever folder, seconds and part. Other files are told apart by
     folder and name without suffix within a part (walk/001.mp4 is not run/001.mp4); between parts those of one name are one video
-    where no part has that name in several folders.
+    where no part has that name in several folders. Names that merely count (clip_001), and those in several folders that may be an id
+    or a word (subject_one), need a second sign: the size, or where that is not known of all of them frames and duration.
     """
-    rows, places = list(rows), collections.defaultdict(lambda: collections.defaultdict(set))
+    rows, places, doubtful = list(rows), collections.defaultdict(lambda: collections.defaultdict(set)), collections.defaultdict(list)
     for row in rows:
         window = WINDOW.fullmatch(row["name"])
         path = pathlib.PurePosixPath(window["video"] if window else row["name"])
@@ -126,10 +129,26 @@ def identify(rows: Iterable[dict[str, Any]], /) -> None:
     for row in rows:
         name = pathlib.PurePosixPath(row["video"]).name
         found = KINETICS.fullmatch(name)
-        if found or YOUTUBE.fullmatch(name) or all(len(several) == 1 for several in places[name].values()):
+        alone, code = all(len(several) == 1 for several in places[name].values()), YOUTUBE.fullmatch(name)
+        if found or (code and RANDOM.fullmatch(name)) or (alone and not COUNTER.fullmatch(name)):
             row["video"] = found["video"] if found else name
-        else:
-            row["video"] = f"{row['part']}/{row['video']}"
+            continue
+        row["video"] = f"{row['part']}/{row['video']}"
+        if alone or code:
+            doubtful[name].append(row)
+    for name, several in doubtful.items():
+        _compare(name, several)
+
+
+def _compare(name: str, rows: Sequence[dict[str, Any]], /) -> None:
+    """Fills in place `video` of rows of one name: one for those with the same sign, and for the windows of one file, which were one before."""
+    readable = [row for row in rows if row["status"] == "ok"]
+    sized, signs = all(row["size"] is not None for row in readable), {}
+    for row in readable:
+        sign = f"{name} of {row['size']} bytes" if sized else f"{name} of {row['frames']} frames, {row['duration']} s"
+        signs.setdefault(row["video"], sign)
+    for row in rows:
+        row["video"] = signs.get(row["video"], row["video"])
 
 
 def _labels(rows: Iterable[Mapping[str, Any]], /, *, names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:

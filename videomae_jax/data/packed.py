@@ -73,21 +73,35 @@ def _inside(sampling: Any, settings: packing.Settings, /) -> clips.Spaced | clip
 
 @functools.lru_cache(maxsize=OPEN)
 def _reader(path: str, /) -> Any:
-    """An open shard of this process; one that is dropped from the cache closes when its last read is done."""
-    return array_record.ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=2**15)
+    """An open shard of this process; one that is dropped from the cache closes when its last read is done.
+
+    Raises OSError for a file that cannot be read, and EOFError for one without a record: the reader itself takes the first for the second.
+    """
+    with open(path, "rb") as file:
+        file.read(1)
+    for _ in range(2):
+        reader = array_record.ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=2**15)
+        if reader.num_records():
+            return reader
+    raise EOFError("the shard holds 0 records")
 
 
 def record(shard: pathlib.Path, place: int, /, *, name: str) -> bytes:
     """A record of an ArrayRecord file. Raises DecodeError for a missing, cut or damaged file, each record of which has a checksum."""
     called = f"{shard}[{place}] {name}"
     try:
-        os.stat(shard)  # the reader itself reports a missing file as an empty one
         reader = _reader(os.fspath(shard))
         if place >= reader.num_records():
-            raise decode.DecodeError(called, "short", f"the shard holds {reader.num_records()} records")
+            raise EOFError(f"the shard holds {reader.num_records()} records")
         return reader.read([place])[0]
-    except (OSError, RuntimeError) as error:
-        raise decode.DecodeError(called, decode.stage_of(error, "open"), str(error).splitlines()[0]) from error
+    except EOFError as error:
+        raise decode.DecodeError(called, "short", str(error)) from error
+    except OSError as error:
+        raise decode.DecodeError(called, decode.stage_of(error, "open"), str(error)) from error
+    except RuntimeError as error:  # of the reader, which tells of an error of the file system by its text alone
+        cause = str(error).splitlines()[0]
+        passing = any(os.strerror(number) in cause for number in decode.TRANSIENT)
+        raise decode.DecodeError(called, "io" if passing else "open", cause) from error
 
 
 def fetch(shard: pathlib.Path, place: int, /, *, name: str) -> list[bytes]:

@@ -28,12 +28,13 @@ import numpy as np
 import pyarrow as pa
 from array_record.python import array_record_module as array_record
 
-from videomae_jax.data import clips, columns, decode, encoding, frame_folders, index, sources
+from videomae_jax.data import clips, columns, deadline, decode, encoding, frame_folders, index, sources
 from videomae_jax.errors import UserError
 
 MAGIC = b"VMJ1"
 HEAD = struct.Struct("<4sII")  # MAGIC, number of windows, bytes of the json; then one u32 a window: its bytes
 VIDEOS_PER_SHARD = 1000  # what a killed process loses at most: minutes
+TIMEOUT = 600.0  # seconds that reading a video may take: nobody waits for a batch, and what is left out is left out for good
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
 RATES = (0.01, 1000.0)  # frames a second
 SETTINGS, MANIFEST = "pack.json", "manifest.json"
@@ -117,14 +118,20 @@ class Packed(NamedTuple):
 
 
 def pack_row(source: sources.VideoClips, row: int, /, *, version: int, settings: Settings) -> Packed:
-    """The record of a row of a source; every window is decoded again and compared with what went in."""
+    """The record of a row of a source; every window is decoded again and compared with what went in.
+
+    Raises UserError where reading it fails for a reason that may pass, after further tries.
+    """
     record = source.record(row)
     try:
         info, settings = columns.info(record), settings.of(record)
         facts, digest = settings.facts(record), hashlib.sha256(f"{settings.seed}/{version}/{record['name']}".encode()).digest()
         chosen = settings.ids(info, rng=np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little"))))
-        frames = source.decode(sources.Clip(source.locate(record), np.concatenate(chosen), info, -1))
+        frames = deadline.call(lambda: source.decode(sources.Clip(source.locate(record), np.concatenate(chosen), info, -1)), seconds=TIMEOUT,
+                               name=lambda: record["name"])
     except decode.DecodeError as error:
+        if error.stage in decode.PASSING:
+            raise UserError(f"{error}; a video is not left out for what may pass, so the packing ends here: the same command goes on") from error
         return Packed(HEAD.pack(MAGIC, 0, 0), 0, 0.0, f"{error.stage}: {error.cause}")
     frames = encoding.shrink(frames, width=facts["width"], height=facts["height"])
     fps, blobs, levels = Fraction(facts["fps_num"], facts["fps_den"]), [], []
@@ -200,7 +207,7 @@ class Plan:
 
 def planned(path: str, folder: pathlib.Path, /, *, settings: Settings, shards: int = 0, versions: int = 1) -> Plan:
     """The plan for an index; `shards` 0 is one for every VIDEOS_PER_SHARD. Raises UserError for an index that cannot be packed."""
-    source = frame_folders.FrameClips(index=path, split="all")
+    source = frame_folders.FrameClips(index=path, split="all", timeout=TIMEOUT)
     if shards > len(source):
         raise UserError(f"{shards} shards of {len(source)} readable videos; allowed are 1 to {len(source)}, and 0 for one every {VIDEOS_PER_SHARD}")
     return Plan(folder, source, settings, shards or -(-len(source) // VIDEOS_PER_SHARD), versions)
@@ -318,7 +325,11 @@ def pack(plan: Plan, /, *, part: int = 0, parts: int = 1, workers: int = 1, veri
                 continue
             if manifest:
                 say(f"v{version}/{shard:05} is damaged and packed anew")
-            manifest = write_shard(plan, version, shard, run(_task, [(version, row) for row in plan.range(shard)]))
+            try:
+                manifest = write_shard(plan, version, shard, run(_task, [(version, row) for row in plan.range(shard)]))
+            except concurrent.futures.BrokenExecutor as error:
+                raise UserError(f"a process that packed v{version}/{shard:05} of {plan.folder} was killed (memory, or a video that ends its decoder); the same "
+                                "command goes on, with fewer --workers") from error
             say(f"v{version}/{shard:05}: {manifest['clips']} clips, {manifest['bytes'] / 1e6:.1f} MB, PSNR {manifest['psnr']} dB, {len(manifest['failed'])} failed")
     return finished(plan)
 

@@ -57,6 +57,9 @@ class LogMel:
             raise UserError(f"LogMel: window is {self.window}; allowed are 2 to fft = {self.fft}")
         if not 0 <= self.low < self.high <= self.rate / 2:
             raise UserError(f"LogMel: low {self.low} and high {self.high}; allowed is 0 <= low < high <= rate / 2 = {self.rate / 2:g}")
+        for field in ("spread", "floor"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise UserError(f"LogMel: {field} is {getattr(self, field)}; allowed are numbers above 0")
 
     def frames(self, samples: int, /) -> int:
         """Windows of a sound of `samples` samples."""

@@ -195,8 +195,7 @@ def write(directory: pathlib.Path, plan: Plan, /, *, workers: int = 1) -> bool:
         if finished(directory, plan):
             sys.stderr.write(f"{directory} is complete already\n")
             return False
-        for name in ("videos", "lists", *(("truth",) if plan.truth else ()), *(("audio",) if plan.truth and hasattr(plan.world, "audio_rate") else ())):
-            (directory / name).mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         tables(directory, journalled(directory, plan, workers=workers))
         replace(directory / "world.json", text_of(plan.card()).encode())
         (directory / JOURNAL).unlink()
@@ -244,7 +243,10 @@ def journalled(directory: pathlib.Path, plan: Plan, /, *, workers: int) -> list[
     rows = kept(path, plan) if path.exists() else {}
     if rows:
         sys.stderr.write(f"{directory}: {len(rows)} of {len(clips)} videos are there already\n")
+    # First of all: it is by the journal that a folder is known to be of a world.
     replace(path, "".join(json.dumps(line) + "\n" for line in (plan.card(), *rows.values())).encode())
+    for name in ("videos", "lists", *(("truth",) if plan.truth else ()), *(("audio",) if plan.truth and hasattr(plan.world, "audio_rate") else ())):
+        (directory / name).mkdir(exist_ok=True)
     jobs, there, start = [(directory, plan, clip) for clip in clips if clip[0] not in rows], len(rows), time.monotonic()
     with path.open("a") as journal:
         for row in made(jobs, workers=workers):
