@@ -43,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.total = "1500"
     config.evaluators.appearance.every = "25%"  # for the curve
     config.evidence = spec(
-        Suite, protocol=PROTOCOL, seeds=3, report=("reconstruction", "motion"), costs=("v1", "dual", "dual_75"), curve="appearance/trained",
+        Suite, protocol=PROTOCOL, seeds=3, report=("appearance", "reconstruction", "motion"), costs=("v1", "dual", "dual_75"), curve="appearance/trained",
         arms=(Arm("v1", (("objective.decoder_mask", masking.Hidden()),), seeds=5), Arm("dual", seeds=5),
               Arm("dual_25", (("objective.decoder_mask", masking.RunningCell(ratio=0.25)),)),
               Arm("dual_75", (("objective.decoder_mask", masking.RunningCell(ratio=0.75)),)),
