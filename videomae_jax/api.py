@@ -232,7 +232,7 @@ class Model:
     @functools.cached_property
     def _classify(self) -> Any:
         def fn(params: Params, extra: Extra, batch: Any) -> Any:
-            return self.objective.probabilities(self.objective.predict(params, extra, batch, jax.random.key(0)).logits)
+            return self.objective.class_probabilities(self.objective.predict(params, extra, batch, jax.random.key(0)).logits)
         return self._program(fn)
 
 

@@ -74,7 +74,7 @@ def program(model: Model, structure: Any, /, *, what: str, layer: int) -> Any:
         params, extra = jax.tree.unflatten(structure, weights)
         batch = {k: jnp.broadcast_to(v, (video.shape[0], *v.shape[1:])) for k, v in fields.items()} | {"video": video}
         if what == "classes":
-            return {"probabilities": model.objective.probabilities(model.objective.predict(params, extra, batch, jax.random.key(0)).logits)}
+            return {"probabilities": model.objective.class_probabilities(model.objective.predict(params, extra, batch, jax.random.key(0)).logits)}
         found = model.objective.represent(params, extra, batch, inputs=("video",), layer=layer)["video"]
         return {"tokens": found.tokens, "pooled": found.pooled}
     return serve

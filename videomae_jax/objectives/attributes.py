@@ -49,7 +49,7 @@ class Attributes(Classify):
             raise UserError(f"the head has {self.head.classes} classes and a clip {answers.shape[-1]} attributes; set --config.objective.head.classes={answers.shape[-1]}")
         return {"target": (answers > 0).astype(jnp.float32), "weight": ((answers >= 0) & batch["valid"][:, None]).astype(jnp.float32)}
 
-    def probabilities(self, logits: Array, /) -> Array:
+    def class_probabilities(self, logits: Array, /) -> Array:
         """f32 [B A]: that of a yes to every attribute, each for itself."""
         return jax.nn.sigmoid(logits.astype(jnp.float32))
 

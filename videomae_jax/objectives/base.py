@@ -193,7 +193,7 @@ class Objective:
         """Predictions for evaluators and pictures."""
         raise NotImplementedError
 
-    def probabilities(self, logits: Array, /) -> Array:
+    def class_probabilities(self, logits: Array, /) -> Array:
         """f32 [B C] of the `logits` [B C] that `predict` gives: one class of C is right."""
         return jax.nn.softmax(logits.astype(jnp.float32), -1)
 
