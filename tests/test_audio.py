@@ -218,8 +218,8 @@ def test_windows_of_real_files_agree_with_the_whole(name: str, real_videos: path
 def test_a_long_file_is_entered_by_seeking(real_videos: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A window at 50 s decodes two seconds, not fifty; where the cut file ends, the error says so."""
     path, decoded = real_videos / "instruction_7min.mp4", []
-    frames = decode._Call.frames
-    monkeypatch.setattr(decode._Call, "frames", lambda self, packet: decoded.append(packet) or frames(self, packet))
+    frames = decode.Call.frames
+    monkeypatch.setattr(decode.Call, "frames", lambda self, packet: decoded.append(packet) or frames(self, packet))
     got = audio.decode_audio(path, start=50.0, duration=1.0, rate=RATE)
     assert got.valid.all() and got.samples.std() > 0.01 and len(decoded) < 3 * 44100 / 1024
     with pytest.raises(decode.DecodeError, match="short: the header announces sound up to 421"):

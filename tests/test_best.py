@@ -53,3 +53,14 @@ def test_a_save_of_the_best_that_fails_ends_nothing(tmp_path: pathlib.Path, monk
     full.clear()
     assert best.load(context(tmp_path, step=5))[0] == 3
     assert best.keep(context(tmp_path, step=5), 0.6, metric="top1") == 0.6 and best.load(context(tmp_path, step=5))[0] == 5
+
+
+def test_damaged_best_weights_make_room(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are told of and moved away: they end no training, and every start after them too."""
+    assert best.keep(context(tmp_path, step=3), 0.5, metric="top1") == 0.5
+    found = next((tmp_path / "best").rglob("meta/metadata"))
+    found.write_text(found.read_text().replace("0.5", "0.9"))
+    assert best.keep(context(tmp_path, step=4), 0.4, metric="top1") == 0.4
+    said = capsys.readouterr().err
+    assert f"checkpoint 3 in {tmp_path / 'best'} is damaged" in said and f"damaged checkpoints 3 now lie in {tmp_path / 'best_damaged'}" in said
+    assert best.load(context(tmp_path, step=5))[0] == 4 and (tmp_path / "best_damaged" / "00000003").is_dir()

@@ -130,8 +130,8 @@ def test_presentation_times_of_a_variable_rate() -> None:
 def test_seeks_to_the_key_frame(constant: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last frame costs one group of pictures, not the whole file, and distant frames are sought apart."""
     seen: list[int] = []
-    plain = decode._Call.frames
-    monkeypatch.setattr(decode._Call, "frames", lambda self, *a: [seen.append(f.pts) or f for f in plain(self, *a)])
+    plain = decode.Call.frames
+    monkeypatch.setattr(decode.Call, "frames", lambda self, *a: [seen.append(f.pts) or f for f in plain(self, *a)])
     info = decode.probe(constant)
     for ids, most in (([119], 31), ([2, 119], 45), ([0, 60], 10)):
         seen.clear()
@@ -142,8 +142,8 @@ def test_seeks_to_the_key_frame(constant: bytes, monkeypatch: pytest.MonkeyPatch
 def test_nothing_is_decoded_behind_the_last_frame(constant: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first picture costs its own packet, though the decoder holds it back for B-frames; a second seek finds the decoder usable."""
     sent: list[int] = []
-    plain = decode._Call.frames
-    monkeypatch.setattr(decode._Call, "frames", lambda self, packet, *a: sent.append(packet is not None and packet.pts) or plain(self, packet, *a))
+    plain = decode.Call.frames
+    monkeypatch.setattr(decode.Call, "frames", lambda self, packet, *a: sent.append(packet is not None and packet.pts) or plain(self, packet, *a))
     info = decode.probe(constant)
     sent.clear()
     assert [spelt(p) for p in decode.decode(constant, [0], info=info)] == [0]
@@ -174,14 +174,14 @@ def test_one_thread_and_a_closed_container(constant: bytes, tmp_path: pathlib.Pa
         return opened[-1]
 
     monkeypatch.setattr(av, "open", watched)
-    frames = decode._Call.frames
+    frames = decode.Call.frames
 
-    def counted(self: decode._Call, packet: object, *stream: object) -> object:
+    def counted(self: decode.Call, packet: object, *stream: object) -> object:
         context = (packet.stream if packet else stream[0]).codec_context
         threads.append((context.thread_count, context.thread_type.name))
         return frames(self, packet, *stream)
 
-    monkeypatch.setattr(decode._Call, "frames", counted)
+    monkeypatch.setattr(decode.Call, "frames", counted)
     info = decode.probe(path)
     decode.decode(path, [5], info=info)
     with pytest.raises(decode.DecodeError):
@@ -307,8 +307,8 @@ def test_concealed_damage_is_not_passed_on(constant: bytes, monkeypatch: pytest.
         def __getattr__(self, name: str) -> object:
             return getattr(self.frame, name)
 
-    info, plain = decode.probe(constant), decode._Call.frames
-    monkeypatch.setattr(decode._Call, "frames", lambda self, *a: [Marked(f, f.pts == info.pts[40]) for f in plain(self, *a)])
+    info, plain = decode.probe(constant), decode.Call.frames
+    monkeypatch.setattr(decode.Call, "frames", lambda self, *a: [Marked(f, f.pts == info.pts[40]) for f in plain(self, *a)])
     monkeypatch.setattr(decode, "_picture", lambda frame, info, converter: np.full((HEIGHT, WIDTH, 3), 7, np.uint8))
     monkeypatch.setattr(decode, "SKIPPING", ())
     for number, good in ((39, True), (40, False), (50, False), (60, True), (119, True)):

@@ -214,6 +214,20 @@ class Checkpointer:
             raise DamagedError(wrong or f"checkpoint {step} in {self.directory} is damaged: {found}", agreed=True)
         return meta
 
+    def newest(self, *, repair: bool) -> tuple[int, dict[str, Any]] | None:
+        """The newest step whose metadata can be read, with them, or None. Damaged ones are reported, and with `repair` moved away."""
+        damaged, found = [], None
+        for step in reversed(self.candidates()):
+            try:
+                found = step, self._agreed_meta(step)
+                break
+            except DamagedError as error:
+                self._warn(str(error))
+                damaged.append(step)
+        if repair:
+            self._set_aside(damaged, "damaged")
+        return found
+
     def restore(self, step: int, abstract: TrainState, /, *, rng: jax.Array, items: Sequence[str] = ITEMS) -> Restored:
         """The state of `step`, placed as `abstract` (shapes with shardings) says: any mesh, whatever the saved one was.
 

@@ -2,7 +2,6 @@
 
 import html
 import pathlib
-import re
 from collections.abc import Sequence
 
 from videomae_jax import config as configs
@@ -96,9 +95,7 @@ def caveats(runs: Sequence[Record], /) -> str:
         lines.append(f"The runs are {runs[0].total:,} and {runs[1].total:,} steps long, so their learning rates differ at the same step.")
     if not all(record.finished for record in runs):
         lines.append("Not both runs are finished.")
-    others = [key for key in (line.partition(": ")[0] for line in found["free"])
-              if key.startswith(("evaluators.", "eval_data.")) and not re.fullmatch(reference.SCHEDULING, key)]
-    if others:
+    if others := reference.remeasured(runs[0].config, runs[1].config):
         lines.append(f"They are measured otherwise ({', '.join(others)}): results of those evaluators do not compare.")
     if len({(record.config.seed, record.total) for record in runs}) == 1 and not any(found[k] for k in ("fork", "never", "extend")) and not others:
         lines.append("Seed and settings are equal: a difference is one of machines or code.")

@@ -47,9 +47,14 @@ class Curve:
 
     def same_protocol(self, config: Any, /) -> set[str]:
         """The evaluators of `config` that measure as this curve's did: their own settings and the held-out clips agree."""
-        keys = [line.partition(": ")[0] for line in configs.compare(self.config, config)["free"]]
-        changed = [key for key in keys if not re.fullmatch(SCHEDULING, key)]
+        changed = remeasured(self.config, config)
         return {group for group in config.evaluators if not any(key.startswith((f"evaluators.{group}.", "eval_data.")) for key in changed)}
+
+
+def remeasured(first: Any, second: Any, /) -> list[str]:
+    """Fields of evaluators and of the held-out clips that differ between two configs and change what is measured, not only when."""
+    keys = [line.partition(": ")[0] for line in configs.compare(first, second)["free"]]
+    return [key for key in keys if key.startswith(("evaluators.", "eval_data.")) and not re.fullmatch(SCHEDULING, key)]
 
 
 def read(path: pathlib.Path, /) -> Curve:

@@ -44,7 +44,7 @@ def decode_audio(source: Video, /, *, start: float, duration: float, rate: int, 
     """
     if rate < 1 or not 0 <= duration < math.inf or not math.isfinite(start):
         raise UserError(f"{duration} s from {start} s at {rate} samples/s; allowed are a finite start, a duration >= 0 and a rate >= 1")
-    call, count = decode._Call(source, timeout), round(duration * rate)
+    call, count = decode.Call(source, timeout), round(duration * rate)
     origin, end = Fraction(start) - Fraction(MARGIN, rate), Fraction(start) + Fraction(count + MARGIN, rate)
     with call.open() as container:
         stream = _stream(call, container)

@@ -11,6 +11,8 @@ import numpy as np
 
 from videomae_jax.errors import UserError, allow
 
+RATES = (0.01, 1000.0)  # frames a second that a sampling or a packing may ask for
+
 
 def strided(frames: int, /, *, start: int, clip: int, stride: int) -> np.ndarray:
     """`clip` ids from `start` in steps of `stride`; the last one that fits repeats.
@@ -224,7 +226,7 @@ class PerSecond:
 
     def __post_init__(self) -> None:
         _check(self)
-        allow(self, rate=(0.001, 1000))
+        allow(self, rate=RATES)
 
 
 @dataclasses.dataclass(frozen=True)

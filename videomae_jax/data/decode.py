@@ -102,7 +102,7 @@ def probe(source: Video, /, *, timeout: float = TIMEOUT) -> VideoInfo:
     Only packets up to the first picture are decoded: the rotation is attached to it, and a stream that never gives a
     picture is found out here. Raises DecodeError, also for a file that ends before the frames its header announces.
     """
-    call, pts, keys, stored, first = _Call(source, timeout), [], [], 0, None
+    call, pts, keys, stored, first = Call(source, timeout), [], [], 0, None
     with call.open() as container:
         stream = call.stream(container)
         for packet in call.packets(container, stream):
@@ -205,7 +205,7 @@ def _cut(frames: list[tuple[list[np.ndarray], np.ndarray]], cut: tuple[int, int,
 
 def _read(source: Video, ids: np.ndarray, /, *, info: VideoInfo, timeout: float, convert: Callable[[Any], Any]) -> dict[int, Any]:
     """{frame number: convert(frame)} of the frames `ids`."""
-    call, found = _Call(source, timeout), {}
+    call, found = Call(source, timeout), {}
     if not ids.size or ids.min() < 0 or ids.max() >= info.frames:
         call.fail("short", f"frames {ids.tolist()} of a video with frames 0..{info.frames - 1}")
     with call.open() as container:
@@ -220,7 +220,7 @@ def _read(source: Video, ids: np.ndarray, /, *, info: VideoInfo, timeout: float,
 
 def count(source: Video, /, *, timeout: float = math.inf) -> int:
     """Frames that decode from first to last without damage; raises DecodeError at the first that does not."""
-    call = _Call(source, timeout)
+    call = Call(source, timeout)
     with call.open() as container:
         stream, number = call.stream(container), 0
         for number, frame in enumerate(call.decoded(container, stream), 1):
@@ -240,7 +240,7 @@ def _runs(numbers: np.ndarray, info: VideoInfo, /) -> list[np.ndarray]:
 TITLES = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
-class _Call:
+class Call:
     """One access to a source: its name for errors, its deadline, and `failed`, what ended the reading of a file."""
 
     def __init__(self, source: Video, timeout: float, /) -> None:

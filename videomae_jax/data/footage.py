@@ -118,7 +118,7 @@ class UsualLoader:
     def window(self, clip: sources.Clip, /) -> np.ndarray:
         """u8 [T H W 3]."""
         first, last, found = int(clip.info.pts[clip.ids.min()]), int(clip.info.pts[clip.ids.max()]), {}
-        call = decode._Call(clip.video, decode.TIMEOUT)
+        call = decode.Call(clip.video, decode.TIMEOUT)
         with call.open() as container:
             stream = call.stream(container)
             if container.format.name == decode.UNTIMED:  # whose frames the index numbers otherwise than PyAV
@@ -137,12 +137,12 @@ class UsualLoader:
 def stages(clip: sources.Clip, /) -> dict[str, object]:
     """Ways to begin reading a clip, each going one stage further: open, seek (with its key frame), decode. Values are functions without arguments."""
     def opened() -> None:
-        call = decode._Call(clip.video, decode.TIMEOUT)
+        call = decode.Call(clip.video, decode.TIMEOUT)
         with call.open() as container:
             call.stream(container)
 
     def sought() -> None:
-        call = decode._Call(clip.video, decode.TIMEOUT)
+        call = decode.Call(clip.video, decode.TIMEOUT)
         with call.open() as container:
             next(call.seek(container, call.stream(container), int(clip.info.pts[clip.ids.min()])))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class LocalFile(io.FileIO):
-    """A file that tells its `call` (`decode._Call`) of the error that ends it: FFmpeg takes that for the end of a file which was cut.
+    """A file that tells its `call` (`decode.Call`) of the error that ends it: FFmpeg takes that for the end of a file which was cut.
 
     So does what comes too slowly: FFmpeg would go on for as long as anything comes.
     """

@@ -36,7 +36,6 @@ HEAD = struct.Struct("<4sII")  # MAGIC, number of windows, bytes of the json; th
 VIDEOS_PER_SHARD = 1000  # what a killed process loses at most: minutes
 TIMEOUT = 600.0  # seconds that reading a video may take: nobody waits for a batch, and what is left out is left out for good
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
-RATES = (0.01, 1000.0)  # frames a second
 SETTINGS, MANIFEST = "pack.json", "manifest.json"
 
 
@@ -65,8 +64,8 @@ class Settings:
                 raise UserError(f"{field} is {getattr(self, field)}; allowed are {least} and more")
         if self.crf > 51:
             raise UserError(f"crf is {self.crf}; allowed are 0 (lossless) to 51")
-        if self.rate and not RATES[0] <= self.rate <= RATES[1]:
-            raise UserError(f"rate is {self.rate}; allowed are 0 (by stride) and {RATES[0]:g} to {RATES[1]:g} frames a second")
+        if self.rate and not clips.RATES[0] <= self.rate <= clips.RATES[1]:
+            raise UserError(f"rate is {self.rate}; allowed are 0 (by stride) and {clips.RATES[0]:g} to {clips.RATES[1]:g} frames a second")
         if self.preset not in PRESETS:
             raise UserError(f"preset is {self.preset!r}; allowed are {', '.join(PRESETS)}")
 

@@ -23,14 +23,15 @@ def keep(context: Context, value: float, /, *, metric: str) -> float:
     """Saves the weights that the context shows if `value` is above that of the kept ones; returns the best value so far.
 
     A kept step that lies ahead, of a run that went back to an older checkpoint, stays: going on reaches it again. Nothing is saved
-    where a run is only looked at. A save that fails is told and leaves the kept ones; of several processes it ends all, as any save does.
+    where a run is only looked at. Kept weights whose metadata are damaged are moved away, and these take their place. A save that fails
+    is told and leaves the kept ones; of several processes it ends all, as any save does.
     """
     if not context.training and not folder(context).is_dir():
         return value
     saver = Checkpointer(folder(context), keep_last=1, read_only=not context.training, warn=lambda line: print(line, file=sys.stderr))
     try:
-        steps = saver.candidates()
-        kept = saver.meta(steps[-1]) if steps else None
+        found = saver.newest(repair=context.training)
+        kept = found and found[1]
         if kept is not None and kept["metric"] != metric:
             raise UserError(f"{folder(context)} holds the best by {kept['metric']!r}, and the evaluator asks for {metric!r}; move the folder away")
         if kept is not None and (kept["value"] >= value or kept["step"] >= context.step):
