@@ -67,9 +67,9 @@ def losses(mesh: Mesh, /, *, steps: int) -> list[float]:
 
 def drive(steps: int, processes: int, process: int, coordinator: str, /) -> None:
     """One process: a JSON line [name, losses] for every mesh."""
-    from videomae_jax import parallel
+    from videomae_jax import cluster
 
-    parallel.initialize(coordinator=coordinator, processes=processes, process=process, peer_limit=100)
+    cluster.initialize(coordinator=coordinator, processes=processes, process=process, peer_limit=100)
     for name, mesh in meshes(processes).items():
         found = losses(mesh, steps=steps)
         if process == 0:

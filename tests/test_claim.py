@@ -11,18 +11,26 @@ from runs import shared_programs  # noqa: F401 (a fixture)
 
 from videomae_jax import occupancy, run_directory
 from videomae_jax import train as loop
+from videomae_jax.checkpoint import Checkpointer
+from videomae_jax.durable import OWNER, Durable, Place
 from videomae_jax.errors import StorageError, UserError
+from videomae_jax.upkeep import Safety
 
 
 class Killed(BaseException):
     """The end of a process, which nothing catches."""
 
 
-def claim(directory: pathlib.Path, /, **fields: Any) -> Any:
+def claim(directory: pathlib.Path, /, place: Durable | None = None, **fields: Any) -> Any:
     """Claims the directory for a small run, which it returns."""
     run = loops.build(**fields)
-    run_directory.claim(run, directory, extend=False, fork=False, say=lambda line: None)
+    run_directory.claim(run, directory, extend=False, fork=False, say=lambda line: None, place=place)
     return run
+
+
+def beside(directory: pathlib.Path, /) -> Durable:
+    """A place for the run in `directory`."""
+    return Durable(Place(str(directory) + "_place"), directory)
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException, /, *, number: int) -> None:
@@ -54,6 +62,33 @@ def test_a_new_directory_is_held_while_it_is_claimed(tmp_path: pathlib.Path, mon
     with occupancy.alone(tmp_path, say=lambda line: None), pytest.raises((UserError, StorageError), match="in use by"):
         claim(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [occupancy.FILE]
+
+
+def test_a_run_is_taken_up_by_one_start(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a durable place would else be written over those of a start that took it up first and trains."""
+    monkeypatch.setattr(occupancy, "PATIENCE", 0.3)
+    place = tmp_path / "run_place"
+    place.mkdir()
+    for name in (OWNER, "config.json", "metrics.jsonl"):
+        (place / name).write_text("{}")
+    with occupancy.alone(tmp_path / "run", say=lambda line: None), pytest.raises((UserError, StorageError), match="in use by"):
+        claim(tmp_path / "run", place=beside(tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [occupancy.FILE]
+
+
+def test_a_place_that_holds_nothing_forbids_no_correction(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ended before its first save may get another model, with a durable place as without."""
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    run, safety = claim(tmp_path / "run", place=beside(tmp_path / "run")), Safety(second=Place(f"{tmp_path}/run_place"))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpointer, "save", killed)
+        loop.train(run, tmp_path / "run", stop=loops.Asked(), say=lambda line: None, trust=(loops.ME,), safety=safety)
+    assert not (tmp_path / "run_place" / OWNER).exists() and not list((tmp_path / "run").glob("checkpoints/0*"))
+    second = claim(tmp_path / "run", place=beside(tmp_path / "run"), objective__decoder__depth=2)
+    assert loop.train(second, tmp_path / "run", stop=loops.Asked(), say=lambda line: None, trust=(loops.ME,), safety=safety).finished
+    assert (tmp_path / "run_place" / OWNER).is_file()
 
 
 @pytest.mark.parametrize("number", range(1, 5))

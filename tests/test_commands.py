@@ -254,6 +254,13 @@ def test_other_clips_are_another_run(trained: pathlib.Path, index: pathlib.Path,
             (copied / name).write_text(line)
         assert main([*words, "--fork"]) == 0 and main(words) == 0
         assert {name: ((copied / name).read_text(), (copied / f"{name}.before_9").read_text()) for name in lists} == {name: ("", line) for name, line in lists.items()}
+        for name in lists:
+            (copied / name).write_text("again\n")
+        pq.write_table(table.take(kept[:-1]), index)  # a second time before anything is saved
+        assert main([*words, "--fork"]) == 0
+        assert all((copied / f"{name}.before_9").read_text() == line and (copied / f"{name}.before_9.1").read_text() == "again\n" for name, line in lists.items())
+        pq.write_table(table.take(kept), index)
+        assert main([*words, "--fork"]) == 0
         pq.write_table(table, index)
         assert "data: 8 clips" in refused(capsys, *words)
         assert main([*words, "--fork", "--config.optimizers.main.schedule.warmup=0.5ep"]) == 2

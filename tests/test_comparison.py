@@ -1,5 +1,6 @@
 """Two runs on one page: values at the same step, curves, differences of the configs, and what may not be concluded."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -60,6 +61,10 @@ def test_equal_runs(tmp_path: pathlib.Path) -> None:
     assert "The configs are equal" in equal and "Seed and settings are equal" in equal
     assert "8 and 9 steps long" in length and "settings are equal" not in length
     assert "measured otherwise (evaluators.reconstruction.clips)" in protocol and "settings are equal" not in protocol
+    few, many = (dataclasses.replace(r, data={"clips": n, "sha256": "x"}) for r, n in ((one, 200), (same, 2000)))
+    clips = comparison.page([few, many], names=("a", "b"))
+    assert "other clips (200 and 2,000)" in clips and "settings are equal" not in clips
+    assert "settings are equal" in comparison.page([few, same], names=("a", "b"))  # of before runs wrote it down
 
 
 def test_mistakes(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -280,7 +280,7 @@ def test_a_run_outlives_its_directory_and_an_outage(tmp_path: pathlib.Path, stor
 
 
 def test_best_weights_that_cannot_be_copied_or_used(tmp_path: pathlib.Path) -> None:
-    """Those that better ones replaced meanwhile are no failure; damaged ones stay there, and the run goes on without."""
+    """Those that better ones replaced meanwhile are no failure; damaged ones here hold up no checkpoint, and there they are left out."""
     said: list[str] = []
     place, saver = two(tmp_path, said=said.append)
     (tmp_path / "run" / "config.json").write_text("{}")
@@ -292,8 +292,15 @@ def test_best_weights_that_cannot_be_copied_or_used(tmp_path: pathlib.Path) -> N
     (tmp_path / "run" / "best" / "00000007").unlink()
     shutil.copytree(tmp_path / "run" / "checkpoints" / "00000001", tmp_path / "run" / "best" / "00000001")
     save(place, saver, 2)
+    checkpoints.damage(tmp_path / "run" / "best" / "00000001", "flipped", random.Random(0))
+    shutil.rmtree(tmp_path / "place" / "best")
+    save(place, saver, 3)
+    assert place.failures == 1 and [line for line in said if "cannot be copied" in line] == [line for line in said if "the best weights of step 1 cannot be copied" in line]
+    shutil.rmtree(tmp_path / "run" / "best")
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "00000003", tmp_path / "run" / "best" / "00000003")
+    save(place, saver, 4)
     saver.close()
-    checkpoints.damage(tmp_path / "place" / "best" / "00000001", "flipped", random.Random(0))
+    checkpoints.damage(tmp_path / "place" / "best" / "00000003", "flipped", random.Random(0))
     shutil.rmtree(tmp_path / "run")
     place, saver = two(tmp_path, said=said.append)
     place.recall()

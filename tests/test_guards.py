@@ -101,10 +101,10 @@ RANK = """
 import hashlib, sys
 import jax, numpy as np
 import test_guards as t
-from videomae_jax import parallel
+from videomae_jax import cluster, parallel
 
 process, port = map(int, sys.argv[1:])
-parallel.initialize(coordinator=f"localhost:{port}", processes=2, process=process, peer_limit=60)
+cluster.initialize(coordinator=f"localhost:{port}", processes=2, process=process, peer_limit=60)
 run = t.run_of(devices=2, mesh={"data": 2, "fsdp": 1, "tensor": 1})
 for spoil in (False, True):
     fed = t.batches(run, 4)

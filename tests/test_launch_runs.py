@@ -23,7 +23,7 @@ import jax
 import pytest
 from test_launch import ROOT, run, tool
 
-from videomae_jax import parallel
+from videomae_jax import cluster
 from videomae_jax.errors import UserError
 
 HOSTS = 4
@@ -318,13 +318,15 @@ def test_xpk_joins_host_and_port_that_its_pods_have_apart(tmp_path: pathlib.Path
 @pytest.mark.parametrize(("error", "kind", "message"), [
     (ValueError("coordinator_address\nshould be defined."), UserError, "--coordinator=auto: coordinator_address should be defined.; give --coordinator="),
     (RuntimeError("Kubernetes API Error: 403 - Forbidden\n  rights"), UserError, "--coordinator=auto: Kubernetes API Error: 403 - Forbidden rights; give"),
+    (RuntimeError("pod g-0 does not have a controller."), UserError, "--coordinator=auto: pod g-0 does not have a controller.; give"),
+    (RuntimeError("Failed to recognize coordinator address g-0.g"), RuntimeError, "Failed to recognize"),
     (jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED"), jax.errors.JaxRuntimeError, "DEADLINE_EXCEEDED")])
 def test_a_cluster_that_tells_too_little_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], message: str) -> None:
-    """Processes that are late are no mistake: the command is started again."""
+    """Processes that are late are no mistake, nor is the first one of a slice whose name is not known yet: the command is started again."""
     monkeypatch.setattr(jax.distributed, "initialize", mock.Mock(side_effect=error))
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)  # with which the collectives of this process would be changed
     with pytest.raises(kind, match=re.escape(message)) as found:
-        parallel.initialize(coordinator="auto", processes=1, process=0)
+        cluster.initialize(coordinator="auto", processes=1, process=0)
     assert "\n" not in str(found.value)
 
 
@@ -335,10 +337,10 @@ def test_a_fault_of_the_cluster_that_passes_is_no_mistake(monkeypatch: pytest.Mo
     monkeypatch.setattr(jax.distributed, "initialize", mock.Mock(side_effect=error))
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     with pytest.raises(RuntimeError, match="500"):
-        parallel.initialize(coordinator="auto", processes=1, process=0)
+        cluster.initialize(coordinator="auto", processes=1, process=0)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host")
     with pytest.raises(UserError, match="^JAX_COORDINATOR_ADDRESS=host; allowed are HOST:PORT"):
-        parallel.initialize(coordinator="auto", processes=1, process=0)
+        cluster.initialize(coordinator="auto", processes=1, process=0)
 
 
 # -- Kubernetes -------------------------------------------------------------------------------------------------------------

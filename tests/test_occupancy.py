@@ -5,6 +5,7 @@ import fcntl
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,20 +63,24 @@ def test_a_run_that_ends_is_waited_for(holder: Any, tmp_path: pathlib.Path) -> N
         assert time.monotonic() - begin < 50
 
 
+@pytest.mark.parametrize("holds", ["process 7 on lost", f"process 7 on {socket.gethostname()}, boot 01234567", ""])
 def test_a_machine_that_is_lost_keeps_the_lock_for_a_while(holder: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch,
-                                                           capsys: pytest.CaptureFixture[str]) -> None:
-    """A server of files gives it back when its lease is over: a holder on another host is waited for longer, and the same command is started again."""
+                                                           capsys: pytest.CaptureFixture[str], holds: str) -> None:
+    """A server of files gives it back when its lease is over: a holder on another host is waited for longer, and the same command is started again.
+
+    A pod has the name of the one whose place it takes.
+    """
     from videomae_jax.__main__ import main
 
     monkeypatch.setattr(occupancy, "PATIENCE", 600.0)
     monkeypatch.setattr(occupancy, "LEASE", 0.5)
     (tmp_path / "config.json").write_text("{}")
     holder(600)
-    (tmp_path / ".lock").write_text("process 7 on lost")
+    (tmp_path / ".lock").write_text(holds)
     index = runs.world(tmp_path.parent / f"{tmp_path.name}_world")
     assert main(["train", *runs.arguments(index), f"--workdir={tmp_path}"]) == 74
     said = capsys.readouterr().err.splitlines()
-    assert said[-1].startswith(f"error: {tmp_path} is in use by process 7 on lost; ") and sum("waiting up to 0.5 s" in line for line in said) == 1
+    assert said[-1].startswith(f"error: {tmp_path} is in use by {holds or 'another process'}; ") and sum("waiting up to 0.5 s" in line for line in said) == 1
     assert occupancy.LEASE < occupancy.PATIENCE  # which would have been waited for on this host
 
 

@@ -13,7 +13,7 @@ import toy
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from videomae_jax import config as configs
-from videomae_jax import optim, parallel
+from videomae_jax import cluster, optim, parallel
 from videomae_jax.assembly import assemble
 from videomae_jax.errors import UserError
 from videomae_jax.parallel import Layout
@@ -40,13 +40,13 @@ def test_a_silent_peer_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.delenv("JAX_PLATFORMS")  # with which the collectives of this process would be changed
     monkeypatch.setattr(jax.distributed, "initialize", lambda **given: asked.update(given))
-    parallel.initialize(coordinator="host:1", processes=2, process=1, timeout=7)
+    cluster.initialize(coordinator="host:1", processes=2, process=1, timeout=7)
     assert asked == {"coordinator_address": "host:1", "num_processes": 2, "process_id": 1, "initialization_timeout": 7, "heartbeat_timeout_seconds": 15}
-    parallel.initialize(coordinator="host:1", processes=2, process=1, peer_limit=9)
+    cluster.initialize(coordinator="host:1", processes=2, process=1, peer_limit=9)
     assert asked["heartbeat_timeout_seconds"] == 9
     for wrong in ("nonsense", "host:", "host:port"):
         with pytest.raises(UserError, match=f"--coordinator={wrong}; allowed are HOST:PORT with --processes=N --process=I, and auto"):
-            parallel.initialize(coordinator=wrong, processes=2, process=0)
+            cluster.initialize(coordinator=wrong, processes=2, process=0)
 
 
 # -- layout ---------------------------------------------------------------------------------------------------------

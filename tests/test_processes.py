@@ -105,8 +105,8 @@ def test_a_disk_of_each_host_is_no_run_directory(tmp_path: pathlib.Path) -> None
 
 RING = """
 import sys
-from videomae_jax import parallel
-parallel.initialize(coordinator=sys.argv[1], processes=2, process=int(sys.argv[2]))
+from videomae_jax import cluster, parallel
+cluster.initialize(coordinator=sys.argv[1], processes=2, process=int(sys.argv[2]))
 import jax, numpy as np
 from videomae_jax.data import pipeline, sources
 for order in ([0, 1, 2, 3], [0, 2, 3, 1], [2, 0, 1, 3], [3, 2, 1, 0]):

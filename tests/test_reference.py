@@ -74,15 +74,20 @@ def test_a_run_beside_its_curve(curve: reference.Curve, tmp_path: pathlib.Path, 
 
 def test_other_clips_are_told(curve: reference.Curve, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The place of the data may differ, and then nothing in the config tells a corpus from another; runs of one curve saw the same clips."""
-    directory = run(tmp_path / "a", [1.0, 0.5, 0.3, 0.2])
-    (directory / "data.json").write_text('{"clips": 200, "sha256": "b"}')
+    def told(directory: pathlib.Path, clips: int) -> pathlib.Path:
+        (directory / "data.json").write_text(f'{{"clips": {clips}, "sha256": "b"}}')
+        return directory
+
+    directory = told(run(tmp_path / "a", [1.0, 0.5, 0.3, 0.2]), clips=200)
     record, known = records.load(directory), dataclasses.replace(curve, data={"clips": 2000, "sha256": "a"})
     assert reference.strange(record, curve) == ""
     monkeypatch.setattr(reference, "shipped", lambda: (known,))
     assert "in brackets (of 2,000 other training clips; this run has 200): loss 0.2" in reference.line(record)
     assert "other training clips" in report.page(record) and reference.strange(dataclasses.replace(record, data=known.data), known) == ""
     with pytest.raises(UserError, match="were trained on other clips"):
-        reference.write([directory, run(tmp_path / "b", [1.0, 0.5, 0.3, 0.2], seed=1)], tmp_path / "new.json")
+        reference.write([directory, told(run(tmp_path / "b", [1.0, 0.5, 0.3, 0.2], seed=1), clips=2000)], tmp_path / "new.json")
+    old = run(tmp_path / "c", [1.0, 0.5, 0.3, 0.2], seed=2)  # of before runs wrote it down
+    assert reference.read(reference.write([old, directory], tmp_path / "new.json")).data == {"clips": 200, "sha256": "b"}
 
 
 @pytest.mark.parametrize("changed", [{"batch_size": 4}, {"total": 4}, {"objective__encoder__width": 32}, {"optimizers__main__b2": 0.9}])

@@ -97,7 +97,10 @@ def caveats(runs: Sequence[Record], /) -> str:
         lines.append("Not both runs are finished.")
     if others := reference.remeasured(runs[0].config, runs[1].config):
         lines.append(f"They are measured otherwise ({', '.join(others)}): results of those evaluators do not compare.")
-    if len({(record.config.seed, record.total) for record in runs}) == 1 and not any(found[k] for k in ("fork", "never", "extend")) and not others:
+    moved = all(record.data for record in runs) and runs[0].data != runs[1].data
+    if moved:
+        lines.append(f"They were trained on other clips ({runs[0].data['clips']:,} and {runs[1].data['clips']:,}).")
+    if len({(record.config.seed, record.total) for record in runs}) == 1 and not any(found[k] for k in ("fork", "never", "extend")) and not others and not moved:
         lines.append("Seed and settings are equal: a difference is one of machines or code.")
     elif len({record.config.seed for record in runs}) > 1 or found["fork"] or found["never"]:
         lines.append("One seed each: a difference says nothing about chance. `evaluate --suite=evidence` trains several.")

@@ -143,6 +143,7 @@ class Durable:
                     self._remove([s for s in self._steps(self._root) if s > cut])
                 else:
                     self._copy(step)
+                    self._copy_best()
             except Exception as error:  # every client raises errors of its own
                 self._failed(step, error)
                 continue
@@ -177,7 +178,8 @@ class Durable:
         return self._directory / "checkpoints" / f"{step:08d}"
 
     def _copy(self, step: int, /) -> None:
-        """Copies a step and what goes with it, then removes what is no longer kept. Raises OSError where a file reads back otherwise."""
+        """Copies a step and the books of the run, then removes what is no longer kept. Raises OSError where a file reads back otherwise."""
+        self.own()
         self._fs.makedirs(self._root, exist_ok=True)
         for pattern in RUN:
             for path in sorted(self._directory.glob(pattern)):
@@ -185,16 +187,20 @@ class Durable:
         self._put(self._source(step), f"{self._root}/{step:08d}")
         steps, every = self._steps(self._root), self._place.keep_every
         self._remove([s for s in steps if s not in steps[-self._place.keep_last:] and not (every and s % every == 0)])
+
+    def _copy_best(self) -> None:
+        """Copies the best weights and removes those there. What keeps them from it is told and holds up no checkpoint: they come with the next one."""
         for source in sorted((self._directory / BEST).glob("[0-9]" * 8))[-1:]:
             try:
                 self._put(source, f"{self._root}/{BEST}/{source.name}")
-            except FileNotFoundError:
-                if source.exists():
-                    raise
-                return  # better ones have taken their place, and come with the next checkpoint
-            for other in self._steps(f"{self._root}/{BEST}"):
-                if other != int(source.name):
-                    self._drop(f"{self._root}/{BEST}/{other:08d}")
+                for other in self._steps(f"{self._root}/{BEST}"):
+                    if other != int(source.name):
+                        self._drop(f"{self._root}/{BEST}/{other:08d}")
+            except Exception as error:  # every client raises errors of its own
+                if source.exists():  # else better ones have taken their place
+                    self.failures += 1
+                    self._warn(f"the best weights of step {int(source.name)} cannot be copied to {self._place.path} ({type(error).__name__}: {str(error)[:120]}); "
+                               "training goes on, it is tried again with the next checkpoint")
 
     def _put(self, source: pathlib.Path, target: str, /) -> None:
         """Copies the folder of a step, unless it is there."""

@@ -24,6 +24,7 @@ FILE = ".lock"
 PATIENCE = 30.0  # seconds for a run that was told to stop to write its last checkpoint
 LEASE = 120.0  # seconds for a server of files to take back the lock of a machine that is lost
 PAUSE = 0.2
+BOOT = "/proc/sys/kernel/random/boot_id"
 WITHOUT = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # of file systems that know no locks
 
 
@@ -46,8 +47,16 @@ def alone(directory: pathlib.Path, /, *, say: Callable[[str], None], patience: f
 
 
 def _elsewhere(holder: str, /) -> bool:
-    """Whether the holder of a lock is on another host; one that left no name is taken to be on this one."""
-    return " on " in holder and holder.rpartition(" on ")[2] != socket.gethostname()
+    """Whether the holder of a lock is on another machine, or left no name."""
+    return bool(holder) and holder.rpartition(" on ")[2] != _machine()
+
+
+def _machine() -> str:
+    """This machine since it was started: a pod that takes the place of another has its name, but not its kernel."""
+    try:
+        return f"{socket.gethostname()}, boot {pathlib.Path(BOOT).read_text()[:8]}"
+    except OSError:  # no Linux
+        return socket.gethostname()
 
 
 def _take(directory: pathlib.Path, stack: contextlib.ExitStack, /, *, say: Callable[[str], None], patience: float | None) -> str:
@@ -70,7 +79,7 @@ def _take(directory: pathlib.Path, stack: contextlib.ExitStack, /, *, say: Calla
         time.sleep(PAUSE)
     with contextlib.suppress(OSError):  # a full disk: the name of the holder is a courtesy
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.write(f"process {os.getpid()} on {_machine()}")
         file.flush()
     return ""
 

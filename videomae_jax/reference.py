@@ -90,13 +90,14 @@ def write(directories: Sequence[pathlib.Path], out: pathlib.Path, /) -> pathlib.
     empty = Curve(out.stem, "", first.config, {})
     if other := next((record for record in found if not empty.belongs(record.config)), None):
         raise UserError(f"{other.directory} and {first.directory} have other configs; the runs of a curve differ in nothing but the seed")
-    if other := next((record for record in found if record.data != first.data), None):
-        raise UserError(f"{other.directory} and {first.directory} were trained on other clips ({run_directory.DATA}); the runs of a curve differ in nothing but the seed")
+    known = [record for record in found if record.data]  # the others are of before runs wrote it down
+    if other := next((record for record in known if record.data != known[0].data), None):
+        raise UserError(f"{other.directory} and {known[0].directory} were trained on other clips ({run_directory.DATA}); the runs of a curve differ in nothing but the seed")
     made = dict.fromkeys(starts.text(start) for record in found for start in record.starts)
     by_seed = [f'"{seed}": [\n' + ",\n".join(json.dumps(kept(line)) for line in record.lines) + "]" for seed, record in zip(seeds, found, strict=True)]
     joined = ",\n".join(by_seed)
     config = json.dumps(json.loads(configs.to_json(first.config)))
-    text = f'{{"made": {json.dumps("; ".join(made))},\n"data": {json.dumps(dict(first.data))},\n"config": {config},\n"lines": {{\n{joined}\n}}}}\n'
+    text = f'{{"made": {json.dumps("; ".join(made))},\n"data": {json.dumps(dict(known[0].data) if known else {})},\n"config": {config},\n"lines": {{\n{joined}\n}}}}\n'
     try:
         run_directory.write(out, text)
     except OSError as error:

@@ -63,5 +63,6 @@ def set_rows_aside(changed: list[str], directory: pathlib.Path, /, *, step: int)
         return
     for path in (*sorted(directory.glob("quarantine*.jsonl")), *sorted(directory.glob("faults*.jsonl"))):
         if path.stat().st_size:
-            os.replace(path, path.with_name(f"{path.name}.before_{step}"))
+            earlier = len(list(directory.glob(f"{path.name}.before_{step}*")))  # set aside by a start that saved nothing
+            os.replace(path, path.with_name(f"{path.name}.before_{step}{f'.{earlier}' if earlier else ''}"))
             path.touch()

@@ -19,7 +19,7 @@ from videomae_jax import config as configs
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer, DamagedError
 from videomae_jax.data import quarantine
-from videomae_jax.durable import OWNER
+from videomae_jax.durable import BEST, OWNER, RUN, Durable
 from videomae_jax.errors import StorageError, UserError, unwritable
 from videomae_jax.evals.base import Context, Headlined
 from videomae_jax.head_rows import CLASSES
@@ -52,8 +52,8 @@ def renew(path: pathlib.Path, text: str, /) -> None:
         write(path, text)
 
 
-def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool, say: Any) -> None:
-    """Checks that `directory` is new or holds this run, then writes config.json and the recipe card.
+def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool, say: Any, place: Durable | None = None) -> None:
+    """Checks that `directory` is new or holds this run, then writes config.json and the recipe card. A run of which only the `place` is left is taken up.
 
     Logging, evaluation, mesh, workers, micro-batches and remat may change freely; the total needs `extend`; learning
     rate, data, batch and seed need `fork`; the model never changes. Raises UserError with every difference, before
@@ -64,8 +64,12 @@ def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool
             with contextlib.suppress(OSError):  # which `check_shared` says
                 directory.mkdir(parents=True, exist_ok=True)
         parallel.barrier("made")
-    check_free(directory)  # before the lock is written there
+    check_free(directory, also=(*RUN, BEST) if place else ())  # before the lock is written there
     with occupancy.alone(directory, say=say):
+        if place:
+            place.recall()
+            parallel.barrier("recalled")
+            check_free(directory)
         _claim(run, directory, extend=extend, fork=fork, say=say)
 
 

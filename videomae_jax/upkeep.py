@@ -53,7 +53,6 @@ class Upkeep:
                                                      ranks=jax.process_count(), tick=self.ledger.alive, broken=workers.lost, alarm=self.events.add))
         self.second = durable.of(safety.second, directory, warn=lambda line: self.events.add("durable place", self._step, what=line))
         if self.second:
-            self.second.own()
             stack.callback(self.second.close)
         self.saver = Checkpointer(directory / "checkpoints", keep_last=run.config.checkpoint.keep_last,
                                   keep_every=steps_of(run, run.config.checkpoint.keep_every), warn=say, second=self.second)

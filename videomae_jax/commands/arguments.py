@@ -102,12 +102,12 @@ def start(options: argparse.Namespace, /) -> None:
         raise UserError(f"--processes={options.processes} needs --coordinator=HOST:PORT, the address of process 0")
     if options.peer_limit < 1:
         raise UserError(f"--peer-limit={options.peer_limit}; allowed are whole seconds from 1 on")
-    from videomae_jax import parallel
+    from videomae_jax import cluster
 
-    parallel.initialize(coordinator=options.coordinator, processes=options.processes, process=options.process, timeout=options.init_timeout,
-                        peer_limit=options.peer_limit)
+    cluster.initialize(coordinator=options.coordinator, processes=options.processes, process=options.process, timeout=options.init_timeout,
+                       peer_limit=options.peer_limit)
     if options.coordinator:
-        say(parallel.place_of_process())
+        say(cluster.place_of_process())
 
 
 def say(line: str, /) -> None:

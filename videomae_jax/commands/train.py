@@ -56,11 +56,8 @@ def run(config: Any, options: argparse.Namespace, argv: list[str], /) -> int:
     if options.dry_run:
         return dry_run(built, tell)
     directory, chosen = pathlib.Path(options.workdir), safety(options)
-    if place := durable.of(chosen.second, directory, warn=tell):
-        run_directory.check_free(directory, also=(*durable.RUN, durable.BEST))  # nothing of others is overwritten
-        place.recall()
-        parallel.barrier("recalled")
-    run_directory.claim(built, directory, extend=options.extend, fork=options.fork, say=tell)
+    place = durable.of(chosen.second, directory, warn=tell)
+    run_directory.claim(built, directory, extend=options.extend, fork=options.fork, say=tell, place=place)
     begin = time.monotonic()
     with Stop() as stop:
         result = train(built, directory, stop=stop, say=tell, trust=trust, safety=chosen)
