@@ -1,5 +1,6 @@
 """The recipe card of published configs: learning rates, epochs, cost and disk."""
 
+import dataclasses
 import math
 import types
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 
 from test_forward import equations
 
-from videomae_jax import card, parallel
+from videomae_jax import card, optim, parallel
 from videomae_jax import config as configs
+from videomae_jax.assembly import assemble, make_updates
+from videomae_jax.errors import UserError
 from videomae_jax.models import probing
 from videomae_jax.objectives.mae import block_macs
 
@@ -34,9 +38,10 @@ def run_of(size: str, /, **overrides: str) -> types.SimpleNamespace:
     count = jax.ShapeDtypeStruct((), jnp.int32)
     abstract = types.SimpleNamespace(params=params, opt={"train": (count, params, params)}, extra={}, ema={})
     per_epoch = len(source) / config.batch_size
+    total = configs.duration(config.total, total=None, steps_per_epoch=per_epoch)
     return types.SimpleNamespace(
         config=config, objective=objective, source=source, mesh=types.SimpleNamespace(shape={"data": 64, "fsdp": 1, "tensor": 1}),
-        abstract=abstract, steps_per_epoch=per_epoch, total=configs.duration(config.total, total=None, steps_per_epoch=per_epoch),
+        abstract=abstract, steps_per_epoch=per_epoch, total=total, updates=make_updates(objective, config, total=total, steps_per_epoch=per_epoch),
         clips=config.batch_size * source.repeats, draws=1)
 
 
@@ -59,6 +64,27 @@ def test_cards_of_the_published_runs(size: str, batch: int, base: float, peak: f
     e, tokens = run.objective.encoder, values["tokens_per_clip"]
     embed_the_hidden = (tokens["all"] - tokens["visible"]) * e.values * e.width  # the paper embeds all tokens, we the visible ones
     assert (values["forward_macs_per_clip"] + embed_the_hidden) / 1e9 == pytest.approx(macs, abs=0.00501)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine(optim.Schedule):
+    """A schedule of a package of the user's own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Descent(optim.SGD):
+    """An optimiser of a package of the user's own."""
+
+
+def test_an_optimiser_of_ones_own_has_a_card() -> None:
+    """With the trust that the run was built with: a run without a card cannot start."""
+    optimizer = configs.spec(Descent, schedule=Mine(0.5, minimum=0.0, unit=0, warmup="0", shape="constant"))
+    config = tiny.tiny(configs.load("configs/tiny.py"), optimizer=optimizer)
+    with pytest.raises(UserError, match="--trust"):
+        assemble(config, trust=tiny.TRUST, devices=jax.devices()[:1])
+    run = assemble(config, trust=(*tiny.TRUST, __name__), devices=jax.devices()[:1])
+    assert card.card(run)["schedules"]["train"] == {"base_lr": 0.5, "peak_lr": 0.5, "peak_lr_formula": "0.5 (not scaled)", "min_lr": 0.0,
+                                                    "warmup_steps": 0, "shape": "constant"}
 
 
 def test_flops_and_tokens() -> None:

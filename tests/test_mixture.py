@@ -205,7 +205,7 @@ def test_copies_must_agree(folders: dict[str, str]) -> None:
 
 def test_the_card_of_a_run_names_the_sources() -> None:
     """`card.card` asks the source with the decoded clips of the whole run."""
-    run = run_of("b", total="10", batch_size="100")
+    run = run_of("b", total="10", batch_size="100", optimizers__main__schedule__warmup="0")
     assert "sources" not in card.card(run)
     run.source = weighted()
     assert card.card(run)["sources"] == weighted().card(10 * 100)

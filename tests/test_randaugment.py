@@ -29,7 +29,7 @@ def on_device(video: np.ndarray, *named: tuple[str, float]) -> np.ndarray:
     arguments = np.asarray([value for _, value in named] + [0.0] * (2 - len(named)), np.float32)
     padded = np.random.default_rng(9).integers(0, 256, (*CANVAS, len(video), 3), np.uint8)
     padded[: EXTENT[0], : EXTENT[1]] = np.moveaxis(video, 0, 2)
-    out = np.asarray(changed(padded, codes, arguments, np.asarray(EXTENT, np.int32)))
+    out = np.asarray(changed(padded, codes, arguments, np.asarray(EXTENT, np.int32), np.float32(1)))
     assert out.dtype == np.uint8 and out.shape == padded.shape
     return np.moveaxis(out[: EXTENT[0], : EXTENT[1]], 2, 0)
 
@@ -116,6 +116,25 @@ def test_what_changes_on_the_way(folder: pathlib.Path) -> None:
     assert 0.5 < np.abs(both(reduced, 0, seed=0)[0]).mean() < 15, "linear interpolation takes two pixels where the host's have more detail"
 
 
+@dataclasses.dataclass(frozen=True)
+class Always(augment.RandAugment):
+    """One operation with one argument."""
+
+    change: tuple[str, float] = ("Rotate", 30.0)
+
+    def draw(self, rng: np.random.Generator, /) -> list[tuple[str, float]]:
+        return [self.change]
+
+
+@pytest.mark.parametrize("change", [("Rotate", 30.0), ("Rotate", -20.0), ("ShearX", 0.3), ("ShearY", -0.3), ("TranslateX", 0.2)])
+@pytest.mark.parametrize("canvas", [(96, 72), (48, 136)], ids=["narrower", "lower"])
+def test_frames_squeezed_on_one_side_are_changed_as_they_were(folder: pathlib.Path, canvas: tuple[int, int], change: tuple[str, float]) -> None:
+    """A file of another shape than the canvas: turns and shears are those of the picture, not of the squeezed one."""
+    crop = augment.AugmentedCrop(Always(count=1, change=change), area=(1.0, 1.0), ratio=(4 / 3, 4 / 3), flip=0.0)
+    found, names = both(source(folder, crop=crop, canvas=canvas), 0, seed=0)
+    assert names == {change[0]} and np.abs(found).mean() < 3
+
+
 def test_a_batch_of_several_devices(folder: pathlib.Path) -> None:
     """Each device changes its own clips: nothing crosses, and the batch is that of one device."""
     mesh = parallel.Layout().mesh(jax.devices()[:2])
@@ -148,7 +167,7 @@ def test_where_it_happens(folder: pathlib.Path) -> None:
     mixed = mixture.Concat(parts={"a": mixture.Part(made), "b": mixture.Part(other)}, split="train")
     assert ingest.placed(mixed, platform="gpu", **options) is mixed and "changes of RandAugment" in planes.refusal(mixed)
     same = mixture.Concat(parts={"a": mixture.Part(made), "b": mixture.Part(made)}, split="train")
-    assert ingest.placed(same, platform="gpu", **options).fields.keys() >= {"operation", "argument", "extent"}
+    assert ingest.placed(same, platform="gpu", **options).fields.keys() >= {"operation", "argument", "extent", "aspect"}
     assert ingest.placed(same, platform="tpu", **options) is same
     np.save(folder / "a.npy", np.zeros((9, 96, 128), np.uint8))
     (folder / "maps.csv").write_text("path,label,split,maps\na.mkv,x,train,a.npy\nb.mkv,x,train,a.npy\nlarge.mkv,x,val,a.npy")

@@ -223,7 +223,7 @@ def make_updates(objective: base.Objective, config: ml_collections.ConfigDict, /
         def rate(step: Any, schedule: optim.Schedule = chosen.schedule) -> Any:
             return schedule.at(step, batch=config.batch_size, total=total, steps_per_epoch=steps_per_epoch)
 
-        updates[phase.name] = Updates(chosen.transform(), rate)
+        updates[phase.name] = Updates(chosen.transform(), rate, chosen.schedule)
     return updates
 
 

@@ -18,7 +18,7 @@ def card(run: Assembly, /) -> dict[str, Any]:
     epochs = run.total / run.steps_per_epoch
     schedules = {}
     for phase in run.objective.phases():
-        s = configs.build(config.optimizers[phase.optimizer]).schedule
+        s = run.updates[phase.name].schedule
         warmup = configs.duration(s.warmup, total=run.total, steps_per_epoch=run.steps_per_epoch)
         formula = f"{s.base:g} x {batch} / {s.unit}" if s.unit else f"{s.base:g} (not scaled)"
         schedules[phase.name] = {"base_lr": s.base, "peak_lr": s.scaled(s.base, batch=batch), "peak_lr_formula": formula,

@@ -18,8 +18,8 @@ from videomae_jax.types import Array, Batch
 FRAMES = 4  # cut at a time: in float32 a whole batch would be larger than what the step needs
 # Of the products TensorFloat-32 (GPU) and three bfloat16 passes (TPU) are closer to float32 than the rounding to u8 is.
 PRECISION = jax.lax.Precision.HIGH
-CONSUMED = ("luma", "chroma", "colour", "box", "reach", "mirrored", "extent", "operation", "argument")
-SHARED = ("luma", "chroma", "colour", "extent")  # those that the copies of a decode share
+CONSUMED = ("luma", "chroma", "colour", "box", "reach", "mirrored", "extent", "aspect", "operation", "argument")
+SHARED = ("luma", "chroma", "colour", "extent", "aspect")  # those that the copies of a decode share
 
 
 def placed(source: Any, /, *, platform: str, batch_size: int, ways: int) -> Any:
@@ -98,7 +98,7 @@ def _decode(shared: Batch, own: Batch, /, *, size: int) -> Array:
     rgb = jnp.round(jnp.clip(rgb, 0, 255)).astype(jnp.uint8)
 
     def one(own: Batch) -> Array:
-        video = randaugment.changed(rgb, own["operation"], own["argument"], shared["extent"])
+        video = randaugment.changed(rgb, own["operation"], own["argument"], shared["extent"], shared["aspect"])
         (left, top, wide, high), (low_x, low_y, high_x, high_y) = (own[k][:, None] for k in ("box", "reach"))
         x = weights(left, wide, low_x, high_x, own["mirrored"][None], size=size, pixels=width, antialias=False)[0]
         y = weights(top, high, low_y, high_y, jnp.zeros(1, bool), size=size, pixels=height, antialias=False)[0]

@@ -18,14 +18,18 @@ from videomae_jax.types import Array
 Change = Callable[[Array, Array, Array], Array]  # (video u8 [H W T 3], argument f32 [], extent i32 [2]) -> u8 [H W T 3]
 
 
-def changed(video: Array, codes: Array, arguments: Array, extent: Array, /) -> Array:
-    """u8 [H W T 3] after the operations with `codes` i32 [n] (1 + the place in augment.OPERATIONS, 0 = none) and `arguments` f32 [n]."""
+def changed(video: Array, codes: Array, arguments: Array, extent: Array, aspect: Array, /) -> Array:
+    """u8 [H W T 3] after the operations with `codes` i32 [n] (1 + the place in augment.OPERATIONS, 0 = none) and `arguments` f32 [n].
+
+    `aspect` f32 [] is what was left of the width of the picture over what was left of its height: turns and shears are those of the picture
+    before it was squeezed.
+    """
     kinds = [*VALUES, "affine"]  # one branch for all that move pixels: it is the long one to compile
     branch = jnp.asarray([0, *(1 + kinds.index(name if name in VALUES else "affine") for name in augment.OPERATIONS)], jnp.int32)
     identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
     def moved(video: Array, code: Array, argument: Array) -> Array:
-        maps = [identity, *(MAPS[name](argument, extent) if name in MAPS else identity for name in augment.OPERATIONS)]
+        maps = [identity, *(MAPS[name](argument, extent, aspect) if name in MAPS else identity for name in augment.OPERATIONS)]
         return affine(video, jnp.asarray(maps, jnp.float32)[code], extent)
 
     branches = [lambda video, code, argument: video, *(lambda video, code, argument, f=f: f(video, argument, extent) for f in VALUES.values()), moved]
@@ -134,11 +138,11 @@ def affine(video: Array, matrix: Array, extent: Array, /) -> Array:
     return found.reshape(video.shape)
 
 
-def rotation(degrees: Array, extent: Array, /) -> tuple[Array, ...]:
+def rotation(degrees: Array, extent: Array, aspect: Array, /) -> tuple[Array, ...]:
     """The map of a turn round the centre of the picture, anticlockwise."""
     angle, (y, x) = -jnp.deg2rad(degrees), extent / 2
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    return cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y
+    cos, across, down = jnp.cos(angle), jnp.sin(angle) * aspect, jnp.sin(angle) / aspect
+    return cos, across, x - cos * x - across * y, -down, cos, y + down * x - cos * y
 
 
 # Of the operations of `augment.OPERATIONS`, those that change values where they are, and the maps of those that move pixels.
@@ -154,10 +158,10 @@ VALUES: Mapping[str, Change] = types.MappingProxyType({
     "Brightness": lambda video, factor, extent: blend(jnp.zeros_like(video), video, factor),
     "Sharpness": sharpness,
 })
-MAPS: Mapping[str, Callable[[Array, Array], tuple[Any, ...]]] = types.MappingProxyType({
+MAPS: Mapping[str, Callable[[Array, Array, Array], tuple[Any, ...]]] = types.MappingProxyType({
     "Rotate": rotation,
-    "ShearX": lambda share, extent: (1.0, share, 0.0, 0.0, 1.0, 0.0),
-    "ShearY": lambda share, extent: (1.0, 0.0, 0.0, share, 1.0, 0.0),
-    "TranslateX": lambda share, extent: (1.0, 0.0, share * extent[1], 0.0, 1.0, 0.0),
-    "TranslateY": lambda share, extent: (1.0, 0.0, 0.0, 0.0, 1.0, share * extent[0]),
+    "ShearX": lambda share, extent, aspect: (1.0, share * aspect, 0.0, 0.0, 1.0, 0.0),
+    "ShearY": lambda share, extent, aspect: (1.0, 0.0, 0.0, share / aspect, 1.0, 0.0),
+    "TranslateX": lambda share, extent, aspect: (1.0, 0.0, share * extent[1], 0.0, 1.0, 0.0),
+    "TranslateY": lambda share, extent, aspect: (1.0, 0.0, 0.0, 0.0, 1.0, share * extent[0]),
 })

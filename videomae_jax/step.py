@@ -33,10 +33,11 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Updates:
-    """How a phase's leaves move: the transformation without the learning rate, and the rate as a function of the step."""
+    """How a phase's leaves move: the transformation without the learning rate, the rate as a function of the step, and the schedule it is of."""
 
     transform: optax.GradientTransformation
     rate: Callable[[Array], Array]
+    schedule: optim.Schedule
 
 
 def init_keys(rng: Key, /) -> Key:

@@ -479,7 +479,7 @@ def test_gain_is_zero_exactly_where_modalities_do_not_meet() -> None:
     """The control of the control."""
     got = modalities.CrossModal(batch_size=4).run(context(recipe("separate"), Pairs()))
     assert got["gain_audio"] == got["gain_video"] == 0 and got["loss_audio"] == got["loss_audio_shuffled"] > 0
-    assert got["loss_audio_place"] > 0
+    assert got["loss_audio_place"] > 0 and got["loss_video_clip"] > 0 and got["loss_video_clip"] != got["loss_video_place"]
 
 
 def test_shuffled_loss_is_that_of_the_exchanged_clips_under_the_same_masks() -> None:
@@ -519,6 +519,7 @@ def test_place_means_look_only_at_what_is_visible_and_exists() -> None:
     masks = masking.Mask(visible=np.array([[0, 2, 3], [0, 1, 3], [0, 1, 2]]), target=np.array([[1, 2], [2, 3], [0, 1]]), weight=np.ones((3, 2)),
                          visible_valid=np.array([[True, True, False], [True, True, False], [False] * 3]))
     np.testing.assert_allclose(modalities.place_means(patches, masks, grid=Grid(2, 1, 2))[..., 0], [[3, 3], [1, 2], [0, 0]])
+    np.testing.assert_allclose(modalities.clip_means(patches, masks)[..., 0], [[3, 3], [1.5, 1.5], [0, 0]])
 
 
 def test_probe_of_each_modality_uses_that_modality(monkeypatch: pytest.MonkeyPatch) -> None:

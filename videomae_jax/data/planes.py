@@ -118,7 +118,8 @@ class PlaneClips:
 
     Crops with RandAugment keep the whole frame, whose height and width on the canvas are `extent` i32 [2], one for all copies; one each
     are `operation` i32 [n] = 1 + places in augment.OPERATIONS, 0 behind the last, and their `argument` f32 [n]. Frames larger
-    than the canvas are then changed at its size, not at that of the file.
+    than the canvas are then changed at its size, not at that of the file; as each side is shortened by itself, which keeps most of the
+    detail, `aspect` f32 [] says by how much more the width was left than the height.
     """
 
     source: sources.VideoClips
@@ -151,8 +152,8 @@ class PlaneClips:
     def _changing(self) -> dict[str, sources.Field]:
         if (most := framing.most(self.source.crop)) is None:
             return {}
-        return {"extent": sources.Field((2,), "int32", "static", shared=True), "operation": sources.Field((most,), "int32", "static"),
-                "argument": sources.Field((most,), "float32", "static")}
+        return {"extent": sources.Field((2,), "int32", "static", shared=True), "aspect": sources.Field((), "float32", "static", shared=True),
+                "operation": sources.Field((most,), "int32", "static"), "argument": sources.Field((most,), "float32", "static")}
 
     @property
     def timeout(self) -> float:
@@ -199,9 +200,10 @@ class PlaneClips:
         return {"luma": luma[None], "chroma": chroma[None], "colour": planes.colour[None], "box": box.astype(np.float32),
                 "reach": np.round((reach - [left, top, left, top]) * np.tile(scale, 2)).astype(np.float32),
                 "mirrored": np.asarray([w.mirrored for w in shown]), "label": np.full(made.repeats, clip.label, np.int32),
-                **self._changed(shown, extent=(min(bottom - top, high), min(right - left, wide))), **made.beside(row, rng=again)}
+                **self._changed(shown, extent=(min(bottom - top, high), min(right - left, wide)), aspect=scale[0] / scale[1]),
+                **made.beside(row, rng=again)}
 
-    def _changed(self, shown: list[framing.Window], /, *, extent: tuple[int, int]) -> dict[str, np.ndarray]:
+    def _changed(self, shown: list[framing.Window], /, *, extent: tuple[int, int], aspect: float) -> dict[str, np.ndarray]:
         """The keys of RandAugment."""
         if not self._changing:
             return {}
@@ -211,7 +213,7 @@ class PlaneClips:
         for row, window in enumerate(shown):
             for column, (name, value) in enumerate(window.changes or ()):
                 operation[row, column], argument[row, column] = places[name], value
-        return {"extent": np.asarray([extent], np.int32), "operation": operation, "argument": argument}
+        return {"extent": np.asarray([extent], np.int32), "aspect": np.asarray([aspect], np.float32), "operation": operation, "argument": argument}
 
 
 def fit(planes: decode.Planes, /, *, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

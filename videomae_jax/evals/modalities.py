@@ -29,7 +29,8 @@ class CrossModal:
     Targets, masks and weights are the same in both: only the other modality is exchanged, with that of the clip half a
     batch further on, so that neighbours of one class in the index do not meet. `gain_<modality>` is by how many percent the
     exchange raises its loss; 0 means that the model does not use the pairing. `loss_<modality>_place` is the loss of the mean
-    of the clip's visible tokens of the same place within a time step (of all visible ones where there are none). At most
+    of the clip's visible tokens of the same place within a time step (of all visible ones where there are none),
+    `loss_<modality>_clip` that of the mean of all its visible tokens: a model that is no better has not learnt where a token is. At most
     `clips` clips are used, spread over the split; a batch with a single one has no other clip and is left out of the losses.
     """
 
@@ -39,7 +40,7 @@ class CrossModal:
     split: str = "val"
 
     def run(self, context: Context, /) -> dict[str, float]:
-        """{"loss_video", "loss_video_shuffled", "loss_video_place", "gain_video"} and the same for audio."""
+        """{"loss_video", "loss_video_shuffled", "loss_video_place", "loss_video_clip", "gain_video"} and the same for audio."""
         objective = context.assembly.objective
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
 
@@ -60,8 +61,9 @@ class CrossModal:
         for batch in context.sweep(source, batch_size=min(self.batch_size, self.clips or self.batch_size)):
             for m, got in jax.device_get(jitted(context.params, context.extra, batch, context.rng)).items():
                 paired, grid = got["paired"], objective.encoder.inputs[m].grid
-                guess = np.asarray(objective.targets({m: place_means(got["patches"], paired.masks, grid=grid)})[m])
-                for name, patches in {"": paired.patches, "_shuffled": got["shuffled"], "_place": guess}.items():
+                means = {"_place": place_means(got["patches"], paired.masks, grid=grid), "_clip": clip_means(got["patches"], paired.masks)}
+                guesses = {name: np.asarray(objective.targets({m: values})[m]) for name, values in means.items()}
+                for name, patches in {"": paired.patches, "_shuffled": got["shuffled"], **guesses}.items():
                     key, error = f"loss_{m}{name}", np.mean((patches - paired.targets) ** 2, axis=-1, dtype=np.float64)
                     totals[key] = totals.get(key, 0.0) + float((error * got["weight"]).sum())
                 totals[m] = totals.get(m, 0.0) + float(got["weight"].sum())
@@ -89,6 +91,12 @@ def place_means(patches: np.ndarray, masks: Any, /, *, grid: Grid) -> np.ndarray
         whole = sums.sum(0) / max(counts.sum(), 1)
         result.append(np.where(counts > 0, sums / np.maximum(counts, 1), whole)[target % grid.slice])
     return np.stack(result).astype(np.float32)
+
+
+def clip_means(patches: np.ndarray, masks: Any, /) -> np.ndarray:
+    """Guesses f32 [B M P] at the targets: the mean over all visible patches of [B N P], 0 where nothing is visible."""
+    means = [np.broadcast_to(row[visible].sum(0) / max(len(visible), 1), (len(target), row.shape[-1])) for row, visible, target in rows(patches, masks)]
+    return np.stack(means).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,8 @@ def attend(q: Array, k: Array, v: Array, /, *, implementation: str, valid: Array
         raise UserError(f"attention {implementation!r}; allowed are {', '.join(map(repr, IMPLEMENTATIONS))} and 'auto'")
     if implementation == "cudnn":  # which scales within its kernel
         return kernels.cudnn(q, k, v, valid=valid, scale=scale)
-    return IMPLEMENTATIONS[implementation](q if scale == 1 else q * np.float32(scale).astype(q.dtype), k, v, valid=valid)
+    # In float32, whatever the precision of the queries: a scale rounded to bfloat16 would move all logits in one direction.
+    return IMPLEMENTATIONS[implementation](q if scale == 1 else (q * np.float32(scale)).astype(q.dtype), k, v, valid=valid)
 
 
 def chosen(*, tokens: int, size: int, dtype: Any) -> str:

@@ -181,7 +181,7 @@ def drop_path(x: Array, keys: Key | None, /, *, rate: Array) -> Array:
     if keys is None:
         return x
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys)
-    return jnp.where(kept[:, None, None], x / (1 - rate).astype(x.dtype), 0)
+    return jnp.where(kept[:, None, None], (x / (1 - rate)).astype(x.dtype), 0)  # 1 - rate, f32, is not rounded to the precision of x
 
 
 class Block(nn.Module):

@@ -10,7 +10,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from videomae_jax.errors import UserError
 from videomae_jax.models import attention, layers, patches, vit
@@ -37,7 +36,7 @@ def dropout(x: Array, keys: Key | None, /, *, rate: float) -> Array:
     if keys is None or not rate:
         return x
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
-    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+    return jnp.where(kept, x.astype(jnp.promote_types(x.dtype, jnp.float32)) / (1 - rate), 0).astype(x.dtype)  # 1 - rate is not rounded to the precision of x
 
 
 class Attention(nn.Module):
@@ -56,8 +55,8 @@ class Attention(nn.Module):
         size = width // self.heads
         kernel = self.param("qkv", layers.boxed(layers.xavier(width, 3 * width), "embed", None, "heads", None), (width, 3, self.heads, size), jnp.float32)
         q, k, v = jnp.moveaxis(jnp.einsum("bnd,dchk->bnchk", x, kernel.astype(self.dtype)), 2, 0)
-        q, k, v = (shard(y, "batch", None, "heads", None) for y in (q * np.float32(size**-0.5).astype(self.dtype), k, v))
-        y = attention.attend(q, k, v, implementation=self.implementation, valid=None)
+        q, k, v = (shard(y, "batch", None, "heads", None) for y in (q, k, v))
+        y = attention.attend(q, k, v, implementation=self.implementation, valid=None, scale=size**-0.5)
         out = self.param("out", layers.boxed(layers.xavier(width, width), "heads", None, "embed"), (self.heads, size, width), jnp.float32)
         bias = self.param("out_bias", layers.boxed(nn.initializers.zeros, "norm"), (width,), jnp.float32)
         return jnp.einsum("bnhk,hkd->bnd", y, out.astype(self.dtype)) + bias.astype(self.dtype)
