@@ -3,7 +3,9 @@
     bash launch/sweep.sh --grid=configs/scaling/toy.py --root=runs/scaling_toy --world=data/shapes
 
 Every number is this project's own. Encoder and decoder grow together, about three times the parameters a size; a budget has twice
-the steps of the one before, and each run its own schedule, so that a short run is a finished one.
+the steps of the one before, and each run its own schedule, so that a short run is a finished one. Masks are of single tokens: under
+tubes the first 400 steps learn the mean alone, whatever the size (0.836 to 0.838 of eight runs of 200 and 400 steps, 0.851 for zero),
+and what comes after that is no continuation of it: the run held out, 0.787, lay outside its interval, 0.791 to 0.841.
 """
 
 import ml_collections
@@ -13,7 +15,7 @@ from videomae_jax import masking
 from configs.toy import base
 
 SIZES = {"xs": (32, 2), "s": (64, 2), "m": (96, 3), "l": (128, 5)}  # width and depth of the encoder; the decoder is half as wide, two blocks deep
-STEPS = (200, 400, 800)
+STEPS = (500, 1000, 2000)
 VIDEOS = 2000  # of the world that `synthesize` writes
 
 
@@ -27,6 +29,7 @@ def cell(width: int, depth: int, steps: int) -> ml_collections.ConfigDict:
 def get_config() -> ml_collections.ConfigDict:
     """The smallest size, with all cells by name in `grid`."""
     config = base.shapes("scaling_toy", decoder_mask=masking.RunningCell(ratio=0.5))
+    config.objective.encoder_mask.layout = "token"
     with config.ignore_type(), config.unlocked():
         for name in ("motion", "appearance"):
             del config.evaluators[name]  # the law is of the loss
