@@ -44,12 +44,14 @@ def main(argv: list[str]) -> int:
 
 
 def listed(path: pathlib.Path, /) -> tuple[str, ...]:
-    """Names from a file."""
+    """Names from a file, with or without a byte order mark."""
+    from videomae_jax.data import merge
     from videomae_jax.errors import UserError
 
+    if path.suffix != ".json":
+        return merge.read_lines(str(path))
     try:
-        text = path.read_text()
-        found = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"--classes={path} cannot be read ({error})") from error
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
