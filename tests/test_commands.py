@@ -106,6 +106,19 @@ def test_config_prints_every_field_as_it_is_set(index: pathlib.Path, capsys: pyt
     assert json.loads(capsys.readouterr().out)["objective"]["encoder"]["width"] == 32
 
 
+def test_config_needs_no_data(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has indexed nothing yet gets the fields, and a card of an assumed number of videos; what cannot run gets the fields."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["config", "--config=configs/pretrain/vit_b.py"]) == 0
+    out, err = capsys.readouterr()
+    assert "1,350,000 videos are assumed in their place: no index index.parquet; make one with: " in err
+    assert "videos in source                           1,350,000\n" in out and "--config.batch_size=1024\n" in out and "--config.data.index='index.parquet'\n" in out
+    assert main(["config", "--config=configs/pretrain/vit_b.py", "--config.batch_size=0"]) == 2
+    out, err = capsys.readouterr()
+    assert err.endswith("error: batch_size is 0; allowed are 1 and more\n") and out.startswith("--config.") and "--config.batch_size=0\n" in out
+    assert not list(tmp_path.iterdir())
+
+
 def test_dry_run_writes_nothing(index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It compiles the step, tells its memory and leaves no trace."""
     assert main(["train", *runs.arguments(index), f"--workdir={tmp_path / 'run'}", "--dry-run"]) == 0
