@@ -17,8 +17,9 @@ from runs import shared_programs  # noqa: F401 (a fixture)
 
 from videomae_jax import config as configs
 from videomae_jax import metrics, run_directory
-from videomae_jax.__main__ import main
+from videomae_jax.__main__ import COMMANDS, main
 from videomae_jax.assembly import assemble
+from videomae_jax.commands import arguments
 from videomae_jax.errors import StorageError
 
 
@@ -117,6 +118,42 @@ def test_config_needs_no_data(tmp_path: pathlib.Path, capsys: pytest.CaptureFixt
     out, err = capsys.readouterr()
     assert err.endswith("error: batch_size is 0; allowed are 1 and more\n") and out.startswith("--config.") and "--config.batch_size=0\n" in out
     assert not list(tmp_path.iterdir())
+
+
+HOME = [
+    ("train --config=configs/tiny.py --workdir=~/file/run --config.data.index={index}", "cannot write to --workdir={home}/file/run"),
+    ("train --config=configs/tiny.py --workdir={home}/new --config.data.index={index} --durable=~/file/b", "{home}/file/b"),
+    ("train --config=configs/tiny.py --workdir={home}/new --config.data.index=~/i.parquet", "no index {home}/i.parquet; make one"),
+    ("evaluate ~/none", "{home}/none holds no config.json"), ("visualize ~/none", "{home}/none holds no config.json"), ("report ~/none", "{home}/none"),
+    ("index ~/ --out=~/i.txt", "--out={home}/i.txt; allowed is"), ("index --merge={home}/a.parquet,~/b.parquet --out=~/m.txt", "{home}/m.txt"),
+    ("index --merge=~/a.parquet,~/b.parquet --out=~/m.parquet", "no index {home}/a.parquet"), ("pack ~/i.parquet --out=~/packed", "{home}/i.parquet"),
+    ("bench step --config=~/c.py", "no config file '{home}/c.py'"), ("bench input --index=~/i.parquet", "{home}/i.parquet"),
+    ("extract ~/none ~/a.mp4 --out=~/f", "no video in {home}/a.mp4"), ("predict ~/none ~/a.mp4 --out=~/p.csv", "no video in {home}/a.mp4"),
+    ("predict ~/none ~/a.mp4 --out=~/p.txt", "--out={home}/p.txt"), ("export ~/none --out=~/e", "{home}/none"), ("convert --from=hf ~/w --out=~/file", "{home}/file"),
+    ("plan --config=configs/tiny.py --topology=h100x1 --measure=~/m.json", "--measure={home}/m.json"), ("config --config=~/c.py", "no config file '{home}/c.py'"),
+    ("plan --config=configs/tiny.py --topology=h100x1 --then=~/c.py,5", "no config file '{home}/c.py'"), ("synthesize ~/file --train=1 --val=0 --test=0", "{home}/file")]
+
+
+@pytest.mark.parametrize(("line", "message"), HOME)
+def test_a_tilde_is_the_users_folder(line: str, message: str, index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every command, also where shells leave it as it is: no folder called `~` is made."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    (home / "file").write_text("mine")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    assert message.format(home=home) in refused(capsys, *(word.format(home=home, index=index) for word in line.split()))
+    assert not list(here.iterdir()) and {words.split()[0] for words, _ in HOME} == COMMANDS.keys()
+
+
+def test_a_tilde_elsewhere_is_a_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only at the beginning of a path, which begins a word or stands behind `=` or a comma; the folders of others stay with the shell."""
+    monkeypatch.setenv("HOME", "/home/me")
+    words = {"~": "/home/me", "--a=~/b": "--a=/home/me/b", "~/a,~/b": "/home/me/a,/home/me/b", "k=~/f": "k=/home/me/f", "a~/b": "a~/b", "--a=b/~/c": "--a=b/~/c",
+             "~other/a": "~other/a", "a~": "a~"}
+    assert {w: arguments.at_home(w) for w in words} == words
 
 
 def test_dry_run_writes_nothing(index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
