@@ -10,17 +10,19 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
 import pyarrow.parquet as pq
 import pytest
 import runs
 from runs import shared_programs  # noqa: F401 (a fixture)
 
 from videomae_jax import config as configs
-from videomae_jax import metrics, run_directory
+from videomae_jax import assembly, metrics, run_directory, stopping
 from videomae_jax.__main__ import COMMANDS, main
 from videomae_jax.assembly import assemble
 from videomae_jax.commands import arguments
 from videomae_jax.errors import StorageError
+from videomae_jax.evals import reconstruction
 
 
 @pytest.fixture(scope="module")
@@ -400,6 +402,37 @@ def test_an_address_is_no_run_directory(index: pathlib.Path, tmp_path: pathlib.P
     message = refused(capsys, "train", "--config=configs/tiny.py", f"--config.data.index={index}", "--workdir=gs://bucket/run")
     assert message.startswith("--workdir=gs://bucket/run is no folder; allowed is one that all hosts share") and "--durable=gs://bucket/run" in message
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["state", "step", "evaluation"])
+def test_memory_of_devices_that_is_too_small_is_one_line(where: str, index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the state is made, at a step and in an evaluator: it says what makes the run smaller; other errors of the runtime keep their traceback."""
+    said = ["RESOURCE_EXHAUSTED: Out of memory while trying to allocate 88888 bytes.\nBufferAssignment ...", "INTERNAL: broken"]
+
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise jax.errors.JaxRuntimeError(said[0])
+
+    owner, name = {"state": (assembly.Assembly, "create"), "step": (assembly.Step, "__call__"), "evaluation": (reconstruction.Reconstruction, "run")}[where]
+    monkeypatch.setattr(owner, name, exhausted)
+    words = ["train", *runs.arguments(index), f"--workdir={tmp_path / 'run'}"]
+    line = refused(capsys, *words)
+    assert line.startswith("the run does not fit into the memory of its devices (RESOURCE_EXHAUSTED: Out of memory while trying to allocate 88888 bytes.); ")
+    assert all(word in line for word in ("--config.microbatches", ".remat=full", "--config.batch_size", "plan --config=FILE --topology=local"))
+    said.pop(0)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        main(words)
+
+
+@pytest.mark.parametrize(("said", "code", "told"), [("RESOURCE_EXHAUSTED: full", 2, "error: the run does not fit into the memory"), ("INTERNAL: x", 1, "jax.errors.JaxRuntimeError: INTERNAL: x")])
+def test_memory_that_is_too_small_for_one_of_several_processes(said: str, code: int, told: str, capsys: pytest.CaptureFixture[str],
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves with the same line and a code that no supervisor takes for a fault that passes."""
+    monkeypatch.setattr(stopping.os, "_exit", sys.exit)
+    monkeypatch.setattr(stopping.multiprocessing, "active_children", list)
+    with pytest.raises(SystemExit) as left:
+        stopping.leave(jax.errors.JaxRuntimeError(said), lead=False)
+    assert left.value.code == code and capsys.readouterr().err.startswith(told)
 
 
 def test_a_last_save_that_fails_is_tried_again_by_a_supervisor(index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],

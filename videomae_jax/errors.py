@@ -43,6 +43,22 @@ def allow(owner: object, /, *, rising: tuple[str, ...] = (), **ranges: tuple[flo
             raise UserError(f"{field} is {value}; allowed are numbers that rise")
 
 
+def is_exhausted(error: BaseException, /) -> bool:
+    """Whether an error means that the memory of a device is too small; those of storage have the same word for a quota."""
+    from jax.errors import JaxRuntimeError
+
+    return isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def explained(error: Exception, /) -> Exception:
+    """An error of training as it is told: the same, or where the memory of a device is too small a line on what makes a run smaller."""
+    if not is_exhausted(error):
+        return error
+    return UserError(f"the run does not fit into the memory of its devices ({str(error).splitlines()[0]}); what helps: more --config.microbatches, "
+                     "--config.objective.encoder.remat=full (and decoder.remat, where there is one), a smaller --config.batch_size, which the learning rate "
+                     "follows, and of evaluators --config.evaluators.NAME.batch_size; what fits, says: python -m videomae_jax plan --config=FILE --topology=local")
+
+
 def unwritable(directory: pathlib.Path, error: OSError, /) -> Exception:
     """What a failure to write to a run directory means: a mistake of the user, or a fault of the storage that may pass, such as a full disk."""
     kind = UserError if error.errno in REFUSED else StorageError
