@@ -10,16 +10,19 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
 import pyarrow.parquet as pq
 import pytest
 import runs
 from runs import shared_programs  # noqa: F401 (a fixture)
 
 from videomae_jax import config as configs
-from videomae_jax import metrics, run_directory
-from videomae_jax.__main__ import main
+from videomae_jax import assembly, metrics, run_directory, stopping
+from videomae_jax.__main__ import COMMANDS, main
 from videomae_jax.assembly import assemble
+from videomae_jax.commands import arguments
 from videomae_jax.errors import StorageError
+from videomae_jax.evals import reconstruction
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,55 @@ def test_config_prints_every_field_as_it_is_set(index: pathlib.Path, capsys: pyt
     assert json.loads(capsys.readouterr().out)["objective"]["encoder"]["width"] == 32
 
 
+def test_config_needs_no_data(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has indexed nothing yet gets the fields, and a card of an assumed number of videos; what cannot run gets the fields."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["config", "--config=configs/pretrain/vit_b.py"]) == 0
+    out, err = capsys.readouterr()
+    assert "1,350,000 videos are assumed in their place: no index index.parquet; make one with: " in err
+    assert "videos in source                           1,350,000\n" in out and "--config.batch_size=1024\n" in out and "--config.data.index='index.parquet'\n" in out
+    assert main(["config", "--config=configs/pretrain/vit_b.py", "--config.batch_size=0"]) == 2
+    out, err = capsys.readouterr()
+    assert err.endswith("error: batch_size is 0; allowed are 1 and more\n") and out.startswith("--config.") and "--config.batch_size=0\n" in out
+    assert not list(tmp_path.iterdir())
+
+
+HOME = [
+    ("train --config=configs/tiny.py --workdir=~/file/run --config.data.index={index}", "cannot write to --workdir={home}/file/run"),
+    ("train --config=configs/tiny.py --workdir={home}/new --config.data.index={index} --durable=~/file/b", "{home}/file/b"),
+    ("train --config=configs/tiny.py --workdir={home}/new --config.data.index=~/i.parquet", "no index {home}/i.parquet; make one"),
+    ("evaluate ~/none", "{home}/none holds no config.json"), ("visualize ~/none", "{home}/none holds no config.json"), ("report ~/none", "{home}/none"),
+    ("index ~/ --out=~/i.txt", "--out={home}/i.txt; allowed is"), ("index --merge={home}/a.parquet,~/b.parquet --out=~/m.txt", "{home}/m.txt"),
+    ("index --merge=~/a.parquet,~/b.parquet --out=~/m.parquet", "no index {home}/a.parquet"), ("pack ~/i.parquet --out=~/packed", "{home}/i.parquet"),
+    ("bench step --config=~/c.py", "no config file '{home}/c.py'"), ("bench input --index=~/i.parquet", "{home}/i.parquet"),
+    ("extract ~/none ~/a.mp4 --out=~/f", "no video in {home}/a.mp4"), ("predict ~/none ~/a.mp4 --out=~/p.csv", "no video in {home}/a.mp4"),
+    ("predict ~/none ~/a.mp4 --out=~/p.txt", "--out={home}/p.txt"), ("export ~/none --out=~/e", "{home}/none"), ("convert --from=hf ~/w --out=~/file", "{home}/file"),
+    ("plan --config=configs/tiny.py --topology=h100x1 --measure=~/m.json", "--measure={home}/m.json"), ("config --config=~/c.py", "no config file '{home}/c.py'"),
+    ("plan --config=configs/tiny.py --topology=h100x1 --then=~/c.py,5", "no config file '{home}/c.py'"), ("synthesize ~/file --train=1 --val=0 --test=0", "{home}/file")]
+
+
+@pytest.mark.parametrize(("line", "message"), HOME)
+def test_a_tilde_is_the_users_folder(line: str, message: str, index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every command, also where shells leave it as it is: no folder called `~` is made."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    (home / "file").write_text("mine")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    assert message.format(home=home) in refused(capsys, *(word.format(home=home, index=index) for word in line.split()))
+    assert not list(here.iterdir()) and {words.split()[0] for words, _ in HOME} == COMMANDS.keys()
+
+
+def test_a_tilde_elsewhere_is_a_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only at the beginning of a path, which begins a word or stands behind `=` or a comma; the folders of others stay with the shell."""
+    monkeypatch.setenv("HOME", "/home/me")
+    words = {"~": "/home/me", "--a=~/b": "--a=/home/me/b", "~/a,~/b": "/home/me/a,/home/me/b", "k=~/f": "k=/home/me/f", "a~/b": "a~/b", "--a=b/~/c": "--a=b/~/c",
+             "~other/a": "~other/a", "a~": "a~"}
+    assert {w: arguments.at_home(w) for w in words} == words
+
+
 def test_dry_run_writes_nothing(index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It compiles the step, tells its memory and leaves no trace."""
     assert main(["train", *runs.arguments(index), f"--workdir={tmp_path / 'run'}", "--dry-run"]) == 0
@@ -131,6 +183,12 @@ CONFIG_MISTAKES = {
     "--config.objective.decoder.width=0": "width 0; allowed are whole numbers from 1 on",
     "--config.mesh.fsdp=3": "mesh data=-1 fsdp=3 tensor=1 does not fit 8 devices",
     "--config.objective.encoder.wdith=8": "unknown config key 'objective.encoder.wdith': 'wdith' is not among ",
+    "--config.objective.encoder.mean=0.5,0.5": "mean (0.5, 0.5); allowed are as many numbers as channels, 3",
+    "--config.objective.encoder.std=(1,0,1)": "std (1, 0, 1); allowed are as many numbers as channels, 3, none of them 0",
+    "--config.data.canvas=256": "canvas (256,); allowed are two even numbers, height and width, or (0, 0)",
+    "--config.data.canvas=256,256,256": "canvas (256, 256, 256); allowed are two even numbers",
+    "--config.data.canvas=(256,x)": "--config.data.canvas=(256,x) holds '(256,x)'; allowed are numbers, such as (0, 0)",
+    "--config.data.crop.scales=a": "--config.data.crop.scales=a holds 'a'; allowed are numbers, such as (1.0, ",
     "--config.nothing=8": "unknown config key 'nothing': 'nothing' is not among ",
     "--config.batch_size=many": "--config.batch_size=many is of type str; allowed is type int, such as 4",
     "--config.total=9x": "duration '9x' is not understood",
@@ -351,6 +409,37 @@ def test_an_address_is_no_run_directory(index: pathlib.Path, tmp_path: pathlib.P
     message = refused(capsys, "train", "--config=configs/tiny.py", f"--config.data.index={index}", "--workdir=gs://bucket/run")
     assert message.startswith("--workdir=gs://bucket/run is no folder; allowed is one that all hosts share") and "--durable=gs://bucket/run" in message
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["state", "step", "evaluation"])
+def test_memory_of_devices_that_is_too_small_is_one_line(where: str, index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the state is made, at a step and in an evaluator: it says what makes the run smaller; other errors of the runtime keep their traceback."""
+    said = ["RESOURCE_EXHAUSTED: Out of memory while trying to allocate 88888 bytes.\nBufferAssignment ...", "INTERNAL: broken"]
+
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise jax.errors.JaxRuntimeError(said[0])
+
+    owner, name = {"state": (assembly.Assembly, "create"), "step": (assembly.Step, "__call__"), "evaluation": (reconstruction.Reconstruction, "run")}[where]
+    monkeypatch.setattr(owner, name, exhausted)
+    words = ["train", *runs.arguments(index), f"--workdir={tmp_path / 'run'}"]
+    line = refused(capsys, *words)
+    assert line.startswith("the run does not fit into the memory of its devices (RESOURCE_EXHAUSTED: Out of memory while trying to allocate 88888 bytes.); ")
+    assert all(word in line for word in ("--config.microbatches", ".remat=full", "--config.batch_size", "plan --config=FILE --topology=local"))
+    said.pop(0)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        main(words)
+
+
+@pytest.mark.parametrize(("said", "code", "told"), [("RESOURCE_EXHAUSTED: full", 2, "error: the run does not fit into the memory"), ("INTERNAL: x", 1, "jax.errors.JaxRuntimeError: INTERNAL: x")])
+def test_memory_that_is_too_small_for_one_of_several_processes(said: str, code: int, told: str, capsys: pytest.CaptureFixture[str],
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves with the same line and a code that no supervisor takes for a fault that passes."""
+    monkeypatch.setattr(stopping.os, "_exit", sys.exit)
+    monkeypatch.setattr(stopping.multiprocessing, "active_children", list)
+    with pytest.raises(SystemExit) as left:
+        stopping.leave(jax.errors.JaxRuntimeError(said), lead=False)
+    assert left.value.code == code and capsys.readouterr().err.startswith(told)
 
 
 def test_a_last_save_that_fails_is_tried_again_by_a_supervisor(index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],

@@ -157,7 +157,10 @@ def test_overrides() -> None:
     ({"seed": "x"}, "--config.seed=x is of type str; allowed is type int, such as 0"),
     ({"seed": "1.5"}, "is of type float; allowed is type int"), ({"seed": "none"}, "is of type NoneType; allowed is type int"),
     ({"seed": "true"}, "is of type bool; allowed is type int"), ({"flag": "1"}, "is of type int; allowed is type bool"),
-    ({"ema": "high"}, "is of type str; allowed is type float")])
+    ({"ema": "high"}, "is of type str; allowed is type float"), ({"seed": "{[]:1}"}, "is of type str; allowed is type int"),
+    ({"seed": "-" * 20000 + "1"}, "is of type str; allowed is type int"),
+    ({"objective__encoder__mean": "a,b,c"}, r"mean=a,b,c holds 'a,b,c'; allowed are numbers, such as \(0.485, "),
+    ({"objective__encoder__std": "(1,'x',1)"}, "holds 'x'; allowed are numbers"), ({"objective__encoder__patch": "(2,True,16)"}, "holds True; allowed are numbers")])
 def test_override_mistakes(assignments: dict, message: str) -> None:
     """Misspelt keys name the fields there are; values of another type name the present one."""
     with pytest.raises(UserError, match=message):

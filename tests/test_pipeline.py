@@ -441,7 +441,7 @@ def test_modules_of_the_data_path_do_not_load_jax() -> None:
 def test_small_shared_memory_is_told_before_it_kills(monkeypatch: pytest.MonkeyPatch) -> None:
     """Containers often have 64 MB; a worker would die of a bus error without a word."""
     monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10_000})())
-    with pytest.raises(UserError, match="shared memory.*allowed are fewer workers"):
+    with pytest.raises(UserError, match=r"shared memory.*allowed are fewer workers \(--config.workers, .*--config.batch_size"):
         pipeline.stream(Rows(), batch_size=BATCH, seed=0, workers=2)
     pipeline.stream(Rows(), batch_size=BATCH, seed=0).close()
 

@@ -4,11 +4,13 @@ import csv
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 import written
+from PIL import Image
 from test_decode import encode
 
 import videomae_jax
@@ -36,11 +38,81 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, pathlib.
 def test_answers_hold_no_views(videos: list[tuple[str, pathlib.Path]], tmp_path: pathlib.Path) -> None:
     """A picture owns its pixels, as many as the sheet shows: all views of every video would fill the memory."""
     run = written.write(tmp_path / "run", written.classifier(), classes=written.CLASSES)
-    answers = prediction.predict(videomae_jax.load(run), videos, classes=written.CLASSES, top=1, say=print)
+    journal = prediction.Journal(tmp_path / "p.csv", settings={})
+    answers = prediction.predict(videomae_jax.load(run), videos, classes=written.CLASSES, top=1, journal=journal, say=print)
     for answer in answers:
         assert isinstance(answer.picture, np.ndarray) and answer.picture.base is None and answer.picture.shape == (156, 156, 3)
     prediction.sheet(answers, tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").exists()
+
+
+def test_an_interrupted_call_goes_on(videos: list[tuple[str, pathlib.Path]], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C at the second video, in the middle of a line: only that one is judged by the second call, whose table and sheet are those of a single one."""
+    run = written.write(tmp_path / "run", written.classifier(), classes=written.CLASSES)
+    paths, judged, judge = [str(path) for _, path in videos], [], prediction.judged
+    assert main(["predict", str(run), *paths, f"--out={tmp_path}/whole.csv"]) == 0
+
+    def interrupted(model: object, name: str, *rest: object, **more: object) -> prediction.Answer:
+        judged.append(name)
+        if judged == ["a.mp4", "b.mp4"]:
+            raise KeyboardInterrupt
+        return judge(model, name, *rest, **more)
+
+    monkeypatch.setattr(prediction, "judged", interrupted)
+    words, partial = ["predict", str(run), *paths, f"--out={tmp_path}/p.csv"], tmp_path / "p.csv.partial"
+    assert main(words) == 130 and not (tmp_path / "p.csv").exists()
+    with partial.open("a") as file:
+        file.write('{"name": "b.mp4", "pa')
+    capsys.readouterr()
+    assert main(words) == 0 and judged == ["a.mp4", "b.mp4", "b.mp4"]
+    assert f"goes on behind the 1 videos in {partial}" in capsys.readouterr().err and not partial.exists()
+    for end in ("csv", "png"):
+        assert (tmp_path / f"p.{end}").read_bytes() == (tmp_path / f"whole.{end}").read_bytes()
+
+
+def test_answers_of_another_call_are_not_gone_on_with(videos: list[tuple[str, pathlib.Path]], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other weights, views, classes, numbers of them, and what is no journal: refused, byte for byte; another video of the name is judged."""
+    run = written.write(tmp_path / "run", written.classifier(), classes=written.CLASSES)
+    other = shutil.copytree(run, tmp_path / "other")
+    config = run_directory.open_run(other)
+    with config.unlocked():
+        config.evaluators.test.views.sampling.stride = 1
+    run_directory.write(other / "config.json", configs.to_json(config))
+    again = written.write(tmp_path / "again", written.classifier(), classes=written.CLASSES)
+    (tmp_path / "names.txt").write_text("x\ny\nz\n")
+    partial, rest = tmp_path / "p.csv.partial", [str(videos[0][1]), f"--out={tmp_path}/p.csv"]
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "table", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["predict", str(run), *rest]) == 130
+    kept = partial.read_bytes()
+    for words, what in (([str(other)], "views"), ([str(again)], "weights"), ([str(run), "--top=1"], "top"), ([str(run), f"--classes={tmp_path}/names.txt"], "classes")):
+        capsys.readouterr()
+        assert main(["predict", *words, *rest]) == 2
+        assert f"{partial} holds the answers of an earlier call with other {what}; remove it" in capsys.readouterr().err and partial.read_bytes() == kept
+    for damaged in (b"mine\n", b"[]\n", kept + b"{}\n", b"\xff\n"):
+        partial.write_bytes(damaged)
+        assert main(["predict", str(run), *rest]) == 2
+        assert f"{partial} does not hold the answers of an earlier call" in capsys.readouterr().err and partial.read_bytes() == damaged
+    partial.write_bytes(kept)
+    (tmp_path / "a.mp4").write_bytes(b"nothing")
+    assert main(["predict", str(run), f"{tmp_path}/a.mp4", rest[1]]) == 2 and "none of 1 videos can be read" in capsys.readouterr().err
+    assert partial.read_bytes() == kept
+
+
+def test_many_videos_have_no_pictures(videos: list[tuple[str, pathlib.Path]], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sheet ends where a viewer would, and no picture behind it stays in memory; the command says so."""
+    run = written.write(tmp_path / "run", written.classifier(), classes=written.CLASSES)
+    monkeypatch.setattr(prediction, "SHOWN", 1)
+    journal = prediction.Journal(tmp_path / "q.csv", settings={})
+    answers = prediction.predict(videomae_jax.load(run), videos, classes=written.CLASSES, top=1, journal=journal, say=print)
+    assert [answer.picture is None for answer in answers] == [False, True] and all(answer.classes for answer in answers)
+    assert main(["predict", str(run), *(str(path) for _, path in videos), f"--out={tmp_path}/p.csv"]) == 0
+    assert f"{tmp_path}/p.png shows the first 1 of 2 videos" in capsys.readouterr().err and len((tmp_path / "p.csv").read_text().splitlines()) == 3
+    drawn = np.asarray(Image.open(tmp_path / "p.png"))
+    assert drawn.shape == (190, 800, 3) and drawn[20:140, 165:315].std() == 0
 
 
 PROBE = probe.Probe(vit.Encoder(**written.ENCODER), probing.Attentive(classes=3, count=4, blocks=1, heads=2), weights="")

@@ -18,7 +18,7 @@ import numpy as np
 from videomae_jax import parallel, profiling, topologies
 from videomae_jax.assembly import Assembly
 from videomae_jax.data import pipeline
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, is_exhausted
 
 SIDE = 2048  # of the square matrices whose product measures a peak
 SECOND = 1.0  # a repeat lasts about this long where the number of steps is left open
@@ -100,7 +100,7 @@ class Training:
             jax.block_until_ready(self._state)
             self.loss = float(next(v for k, v in metrics.items() if k.endswith("loss")))
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not is_exhausted(error):
                 raise
             raise UserError(f"the step does not fit into the device's memory ({str(error).splitlines()[0]}); use a smaller --batch") from error
 

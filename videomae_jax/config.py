@@ -19,7 +19,7 @@ from typing import Any
 
 import ml_collections
 
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, is_number
 
 SYMBOL = "__symbol__"
 _LINEN_FIELDS = ("parent", "name")
@@ -158,7 +158,7 @@ def literal(text: str, /) -> Any:
         return named[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # TypeError: {[]: 1}; the last two: thousands of brackets
         return text
 
 
@@ -176,8 +176,8 @@ def override(config: ml_collections.ConfigDict, assignments: dict[str, str], /) 
     """Sets `a.b.c` fields in place.
 
     A field that holds a string takes the text as it is ("none" and "10" too). Raises UserError for a field that does not
-    exist or a value whose type differs from the present one; only a field that holds None takes any type. A new `__symbol__`
-    gives its node the fields of the new class: those that both have keep their values, the others begin at their defaults.
+    exist or a value whose type differs from the present one, that of numbers in a tuple too; only a field that holds None takes any type. A new
+    `__symbol__` gives its node the fields of the new class: those that both have keep their values, the others begin at their defaults.
     """
     symbols = sorted((path for path in assignments if path.endswith(f".{SYMBOL}")), key=lambda path: path.count("."))
     for path in (*symbols, *(path for path in assignments if path not in symbols)):  # the outer symbols first: they bring the fields
@@ -197,6 +197,8 @@ def override(config: ml_collections.ConfigDict, assignments: dict[str, str], /) 
             value = float(value)
         if old is not None and type(value) is not type(old):
             raise UserError(f"--config.{path}={text} is of type {type(value).__name__}; allowed is type {type(old).__name__}, such as {old!r}")
+        if isinstance(old, tuple) and old and all(map(is_number, old)) and not all(map(is_number, value)):
+            raise UserError(f"--config.{path}={text} holds {next(v for v in value if not is_number(v))!r}; allowed are numbers, such as {old!r}")
         with node.ignore_type():
             node[name] = value
         if name == SYMBOL:

@@ -2,6 +2,7 @@
 
 import errno
 import math
+import numbers
 import pathlib
 import pickle
 import tokenize
@@ -23,6 +24,11 @@ class StorageError(RuntimeError):
     """A checkpoint cannot be written, or be read by one of several processes: the same command has to be started again."""
 
 
+def is_number(value: object, /) -> bool:
+    """Whether a value of a config is a number; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def allow(owner: object, /, *, rising: tuple[str, ...] = (), **ranges: tuple[float, float]) -> None:
     """Checks fields of a dataclass: finite numbers, or tuples of them, from low to high, ends included; those `rising` do not fall.
 
@@ -31,10 +37,26 @@ def allow(owner: object, /, *, rising: tuple[str, ...] = (), **ranges: tuple[flo
     for field, (low, high) in ranges.items():
         value = getattr(owner, field)
         values = value if isinstance(value, tuple) else (value,)
-        if not all(math.isfinite(v) and low <= v <= high for v in values):
-            raise UserError(f"{field} is {value}; allowed are {low:g} {'and more' if high == math.inf else f'to {high:g}'}")
+        if not all(is_number(v) and math.isfinite(v) and low <= v <= high for v in values):
+            raise UserError(f"{field} is {value!r}; allowed are {low:g} {'and more' if high == math.inf else f'to {high:g}'}")
         if field in rising and sorted(values) != list(values):
             raise UserError(f"{field} is {value}; allowed are numbers that rise")
+
+
+def is_exhausted(error: BaseException, /) -> bool:
+    """Whether an error means that the memory of a device is too small; those of storage have the same word for a quota."""
+    from jax.errors import JaxRuntimeError
+
+    return isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def explained(error: Exception, /) -> Exception:
+    """An error of training as it is told: the same, or where the memory of a device is too small a line on what makes a run smaller."""
+    if not is_exhausted(error):
+        return error
+    return UserError(f"the run does not fit into the memory of its devices ({str(error).splitlines()[0]}); what helps: more --config.microbatches, "
+                     "--config.objective.encoder.remat=full (and decoder.remat, where there is one), a smaller --config.batch_size, which the learning rate "
+                     "follows, and of evaluators --config.evaluators.NAME.batch_size; what fits, says: python -m videomae_jax plan --config=FILE --topology=local")
 
 
 def unwritable(directory: pathlib.Path, error: OSError, /) -> Exception:

@@ -17,11 +17,12 @@ from videomae_jax.topologies import Topology, find, local
 VIDEOS = 1_350_000  # of VideoMAE V2's UnlabeledHybrid
 
 
-def without_index(config: Any, /, *, videos: int, trust: tuple[str, ...] = ()) -> Any:
-    """The config; where its data cannot be opened here, with their shapes and `videos` rows in their place."""
+def without_index(config: Any, /, *, videos: int, trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda line: None) -> Any:
+    """The config; where its data cannot be opened here, which `say` is told, with their shapes and `videos` rows in their place."""
     try:
         len(configs.build(config.data, trust=trust))
-    except UserError:
+    except UserError as error:
+        say(f"the data cannot be opened here, {videos:,} videos are assumed in their place: {error}")
         with config.ignore_type(), config.unlocked():
             config.data = configs.spec(Unread, source=config.data, length=videos)
     return config

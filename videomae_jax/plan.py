@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from videomae_jax import assembly, footprint, hlo, parallel, topologies
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, is_exhausted
 from videomae_jax.topologies import TORUS, Topology, find
 
 EFFICIENCY = 0.8  # of the peak rates that large matrix products and long copies reach (an H200: 790 of 989 TFLOP/s)
@@ -226,7 +226,7 @@ class Planner:
                 raise UserError(f"--topology={self.topology.name} compiles with JAX's CUDA plug-in: {str(error).splitlines()[0]}; install jax[cuda13] whole, or none "
                                 "of it for an estimate") from error
             used = re.search(r"Used ([\d.]+)([KMGT]?) of", str(error))
-            if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+            if not is_exhausted(error) or not used:
                 raise
             return Compiled(float(used[1]) * 1024 ** " KMGT".index(used[2] or " "), time.perf_counter() - begin, time.process_time() - cpu, None)
         spent = time.perf_counter() - begin, time.process_time() - cpu

@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
+import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from videomae_jax.evals.base import evaluation_source
 
 TILE, COLUMNS, LABEL = 160, 5, 30  # pixels of a picture with its margin, pictures a row, pixels below it
 MARGIN = 2
+SHOWN = 300  # videos on a sheet: their pictures are in memory, and few viewers open a larger page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,60 @@ class Answer:
     classes: tuple[tuple[str, float], ...] = ()
     picture: np.ndarray | None = None
     error: str = ""
+
+
+class Journal:
+    """Answers as they come, a JSON line each in a file beside the table `out`, so that the same command goes on where it stopped.
+
+    `known` holds those of an earlier call by (name, path) of the video; one that could not be read is tried again. Raises UserError
+    where the file holds answers that were given otherwise (`settings`) or something else, and where it cannot be written.
+    """
+
+    def __init__(self, out: pathlib.Path, /, *, settings: Mapping[str, Any]) -> None:
+        self.out, self.path = out, out.with_name(f"{out.name}.partial")
+        first = json.dumps(settings, sort_keys=True)
+        try:
+            lines = self.path.read_text(errors="replace").split("\n")[:-1] if self.path.is_file() else []  # what follows the last line end was cut off
+            self.known = self._read(lines, json.loads(first)) if lines else {}
+            run_directory.write(self.path, "".join(f"{line}\n" for line in (first, *lines[1:])))
+        except OSError as error:
+            raise UserError(f"--out={out} cannot be written ({error})") from error
+
+    def _read(self, lines: Sequence[str], settings: Mapping[str, Any], /) -> dict[tuple[str, str], Answer]:
+        """The answers in the lines behind the settings."""
+        try:
+            stored, *rows = map(json.loads, lines)
+            other = [key for key, value in settings.items() if stored[key] != value]
+            found = {(row["name"], row["path"]): Answer(row["name"], tuple((str(name), float(p)) for name, p in row["classes"])) for row in rows}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path} does not hold the answers of an earlier call ({error!r}); remove it, or use another --out") from error
+        if other:
+            raise UserError(f"{self.path} holds the answers of an earlier call with other {', '.join(other)}; remove it, or use another --out")
+        return found
+
+    def note(self, path: pathlib.Path, answer: Answer, /) -> None:
+        """Keeps the classes of a video."""
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"name": answer.name, "path": place(path), "classes": answer.classes}) + "\n")
+        except OSError as error:
+            raise UserError(f"--out={self.out} cannot be written ({error})") from error
+
+    def close(self) -> None:
+        """Removes the file, when all is in the table."""
+        self.path.unlink(missing_ok=True)
+
+
+def place(path: pathlib.Path, /) -> str:
+    """A path that means the same from every folder."""
+    return str(path.absolute())
+
+
+def settings(model: Model, /, *, weights: str, classes: Sequence[str], top: int) -> dict[str, Any]:
+    """What decides the answers but for the videos; `weights` are the digest of the model's."""
+    cuts = {name: model.config[name] for name in ("data", "eval_data", "evaluators")}
+    return {"weights": [weights, model.step, getattr(model.objective, "chosen", 0)], "views": hashlib.sha256(configs.to_json(cuts).encode()).hexdigest(),
+            "classes": list(classes), "top": top}
 
 
 def names(model: Model, /, *, given: Sequence[str] = ()) -> tuple[str, ...]:
@@ -59,20 +116,37 @@ def views(model: Model, /) -> tuple[Any, ...]:
     return max(found, key=len, default=(source,))
 
 
-def predict(model: Model, videos: Sequence[tuple[str, pathlib.Path]], /, *, classes: Sequence[str], top: int, say: Callable[[str], None]) -> list[Answer]:
-    """The `top` classes of every video: the softmax of each view, then their mean. Unreadable videos are named and go on the list."""
+def predict(model: Model, videos: Sequence[tuple[str, pathlib.Path]], /, *, classes: Sequence[str], top: int, journal: Journal,
+            say: Callable[[str], None]) -> list[Answer]:
+    """The `top` classes of every video: the softmax of each view, then their mean. Unreadable videos are named and go on the list.
+
+    Those that the journal knows are not judged again. The first SHOWN have pictures.
+    """
     cuts, answers = views(model), []
-    for name, path in videos:
+    middle = len(cuts) // 2
+    for number, (name, path) in enumerate(videos):
+        known = journal.known.get((name, place(path)))
+        if known and number >= SHOWN:
+            answers.append(known)
+            continue
         try:
-            views_of = read(path, cuts, model=model)
+            views_of = read(path, cuts[middle:middle + 1] if known else cuts, model=model)
         except decode.DecodeError as error:
             say(f"cannot be read: {error}")
-            answers.append(Answer(name, error=f"{error.stage}: {error.cause}"))
+            answers.append(known or Answer(name, error=f"{error.stage}: {error.cause}"))
             continue
-        mean = model.classify(views_of).probabilities.astype(np.float64).mean(0)
-        order = np.argsort(-mean, kind="stable")[:top]
-        answers.append(Answer(name, tuple((classes[i], float(mean[i])) for i in order), tile(views_of[len(cuts) // 2, model.frames // 2])))
+        answer = known or judged(model, name, views_of, classes=classes, top=top)
+        if not known:
+            journal.note(path, answer)
+        picture = tile(views_of[len(views_of) // 2, model.frames // 2]) if number < SHOWN else None
+        answers.append(dataclasses.replace(answer, picture=picture))
     return answers
+
+
+def judged(model: Model, name: str, views_of: np.ndarray, /, *, classes: Sequence[str], top: int) -> Answer:
+    """The answer for a video by its views u8 [views T S S 3]."""
+    mean = model.classify(views_of).probabilities.astype(np.float64).mean(0)
+    return Answer(name, tuple((classes[i], float(mean[i])) for i in np.argsort(-mean, kind="stable")[:top]))
 
 
 def tile(frame: np.ndarray, /) -> np.ndarray:
@@ -101,7 +175,8 @@ def table(answers: Sequence[Answer], path: pathlib.Path, /, *, top: int) -> None
 
 
 def sheet(answers: Sequence[Answer], path: pathlib.Path, /) -> None:
-    """png: a frame of every video over its name, its class and the probability."""
+    """png: a frame of each of the first SHOWN videos over its name, its class and the probability."""
+    answers = answers[:SHOWN]
     rows = -(-len(answers) // COLUMNS)
     page = Image.new("RGB", (COLUMNS * TILE, rows * (TILE + LABEL)), "white")
     draw = ImageDraw.Draw(page)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from videomae_jax.errors import STORAGE, StorageError, UserError
+from videomae_jax.errors import STORAGE, StorageError, UserError, explained
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = 75  # exit code after SIGTERM: EX_TEMPFAIL of sysexits.h, "the same command goes on", for whoever supervises a run
@@ -93,8 +93,9 @@ def leave(error: Exception, /, *, lead: bool) -> None:
     """Says what happened and ends this process of several, at once: others may not have the error, and wait for this one.
 
     Whatever would be undone or closed on the way out waits for them in turn, and so does an orderly end of jax. The exit
-    code is 2 after a mistake of the user, STORAGE after a StorageError, else 1.
+    code is 2 after a mistake of the user or where the memory of a device is too small, STORAGE after a StorageError, else 1.
     """
+    error = explained(error)
     if isinstance(error, (UserError, StorageError)):
         sys.stderr.write(f"error: {error}\n")
     else:

@@ -131,9 +131,11 @@ def test_mistakes_are_refused(changes: dict[str, Any], text: str) -> None:
 
 
 def test_fusion_blocks_have_to_fit() -> None:
-    """Mid-fusion of all blocks would be early fusion under another name."""
+    """Mid-fusion of all blocks would be early fusion under another name; and the statistics of pixels have to be one a channel."""
     with pytest.raises(UserError, match="fused is 3 of 3"):
         AudiovisualMAE(encoder=fusion.Encoder(16, 3, 2, 24, fused=3), decoder=fusion.Decoder(12, 1, 2, 20))
+    with pytest.raises(UserError, match=r"std \(1.0,\); allowed are as many numbers as channels, 3"):
+        AudiovisualMAE(encoder=fusion.Encoder(16, 3, 2, 24, std=(1.0,)), decoder=fusion.Decoder(12, 1, 2, 20))
     with pytest.raises(UserError, match="head 'ones'"):
         AudiovisualMAE(encoder=fusion.Encoder(16, 3, 2, 24), decoder=fusion.Decoder(12, 1, 2, 20, head="ones"))
 

@@ -2,22 +2,32 @@
 
 import argparse
 import contextlib
+import os
+import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from videomae_jax.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like every other mistake of a user."""
+    """An argument parser whose errors are one line, like every other mistake of a user, and that knows `~` in --out=~/a too."""
 
     def __init__(self, command: str, /, **kw: Any) -> None:
         super().__init__(prog=f"python -m videomae_jax {command}", allow_abbrev=False, **kw)
 
+    def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:
+        return super().parse_args([at_home(word) for word in args], namespace)
+
     def error(self, message: str) -> Any:
         raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def at_home(word: str, /) -> str:
+    """A word with the folder of this user for every `~` that begins a path: shells leave it behind `=` and commas as it is."""
+    return re.sub(r"(^|[=,])~(?=[/,]|$)", lambda found: found[1] + os.path.expanduser("~"), word)
 
 
 def add_config(parser: argparse.ArgumentParser, /, *, required: bool = True) -> None:
@@ -37,7 +47,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str], /) -> tuple[argparse
                 value = next(words, None)
                 if value is None:
                     raise UserError(f"--config.{name} needs a value: --config.{name}=value")
-            assignments[name] = value
+            assignments[name] = at_home(value)
         else:
             plain.append(word)
     return parser.parse_args(plain), assignments

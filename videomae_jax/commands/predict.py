@@ -8,9 +8,10 @@ from videomae_jax.commands.arguments import say
 
 
 def main(argv: list[str]) -> int:
-    """Writes the table and the sheet; 0, or 1 when some videos could not be read. None that could is an error."""
+    """Writes the table and the sheet, or goes on with them; 0, or 1 when some videos could not be read. None that could is an error."""
     parser = arguments.Parser("predict", description="The likeliest classes of videos, from the views that the run was tested with: softmax of every "
-                              "view, then their mean. A csv, and a picture with a frame of every video.")
+                              "view, then their mean. A csv, and a picture with a frame of every video (the first 300). The same command "
+                              "goes on where it stopped.")
     arguments.add_model(parser)
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, folders (searched recursively) or an index of video files (.parquet)")
     parser.add_argument("--out", default="predictions.csv", metavar="FILE.csv", help="table to write (default: predictions.csv)")
@@ -18,7 +19,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes a video (default 5, or all where there are fewer)")
     parser.add_argument("--classes", default="", metavar="FILE", help="names of the classes in the order of the head: a JSON list, or one a line")
     options = parser.parse_args(argv)
-    from videomae_jax import extraction, prediction
+    from videomae_jax import api, extraction, prediction
     from videomae_jax.errors import UserError
 
     out = pathlib.Path(options.out)
@@ -31,25 +32,36 @@ def main(argv: list[str]) -> int:
             "of the run, else the first")
     classes = prediction.names(model, given=listed(pathlib.Path(options.classes)) if options.classes else ())
     top = min(options.top, len(classes))
-    answers = prediction.predict(model, videos, classes=classes, top=top, say=say)
+    weights = api.digest(pathlib.Path(options.workdir), step=model.step)
+    journal = prediction.Journal(out, settings=prediction.settings(model, weights=weights, classes=classes, top=top))
+    if journal.known:
+        say(f"goes on behind the {len(journal.known)} videos in {journal.path}")
+    answers = prediction.predict(model, videos, classes=classes, top=top, journal=journal, say=say)
     failed = sum(bool(a.error) for a in answers)
     if failed == len(answers):
+        if not journal.known:
+            journal.close()
         raise UserError(f"none of {failed} videos can be read, and no table is written; first {answers[0].name}: {answers[0].error}")
     picture = pathlib.Path(options.sheet) if options.sheet else out.with_suffix(".png")
     with arguments.writing(options.out):
         prediction.table(answers, out, top=top)
         prediction.sheet(answers, picture)
+        journal.close()
+    if len(answers) > prediction.SHOWN:
+        say(f"{picture} shows the first {prediction.SHOWN} of {len(answers)} videos")
     print(f"{len(answers) - failed} videos of {len(answers)} classified: {out}, {picture}")
     return 1 if failed else 0
 
 
 def listed(path: pathlib.Path, /) -> tuple[str, ...]:
-    """Names from a file."""
+    """Names from a file, with or without a byte order mark."""
+    from videomae_jax.data import merge
     from videomae_jax.errors import UserError
 
+    if path.suffix != ".json":
+        return merge.read_lines(str(path))
     try:
-        text = path.read_text()
-        found = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"--classes={path} cannot be read ({error})") from error
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):

@@ -314,7 +314,8 @@ def _check_room(batches: Batches, /, *, workers: int) -> None:
     free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else need
     if need > free:
         raise UserError(f"{workers} workers keep up to {WAITING} batches of {batches.bytes / 1e6:.0f} MB each in shared memory, and {SHARED} has "
-                        f"{free / 1e6:.0f} MB free; allowed are fewer workers, a smaller batch or more shared memory (docker run --shm-size)")
+                        f"{free / 1e6:.0f} MB free; allowed are fewer workers (--config.workers, 0 = threads of the training process), a smaller batch "
+                        "(--config.batch_size) or more shared memory (docker run --shm-size)")
 
 
 def stream(source: Source, /, *, batch_size: int, seed: int, start: int = 0, host: int = 0, hosts: int = 1, blocks: Blocks = (), workers: int = 0,

@@ -18,7 +18,7 @@ SMALL = 128  # crops below this size get the room of this one: their videos are 
 
 
 def refusal(source: sources.Source, /) -> str:
-    """Why the crops of a source cannot be cut on a device; "" where they can."""
+    """Why the crops of a source cannot be cut on a device; "" where they can. Raises UserError for a canvas that is none."""
     if isinstance(source, unread.Unread):
         return refusal(source.source)
     if isinstance(source, mixture.Concat):
@@ -33,6 +33,8 @@ def refusal(source: sources.Source, /) -> str:
         return f"{kind.__name__} reads in a way of its own, which would be passed over"
     if type(source.crop).__name__ not in framing.known():
         return f"no window is known of the crop {type(source.crop).__name__}; allowed are {', '.join(framing.known())}"
+    if not isinstance(source.canvas, tuple) or len(source.canvas) != 2 or not all(type(side) is int for side in source.canvas):
+        raise UserError(f"canvas {source.canvas!r}; allowed are two even numbers, height and width, or (0, 0) for a derived one")
     if any(side < 0 or side % 2 for side in source.canvas) or any(source.canvas) != all(source.canvas):
         return f"canvas {source.canvas}; allowed are two even numbers, or (0, 0) for a derived one"
     return ""

@@ -99,11 +99,12 @@ class Encoder(nn.Module):
     dtype: str = "float32"
 
     def check(self) -> None:
-        """Raises UserError for a layout that does not exist or fusion blocks that do not fit."""
+        """Raises UserError for a layout that does not exist, fusion blocks that do not fit, and statistics that are not one a channel."""
         if self.layout not in ENCODERS:
             raise UserError(f"encoder layout {self.layout!r}; allowed are {', '.join(ENCODERS)}")
         if self.layout == "mid" and not 0 < self.fused < self.depth:
             raise UserError(f"fused is {self.fused} of {self.depth} blocks; allowed are 1 to {self.depth - 1}")
+        layers.check_statistics(self)
 
     @property
     def inputs(self) -> dict[str, Video | Sound]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax import parallel
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, is_number
 from videomae_jax.models import attention
 from videomae_jax.parallel import shard
 from videomae_jax.types import Array, Key
@@ -155,7 +155,7 @@ class Mlp(nn.Module):
 
 
 def check_sizes(module: Any, /) -> None:
-    """Raises UserError for sizes of an encoder or decoder that are no whole numbers from 1 on, and for an unknown dtype."""
+    """Raises UserError for sizes of an encoder or decoder that are no whole numbers from 1 on, statistics that are not one a channel, and an unknown dtype."""
     for name in ("width", "depth", "heads", "hidden", "frames", "size", "channels"):
         value = getattr(module, name, 1)
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
@@ -163,8 +163,17 @@ def check_sizes(module: Any, /) -> None:
     patch = getattr(module, "patch", (1, 1, 1))
     if not isinstance(patch, (tuple, list)) or len(patch) != 3 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in patch):
         raise UserError(f"patch {patch!r}; allowed are three whole numbers: frames, rows and columns")
+    check_statistics(module)
     if module.dtype not in DTYPES:
         raise UserError(f"dtype {module.dtype!r}; allowed are {', '.join(DTYPES)}")
+
+
+def check_statistics(module: Any, /) -> None:
+    """Raises UserError where `mean` and `std` of an encoder's input, if it has them, are not one number a channel."""
+    for name in ("mean", "std") if hasattr(module, "mean") else ():
+        value = getattr(module, name)
+        if not isinstance(value, (tuple, list)) or len(value) != module.channels or not all(map(is_number, value)) or name == "std" and 0 in value:
+            raise UserError(f"{name} {value!r}; allowed are as many numbers as channels, {module.channels}{', none of them 0' * (name == 'std')}")
 
 
 def check_drop_path(rate: float, /) -> None:
