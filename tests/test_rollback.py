@@ -55,6 +55,17 @@ def test_counts_rows_and_logs_each_update() -> None:
     assert found.value.cursor == Cursor(56, (), {"skipped": 6}, row=3, since=4)
 
 
+def test_spikes_are_counted_and_lead_nowhere() -> None:
+    """A filter that refuses loss after loss lets them pass in the end, by itself: going back would show it the same ones again."""
+    log = Log()
+    watch = Watch(Cursor(), Policy(row=3), log)
+    for number in range(1, 51):
+        watch.note(number, 8 * number, {"skipped": np.int32(0), "spikes": np.int32(1)})
+    assert watch.read(50) == {"skipped": 0, "spikes": 50}
+    watch.check()
+    assert (watch.cursor.row, len(log)) == (0, 50)
+
+
 @pytest.mark.parametrize("reads", [(), (3,), (4, 5), (1, 2, 3, 4, 5, 6, 7, 8)])
 def test_the_way_back_does_not_depend_on_when_flags_are_read(reads: tuple[int, ...]) -> None:
     """Three in a row after step 2 end at position 40, also where later steps were taken before anybody looked."""
