@@ -184,6 +184,19 @@ def test_without_a_checkpoint_the_run_begins_anew_past_the_data(tmp_path: pathli
         assert spoilt[-3:] == [8, 12, 16]
 
 
+def test_a_way_back_is_no_error_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes take it alike; one that left would end them all, while an error of its own lets it leave at once."""
+    left: list[BaseException] = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(loop, "leave", lambda error, *, lead: left.append(error))
+    loop._alone(None, RollBack(Cursor()), None)
+    loop._alone(None, None, None)
+    assert not left
+    error = ValueError()
+    loop._alone(None, error, None)
+    assert left == [error]
+
+
 def test_norms_by_layer_are_logged_on_demand(tmp_path: pathlib.Path) -> None:
     """Stacked layers one by one; they add up to the norm of the gradient."""
     run = loops.build(total=1, evaluators__recorder__every="")
