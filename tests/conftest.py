@@ -3,11 +3,12 @@
 import gc
 import os
 import pathlib
+import shutil
 import signal
 from collections.abc import Iterator
 
 import pytest
-from runs import QUICK, THREADS
+from runs import QUICK, THREADS, cache
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join([
@@ -18,6 +19,8 @@ os.environ.update(THREADS)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # commands that tests start inherit it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what runs in its background, and every process of a test would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+SETTINGS = ("jax_disable_most_optimizations", "jax_enable_x64", "jax_default_matmul_precision", "jax_compilation_cache_dir",
+            "jax_cpu_collectives_implementation")
 FIRST = ("test_contract", "test_resume", "test_processes", "test_av_mae")  # files of minutes: none of them starts when all others are done
 
 
@@ -36,6 +39,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+
+
+def pytest_sessionfinish() -> None:
+    """Compiled programs go with the session: a process of xdist may be ended before it does what is left for its exit."""
+    if cache.cache_info().currsize:
+        shutil.rmtree(cache(), ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +78,19 @@ def ordinary_scheduling() -> Iterator[None]:
     if after != before:
         os.sched_setscheduler(0, before, os.sched_param(0))
     assert after == before, f"the test left the scheduling policy {after}, before it was {before}"
+
+
+@pytest.fixture(autouse=True)
+def ordinary_settings() -> Iterator[None]:
+    """No test leaves JAX with other settings: what comes after it would be compiled otherwise, slowly, or not at all."""
+    import jax
+
+    before = {name: jax.config.values[name] for name in SETTINGS}
+    yield
+    changed = {name: value for name, value in before.items() if jax.config.values[name] != value}
+    for name, value in changed.items():
+        jax.config.update(name, value)
+    assert not changed, f"the test left other settings than {changed}"
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import atexit
 import concurrent.futures
 import contextlib
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -142,6 +143,15 @@ def finish(process: "subprocess.Popen[str]", /, *, code: int, seconds: float = 6
         raise AssertionError(f"still running after {seconds} s:\n{out}\n{err}") from None
     assert process.returncode == code, f"exit code {process.returncode}, not {code}:\n{out}\n{err}"
     return out, err
+
+
+def held() -> float:
+    """MiB of memory that this process has now, without garbage: the peak of its life, of tests before this one, hides what grows below it."""
+    status = pathlib.Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("the memory of a process stands under /proc")
+    gc.collect()
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS:")) / 1024
 
 
 def read_until(process: "subprocess.Popen[str]", text: str, /) -> str:

@@ -64,3 +64,10 @@ def test_damaged_best_weights_make_room(tmp_path: pathlib.Path, capsys: pytest.C
     said = capsys.readouterr().err
     assert f"checkpoint 3 in {tmp_path / 'best'} is damaged" in said and f"damaged checkpoints 3 now lie in {tmp_path / 'best_damaged'}" in said
     assert best.load(context(tmp_path, step=5))[0] == 4 and (tmp_path / "best_damaged" / "00000003").is_dir()
+
+
+def test_a_kept_step_that_lies_ahead_stays(tmp_path: pathlib.Path) -> None:
+    """A run that went back to an older checkpoint reaches it again, and a step once saved is never saved anew."""
+    assert best.keep(context(tmp_path, step=5), 0.5, metric="top1") == 0.5
+    assert best.keep(context(tmp_path, step=3), 0.9, metric="top1") == 0.5
+    assert best.load(context(tmp_path, step=3))[0] == 5

@@ -1,19 +1,24 @@
 """What a start writes before it trains: nothing of two starts is mixed, and one that ends anywhere leaves what the next one takes."""
 
+import dataclasses
 import errno
 import os
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
+import jax
 import pytest
 import test_train as loops
 from runs import shared_programs  # noqa: F401 (a fixture)
 
+from videomae_jax import config as configs
 from videomae_jax import occupancy, run_directory
 from videomae_jax import train as loop
+from videomae_jax.assembly import assemble
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.durable import OWNER, Durable, Place
 from videomae_jax.errors import StorageError, UserError
+from videomae_jax.evals.base import Context
 from videomae_jax.upkeep import Safety
 
 
@@ -126,3 +131,29 @@ def test_a_full_disk_is_no_mistake(tmp_path: pathlib.Path, monkeypatch: pytest.M
         with pytest.raises(kind, match=f"cannot write to --workdir={tmp_path}: {os.strerror(number)}"):
             claim(tmp_path, log__every=3)
     assert loop.train(run, tmp_path, stop=loops.Asked(), say=lambda line: None, trust=(loops.ME,)).finished
+
+
+@dataclasses.dataclass(frozen=True)
+class Second:
+    """An evaluator that tries to take the run directory, as another start would."""
+
+    every: str = ""
+    told: ClassVar[list[str]] = []
+
+    def run(self, context: Context, /) -> dict[str, float]:
+        """Nothing."""
+        with pytest.raises(UserError) as found, occupancy.alone(context.directory, say=lambda line: None, patience=0):
+            pass
+        self.told.append(str(found.value))
+        return {}
+
+
+def test_a_run_that_trains_holds_its_directory(tmp_path: pathlib.Path) -> None:
+    """From before the first step to after the last, not only while it claims it."""
+    config = loops.config_of(total=1)
+    config.evaluators = {"second": configs.spec(Second)}
+    Second.told.clear()
+    trust = (loops.ME, pathlib.Path(__file__).stem)
+    run = assemble(config, trust=trust, devices=jax.devices()[:1])
+    assert loop.train(run, tmp_path, stop=loops.Asked(), say=lambda line: None, trust=trust).finished
+    assert len(Second.told) == 2 and all(f"{tmp_path} is in use by process {os.getpid()}" in line for line in Second.told)

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import pathlib
 import pickle
+import types
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from videomae_jax.data import clips, decode, index, pipeline, sources
 from videomae_jax.data.decode import DecodeError
 from videomae_jax.data.three_crop import ThreeCrop
 from videomae_jax.errors import UserError
-from videomae_jax.evals import best
+from videomae_jax.evals import attentive, best
 from videomae_jax.evals.base import Context
 from videomae_jax.evals.classification import Classification, Sums, Views, results
 from videomae_jax.models import heads, vit
@@ -193,6 +194,30 @@ def test_padding_adds_nothing() -> None:
     np.testing.assert_allclose(sums.total, [[0, 0], [0.9, 0.1]], rtol=1e-6)
     np.testing.assert_array_equal(sums.seen, [0, 1])
     np.testing.assert_array_equal(sums.labels, [-1, 0])
+
+
+def test_heads_average_the_readable_views_of_a_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that reads the codes and one that takes the classes in reverse; 66 views in batches of 12: the last view of all fills the last batch up."""
+    codes, last = CODES.copy(), VIDEOS - 1
+    label = LABELS[last]
+    codes[last] = 0
+    codes[last, 0, :, label], codes[last, 1, :, (label + 1) % CLASSES] = 200, 190  # right by a little, and wrong where the last view counts three times
+    monkeypatch.setattr(f"{__name__}.CODES", codes)
+    probability, broken, read = softmax(codes / 64), ((2, 0), (5, 0), (5, 1)), np.ones((VIDEOS, 2, 1, 1))
+    for place in broken:
+        read[place] = 0
+
+    def judge(params: Any, extra: Any, batch: Any, /) -> Any:
+        logits = batch["video"][:, 0, 0, :CLASSES, 0].astype(jnp.float32) / 64
+        return jnp.stack([logits, logits[:, ::-1]], 1)
+
+    probe = types.SimpleNamespace(judge=judge, head=types.SimpleNamespace(classes=CLASSES, count=2))
+    context = Toy(dataclasses.replace(run(), objective=probe), {}, {}, 3, pathlib.Path(), fields=(("broken", broken),))
+    found = attentive.Heads(batch_size=12, views=Views(sampling=At(views=2), crop=At(views=3))).run(context)
+    mean, known = (probability * read).sum((1, 2)), np.arange(VIDEOS) != 5
+    assert mean[last].argmax() == label != (mean[last] + 2 * probability[last, 1].sum(0)).argmax()
+    assert found["videos"] == VIDEOS - 1
+    assert [found["head_0"], found["head_1"]] == pytest.approx([100 * np.mean(x.argmax(-1) == LABELS[known]) for x in (mean[known], mean[known, ::-1])])
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.interpolate
+import substitutes
 from PIL import Image
 
 from videomae_jax import config as configs
@@ -19,7 +20,7 @@ from videomae_jax import losses, masking, run_directory, targets
 from videomae_jax.assembly import assemble
 from videomae_jax.data import decode, sources
 from videomae_jax.errors import UserError
-from videomae_jax.evals import pictures, probe, reconstruction
+from videomae_jax.evals import completion, pictures, probe, reconstruction
 from videomae_jax.evals.base import Context
 from videomae_jax.masking import Grid
 from videomae_jax.models import patches, vit
@@ -227,6 +228,13 @@ def test_substitutes_of_unreadable_clips_do_not_count(tmp_path: pathlib.Path, mo
     damaged[:] = range(5)
     with pytest.raises(UserError, match="no clip of split 'val' that can be read has a hidden token"):
         reconstruction.Reconstruction(batch_size=5).run(toy)
+
+
+def test_completion_without_substitutes_and_padding(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses are those of the readable clips, whatever else is shown."""
+    toy = context(tmp_path, length=5)
+    one, other = substitutes.outcomes(monkeypatch, lambda: completion.Completion(batch_size=4, clips=0).run(toy))
+    assert one == pytest.approx(other, rel=1e-6) and len(one) == 5
 
 
 def test_at_most_the_clips_asked_for_are_used(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

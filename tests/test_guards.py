@@ -36,6 +36,17 @@ class Steep(toy.Toy):
         return out.replace(terms=out.terms | {"seen": term.replace(total=term.total + root)})
 
 
+@dataclasses.dataclass(frozen=True)
+class Aside(toy.Toy):
+    """Its loss alone is none where a batch's y is 0: what makes it so has no gradient."""
+
+    def loss(self, params: Any, *args: Any, **kw: Any) -> Output:
+        out, rows = super().loss(params, *args, **kw), args[1]
+        term = out.terms["seen"]
+        endless = jnp.where((rows["y"] == 0).all(-1), jnp.inf, 0.0)
+        return out.replace(terms=out.terms | {"seen": term.replace(total=term.total + jax.lax.stop_gradient(endless))})
+
+
 def run_of(objective: Any = None, /, *, devices: int = 1, optimizer: Any = ADAM, **fields: Any) -> Assembly:
     """The toy under Adam."""
     config = toy.run_config(objective, **fields)
@@ -97,6 +108,15 @@ def test_bad_update_costs_exactly_itself(kind: str, fields: dict[str, Any]) -> N
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves((got.params, got.opt, got.extra, got.ema)))
 
 
+def test_a_loss_that_is_none_counts_though_its_gradient_is_finite() -> None:
+    """Whatever the loss is made of: bit for bit the run without that update."""
+    run = run_of(Aside())
+    fed = batches(run, 3)
+    got, logged = steps(run, [fed[0], spoilt(fed[1], "gradient"), fed[2]])
+    same(got, steps(run, [fed[0], None, fed[2]])[0])
+    assert [m["skipped"] for m in logged] == [0, 1, 0] and np.isinf(logged[1]["loss"]) and np.isfinite(logged[1]["grad_norm"])
+
+
 RANK = """
 import hashlib, sys
 import jax, numpy as np
@@ -142,8 +162,8 @@ def test_without_the_check_one_batch_would_end_the_run(monkeypatch: pytest.Monke
 
 
 def test_bad_pass_of_one_phase_leaves_the_others() -> None:
-    """Of the critic's three passes the second fails: two updates of the critic, one of the player; bits as with two passes."""
-    run = run_of(toy.Duel())
+    """Of the critic's three passes the second fails: two updates of the critic, one of the player; averages follow the phases that moved."""
+    run = run_of(toy.Duel(), ema=0.5)
     fed = batches(run, 4)
     fed[2]["x"][3, 0] = np.nan
     state, metrics = run.step()(run.create(), *[put(run, b) for b in fed])
@@ -153,7 +173,10 @@ def test_bad_pass_of_one_phase_leaves_the_others() -> None:
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves((state.params, state.opt)))
     spoilt_player, metrics = run.step()(run.create(), *[put(run, b) for b in (fed[2], fed[1], fed[0], fed[3])])
     assert (int(metrics["critic/skipped"]), int(metrics["player/skipped"])) == (0, 1)
-    np.testing.assert_array_equal(spoilt_player.params["left"]["w"], run.create().params["left"]["w"])
+    first, right = run.create().params, spoilt_player.params["right"]["w"]
+    np.testing.assert_array_equal(spoilt_player.params["left"]["w"], first["left"]["w"])
+    np.testing.assert_allclose(spoilt_player.ema["right"]["w"], (first["right"]["w"] + right) / 2, rtol=1e-6)
+    assert not np.array_equal(right, first["right"]["w"])
 
 
 def feed(losses: list[float], *, window: int = 8, sigmas: float = 6.0) -> list[bool]:

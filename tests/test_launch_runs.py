@@ -557,7 +557,7 @@ def test_a_stopped_job_is_queued_again(tmp_path: pathlib.Path, bin_folder: pathl
     call = ("slurm.sh", "--nodes=1", "--gpus=2", "--", "train")
     assert run(*call, env=env | {"CODE": "75"}).returncode == 0
     assert (tmp_path / "requeued").read_text() == f"requeue {env['SLURM_JOB_ID']}\n"
-    for code in ("2", "127", "130"):
+    for code in ("2", "126", "127", "130"):
         assert run(*call, env=env | {"CODE": code}).returncode == int(code)
     assert len((tmp_path / "requeued").read_text().splitlines()) == 1
     crashes = [("42", 0), ("74", 0), ("75", 0), ("1", 0), ("3", 0), ("1", 1)]  # 75 begins the row anew, and the third crash of a row is the last

@@ -14,6 +14,7 @@ import noise_runs
 import numpy as np
 import optax
 import pytest
+import substitutes
 import written
 from flax import traverse_util
 
@@ -255,6 +256,18 @@ def test_features_and_heads_of_a_run(tmp_path: pathlib.Path, monkeypatch: pytest
     for head in range(3):
         assert found[f"head_{head}"] == pytest.approx(100 * np.mean(logits[:, head].argmax(-1) == bank.labels))
     assert found["videos"] == 6 and found["best"] == max(found[f"head_{i}"] for i in range(3))
+
+
+def test_substitutes_and_padding_count_nowhere(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither among the features nor in the accuracy of a head: five of six clips can be read."""
+    run = running()
+    state = run.create()
+    context = noise_runs.Noise(run, state.params, run.seen(state.extra), 1, tmp_path)
+    one, other = substitutes.outcomes(monkeypatch, lambda: features.collect(context, split="val", label="", limit=0, batch_size=4))
+    assert one.labels.tolist() == other.labels.tolist() == [0, 1, 1, 0, 1]
+    np.testing.assert_allclose(one.features[-1], other.features[-1], atol=1e-6)
+    one, other = substitutes.outcomes(monkeypatch, lambda: attentive.Heads(batch_size=4).run(context))
+    assert one == other and one["videos"] == 5
 
 
 def passes(fn: Any, /, *words: Any) -> int:

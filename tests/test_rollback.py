@@ -55,6 +55,17 @@ def test_counts_rows_and_logs_each_update() -> None:
     assert found.value.cursor == Cursor(56, (), {"skipped": 6}, row=3, since=4)
 
 
+def test_spikes_are_counted_and_lead_nowhere() -> None:
+    """A filter that refuses loss after loss lets them pass in the end, by itself: going back would show it the same ones again."""
+    log = Log()
+    watch = Watch(Cursor(), Policy(row=3), log)
+    for number in range(1, 51):
+        watch.note(number, 8 * number, {"skipped": np.int32(0), "spikes": np.int32(1)})
+    assert watch.read(50) == {"skipped": 0, "spikes": 50}
+    watch.check()
+    assert (watch.cursor.row, len(log)) == (0, 50)
+
+
 @pytest.mark.parametrize("reads", [(), (3,), (4, 5), (1, 2, 3, 4, 5, 6, 7, 8)])
 def test_the_way_back_does_not_depend_on_when_flags_are_read(reads: tuple[int, ...]) -> None:
     """Three in a row after step 2 end at position 40, also where later steps were taken before anybody looked."""
@@ -171,6 +182,19 @@ def test_without_a_checkpoint_the_run_begins_anew_past_the_data(tmp_path: pathli
             continue
         assert go(run, tmp_path / "a").finished
         assert spoilt[-3:] == [8, 12, 16]
+
+
+def test_a_way_back_is_no_error_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes take it alike; one that left would end them all, while an error of its own lets it leave at once."""
+    left: list[BaseException] = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(loop, "leave", lambda error, *, lead: left.append(error))
+    loop._alone(None, RollBack(Cursor()), None)
+    loop._alone(None, None, None)
+    assert not left
+    error = ValueError()
+    loop._alone(None, error, None)
+    assert left == [error]
 
 
 def test_norms_by_layer_are_logged_on_demand(tmp_path: pathlib.Path) -> None:

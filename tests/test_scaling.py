@@ -12,7 +12,7 @@ from videomae_jax import config as configs
 from videomae_jax import run_directory, scaling
 from videomae_jax.commands import report as command
 from videomae_jax.errors import UserError
-from videomae_jax.scaling import Point
+from videomae_jax.scaling import Fit, Law, Point
 
 SIZES = (1e6, 4e6, 16e6, 64e6)
 CLIPS = (1e5, 4e5, 16e5)
@@ -63,6 +63,13 @@ def test_the_held_out_run_lies_in_its_interval_and_an_outlier_does_not() -> None
     low, high = found.prediction(held)
     assert low <= held.loss <= high and (high - low) / held.loss < 0.06
     assert not low <= 1.1 * held.loss <= high
+
+
+def test_the_interval_of_a_further_run_has_the_errors_of_the_fitted_ones() -> None:
+    """Laws that all say 2 / 4^0.5: errors of 0.1 left by 3 parameters in 6 points are sqrt(6 / 3) times as large beside a run that was not fitted."""
+    law = Law(("flops",), (1.0,), 0.0, (2.0,), (0.5,))
+    found = Fit(law, (law,) * 100, (0.1, -0.1) * 3).prediction(Point("x", 1, 1, 4.0, 1.0))
+    assert found == pytest.approx((math.exp(-0.1 * math.sqrt(2)), math.exp(0.1 * math.sqrt(2))))
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:

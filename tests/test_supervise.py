@@ -25,10 +25,10 @@ def starts(folder: pathlib.Path) -> int:
 
 
 @pytest.mark.parametrize(("codes", "count", "code"), [
-    ("0", 1, 0), ("2 0", 1, 2), ("130 0", 1, 130), ("75 75 75 0", 4, 0), ("42 0", 2, 0), ("74 0", 2, 0), ("1 137 134 0", 4, 0), ("1 1 1 1 1 1", 5, 1),
+    ("0", 1, 0), ("2 0", 1, 2), ("126 0", 1, 126), ("127 0", 1, 127), ("130 0", 1, 130), ("75 75 75 0", 4, 0), ("42 0", 2, 0), ("74 0", 2, 0), ("1 137 134 0", 4, 0), ("1 1 1 1 1 1", 5, 1),
     ("1 1 1 75 1 1 1 75 0", 9, 0)])
 def test_codes_that_are_started_again(tmp_path: pathlib.Path, codes: str, count: int, code: int) -> None:
-    """After 75, 42, 74, crashes and signals; not after 0, 2, 130; five crashes in a row are the end, a saved stop begins the row anew."""
+    """After 75, 42, 74, crashes and signals; not after 0, 2, 126, 127, 130; five crashes in a row are the end, a saved stop begins the row anew."""
     process = supervise(tmp_path, codes, CRASHES=5)
     _, said = process.communicate(timeout=60)
     assert (starts(tmp_path), process.returncode) == (count, code), said

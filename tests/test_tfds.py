@@ -16,6 +16,7 @@ from test_decode import bars, spelt
 
 from videomae_jax import config as configs
 from videomae_jax.data import clips, decode, pipeline, sources, transforms
+from videomae_jax.data.tfds_packing import Info
 from videomae_jax.data.tfds_source import TfdsClips
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import evaluation_source
@@ -36,7 +37,7 @@ class Spelling(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> Any:
         features = {"clip": {"video": tfds.features.Sequence(tfds.features.Image(shape=(64, 128, 3), encoding_format="png"))},
                     "label": tfds.features.ClassLabel(names=["run", "walk", "jump"]), "title": tfds.features.Text()}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        return Info(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, manager: Any) -> Any:
         return {"train": self._generate_examples(6), "validation": self._generate_examples(2)}

@@ -4,6 +4,7 @@ import json
 import pathlib
 import pickle
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -79,6 +80,14 @@ def test_the_data_set_is_one_of_tfds(done: pathlib.Path) -> None:
     one, bad = found["val"][0], found["train"][2]
     assert list(one["clips"]) == windows(done)["1.mp4"] and one["psnr"] > 20 and one["error"] == b"" and b'"ids"' in one["about"]
     assert len(bad["clips"]) == 0 and bad["error"].startswith(b"decode: ")
+
+
+def test_no_temporary_folder_stays(folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tfds makes one for every new data set, and forgets it."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    tfds_packing.PackedVideos(plan=plan(folder, tmp_path / "out"), on_beam=False, data_dir=str(tmp_path / "out"), file_format="array_record")
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_second_call_makes_nothing_again(folder: pathlib.Path, done: pathlib.Path) -> None:

@@ -16,11 +16,11 @@ import pytest
 import runs
 from runs import shared_programs  # noqa: F401 (a fixture)
 
-from videomae_jax import card, masking, metrics, optim, run_directory, upkeep
+from videomae_jax import api, card, masking, metrics, optim, run_directory, upkeep
 from videomae_jax import config as configs
 from videomae_jax import train as loop
 from videomae_jax.assembly import Assembly, assemble
-from videomae_jax.checkpoint import Checkpointer, named
+from videomae_jax.checkpoint import Checkpointer, load_params, named
 from videomae_jax.data import pipeline, sources
 from videomae_jax.errors import StorageError
 from videomae_jax.evals.base import Context
@@ -77,6 +77,19 @@ def config_of(**fields: Any) -> ml_collections.ConfigDict:
 def build(devices: int = 1, **fields: Any) -> Assembly:
     """The run of `config_of` on the first devices."""
     return assemble(config_of(**fields), trust=(ME,), devices=jax.devices()[:devices])
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """An evaluator that keeps the weights it is shown."""
+
+    every: str = ""
+    params: ClassVar[list[Any]] = []
+
+    def run(self, context: Context, /) -> dict[str, float]:
+        """Nothing."""
+        self.params.append(jax.device_get(context.params))
+        return {}
 
 
 class Asked(Stop):
@@ -325,3 +338,17 @@ def test_faults_are_listed_once_over_restarts(tmp_path: pathlib.Path) -> None:
     again.note(batch)
     again.note({k: v[:2] + (1 if k == "row" else 0) for k, v in batch.items()})  # row 7 once more
     assert [json.loads(line)["row"] for line in (tmp_path / "faults.jsonl").read_text().splitlines()] == [6, 7]
+
+
+def test_averaged_weights_are_what_is_evaluated_and_opened(tmp_path: pathlib.Path) -> None:
+    """In the run, from its checkpoint, and in Python; those that are trained are others by then."""
+    config = config_of(total=2, ema=0.5)
+    config.evaluators = {"seen": configs.spec(Seen)}
+    Seen.params.clear()
+    run = assemble(config, trust=(ME,), devices=jax.devices()[:1])
+    run_directory.claim(run, tmp_path, extend=False, fork=False, say=lambda line: None)
+    assert go(run, tmp_path).finished
+    raw, averaged = (load_params(tmp_path / "checkpoints", item=item) for item in ("params", "ema"))
+    assert any((one != other).any() for one, other in zip(jax.tree.leaves(raw), jax.tree.leaves(averaged), strict=True))
+    for found in (Seen.params[-1], run_directory.context(tmp_path, trust=(ME,)).params, api.of_run(tmp_path, step=None).params):
+        equal(found, averaged)

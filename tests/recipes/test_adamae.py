@@ -12,6 +12,7 @@ import mapped
 import numpy as np
 import pytest
 import scipy.stats
+import substitutes
 from mapped import value
 
 from videomae_jax import config as configs
@@ -393,6 +394,14 @@ def test_evaluator_by_a_slow_transcription(tmp_path: pathlib.Path) -> None:
     assert found.keys() == expected.keys()
     for name, numbers in expected.items():
         assert found[name] == pytest.approx(np.mean(numbers), rel=2e-5, abs=2e-6), name
+
+
+def test_evaluator_without_substitutes_and_padding(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means are over the readable clips, whatever else is shown."""
+    toy = context(tmp_path, OBJECTIVE, initial())
+    evaluator = sampling.Sampling(batch_size=2, clips=5, mask=masking.Random(ratio=0.5, layout="token", truncate="visible"), draws=1)
+    one, other = substitutes.outcomes(monkeypatch, lambda: evaluator.run(toy))
+    assert one == pytest.approx(other, rel=1e-6)
 
 
 def test_evaluator_needs_a_learned_distribution(tmp_path: pathlib.Path) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+import substitutes
 import written
 
 import videomae_jax
@@ -506,6 +507,14 @@ def test_shuffled_loss_is_that_of_the_exchanged_clips_under_the_same_masks() -> 
     np.testing.assert_allclose(got["loss_video"], total["_video"] / weight["video"], rtol=1e-5)
     np.testing.assert_allclose(got["gain_audio"], 100 * (total["_shuffled"] / total[""] - 1), atol=1e-3)
     assert weight["audio"] == 3 * 6 and abs(got["gain_audio"]) > 1e-3
+
+
+def test_losses_without_substitutes_and_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the readable clips, whatever else is shown; what cannot be read may still be the partner of another clip."""
+    still = context(recipe("mid"), Pairs())
+    one, other = substitutes.outcomes(monkeypatch, lambda: modalities.CrossModal(batch_size=4).run(still))
+    for name in ("loss_video", "loss_audio", "loss_video_place", "loss_audio_place"):
+        assert one[name] == pytest.approx(other[name], rel=1e-6), name
 
 
 def test_padding_rows_are_neither_partners_nor_moved() -> None:

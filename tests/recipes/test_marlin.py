@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import mapped
 import numpy as np
 import pytest
+import substitutes
 import written
 from mapped import value
 
@@ -463,6 +464,13 @@ def test_evaluator_by_a_slow_transcription(tmp_path: pathlib.Path) -> None:
     assert found.keys() == wanted.keys() == {"mse", "sharpness", "sharpness_features", *(f"mse_{name}" for name in part_evals.FACE)}
     for name, number in wanted.items():
         assert found[name] == pytest.approx(number, rel=1e-4), name
+
+
+def test_evaluator_without_substitutes_and_padding(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors are those of the readable clips, whatever else is shown."""
+    toy = Toy(game(), initial(), {}, 7, tmp_path)
+    one, other = substitutes.outcomes(monkeypatch, lambda: part_evals.PartReconstruction(batch_size=3, clips=5).run(toy))
+    assert one == pytest.approx(other, rel=1e-6)
 
 
 def test_sharpness_of_known_pictures() -> None:

@@ -21,6 +21,13 @@ from videomae_jax.data import beam_packing, packed, packing, tfds_source
 from videomae_jax.errors import UserError
 
 
+class Info(tfds.core.DatasetInfo):
+    """What is said of a data set that is made here. tfds asks the bucket of its own ones about every new one, and leaves an empty temporary folder behind."""
+
+    def initialize_from_bucket(self) -> None:
+        """Nothing is known beforehand."""
+
+
 class PackedVideos(tfds.core.GeneratorBasedBuilder):
     """The packed clips of a plan, in the order of its rows.
 
@@ -39,7 +46,7 @@ class PackedVideos(tfds.core.GeneratorBasedBuilder):
         text = tfds.features.Text
         features = {"name": text(), "label": text(), "error": text(), "about": text(), "psnr": tfds.features.Scalar(np.float32),
                     "clips": tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_))}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+        return Info(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
 
     def _split_generators(self, manager: Any) -> dict[str, Any]:
         return {split: self._generate_examples(numbers) for split, numbers in rows(self.plan).items()}
