@@ -129,6 +129,11 @@ def check_numbers(source: Any, /) -> None:
         raise UserError(f"timeout is {source.timeout}, max_bad_fraction {source.max_bad_fraction}; allowed are seconds above 0 and shares from 0 to 1")
 
 
+def check_drawn(source: Any, /) -> None:
+    """Raises UserError where a source knows that it does not hold the frames that its sampling draws, as packed clips do."""
+    getattr(source, "check_sampling", lambda: None)()
+
+
 @dataclasses.dataclass(frozen=True)
 class VideoClips:
     """Clips of the readable videos of an index: `video` u8 [K T size size 3] and `label` i32 [K].
