@@ -118,7 +118,9 @@ class Classification:
             per_class.write(context.directory / self.save, names=[source.name(row) for row in range(len(source))], classes=source.classes,
                             labels=np.where(sums.seen > 0, sums.labels, -1), logits=sums.logits, seen=sums.shown, mean=sums.mean)
         found |= {"best_step": float(step)} if self.weights == "best" else {}
-        return found | ({"best": best.keep(context, found[self.best], metric=self.best)} if self.best else {})
+        if self.best:
+            found["best"] = best.keep(context, found[self.best], metric=self.best, by=best.measured(context, self, source=source))
+        return found
 
 
 def predictor(context: Context, /) -> Any:
