@@ -24,9 +24,10 @@ from videomae_jax.data import sources
 from videomae_jax.erasing import Erasing
 from videomae_jax.errors import UserError
 from videomae_jax.mixing import Mixing
-from videomae_jax.models import heads, vit
+from videomae_jax.models import heads, probing, videoprism, vit
 from videomae_jax.objectives.classify import Classify
 from videomae_jax.objectives.mae import MAE
+from videomae_jax.objectives.probe import Probe
 from videomae_jax.stopping import Stop
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -172,6 +173,18 @@ def test_erased_clips_are_mixed() -> None:
     share = float(both["target"][0, 0])
     np.testing.assert_allclose(both["video"], share * erased + (1 - share) * erased[::-1], atol=1e-6)
     assert evaluated(erasing, params(), rows, jax.random.key(5), train=False)[0]["video"].dtype == jnp.uint8
+
+
+@pytest.mark.parametrize("kind", ["classify", "probe"])
+def test_an_encoder_without_statistics_sees_erased_clips(kind: str) -> None:
+    """VideoPrism takes pixels as they are: the noise is that of ImageNet's."""
+    encoder = videoprism.Encoder(width=12, spatial_depth=1, temporal_depth=1, heads=2, hidden=16, patch=(1, 8, 8), frames=4, size=16)
+    head = PLAIN.head if kind == "classify" else probing.Linear(classes=CLASSES, count=2)
+    erasing = Erasing(probability=1.0, area=(0.3, 0.33))
+    objective = dataclasses.replace(PLAIN, encoder=encoder, erasing=erasing) if kind == "classify" else Probe(encoder=encoder, head=head, weights="", erasing=erasing)
+    ready = objective.prepare(batch(), jax.random.key(5), step=jnp.int32(0), train=True)
+    want = dataclasses.replace(PLAIN, erasing=erasing).prepare(batch(), jax.random.key(5), step=jnp.int32(0), train=True)  # of an encoder with ImageNet's
+    np.testing.assert_array_equal(ready["video"], want["video"])
 
 
 def test_chance_acts_in_training_alone() -> None:
