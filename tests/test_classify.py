@@ -157,6 +157,20 @@ def test_mixed_clips() -> None:
     np.testing.assert_array_equal(ready["video"], rows["video"])
 
 
+def test_a_clip_that_is_not_mixed_does_not_depend_on_its_partner() -> None:
+    """Labelled clips beside an unlabelled one count where the draw of their group mixes nothing, and not where it does."""
+    objective = dataclasses.replace(PLAIN, mixing=Mixing(cutmix=0.0, probability=0.5, rows=4))
+    rows = batch(8, labels=(0, 2, -1, 1) * 2)
+    seen = set()
+    for seed in range(8):
+        ready = objective.prepare(rows, jax.random.key(seed), step=jnp.int32(0), train=True)
+        for group in (slice(0, 4), slice(4, 8)):
+            plain = bool(np.array_equal(ready["video"][group], np.asarray(rows["video"][group], np.float32) * np.float32(1 / 255)))
+            np.testing.assert_array_equal(ready["weight"][group], [1, 1, 0, 1] if plain else [1, 0, 0, 1])
+            seen.add(plain)
+    assert seen == {True, False}
+
+
 def test_erased_clips_are_mixed() -> None:
     """A box of every clip becomes noise before clips are mixed, in training alone; it depends on the clip's key, not its row."""
     erasing = dataclasses.replace(PLAIN, erasing=Erasing(probability=1.0, area=(0.3, 0.33)))

@@ -116,7 +116,8 @@ def mixed(batch: Batch, rng: Key, /, *, mixing: Mixing, keys: tuple[str, ...] = 
     whole = share.mean((1, 2))
     batch = dict(batch) | {"video": mixing.blend(patches.to_unit(batch["video"]), share[:, None, :, :, None])}
     batch |= {k: mixing.blend(batch[k], whole.reshape(-1, *(1,) * (batch[k].ndim - 1))) for k in keys}
-    return batch | {"weight": batch["weight"] * mixing.partners(batch["weight"], groups=len(share))}
+    shared = jnp.repeat((share < 1).any((1, 2)), rows // len(share))
+    return batch | {"weight": batch["weight"] * jnp.where(shared, mixing.partners(batch["weight"], groups=len(share)), 1)}
 
 
 def divergence(teacher: Array, student: Array, /, *, temperature: float, weight: Array) -> losses.Term:
