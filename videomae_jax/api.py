@@ -279,10 +279,19 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, frames: int = 
 
 
 def of_run(path: pathlib.Path, /, *, step: int | None) -> Stored:
-    """The contents of a run directory, with the averaged weights where it keeps them."""
+    """The contents of a run directory, with the averaged weights where the checkpoint has them: averages that began later are the parameters."""
     config, names, found = run_directory.open_run(path), path / run_directory.CLASSES, chosen(path, step=step)
-    params = load_params(path / "checkpoints", step=found, item="ema" if config.ema else "params")
+    params = load_params(path / "checkpoints", step=found, item="ema" if config.ema and "ema" in saved(path, step=found) else "params")
     return Stored(config, params, tuple(json.loads(names.read_text())) if names.is_file() else (), found)
+
+
+def saved(path: pathlib.Path, /, *, step: int) -> tuple[str, ...]:
+    """The parts that the checkpoint `step` of a run holds, such as "params" and "ema"."""
+    saver = Checkpointer(path / "checkpoints", read_only=True)
+    try:
+        return tuple(saver.meta(step)["leaves"])
+    finally:
+        saver.close()
 
 
 def of_weights(path: pathlib.Path, conversion: Mapping[str, Any], /) -> Stored:
