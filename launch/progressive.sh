@@ -2,7 +2,7 @@
 # Progressive training: pretraining, then an intermediate labelled task, then the target; each stage starts from the run before.
 #   bash launch/progressive.sh [--dry-run] [--direct] RUNS [-- WORDS OF EVERY STAGE...]
 # RUNS/pretrain, RUNS/intermediate and RUNS/target are the run directories. The same command goes on where it was stopped: a
-# finished stage is passed over (unless its words have --extend, as for a longer total), a stopped one resumes, and its exit code
+# finished stage is passed over (unless its words have --extend or --fork), a stopped one resumes, and its exit code
 # (75 after SIGTERM) is that of this script. --direct also trains the target without the stage between, in RUNS/direct. --dry-run
 # prints the commands and lets each compile a step.
 #
@@ -56,7 +56,7 @@ stage() { # stage NAME FROM "WORDS"
   if [ -n "$DRY_RUN" ]; then
     quoted "${command[@]}"
     [ -n "$absent" ] || "${command[@]}" --dry-run
-  elif [[ " ${command[*]} " != *" --extend "* ]] && finished "$runs/$name"; then
+  elif [[ ! " ${command[*]} " =~ " "--(extend|fork)" " ]] && finished "$runs/$name"; then
     echo "$name: finished before at step $(steps "$runs/$name/summary.json"), in $runs/$name" >&2
   else
     echo "$name: $(quoted "${command[@]}")" >&2

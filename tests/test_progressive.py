@@ -78,7 +78,7 @@ def test_it_goes_on_at_every_boundary(stopped: str, stand_in: dict[str, str], tm
 
 
 def test_a_stage_that_was_made_longer_is_not_finished(stand_in: dict[str, str], tmp_path: pathlib.Path) -> None:
-    """Its summary is of the earlier length until it ends again; words with --extend reach stages that are finished, too."""
+    """Its summary is of the earlier length until it ends again; words with --extend or --fork reach stages that are finished, too."""
     runs = tmp_path / "runs"
     assert script(str(runs), env=stand_in).returncode == 0 and len(called(stand_in)) == 3
     (runs / "intermediate" / "recipe_card.json").write_text('{\n  "steps": 12\n}')
@@ -86,9 +86,9 @@ def test_a_stage_that_was_made_longer_is_not_finished(stand_in: dict[str, str], 
     assert done.returncode == 0 and called(stand_in) == [expected(runs, "intermediate")] and "pretrain: finished before at step 1, in " in done.stderr
     (runs / "target" / "recipe_card.json").unlink()
     assert script(str(runs), env=stand_in).returncode == 0 and called(stand_in) == [expected(runs, "target")]
-    longer = ("--config.total=9", "--extend")
-    assert script(str(runs), "--", *longer, env=stand_in).returncode == 0
-    assert called(stand_in) == [expected(runs, stage, *longer) for stage in ("pretrain", "intermediate", "target")]
+    for longer in (("--config.total=9", "--extend"), ("--fork", "--config.total=9")):
+        assert script(str(runs), "--", *longer, env=stand_in).returncode == 0
+        assert called(stand_in) == [expected(runs, stage, *longer) for stage in ("pretrain", "intermediate", "target")]
 
 
 def test_dry_run(stand_in: dict[str, str], tmp_path: pathlib.Path) -> None:
