@@ -2,8 +2,9 @@
 # Progressive training: pretraining, then an intermediate labelled task, then the target; each stage starts from the run before.
 #   bash launch/progressive.sh [--dry-run] [--direct] RUNS [-- WORDS OF EVERY STAGE...]
 # RUNS/pretrain, RUNS/intermediate and RUNS/target are the run directories. The same command goes on where it was stopped: a
-# finished stage is passed over, a stopped one resumes, and its exit code (75 after SIGTERM) is that of this script. --direct
-# also trains the target without the stage between, in RUNS/direct. --dry-run prints the commands and lets each compile a step.
+# finished stage is passed over (unless its words have --extend or --fork), a stopped one resumes, and its exit code
+# (75 after SIGTERM) is that of this script. --direct also trains the target without the stage between, in RUNS/direct. --dry-run
+# prints the commands and lets each compile a step.
 #
 # PRETRAIN, INTERMEDIATE, TARGET and DIRECT hold the words of `train` for each stage, split at blanks; LAUNCH what stands before
 # every command. By default they are those of the embedded world: shapes from all labels, then from a tenth of them. Whoever gives
@@ -36,6 +37,16 @@ done
 cd "$here"
 read -ra launch <<<"${LAUNCH:-}"
 
+steps() { # steps FILE: the number that a summary or a recipe card gives; nothing where there is none
+  [ ! -f "$1" ] || sed -n 's/^  "steps": *\([0-9]*\).*/\1/p' "$1"
+}
+
+finished() { # finished RUN: a run that was made longer and stopped has the summary of its earlier length
+  local done total
+  done=$(steps "$1/summary.json") total=$(steps "$1/recipe_card.json")
+  [ -n "$done" ] && [ "$done" = "$total" ]
+}
+
 stage() { # stage NAME FROM "WORDS"
   local name=$1 from=$2 words command
   read -ra words <<<"$3"
@@ -45,8 +56,8 @@ stage() { # stage NAME FROM "WORDS"
   if [ -n "$DRY_RUN" ]; then
     quoted "${command[@]}"
     [ -n "$absent" ] || "${command[@]}" --dry-run
-  elif [ -f "$runs/$name/summary.json" ]; then
-    echo "$name: finished before, in $runs/$name" >&2
+  elif [[ ! " ${command[*]} " =~ " "--(extend|fork)" " ]] && finished "$runs/$name"; then
+    echo "$name: finished before at step $(steps "$runs/$name/summary.json"), in $runs/$name" >&2
   else
     echo "$name: $(quoted "${command[@]}")" >&2
     "${command[@]}" || { code=$?; echo "$name ended with $code; the same command of this script goes on" >&2; exit $code; }

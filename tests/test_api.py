@@ -1,7 +1,9 @@
 """Models in Python: clips in, features, pictures and classes out, from run directories and from weights of others."""
 
 import dataclasses
+import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -141,6 +143,15 @@ def test_other_clips_than_trained(pretrained: pathlib.Path, tmp_path: pathlib.Pa
     assert videomae_jax.load(learned).objective.encoder.frames == 4
     with pytest.raises(UserError, match=r"objective.encoder.frames would leave the positions of the weights as they are; `frames` and `size`"):
         videomae_jax.load(pretrained, assignments={"objective.encoder.frames": "8"})
+
+
+def test_averages_that_begin_later(pretrained: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A run that goes on with `ema` has none in the checkpoint it goes on from: what averages would begin with are the parameters."""
+    run = shutil.copytree(pretrained, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"ema": 0.99}))
+    model = videomae_jax.load(run)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(model.params), written.tree(model.objective))
 
 
 class Mine(vit.Encoder):

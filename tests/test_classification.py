@@ -297,6 +297,27 @@ def test_the_best_weights_are_kept(tmp_path: pathlib.Path) -> None:
     assert lost["best"] == scores[4]["top1"] and best.load(Toy(run(), {}, {}, 6, tmp_path))[0] == 4
 
 
+def test_the_best_of_another_measurement_make_room(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other views, clips or settings measure otherwise: those values cannot be compared. When it runs, and what is not known of old folders, changes nothing."""
+    params = run().create().params
+    one = Classification(batch_size=4, best="top1")
+
+    def kept(evaluator: Classification, step: int, **fields: Any) -> int:
+        evaluate(evaluator, step=step, directory=tmp_path, params=params, **fields)
+        return best.load(Toy(run(), {}, {}, 99, tmp_path))[0]
+
+    full, wrong = kept(one, 3), tuple((int(row), 0) for row in np.flatnonzero(PROBABILITIES[:, 0, 0].argmax(1) == LABELS)[:2])
+    assert full == 3 and kept(one, 4, broken=wrong) == 3
+    assert kept(dataclasses.replace(one, batch_size=6, every="5%", save="logits"), 5, broken=wrong) == 3 and not capsys.readouterr().err
+    assert kept(dataclasses.replace(one, clips=VIDEOS - 1), 6, broken=wrong) == 6
+    said = capsys.readouterr().err
+    assert "holds the best of step 3, top1 " in said and "the weights of step 6, top1 " in said and said.count("\n") == 1
+    assert kept(one, 7, broken=wrong) == 7 and "take its place" in capsys.readouterr().err
+    assert kept(one, 2) == 7 and not capsys.readouterr().err  # a step ahead is reached again
+    best.keep(Toy(run(), params, {}, 3, tmp_path / "old"), 100.0, metric="top1")
+    assert evaluate(one, step=8, directory=tmp_path / "old", params=params)["best"] == 100 and not capsys.readouterr().err
+
+
 def test_mistakes_about_the_best(tmp_path: pathlib.Path) -> None:
     """None kept, unknown names, another measure."""
     with pytest.raises(UserError, match="no evaluator of this run keeps the best weights yet"):

@@ -24,9 +24,10 @@ from videomae_jax.data import sources
 from videomae_jax.erasing import Erasing
 from videomae_jax.errors import UserError
 from videomae_jax.mixing import Mixing
-from videomae_jax.models import heads, vit
+from videomae_jax.models import heads, probing, videoprism, vit
 from videomae_jax.objectives.classify import Classify
 from videomae_jax.objectives.mae import MAE
+from videomae_jax.objectives.probe import Probe
 from videomae_jax.stopping import Stop
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -156,6 +157,20 @@ def test_mixed_clips() -> None:
     np.testing.assert_array_equal(ready["video"], rows["video"])
 
 
+def test_a_clip_that_is_not_mixed_does_not_depend_on_its_partner() -> None:
+    """Labelled clips beside an unlabelled one count where the draw of their group mixes nothing, and not where it does."""
+    objective = dataclasses.replace(PLAIN, mixing=Mixing(cutmix=0.0, probability=0.5, rows=4))
+    rows = batch(8, labels=(0, 2, -1, 1) * 2)
+    seen = set()
+    for seed in range(8):
+        ready = objective.prepare(rows, jax.random.key(seed), step=jnp.int32(0), train=True)
+        for group in (slice(0, 4), slice(4, 8)):
+            plain = bool(np.array_equal(ready["video"][group], np.asarray(rows["video"][group], np.float32) * np.float32(1 / 255)))
+            np.testing.assert_array_equal(ready["weight"][group], [1, 1, 0, 1] if plain else [1, 0, 0, 1])
+            seen.add(plain)
+    assert seen == {True, False}
+
+
 def test_erased_clips_are_mixed() -> None:
     """A box of every clip becomes noise before clips are mixed, in training alone; it depends on the clip's key, not its row."""
     erasing = dataclasses.replace(PLAIN, erasing=Erasing(probability=1.0, area=(0.3, 0.33)))
@@ -172,6 +187,18 @@ def test_erased_clips_are_mixed() -> None:
     share = float(both["target"][0, 0])
     np.testing.assert_allclose(both["video"], share * erased + (1 - share) * erased[::-1], atol=1e-6)
     assert evaluated(erasing, params(), rows, jax.random.key(5), train=False)[0]["video"].dtype == jnp.uint8
+
+
+@pytest.mark.parametrize("kind", ["classify", "probe"])
+def test_an_encoder_without_statistics_sees_erased_clips(kind: str) -> None:
+    """VideoPrism takes pixels as they are: the noise is that of ImageNet's."""
+    encoder = videoprism.Encoder(width=12, spatial_depth=1, temporal_depth=1, heads=2, hidden=16, patch=(1, 8, 8), frames=4, size=16)
+    head = PLAIN.head if kind == "classify" else probing.Linear(classes=CLASSES, count=2)
+    erasing = Erasing(probability=1.0, area=(0.3, 0.33))
+    objective = dataclasses.replace(PLAIN, encoder=encoder, erasing=erasing) if kind == "classify" else Probe(encoder=encoder, head=head, weights="", erasing=erasing)
+    ready = objective.prepare(batch(), jax.random.key(5), step=jnp.int32(0), train=True)
+    want = dataclasses.replace(PLAIN, erasing=erasing).prepare(batch(), jax.random.key(5), step=jnp.int32(0), train=True)  # of an encoder with ImageNet's
+    np.testing.assert_array_equal(ready["video"], want["video"])
 
 
 def test_chance_acts_in_training_alone() -> None:

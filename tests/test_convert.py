@@ -370,6 +370,9 @@ def test_videoprism(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) 
     want = videoprism_reference(state, video / 255)
     found = model.encode(video).tokens.reshape(want.shape)
     np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
+    (tmp_path / "a.mp4").write_bytes(b"")
+    assert main(["extract", str(tmp_path / "run"), str(tmp_path / "a.mp4"), f"--out={tmp_path}/f", "--unnormalised"]) == 2
+    assert "--unnormalised: the encoder of this run does not normalise pixels; leave the option out" in capsys.readouterr().err
     assert np.abs(videoprism_reference(state, video / 255, cap=1e9) - want).max() > 1e-3  # the cap tells
     changed = {k: v + (k.endswith("key/b") and "temporal" in k) for k, v in state.items()}
     assert np.abs(videoprism_reference(changed, video / 255) - want).max() > 1e-4  # and so does a key bias

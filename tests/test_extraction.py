@@ -228,11 +228,12 @@ def test_names_that_would_collide(run: pathlib.Path, folder: pathlib.Path, tmp_p
     """V2's names end before the first dot; two videos of one name from two folders; no video at all."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "._a.mp4").write_bytes(b"left by a Mac")  # `index` passes it over too
-    for name in ("x.1.mp4", "x.2.mp4", "sub/a.mp4"):
+    for name in ("x.1.mp4", "x.2.mp4", "sub/a.mp4", "extraction.v.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((folder / "a.mp4").read_bytes())
     for words, message in (([tmp_path / "x.1.mp4", tmp_path / "x.2.mp4", "--format=tad"], "would be written to the same file"),
                            ([tmp_path / "x.1.mp4", tmp_path / "x.2.mp4", "--format=tad", "--shard=0/2"], "would be written to the same file"),
+                           ([tmp_path / "extraction.v.mp4", "--format=tad"], "what is said of extraction.v.mp4 would be written over "),
                            ([folder / "a.mp4", tmp_path / "sub/a.mp4"], "have the same name 'a.mp4'"), ([tmp_path / "no.mp4"], "no video in "),
                            ([tmp_path / "empty"], "no videos in ")):
         assert main(["extract", str(run), *map(str, words), f"--out={tmp_path}/out"]) == 2

@@ -7,13 +7,16 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from test_decode import bars, encode, spelt
 
 from videomae_jax import __main__ as entry
+from videomae_jax import head_rows
 from videomae_jax.data import clips, columns, decode, frame_folders, index, lists, packed, pictures, pipeline, remote, sources, transforms
 from videomae_jax.errors import UserError
+from videomae_jax.objectives.base import External
 
 
 def draw(folder: pathlib.Path, numbers: Any, template: str = "img_{:05}.jpg", /, **options: Any) -> None:
@@ -86,6 +89,27 @@ def test_a_v1_list(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert len(val) == 1 and val.read(0, rng=np.random.default_rng(0))["label"].tolist() == [2]
     rows = index.load(tmp_path / "i.parquet").to_pylist()
     assert [r["status"] for r in rows if r["name"] == "K400/gone.mp4"] == ["open: No such file or directory"]
+
+
+def test_a_label_of_minus_one_is_none(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Classes keep the order of their numbers, and the clip has no label; also in an index that still holds it as text. Maps of merged lists fit."""
+    (tmp_path / "train.csv").write_text("K400/c.mp4 0\nK400/air drumming/a b.mp4 2\nK400/d.webm.mp4 10\nK400/c.mp4 -1\n")
+    assert command("--list", tmp_path / "train.csv", "--root", root, "--out", tmp_path / "i.parquet") == 0
+    table = index.load(tmp_path / "i.parquet")
+    assert table.column("label").to_pylist() == ["0", "2", "10", None]
+    place = table.schema.get_field_index("label")
+    index.write(table.set_column(place, "label", pa.array(["0", "2", "10", "-1"])), tmp_path / "old.parquet")
+    for name in ("i", "old"):
+        made = sources.VideoClips(index=str(tmp_path / f"{name}.parquet"), frames=4, size=32)
+        assert made.classes == ("0", "2", "10")
+        assert [int(made.read(row, rng=np.random.default_rng(0))["label"][0]) for row in range(4)] == [0, 1, 2, -1]
+    (tmp_path / "other.csv").write_text("own/frames/y 3 25\n")
+    assert command("--list", tmp_path / "other.csv", "--format=v2", "--root", root, "--out", tmp_path / "bare.parquet", "--template=f{:03}.png") == 0
+    assert command(f"--merge={tmp_path / 'old.parquet'},{tmp_path / 'bare.parquet'}", f"--out={tmp_path / 'k.parquet'}") == 0
+    np.savez(tmp_path / "weights.npz", x=np.zeros(1))
+    external = External("params", str(tmp_path / "weights.npz"), rows=((".*", str(tmp_path / "k_to_old.json")),))
+    (tmp_path / "classes.json").write_text(json.dumps(["0", "2", "10"]))
+    head_rows.check([external], source=sources.VideoClips(index=str(tmp_path / "old.parquet")))
 
 
 def test_a_fine_tuning_list_of_frames(root: pathlib.Path, tmp_path: pathlib.Path) -> None:

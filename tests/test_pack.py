@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from test_decode import encode, encoded, flipped, spelt
 from videomae_jax import __main__ as entry
 from videomae_jax import config as configs
 from videomae_jax.commands import pack
-from videomae_jax.data import clips, columns, decode, encoding, footage, index, packed, packing, pipeline, sources, transforms
+from videomae_jax.data import clips, columns, decode, encoding, footage, index, mixture, packed, packing, pipeline, sources, three_crop, transforms
 from videomae_jax.errors import UserError
+from videomae_jax.evals import attentive, classification
 from videomae_jax.evals.base import evaluation_source
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -370,6 +372,30 @@ def test_fine_tuning_reads_windows_of_every_frame(folder: pathlib.Path, tmp_path
     assert seen == {(e - 12, e - 8, e - 4, e - 1) for e in range(12, 16)}
     with pytest.raises(UserError, match="clips of 6 frames need 18 packed ones, and .* has 16 a window; allowed are up to 5 frames, or a packing with --frames=18"):
         made("random", frames=6).read(row, rng=rng())
+
+
+@pytest.mark.parametrize("test", [classification.Classification, attentive.Heads])
+def test_views_that_were_not_packed_are_told_before_training(test: Any, folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A test over many views has its first result at the end of a run; that packed clips do not hold them is said at step 0, also of parts of a mixture."""
+    assert entry.main(command(folder, tmp_path / "out", "--stride=1", "--frames=16", "--windows=1")) == 0
+    made = source(tmp_path / "out", frames=4, sampling=clips.DenseFinetune(stride=3, position="centre"))
+    objective = types.SimpleNamespace(head=types.SimpleNamespace(classes=len(made.classes)), judge=None)
+
+    def evaluate(found: Any, views: Any) -> dict[str, float]:
+        return test(first=1, views=views).run(types.SimpleNamespace(assembly=types.SimpleNamespace(objective=objective), step=0, source=lambda split: found))
+
+    many = classification.Views(sampling=clips.DenseView(stride=3, views=2), crop=three_crop.ThreeCrop())
+    with pytest.raises(UserError, match="views: sampling DenseView.* cannot be drawn from this packing; .* many views need the index of the videos in eval_data"):
+        evaluate(made, many)
+    assert evaluate(made, classification.OneView()) == {}
+    strided = dataclasses.replace(made, sampling=clips.DenseView(stride=3, views=2))
+    for wrong in (strided, mixture.Concat({"a": mixture.Part(made), "b": mixture.Part(strided)})):
+        with pytest.raises(UserError, match="sampling DenseView.* cannot be drawn from this packing"):
+            evaluate(wrong, classification.OneView())
+    both = mixture.Concat({"a": mixture.Part(made)})
+    assert evaluate(both, classification.OneView()) == {}
+    with pytest.raises(UserError, match="views need a source with `sampling` and `crop`, and Concat has none; name one of its parts in eval_data"):
+        evaluate(both, many)
 
 
 @pytest.mark.parametrize("kind", ["raw", "packed"])

@@ -390,6 +390,14 @@ def clouds(monkeypatch: pytest.MonkeyPatch) -> Any:
     return types.SimpleNamespace()
 
 
+def test_a_rate_is_not_chosen_on_one_clip() -> None:
+    """Nothing is left to train on; two are enough."""
+    x, labels = blobs(2, seed=0)
+    with pytest.raises(UserError, match="1 labelled training clip; allowed are 2 and more"):
+        linear_probe.LinearProbe(epochs=1).compare(x[:1], labels[:1], x, labels, classes=3)
+    assert linear_probe.LinearProbe(epochs=1).compare(x, labels, x, labels, classes=3).keys() == {"best", "selected", "rate"}
+
+
 def test_the_suite_tells_good_layers_from_bad(clouds: Any) -> None:
     """A layer sweep finds the layer with the classes; low-shot accuracy rises with the labels; all chances are named."""
     sweep = linear_probe.LinearProbe(layers=(0, -1), rates=(0.1, 3.0, 30.0), epochs=30, rows=16).run(clouds)

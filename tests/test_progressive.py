@@ -19,7 +19,7 @@ for word in "$@"; do case "$word" in --workdir=*) run=${word#--workdir=} ;; esac
 [ -n "${run:-}" ] || exit 0  # no training
 name=CODE_$(basename "$run")
 [ -z "${!name:-}" ] || exit "${!name}"
-mkdir -p "$run" && echo '{"steps": 1}' >"$run/summary.json"
+mkdir -p "$run" && for file in summary recipe_card; do printf '{\n  "steps": 1,\n  "seconds": 2\n}' >"$run/$file.json"; done
 """
 WORDS = {"PRETRAIN": "--config=p.py --config.total=1", "INTERMEDIATE": "--config=i.py", "TARGET": "--config=t.py --config.objective.start=model",
          "DIRECT": "--config=d.py"}
@@ -75,6 +75,20 @@ def test_it_goes_on_at_every_boundary(stopped: str, stand_in: dict[str, str], tm
     assert done.returncode == 0 and called(stand_in) == [expected(runs, stage) for stage in stages[place:]]
     assert done.stderr.count("finished before") == place
     assert script(str(runs), env=stand_in).returncode == 0 and called(stand_in) == []
+
+
+def test_a_stage_that_was_made_longer_is_not_finished(stand_in: dict[str, str], tmp_path: pathlib.Path) -> None:
+    """Its summary is of the earlier length until it ends again; words with --extend or --fork reach stages that are finished, too."""
+    runs = tmp_path / "runs"
+    assert script(str(runs), env=stand_in).returncode == 0 and len(called(stand_in)) == 3
+    (runs / "intermediate" / "recipe_card.json").write_text('{\n  "steps": 12\n}')
+    done = script(str(runs), env=stand_in)
+    assert done.returncode == 0 and called(stand_in) == [expected(runs, "intermediate")] and "pretrain: finished before at step 1, in " in done.stderr
+    (runs / "target" / "recipe_card.json").unlink()
+    assert script(str(runs), env=stand_in).returncode == 0 and called(stand_in) == [expected(runs, "target")]
+    for longer in (("--config.total=9", "--extend"), ("--fork", "--config.total=9")):
+        assert script(str(runs), "--", *longer, env=stand_in).returncode == 0
+        assert called(stand_in) == [expected(runs, stage, *longer) for stage in ("pretrain", "intermediate", "target")]
 
 
 def test_dry_run(stand_in: dict[str, str], tmp_path: pathlib.Path) -> None:

@@ -279,10 +279,19 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, frames: int = 
 
 
 def of_run(path: pathlib.Path, /, *, step: int | None) -> Stored:
-    """The contents of a run directory, with the averaged weights where it keeps them."""
+    """The contents of a run directory, with the averaged weights where the checkpoint has them: averages that began later are the parameters."""
     config, names, found = run_directory.open_run(path), path / run_directory.CLASSES, chosen(path, step=step)
-    params = load_params(path / "checkpoints", step=found, item="ema" if config.ema else "params")
+    params = load_params(path / "checkpoints", step=found, item="ema" if config.ema and "ema" in saved(path, step=found) else "params")
     return Stored(config, params, tuple(json.loads(names.read_text())) if names.is_file() else (), found)
+
+
+def saved(path: pathlib.Path, /, *, step: int) -> tuple[str, ...]:
+    """The parts that the checkpoint `step` of a run holds, such as "params" and "ema"."""
+    saver = Checkpointer(path / "checkpoints", read_only=True)
+    try:
+        return tuple(saver.meta(step)["leaves"])
+    finally:
+        saver.close()
 
 
 def of_weights(path: pathlib.Path, conversion: Mapping[str, Any], /) -> Stored:
@@ -337,7 +346,11 @@ def portable(node: Any, /, *, platform: str) -> None:
 
 
 def refit(config: Any, /, *, frames: int = 0, size: int = 0, trust: tuple[str, ...] = ()) -> None:
-    """Opens a config for clips of other `frames` and `size`, in place: tables are those of the training grid, resized."""
+    """Opens a config for clips of other `frames` and `size`, in place: tables are those of the training grid, resized.
+
+    An encoder of the frozen weights that only training reads is cut like the encoder, into its patches too, for its own need not divide these
+    clips: none of it is computed.
+    """
     encoder = configs.build(config.objective.encoder, trust=trust) if "encoder" in config.objective else None
     if encoder is None or not hasattr(encoder, "grid"):
         raise UserError(f"{config.objective[configs.SYMBOL]} has no single video encoder; allowed are recipes with one")
@@ -347,6 +360,9 @@ def refit(config: Any, /, *, frames: int = 0, size: int = 0, trust: tuple[str, .
     from videomae_jax.convert.importing import retable
 
     retable(config, trained=encoder.grid, trust=trust)
+    for name in configs.build(config.objective, trust=trust).training_only:
+        if "patch" in config.objective.get(name, {}):
+            config.objective[name].update({"frames": frames, "size": size, "patch": encoder.patch})
     config.objective.encoder.frames, config.objective.encoder.size = frames, size
     configs.cut_to(config.data, frames=frames, size=size)
     configs.build(config.objective.encoder, trust=trust).grid  # noqa: B018 (raises for a clip that is no multiple of the patch)

@@ -176,12 +176,14 @@ def extract(model: Model, videos: Sequence[tuple[str, pathlib.Path]], /, *, out:
 
 
 def targets_of(names: Sequence[str], /, *, out: pathlib.Path, what: Extraction) -> dict[str, pathlib.Path]:
-    """{name: file} of the features. Raises UserError where several would be written to one file."""
+    """{name: file} of the features. Raises UserError where several would be written to one file, or one over the settings of the folder."""
     targets = {name: what.path(out, name) for name in names}
     counts = collections.Counter(targets.values())
     twins = [name for name, path in targets.items() if counts[path] > 1]
     if twins:
         raise UserError(f"{', '.join(twins[:4])} would be written to the same file {targets[twins[0]]}; rename them or use the format npz")
+    if taken := [name for name, path in targets.items() if what.format == "tad" and path.with_suffix(".json") == out / SETTINGS]:
+        raise UserError(f"what is said of {taken[0]} would be written over {out / SETTINGS}, the settings of the folder; rename it or use the format npz")
     return targets
 
 

@@ -99,15 +99,16 @@ def labelled(batch: Batch, /, *, classes: int, smoothing: float) -> dict[str, Ar
 
 
 def erased(batch: Batch, rng: Key, /, *, erasing: Erasing, encoder: vit.Encoder) -> Batch:
-    """The batch with `video` f32 in which boxes are noise in the statistics of the encoder."""
+    """The batch with `video` f32 in which boxes are noise in the statistics of the encoder, or of ImageNet for one that takes pixels as they are."""
     if not erasing.probability:
         return batch
     keys = row_keys(jax.random.fold_in(rng, ERASED), batch["key"])
-    return dict(batch) | {"video": erasing(patches.to_unit(batch["video"]), keys, mean=encoder.mean, std=encoder.std)}
+    mean, std = getattr(encoder, "mean", patches.IMAGENET_MEAN), getattr(encoder, "std", patches.IMAGENET_STD)
+    return dict(batch) | {"video": erasing(patches.to_unit(batch["video"]), keys, mean=mean, std=std)}
 
 
 def mixed(batch: Batch, rng: Key, /, *, mixing: Mixing, keys: tuple[str, ...] = ("target",)) -> Batch:
-    """The batch with `video` f32 blended by pixel, `keys` [B ...] by the same shares, and `weight` 0 where a partner's is."""
+    """The batch with `video` f32 blended by pixel, `keys` [B ...] by the same shares, and `weight` 0 where that of a partner with a share is."""
     if not mixing.active:
         return batch
     rows, _, height, width, _ = batch["video"].shape
@@ -115,7 +116,8 @@ def mixed(batch: Batch, rng: Key, /, *, mixing: Mixing, keys: tuple[str, ...] = 
     whole = share.mean((1, 2))
     batch = dict(batch) | {"video": mixing.blend(patches.to_unit(batch["video"]), share[:, None, :, :, None])}
     batch |= {k: mixing.blend(batch[k], whole.reshape(-1, *(1,) * (batch[k].ndim - 1))) for k in keys}
-    return batch | {"weight": batch["weight"] * mixing.partners(batch["weight"], groups=len(share))}
+    shared = jnp.repeat((share < 1).any((1, 2)), rows // len(share))
+    return batch | {"weight": batch["weight"] * jnp.where(shared, mixing.partners(batch["weight"], groups=len(share)), 1)}
 
 
 def divergence(teacher: Array, student: Array, /, *, temperature: float, weight: Array) -> losses.Term:

@@ -151,6 +151,11 @@ def test_a_student_goes_without_its_teacher(tmp_path: pathlib.Path) -> None:
     run = written.write(tmp_path / "run", dataclasses.replace(PLAIN, weights=str(tmp_path / "gone")), classes=written.CLASSES)
     model = videomae_jax.load(run)
     assert model.extra == {} and model.classify(batch((0, 1))["video"]).probabilities.shape == (2, 3)
+    longer = videomae_jax.load(run, frames=8, size=24)
+    assert longer.classify(np.zeros((1, 8, 24, 24, 3), np.uint8)).probabilities.shape == (1, 3)
+    coarse = dataclasses.replace(PLAIN, teacher=dataclasses.replace(TEACHER, patch=(2, 16, 16)), weights=str(tmp_path / "gone"))
+    coarse = videomae_jax.load(written.write(tmp_path / "coarse", coarse, classes=written.CLASSES), size=24)  # no multiple of the teacher's patch
+    assert coarse.classify(np.zeros((1, 4, 24, 24, 3), np.uint8)).probabilities.shape == (1, 3)
     artefact.write(model, tmp_path / "out", what="classes")
     size = sum(x.nbytes for x in jax.tree.leaves(model.params))
     assert size < (tmp_path / "out" / "weights.npz").stat().st_size < size + 20_000

@@ -45,18 +45,31 @@ def run(options: object, /) -> int:
         raise UserError(f"--batch={options.batch}; allowed are 1 and more")
     found = extraction.find(options.videos)
     videos = found[int(number):: int(shards)]
-    plain = {"objective.encoder.mean": "(0.0, 0.0, 0.0)", "objective.encoder.std": "(1.0, 1.0, 1.0)"} if options.unnormalised else {}
     path, devices = pathlib.Path(options.workdir), jax.local_devices()
-    model = arguments.model(options, frames=options.frames, size=options.size, devices=devices, assignments=plain)
+    model = arguments.model(options, frames=options.frames, size=options.size, devices=devices)
+    model = unnormalised(model) if options.unnormalised else model
     what = chosen(options, model)
     extraction.targets_of([name for name, _ in found], out=pathlib.Path(options.out), what=what)  # of all shards, which share the folder
-    weights = f"{api.digest(path, step=model.step)} step {model.step}{' unnormalised' if plain else ''} {model.frames}x{model.size}"
+    weights = f"{api.digest(path, step=model.step)} step {model.step}{' unnormalised' if options.unnormalised else ''} {model.frames}x{model.size}"
     with arguments.writing(options.out):
         done = extraction.extract(model, videos, out=pathlib.Path(options.out), what=what, weights=weights, batch=options.batch * len(devices), say=say)
     print(f"{done.windows} windows of {done.written} videos written to {options.out}; {done.present} were there, {len(done.failed)} failed")
     if done.failed and not done.written and not done.present:
         raise UserError(f"none of the {len(videos)} videos can be read")
     return 1 if done.failed else 0
+
+
+def unnormalised(model: object, /) -> object:
+    """The model on pixels in [0, 1] as they are. Raises UserError where its encoder takes them so anyway."""
+    import dataclasses
+
+    from videomae_jax.errors import UserError
+
+    encoder = model.objective.encoder
+    if not hasattr(encoder, "mean"):
+        raise UserError("--unnormalised: the encoder of this run does not normalise pixels; leave the option out")
+    plain = encoder.clone(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return dataclasses.replace(model, objective=dataclasses.replace(model.objective, encoder=plain))
 
 
 def chosen(options: object, model: object, /) -> object:

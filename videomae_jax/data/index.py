@@ -39,6 +39,7 @@ SCHEMA = pa.schema([
 # Columns that may be missing or empty: bytes and seconds since 1970 of the file (not known), how the pictures of a folder are
 # called (the path is a video file), and a stride that goes before that of the sampling (none).
 OPTIONAL = ("size", "mtime", "template", "stride")
+UNKNOWN = "-1"  # the label that official lists give a video without one
 PACKED = "packed"  # column of an index of packed clips
 LISTED = ("path", "name", "label", "split")  # columns that do not come from the file
 

@@ -64,7 +64,8 @@ def _form(form: str, /) -> str:
 
 
 def _line(values: dict[str, str], form: str, template: str, /) -> Line:
-    path, label, total = values["path"], values.get("label"), int(values.get("total", -1))
+    path, total = values["path"], int(values.get("total", -1))
+    label = None if values.get("label") == index.UNKNOWN else values.get("label")
     if form == "v1" and "." not in path.rsplit("/", 1)[-1]:
         path += ".mp4"  # V1 kinetics.py
     if form == "v1" or total < 0:

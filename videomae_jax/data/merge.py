@@ -25,7 +25,6 @@ RANDOM = re.compile(r"(?=.*\d[A-Za-z])(?=.*[a-z][A-Z]).*")  # an id that no word
 COUNTER = re.compile(r"[A-Za-z_-]*\d[\d_-]*")
 WINDOW = re.compile(r"(?P<video>.*)#(?P<start>\d+)")  # a further window of a listed path (`lists.build`)
 NUMBER = re.compile(r"[0-9]+")  # a label of an official list
-UNKNOWN = "-1"  # what such a list writes where there is no label
 HELD_OUT = ("val", "test")
 PART = "part"  # column of the merged index: which index a row comes from
 
@@ -155,7 +154,7 @@ def _labels(rows: Iterable[Mapping[str, Any]], /, *, names: Mapping[str, Sequenc
     """{part: {label: class name}}, labels in the order of their numbers. Raises UserError for labels that are numbers without names."""
     own: dict[str, set[str]] = collections.defaultdict(set)
     for row in rows:
-        own[row["part"]] |= {row["label"]} - {None, UNKNOWN}
+        own[row["part"]] |= {row["label"]} - {None, index.UNKNOWN}
     labelled, named = [part for part, found in own.items() if found], {}
     for stray in (part for part in names if part not in own):
         raise UserError(f"--names={stray}=...: no index to merge is called {stray}; allowed are {', '.join(own)}")

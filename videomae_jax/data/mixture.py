@@ -122,6 +122,11 @@ class Concat:
         places = {name: number for number, name in enumerate(self.classes)}
         return [np.asarray([*(places[c] for c in source.classes), -1], np.int32) for source in self._sources]
 
+    def check_sampling(self) -> None:
+        """Raises UserError where a part does not hold the frames of its sampling."""
+        for source in self._sources:
+            sources.check_drawn(source)
+
     def __len__(self) -> int:
         return int(self._ends[-1])
 

@@ -23,7 +23,7 @@ class PackedClips(sources.VideoClips):
     DenseCentre whose stride is the packed one or a multiple, DenseFinetune where every frame was packed (stride 1), PerSecond whose
     rate divides the packed one. A window that holds more frames than a clip is cut at random or at its centre; at the centre it is
     version 0 and the middle window. A video shorter than a window goes on with its last frame, for DenseFinetune too. Raises
-    UserError for anything else, because what was not packed cannot be read.
+    UserError for anything else, because what was not packed cannot be read: views over a whole video are none of a window of it.
     """
 
     def _check(self, table: Any, /) -> None:
@@ -45,6 +45,10 @@ class PackedClips(sources.VideoClips):
             raise UserError(f"clips of {self.frames} frames need {need} packed ones, and {self.index} has {settings.frames} a window; allowed are "
                             f"up to {(settings.frames - more) // per + more} frames, or a packing with --frames={need}")
         return settings, versions, inside
+
+    def check_sampling(self) -> None:
+        """Raises UserError where the sampling draws frames that were not packed."""
+        _ = self._packing
 
     def clip(self, row: int, /, *, rng: np.random.Generator) -> sources.Clip:
         record, (settings, versions, inside) = self.record(row), self._packing

@@ -129,13 +129,18 @@ def check_numbers(source: Any, /) -> None:
         raise UserError(f"timeout is {source.timeout}, max_bad_fraction {source.max_bad_fraction}; allowed are seconds above 0 and shares from 0 to 1")
 
 
+def check_drawn(source: Any, /) -> None:
+    """Raises UserError where a source knows that it does not hold the frames that its sampling draws, as packed clips do."""
+    getattr(source, "check_sampling", lambda: None)()
+
+
 @dataclasses.dataclass(frozen=True)
 class VideoClips:
     """Clips of the readable videos of an index: `video` u8 [K T size size 3] and `label` i32 [K].
 
     `split` is train, val, test or all. `label` names the index column that becomes batch["label"] ("" = the column
     `label`); classes are numbered over all splits in sorted order (by value where all are integers), -1 where a video has
-    none. `limit` takes that many videos at equal distances. `repeats` crops are cut from one decode (repeated
+    none, which official lists write as -1 too. `limit` takes that many videos at equal distances. `repeats` crops are cut from one decode (repeated
     augmentation, VideoMAE V2: they share the frames and differ in crop and mask). `crops` says where a training run cuts
     them: on the "host", as `read` does, on the "device", or "auto"; `canvas` (height, width) is what then crosses to the
     device, 0 = derived (data.planes). A file whose size is not the one that the index holds is not read, and one that takes
@@ -179,7 +184,7 @@ class VideoClips:
         if not pa.types.is_string(table.schema.field(column).type):
             texts = ", ".join(f.name for f in table.schema if pa.types.is_string(f.type))
             raise UserError(f"column {column!r} of index {self.index} is {table.schema.field(column).type}; allowed as labels are {texts}")
-        classes = numbered({v for v in table.column(column).unique().to_pylist() if v is not None})
+        classes = numbered({v for v in table.column(column).unique().to_pylist()} - {None, index.UNKNOWN})
         rows = spread(index.readable(table, split=self.split, path=self.index), limit=self.limit)
         return _Opened(table, pathlib.Path(self.index).resolve().parent, rows, column, classes, {v: i for i, v in enumerate(classes)})
 

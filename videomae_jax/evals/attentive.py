@@ -42,13 +42,14 @@ class Heads:
             raise UserError(f"{type(objective).__name__} has no heads to compare; allowed is a probe")
         if classes != objective.head.classes:
             raise UserError(f"the heads have {objective.head.classes} classes and the index {classes}; set --config.objective.head.classes={classes}")
+        views = self.views.joined(source)  # before the first result is due, so that what these data cannot show is told before training
         if context.step < self.first:
             return {}
 
         def judged(params: Any, extra: Any, batch: Batch) -> dict[str, Array]:
             return {"p": jax.nn.softmax(objective.judge(params, extra, batch).astype(jnp.float32), -1)} | {k: batch[k] for k in ROWS}
 
-        judge, views = context.assembly.evaluator(judged), self.views.joined(source)
+        judge = context.assembly.evaluator(judged)
         total, labels = np.zeros((len(source), objective.head.count, classes), np.float32), np.full(len(source), -1)
         for found in context.results(lambda batch: judge(context.params, context.extra, batch), views, batch_size=max(1, self.batch_size // views.repeats)):
             kept = found["valid"] & (found["fault"] == 0)

@@ -3,15 +3,21 @@
 The folder is a checkpoint like any other: `pretrained`, and any other external weights, may name it.
 """
 
+import json
 import pathlib
+import re
 import sys
+from typing import Any
 
-from videomae_jax import parallel
+from videomae_jax import config as configs
+from videomae_jax import parallel, reference, run_data
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context
 from videomae_jax.step import TrainState
 from videomae_jax.types import Params
+
+KEEPING = r"evaluators\.own\.(best|save|weights)"  # of an evaluator: what it keeps, and which weights it is shown
 
 
 def folder(context: Context, /) -> pathlib.Path:
@@ -19,12 +25,22 @@ def folder(context: Context, /) -> pathlib.Path:
     return context.directory / "best"
 
 
-def keep(context: Context, value: float, /, *, metric: str) -> float:
+def measured(context: Context, evaluator: Any, /, *, source: Any) -> dict[str, Any]:
+    """What makes values of `evaluator` on the clips of `source` comparable: its settings and those of eval_data that change what is measured,
+    not only when or from which place, and which clips there are."""
+    fields = configs.flat(configs.plain(evaluator), prefix="evaluators.own") | configs.flat(context.assembly.config.eval_data, prefix="data")
+    kept = {k: v for k, v in fields.items() if not re.fullmatch(f"{reference.SCHEDULING}|{reference.OTHER}|{KEEPING}", k)}
+    return json.loads(json.dumps(kept | {"clips": run_data.contents(source)}))
+
+
+def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] | None = None) -> float:
     """Saves the weights that the context shows if `value` is above that of the kept ones; returns the best value so far.
 
-    A kept step that lies ahead, of a run that went back to an older checkpoint, stays: going on reaches it again. Nothing is saved
-    where a run is only looked at. Kept weights whose metadata are damaged are moved away, and these take their place. A save that fails
-    is told and leaves the kept ones; of several processes it ends all, as any save does.
+    `by` says what the value was `measured` by. Values of the kept ones that are known to come of another measurement cannot be compared
+    with it, so the weights that the context shows take their place. A kept step that lies ahead, of a run that went back to an older
+    checkpoint, stays: going on reaches it again. Nothing is saved where a run is only looked at. Kept weights whose metadata are damaged
+    are moved away, and these take their place. A save that fails is told and leaves the kept ones; of several processes it ends all, as
+    any save does.
     """
     if not context.training and not folder(context).is_dir():
         return value
@@ -34,13 +50,17 @@ def keep(context: Context, value: float, /, *, metric: str) -> float:
         kept = found and found[1]
         if kept is not None and kept["metric"] != metric:
             raise UserError(f"{folder(context)} holds the best by {kept['metric']!r}, and the evaluator asks for {metric!r}; move the folder away")
-        if kept is not None and (kept["value"] >= value or kept["step"] >= context.step):
+        other = kept is not None and by is not None and kept.get("measured") not in (None, by)
+        if kept is not None and (kept["step"] >= context.step or (kept["value"] >= value and not other)):
             return float(kept["value"])
         if not context.training:
             return value
         run = context.assembly
         state = TrainState(parallel.put(context.step, mesh=run.mesh), run.rng(), context.params, {}, {}, {})
-        saver.save(context.step, state, meta={"step": context.step, "metric": metric, "value": value})
+        if other and parallel.is_lead():
+            print(f"{folder(context)} holds the best of step {kept['step']}, {metric} {kept['value']:g}, which was measured by other settings or on other clips: "
+                  f"the weights of step {context.step}, {metric} {value:g}, take its place", file=sys.stderr)
+        saver.save(context.step, state, meta={"step": context.step, "metric": metric, "value": value, "measured": by})
         saver.check(wait=True)
         return float(kept["value"]) if kept is not None and saver.failed else value
     finally:

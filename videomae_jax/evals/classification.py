@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax import losses, parallel
+from videomae_jax.data import sources
 from videomae_jax.data.multi_view import MultiView
 from videomae_jax.errors import UserError
 from videomae_jax.evals import best, per_class
@@ -26,7 +27,8 @@ class OneView:
         return (source,)
 
     def joined(self, source: Any, /) -> Any:
-        """That source."""
+        """That source. Raises UserError for one that does not hold the frames of its sampling."""
+        sources.check_drawn(source)
         return source
 
 
@@ -48,8 +50,15 @@ class Views:
                      for t in range(self.sampling.views) for s in range(self.crop.views))
 
     def joined(self, source: Any, /) -> MultiView:
-        """All views as one source, in the order of `sources`; errors as there."""
-        return MultiView(self.sources(source)[0], self.sampling, self.crop)
+        """All views as one source, in the order of `sources`; errors as there, and UserError for a source that does not hold their frames."""
+        found = self.sources(source)
+        try:
+            for view in found[:: self.crop.views]:
+                sources.check_drawn(view)
+        except UserError as error:
+            raise UserError(f"views: {error}; many views need the index of the videos in eval_data, and views.__symbol__={OneView.__module__}.OneView takes "
+                            "the one of eval_data") from error
+        return MultiView(found[0], self.sampling, self.crop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +104,10 @@ class Classification:
         if classes != head:
             raise UserError(f"the head has {head} classes and the index {classes} ({_shown(source.classes)}); "
                             f"set --config.objective.head.classes={classes}, or --config.data.label to another column")
+        views = self.views.joined(source)  # before the first result is due, so that what these data cannot show is told before training
         if context.step < self.first:
             return {}
         step, params = best.load(context) if self.weights == "best" else (context.step, context.params)
-        views = self.views.joined(source)
         count = len(views) // max(1, len(source)) * views.repeats
         sums = Sums.empty(len(source), classes=classes, views=count if self.save and parallel.is_lead() else 0)
         predict = predictor(context)
@@ -109,7 +118,9 @@ class Classification:
             per_class.write(context.directory / self.save, names=[source.name(row) for row in range(len(source))], classes=source.classes,
                             labels=np.where(sums.seen > 0, sums.labels, -1), logits=sums.logits, seen=sums.shown, mean=sums.mean)
         found |= {"best_step": float(step)} if self.weights == "best" else {}
-        return found | ({"best": best.keep(context, found[self.best], metric=self.best)} if self.best else {})
+        if self.best:
+            found["best"] = best.keep(context, found[self.best], metric=self.best, by=best.measured(context, self, source=source))
+        return found
 
 
 def predictor(context: Context, /) -> Any:

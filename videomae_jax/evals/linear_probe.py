@@ -102,7 +102,9 @@ class LinearProbe:
         return results | several | {"chance": 100 / len(train.classes)}
 
     def compare(self, x: np.ndarray, labels: np.ndarray, z: np.ndarray, truth: np.ndarray, /, *, classes: int) -> dict[str, float]:
-        """{"best", "selected", "rate"} of features `x` for training and `z` for the test."""
+        """{"best", "selected", "rate"} of features `x` for training and `z` for the test. Raises UserError for a single training clip."""
+        if len(x) < 2:
+            raise UserError(f"{len(x)} labelled training clip; allowed are 2 and more, for a rate is chosen on some of them after training on the others")
         order = np.random.default_rng(self.seed).permutation(len(x))
         held, rest = order[: max(1, len(order) // 5)], order[max(1, len(order) // 5):]
         shared = {"classes": classes, "rates": self.rates, "epochs": self.epochs, "batch_size": self.rows, "seed": self.seed}
