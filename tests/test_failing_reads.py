@@ -3,6 +3,8 @@
 import errno
 import os
 import pathlib
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +18,11 @@ from array_record.python import array_record_module as array_record
 from test_bad_data import flaky, source
 from test_decode import encode
 
-from videomae_jax.data import deadline, decode, folders, footage, index, packed, packing, pipeline, quarantine, sources, transforms
+from videomae_jax.data import deadline, decode, folders, footage, index, packed, packing, patience, pipeline, quarantine, sources, transforms
 from videomae_jax.errors import UserError
+
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +74,13 @@ def test_an_error_in_the_middle_of_a_file_passes(folder: pathlib.Path, monkeypat
             broken(folder / "a.mp4", patch, fails=lambda n, number=number: n >= number)
             with pytest.raises(UserError, match="a.mp4: io: Input/output error"):
                 pipeline.read(made, 0, seed=0, position=0)
+
+
+def test_a_system_may_lack_an_error() -> None:
+    """macOS knows no EREMOTEIO."""
+    code = "import errno; del errno.EREMOTEIO; from videomae_jax.data import decode; print(errno.EIO in decode.TRANSIENT, len(decode.TRANSIENT))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "True 6\n", done.stderr
 
 
 def test_a_pipe_that_delivers_slowly_is_late(tmp_path: pathlib.Path) -> None:
@@ -229,6 +241,70 @@ def test_indexing_tries_again(call: str, pair: pathlib.Path, monkeypatch: pytest
                 patch.setattr(os, "stat", lambda place, *a, plain=plain, errors=errors, **k: flaky(plain, errors if place == path else [])(place, *a, **k))
             found = index.describe_job(job)
         assert not errors and found == (wanted if count == 1 else {"status": f"io: {os.strerror(errno.ESTALE)}"})
+
+
+def slowed(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, /, *, seconds: float) -> list[float]:
+    """Lets every read of a file take so long by a clock that nothing else moves; what it shows."""
+    now = [0.0]
+
+    def passes(number: int, /) -> bool:
+        now[0] += seconds
+        return False
+
+    for module in (patience, deadline):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
+    broken(path, monkeypatch, fails=passes)
+    return now
+
+
+def test_a_large_file_on_a_slow_mount_is_no_damage(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes steadily is indexed, however long it takes; but not for ever."""
+    path = folder / "a.mp4"
+    job, wanted = index.Job(str(path)), index.describe_job(index.Job(str(path)))
+    now = slowed(path, monkeypatch, seconds=decode.TIMEOUT - 1)
+    assert wanted["status"] == "ok" and index.describe_job(job) == wanted and now[0] > 5 * decode.TIMEOUT
+    monkeypatch.setattr(decode, "WHOLE", 3 * decode.TIMEOUT)
+    assert index.describe_job(job) == {"status": "timeout: not done after 180 s"}
+
+
+class Renewed:
+    """A patience that is asked for its end nine times before the read is done."""
+
+    seconds = 0.0
+
+    def __init__(self) -> None:
+        self.asked, self.done = 0, threading.Event()
+
+    @property
+    def end(self) -> float:
+        self.asked += 1
+        if self.asked == 9:
+            self.done.set()
+        return time.monotonic() + 0.01
+
+
+def test_a_read_is_waited_for_as_long_as_something_comes() -> None:
+    """Beyond the time that it has without."""
+    renewed = Renewed()
+    assert deadline.call(renewed.done.wait, seconds=0.01, name=str, patience=renewed)
+
+
+def test_a_file_that_stops_to_come_is_given_up(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of it, long before the time is over that a whole file may take."""
+    data, path, over = encode(frames=240, bf="0", container="mpegts"), tmp_path / "a.ts", threading.Event()
+    os.mkfifo(path)
+    monkeypatch.setattr(decode, "TIMEOUT", 0.25)
+
+    def deliver() -> None:
+        with open(path, "wb", buffering=0) as pipe:
+            pipe.write(data[: 10 * 188])
+            over.wait()
+
+    threading.Thread(target=deliver, daemon=True).start()
+    try:
+        assert index.describe_job(index.Job(str(path))) == {"status": "timeout: no answer within 0.5 s"}
+    finally:
+        over.set()
 
 
 def ending(job: Any, /) -> None:
