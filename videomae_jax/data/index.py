@@ -5,7 +5,6 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
-import multiprocessing
 import os
 import pathlib
 import secrets
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 
 from videomae_jax.data import columns, deadline, decode, folders, pictures, remote
 from videomae_jax.data.patience import Patience
+from videomae_jax.data.workers import processes
 from videomae_jax.errors import UserError
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv")
@@ -248,8 +248,7 @@ def scan(jobs: Sequence[Job], /, *, workers: int, say: Callable[[str], None] = l
     with contextlib.ExitStack() as stack:
         found: Iterator[dict[str, Any]] = map(describe_job, jobs)
         if workers > 1 and len(jobs) > PARALLEL:
-            pool = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")))
-            found = pool.map(describe_job, jobs, chunksize=8)
+            found = stack.enter_context(processes(workers)).map(describe_job, jobs, chunksize=8)
         for number, job in enumerate(jobs):
             if time.monotonic() - told > PATIENCE:
                 told = time.monotonic()

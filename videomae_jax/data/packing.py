@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import pathlib
 import secrets
@@ -29,6 +28,7 @@ import pyarrow as pa
 from array_record.python import array_record_module as array_record
 
 from videomae_jax.data import clips, columns, deadline, decode, encoding, frame_folders, index, sources
+from videomae_jax.data.workers import processes
 from videomae_jax.errors import UserError
 
 MAGIC = b"VMJ1"
@@ -313,9 +313,7 @@ def pack(plan: Plan, /, *, part: int = 0, parts: int = 1, workers: int = 1, veri
     with contextlib.ExitStack() as stack:
         run: Callable[..., Iterator[Packed]] = map
         if workers > 1:
-            pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (plan.source, plan.settings))
-            stack.callback(pool.shutdown, cancel_futures=True)
-            run = pool.map
+            run = stack.enter_context(processes(workers, _begin, plan.source, plan.settings)).map
         else:
             _begin(plan.source, plan.settings)
         for version, shard in jobs:
