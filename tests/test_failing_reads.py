@@ -205,24 +205,33 @@ def packed_as(pair: pathlib.Path, out: pathlib.Path, /, **options: Any) -> bytes
 
 @pytest.mark.parametrize("stage", decode.PASSING)
 def test_packing_leaves_no_video_out_for_what_may_pass(stage: str, pair: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One error changes no byte; one that stays ends the packing with the shard unfinished, and the same command goes on."""
+    """One error changes no byte; one that stays, of videos in succession, ends the packing with the shard unfinished, and the same command goes on."""
     whole, error, plain = packed_as(pair, tmp_path / "whole"), decode.DecodeError("b.mp4", stage, "broken off"), sources.VideoClips.locate
-    if stage == "io":
-        monkeypatch.setattr(sources.VideoClips, "locate", flaky(plain, [error]))
-        assert packed_as(pair, tmp_path / "once") == whole
+    monkeypatch.setattr(sources.VideoClips, "locate", flaky(plain, [error]))
+    assert packed_as(pair, tmp_path / "once") == whole
     monkeypatch.setattr(sources.VideoClips, "locate", flaky(plain, [error] * 4))
-    with pytest.raises(UserError, match=f"b.mp4: {stage}: broken off; .*the same command goes on"):
+    with pytest.raises(UserError, match=f"{'a' if stage == 'io' else 'b'}.mp4: {stage}: broken off; .*the same command goes on"):
         packed_as(pair, tmp_path / "always")
     assert not list((tmp_path / "always").rglob("0*.array_record")) and not (tmp_path / "always/index.parquet").exists()
     monkeypatch.setattr(sources.VideoClips, "locate", plain)
     assert packed_as(pair, tmp_path / "always") == whole
 
 
+def test_packing_leaves_out_a_video_that_alone_takes_too_long(pair: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice; it would end no packing otherwise. It is told, and the other is there."""
+    said, error = [], decode.DecodeError("a.mp4", "timeout", "not done after 600 s")
+    errors = [error] * 2
+    monkeypatch.setattr(sources.VideoClips, "locate", flaky(sources.VideoClips.locate, errors))
+    packed_as(pair, tmp_path, say=said.append)
+    assert not errors and said[0] == "v0/00000: a.mp4 is left out: timeout: not done after 600 s, twice"
+    assert [row["status"] for row in index.load(tmp_path / "index.parquet").to_pylist()] == ["timeout: not done after 600 s", "ok"]
+
+
 def test_packing_does_not_wait_for_ever(pair: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mount that hangs is an error in the end."""
     monkeypatch.setattr(packing, "TIMEOUT", 0.2)
     monkeypatch.setattr(sources.VideoClips, "locate", lambda self, record: threading.Event().wait())
-    with pytest.raises(UserError, match=r"a\.mp4: timeout: no answer within 0\.2 s"):
+    with pytest.raises(UserError, match=r"b\.mp4: timeout: no answer within 0\.2 s; nor was the video before .* use an index without the two"):
         packed_as(pair, tmp_path)
 
 
