@@ -340,5 +340,16 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path: pathlib.Path, monkeypatc
     plain = os.scandir
     refusal = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "class"))
     monkeypatch.setattr(os, "scandir", lambda path: flaky(plain, [refusal] * (str(path) == refusal.filename))(path))
-    with pytest.raises(UserError, match=r"/class cannot be read \(Permission denied\)"):
+    with pytest.raises(UserError, match=r"/class cannot be read \(Permission denied\); allowed is a folder without it: let it be read, move it away"):
         list(folders.walk(tmp_path))
+
+
+def test_the_root_of_a_disk_is_a_folder_like_any_other(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only root may read its lost+found, in which nobody keeps videos."""
+    for name in ("class", "lost+found"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.mp4").touch()
+    plain = os.scandir
+    refusal = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "lost+found"))
+    monkeypatch.setattr(os, "scandir", lambda path: flaky(plain, [refusal] * (str(path) == refusal.filename))(path))
+    assert index.find(tmp_path) == ["class/a.mp4"]
