@@ -3,6 +3,8 @@
 import errno
 import os
 import pathlib
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +18,11 @@ from array_record.python import array_record_module as array_record
 from test_bad_data import flaky, source
 from test_decode import encode
 
-from videomae_jax.data import deadline, decode, folders, footage, index, packed, packing, pipeline, quarantine, sources, transforms
+from videomae_jax.data import deadline, decode, folders, footage, index, packed, packing, patience, pipeline, quarantine, sources, transforms
 from videomae_jax.errors import UserError
+
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +74,13 @@ def test_an_error_in_the_middle_of_a_file_passes(folder: pathlib.Path, monkeypat
             broken(folder / "a.mp4", patch, fails=lambda n, number=number: n >= number)
             with pytest.raises(UserError, match="a.mp4: io: Input/output error"):
                 pipeline.read(made, 0, seed=0, position=0)
+
+
+def test_a_system_may_lack_an_error() -> None:
+    """macOS knows no EREMOTEIO."""
+    code = "import errno; del errno.EREMOTEIO; from videomae_jax.data import decode; print(errno.EIO in decode.TRANSIENT, len(decode.TRANSIENT))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "True 6\n", done.stderr
 
 
 def test_a_pipe_that_delivers_slowly_is_late(tmp_path: pathlib.Path) -> None:
@@ -193,24 +205,33 @@ def packed_as(pair: pathlib.Path, out: pathlib.Path, /, **options: Any) -> bytes
 
 @pytest.mark.parametrize("stage", decode.PASSING)
 def test_packing_leaves_no_video_out_for_what_may_pass(stage: str, pair: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One error changes no byte; one that stays ends the packing with the shard unfinished, and the same command goes on."""
+    """One error changes no byte; one that stays, of videos in succession, ends the packing with the shard unfinished, and the same command goes on."""
     whole, error, plain = packed_as(pair, tmp_path / "whole"), decode.DecodeError("b.mp4", stage, "broken off"), sources.VideoClips.locate
-    if stage == "io":
-        monkeypatch.setattr(sources.VideoClips, "locate", flaky(plain, [error]))
-        assert packed_as(pair, tmp_path / "once") == whole
+    monkeypatch.setattr(sources.VideoClips, "locate", flaky(plain, [error]))
+    assert packed_as(pair, tmp_path / "once") == whole
     monkeypatch.setattr(sources.VideoClips, "locate", flaky(plain, [error] * 4))
-    with pytest.raises(UserError, match=f"b.mp4: {stage}: broken off; .*the same command goes on"):
+    with pytest.raises(UserError, match=f"{'a' if stage == 'io' else 'b'}.mp4: {stage}: broken off; .*the same command goes on"):
         packed_as(pair, tmp_path / "always")
     assert not list((tmp_path / "always").rglob("0*.array_record")) and not (tmp_path / "always/index.parquet").exists()
     monkeypatch.setattr(sources.VideoClips, "locate", plain)
     assert packed_as(pair, tmp_path / "always") == whole
 
 
+def test_packing_leaves_out_a_video_that_alone_takes_too_long(pair: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice; it would end no packing otherwise. It is told, and the other is there."""
+    said, error = [], decode.DecodeError("a.mp4", "timeout", "not done after 600 s")
+    errors = [error] * 2
+    monkeypatch.setattr(sources.VideoClips, "locate", flaky(sources.VideoClips.locate, errors))
+    packed_as(pair, tmp_path, say=said.append)
+    assert not errors and said[0] == "v0/00000: a.mp4 is left out: timeout: not done after 600 s, twice"
+    assert [row["status"] for row in index.load(tmp_path / "index.parquet").to_pylist()] == ["timeout: not done after 600 s", "ok"]
+
+
 def test_packing_does_not_wait_for_ever(pair: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mount that hangs is an error in the end."""
     monkeypatch.setattr(packing, "TIMEOUT", 0.2)
     monkeypatch.setattr(sources.VideoClips, "locate", lambda self, record: threading.Event().wait())
-    with pytest.raises(UserError, match=r"a\.mp4: timeout: no answer within 0\.2 s"):
+    with pytest.raises(UserError, match=r"b\.mp4: timeout: no answer within 0\.2 s; nor was the video before .* use an index without the two"):
         packed_as(pair, tmp_path)
 
 
@@ -229,6 +250,70 @@ def test_indexing_tries_again(call: str, pair: pathlib.Path, monkeypatch: pytest
                 patch.setattr(os, "stat", lambda place, *a, plain=plain, errors=errors, **k: flaky(plain, errors if place == path else [])(place, *a, **k))
             found = index.describe_job(job)
         assert not errors and found == (wanted if count == 1 else {"status": f"io: {os.strerror(errno.ESTALE)}"})
+
+
+def slowed(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, /, *, seconds: float) -> list[float]:
+    """Lets every read of a file take so long by a clock that nothing else moves; what it shows."""
+    now = [0.0]
+
+    def passes(number: int, /) -> bool:
+        now[0] += seconds
+        return False
+
+    for module in (patience, deadline):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
+    broken(path, monkeypatch, fails=passes)
+    return now
+
+
+def test_a_large_file_on_a_slow_mount_is_no_damage(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes steadily is indexed, however long it takes; but not for ever."""
+    path = folder / "a.mp4"
+    job, wanted = index.Job(str(path)), index.describe_job(index.Job(str(path)))
+    now = slowed(path, monkeypatch, seconds=decode.TIMEOUT - 1)
+    assert wanted["status"] == "ok" and index.describe_job(job) == wanted and now[0] > 5 * decode.TIMEOUT
+    monkeypatch.setattr(decode, "WHOLE", 3 * decode.TIMEOUT)
+    assert index.describe_job(job) == {"status": "timeout: not done after 180 s"}
+
+
+class Renewed:
+    """A patience that is asked for its end nine times before the read is done."""
+
+    seconds = 0.0
+
+    def __init__(self) -> None:
+        self.asked, self.done = 0, threading.Event()
+
+    @property
+    def end(self) -> float:
+        self.asked += 1
+        if self.asked == 9:
+            self.done.set()
+        return time.monotonic() + 0.01
+
+
+def test_a_read_is_waited_for_as_long_as_something_comes() -> None:
+    """Beyond the time that it has without."""
+    renewed = Renewed()
+    assert deadline.call(renewed.done.wait, seconds=0.01, name=str, patience=renewed)
+
+
+def test_a_file_that_stops_to_come_is_given_up(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of it, long before the time is over that a whole file may take."""
+    data, path, over = encode(frames=240, bf="0", container="mpegts"), tmp_path / "a.ts", threading.Event()
+    os.mkfifo(path)
+    monkeypatch.setattr(decode, "TIMEOUT", 0.25)
+
+    def deliver() -> None:
+        with open(path, "wb", buffering=0) as pipe:
+            pipe.write(data[: 10 * 188])
+            over.wait()
+
+    threading.Thread(target=deliver, daemon=True).start()
+    try:
+        assert index.describe_job(index.Job(str(path))) == {"status": "timeout: no answer within 0.5 s"}
+    finally:
+        over.set()
 
 
 def ending(job: Any, /) -> None:
@@ -255,5 +340,16 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path: pathlib.Path, monkeypatc
     plain = os.scandir
     refusal = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "class"))
     monkeypatch.setattr(os, "scandir", lambda path: flaky(plain, [refusal] * (str(path) == refusal.filename))(path))
-    with pytest.raises(UserError, match=r"/class cannot be read \(Permission denied\)"):
+    with pytest.raises(UserError, match=r"/class cannot be read \(Permission denied\); allowed is a folder without it: let it be read, move it away"):
         list(folders.walk(tmp_path))
+
+
+def test_the_root_of_a_disk_is_a_folder_like_any_other(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only root may read its lost+found, in which nobody keeps videos."""
+    for name in ("class", "lost+found"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.mp4").touch()
+    plain = os.scandir
+    refusal = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "lost+found"))
+    monkeypatch.setattr(os, "scandir", lambda path: flaky(plain, [refusal] * (str(path) == refusal.filename))(path))
+    assert index.find(tmp_path) == ["class/a.mp4"]

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import pickle
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_decode import encode, spelt
 
-from videomae_jax.data import clips, decode, index, pipeline, sources, transforms
+from videomae_jax.data import clips, columns, decode, index, pipeline, sources, transforms
 from videomae_jax.errors import UserError
 
 LABELS = ["10", "9", "9", "100", "", "10", "9", "10", "100", "9", "", "9"]
@@ -180,6 +181,24 @@ def test_a_large_index_travels_as_a_name(folder: pathlib.Path, tmp_path: pathlib
     assert len(made) == 10**6 and made.name(made._opened.rows[-1]) == "999999.mp4"
     assert batches.rows[10**6 - 1] != batches.rows[2 * 10**6 - 1]
     assert len(pickle.dumps(batches)) < 10_000
+
+
+def test_times_of_a_long_video_are_not_copied(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Three hours at a variable rate: neither the row, what it describes nor the name of it makes numbers of Python from them."""
+    times = np.cumsum(np.random.default_rng(0).integers(1, 9, 10**6)).tolist()
+    row = index.load(folder / "index.parquet").slice(0, 1).to_pylist()[0]
+    table = pa.Table.from_pylist([row | {"frames": len(times), "pts": times, "keys": times[::2]}], schema=index.load(folder / "index.parquet").schema)
+    pq.write_table(table, tmp_path / "index.parquet")
+    made = source(tmp_path)
+    assert len(made) == 1
+    tracemalloc.start()
+    try:
+        assert made.name(0) == row["name"]
+        info = columns.info(made.record(0))
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert info.pts.tolist() == times and info.keys.tolist() == times[::2] and info.pts.dtype == info.keys.dtype == np.int64
 
 
 def test_a_file_that_went_away_is_replaced(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:

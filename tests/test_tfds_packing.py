@@ -5,13 +5,14 @@ import pathlib
 import pickle
 import sys
 import tempfile
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from test_decode import encode, flipped, spelt
 
-from videomae_jax.data import clips, decode, index, packed, packing, tfds_packing, tfds_source, transforms
+from videomae_jax.data import clips, deadline, decode, index, packed, packing, sources, tfds_packing, tfds_source, transforms
 from videomae_jax.errors import UserError
 
 SETTINGS = packing.Settings(frames=6, stride=3, gop=4, preset="ultrafast", windows=3)
@@ -106,6 +107,23 @@ def test_what_was_written_is_read_back(folder: pathlib.Path, done: pathlib.Path)
         tfds_packing.verify(shard, [4, 1], plan=made)
     with pytest.raises(RuntimeError, match="holds 2 records, not 3"):
         tfds_packing.verify(shard, [1, 4, 5], plan=made)
+
+
+@pytest.mark.parametrize("stage", decode.PASSING)
+def test_what_may_pass_does_not_cost_the_other_clips(stage: str, folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The builder throws away what it has made when an example raises: a row that cannot be read says why."""
+    plain = sources.VideoClips.locate
+
+    def locate(self: sources.VideoClips, record: dict[str, Any], /) -> decode.Video:
+        if record["name"] in ("1.mp4", "4.mp4"):
+            raise decode.DecodeError(record["name"], stage, "broken off")
+        return plain(self, record)
+
+    monkeypatch.setattr(deadline, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(sources.VideoClips, "locate", locate)
+    tfds_packing.pack(plan(folder, tmp_path), None)
+    status = {row["name"]: row["status"] for row in index.load(str(tmp_path / "index.parquet")).to_pylist()}
+    assert {name: status[name] for name in ("0.mp4", "1.mp4", "4.mp4")} == {"0.mp4": "ok", "1.mp4": f"{stage}: broken off", "4.mp4": f"{stage}: broken off"}
 
 
 def test_mistakes(folder: pathlib.Path, tmp_path: pathlib.Path, done: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

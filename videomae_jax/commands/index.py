@@ -30,22 +30,23 @@ def main(argv: list[str]) -> int:
     if options.workers < 1:
         raise UserError(f"--workers={options.workers}; allowed are 1 and more")
     fps = Fraction(options.fps).limit_denominator(1001)
-    if bool(options.list) == bool(options.directory):
-        raise UserError("needed is a folder, or --list=FILE with --root=DIR, and not both")
+    _check_kind(options)
+    root = "." if options.root is None else options.root
     index.claim(out)
     if options.list:
-        table = lists.build([pathlib.Path(p) for p in options.list], root=options.root, form=options.format, template=options.template or lists.TEMPLATE, fps=fps,
+        table = lists.build([pathlib.Path(p) for p in options.list], root=root, form=options.format or "v1", template=options.template or lists.TEMPLATE, fps=fps,
                             verify=options.verify, workers=options.workers, say=arguments.say)
     else:
-        table = index.build(options.directory, labels=pathlib.Path(options.labels) if options.labels else None, val_fraction=options.val_fraction,
-                            verify=options.verify, workers=options.workers, template="" if options.pictures else options.template, fps=fps, say=arguments.say)
+        table = index.build(options.directory, labels=pathlib.Path(options.labels) if options.labels else None,
+                            val_fraction=0.1 if options.val_fraction is None else options.val_fraction, verify=options.verify, workers=options.workers,
+                            template="" if options.pictures else options.template, fps=fps, say=arguments.say)
     index.write(table, out)
     print("\n".join(summary(table)))
     print(f"index written to {out}")
     if table.column("template").null_count < table.num_rows or table.column("stride").null_count < table.num_rows:
         print("read it with --config.data.__symbol__=videomae_jax.data.frame_folders.FrameClips")
     if "ok" not in table.column("status").to_pylist():
-        raise UserError(f"none of the {table.num_rows} videos in {options.directory or options.root} can be read")
+        raise UserError(f"none of the {table.num_rows} videos in {options.directory or root} can be read")
     return 0
 
 
@@ -72,18 +73,34 @@ def _options(argv: list[str], /) -> argparse.Namespace:
     parser.add_argument("directory", nargs="?", default="", metavar="DIR", help="folder or address with videos, searched recursively")
     parser.add_argument("--out", required=True, metavar="FILE.parquet", help="index to write; a cached .arrow file appears beside it")
     parser.add_argument("--labels", default=None, metavar="FILE.csv", help="csv with the header path,label[,split][,more columns]; only these files are listed")
-    parser.add_argument("--val-fraction", type=float, default=0.1, metavar="X", help="share of videos held out where no split is given (default 0.1)")
+    parser.add_argument("--val-fraction", type=float, default=None, metavar="X", help="share of videos held out where no split is given (default 0.1)")
     parser.add_argument("--list", action="append", default=[], metavar="FILE", help="official list instead of DIR; several are joined, val.csv and test.csv as those splits")
-    parser.add_argument("--format", default="v1", choices=("v1", "v2", "frames"), help="of lists: 'path label', 'path start total' or 'folder total label' (default v1)")
-    parser.add_argument("--root", default=".", metavar="DIR", help="folder or address that the paths of lists are relative to (default .)")
+    parser.add_argument("--format", default=None, choices=("v1", "v2", "frames"), help="of lists: 'path label', 'path start total' or 'folder total label' (default v1)")
+    parser.add_argument("--root", default=None, metavar="DIR", help="folder or address that the paths of lists are relative to (default .)")
     parser.add_argument("--template", default=None, metavar="NAME", help="folders of pictures called so, e.g. img_{:05}.jpg, are the videos")
-    parser.add_argument("--pictures", action="store_true", help="pictures are the videos, of one frame each")
+    parser.add_argument("--pictures", action="store_true", default=None, help="pictures are the videos, of one frame each")
     parser.add_argument("--fps", type=float, default=25.0, metavar="X", help="frames a second of folders of pictures, for sampling by rate (default 25)")
     parser.add_argument("--verify", action="store_true", help="decode every frame once")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
                         metavar="N", help="processes (default: one a core)")
     parser.epilog = "Indexes become one with --merge=A.parquet,B.parquet,... instead of DIR; its options: index --merge=A,B --help."
     return parser.parse_args(argv)
+
+
+def _check_kind(options: argparse.Namespace, /) -> None:
+    """Raises UserError for a folder and a list at once, or none, and for options that the one given leaves unread."""
+    from videomae_jax.errors import UserError
+
+    if bool(options.list) == bool(options.directory):
+        raise UserError("needed is a folder, or --list=FILE with --root=DIR, and not both")
+    unread = ("labels", "val_fraction", "pictures") if options.list else ("format", "root")
+    given = [f"--{name.replace('_', '-')}" for name in unread if getattr(options, name) is not None]
+    if given and options.list:
+        raise UserError(f"{', '.join(given)} with --list; a list tells labels and splits itself, so allowed with it are --format, --root and --template")
+    if given:
+        raise UserError(f"{', '.join(given)} with the folder {options.directory}; allowed are these with --list=FILE alone")
+    if options.pictures and options.template is not None:
+        raise UserError(f"--pictures with --template={options.template}; allowed is one of them: a template names the pictures of a folder that is one video")
 
 
 def summary(table: Any, /) -> list[str]:

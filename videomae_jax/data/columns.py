@@ -4,12 +4,14 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from videomae_jax.data import decode
 
 TIME = 2**62  # ticks; what FFmpeg computes with them stays within 64 bits
 RANGES = {"width": (1, 2**15), "height": (1, 2**15), "rotation": (0, 270), "frames": (1, 2**24), "fps_num": (1, TIME), "fps_den": (1, TIME),
           "time_base_num": (1, TIME), "time_base_den": (1, TIME), "pts_start": (-TIME, TIME), "pts_step": (-TIME, TIME)}
+TIMES = ("pts", "keys")  # lists of ticks
 TURNS = (0, 90, 180, 270)  # degrees that a rotation can be
 
 
@@ -23,6 +25,15 @@ def of(info: decode.VideoInfo, /) -> dict[str, Any]:
             "pts_step": int(steps[0]) if regular and len(steps) else 0, "pts": None if regular else info.pts.tolist(), "keys": info.keys.tolist()}
 
 
+def row(table: pa.Table, number: int, /) -> dict[str, Any]:
+    """A row of an index, whose lists are arrays where they lie: a long video has hundreds of thousands of times, and every read asks for its row.
+
+    A list without some of its numbers is an array of floats.
+    """
+    found = {name: column[number] for name, column in zip(table.schema.names, table.columns, strict=True)}
+    return {k: v.values.to_numpy(zero_copy_only=False) if k in TIMES and v.is_valid else v.as_py() for k, v in found.items()}
+
+
 def info(row: dict[str, Any], /) -> decode.VideoInfo:
     """What `of` stored. Raises DecodeError of the stage "index" for a row that describes no video."""
     wrong = {k: row[k] for k, (low, high) in RANGES.items() if not isinstance(row[k], int) or not low <= row[k] <= high}
@@ -30,16 +41,17 @@ def info(row: dict[str, Any], /) -> decode.VideoInfo:
         wrong["rotation"] = row["rotation"]
     if not wrong and abs(row["pts_start"]) + abs(row["pts_step"]) * row["frames"] > TIME:
         wrong |= {k: row[k] for k in ("pts_start", "pts_step")}
-    if row["pts"] is not None and not wrong and (len(row["pts"]) != row["frames"] or not _whole(row["pts"])):
-        wrong["pts"] = f"{len(row['pts'])} times of {row['frames']} frames"
-    if row["keys"] is None or not _whole(row["keys"]):
-        wrong["keys"] = row["keys"]
+    pts, keys = (None if row[k] is None else np.asarray(row[k]) for k in TIMES)
+    if pts is not None and not wrong and (len(pts) != row["frames"] or not _whole(pts)):
+        wrong["pts"] = f"{len(pts)} times of {row['frames']} frames"
+    if keys is None or not _whole(keys):
+        wrong["keys"] = None if keys is None else keys[:10].tolist()
     if wrong:
         raise decode.DecodeError(_name(row), "index", f"the index says {', '.join(f'{k} {str(v)[:80]}' for k, v in wrong.items())}; run the index command again")
-    times = row["pts_start"] + row["pts_step"] * np.arange(row["frames"], dtype=np.int64) if row["pts"] is None else np.asarray(row["pts"], np.int64)
+    times = row["pts_start"] + row["pts_step"] * np.arange(row["frames"], dtype=np.int64) if pts is None else pts
     return decode.VideoInfo(codec=row["codec"], width=row["width"], height=row["height"], rotation=row["rotation"],
                             fps=Fraction(row["fps_num"], row["fps_den"]), time_base=Fraction(row["time_base_num"], row["time_base_den"]),
-                            pts=times, keys=np.asarray(row["keys"], np.int64))
+                            pts=times.astype(np.int64, copy=False), keys=keys.astype(np.int64, copy=False))
 
 
 def path(row: dict[str, Any], /) -> str:
@@ -58,8 +70,8 @@ def number(row: dict[str, Any], column: str, /) -> int:
     return int(found)
 
 
-def _whole(values: list[Any], /) -> bool:
-    return all(isinstance(v, int) and -TIME <= v <= TIME for v in values)
+def _whole(values: np.ndarray, /) -> bool:
+    return not values.size or (values.dtype.kind == "i" and bool(-TIME <= values.min() and values.max() <= TIME))
 
 
 def _name(row: dict[str, Any], /) -> str:

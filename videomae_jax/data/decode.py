@@ -11,7 +11,6 @@ import errno
 import io
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -21,12 +20,14 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from videomae_jax.data import local_file, planar
+from videomae_jax.data.patience import Patience
 
 STAGES = ("open", "stream", "index", "seek", "decode", "short", "timestamps", "timeout", "io")
 PASSING = ("timeout", "io")  # stages of failures that are not the file's, and need not repeat
-# What network and user-space file systems report while a server is away. "No such file" and "permission denied" are none of these.
-TRANSIENT = (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN, errno.EREMOTEIO)
+# What network and user-space file systems report while a server is away. "No such file" and "permission denied" are none of these; not every system has all.
+TRANSIENT = tuple(getattr(errno, word) for word in ("EIO", "ESTALE", "EAGAIN", "ETIMEDOUT", "ECONNRESET", "ENOTCONN", "EREMOTEIO") if hasattr(errno, word))
 TIMEOUT = 60.0  # seconds that one file may take; a stalled network mount is the usual reason for more
+WHOLE = 3600.0  # seconds that reading a file from end to end may take while its bytes come: large ones on slow mounts are no damage
 # Codecs whose frames say whether others refer to them, so that leaving out the rest changes no pixel of those kept.
 # MPEG-4 part 2 does change: its B-frames keep the decoder's delay.
 SKIPPING = ("h264", "hevc")
@@ -96,13 +97,14 @@ def name(source: Video, /) -> str:
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source)
 
 
-def probe(source: Video, /, *, timeout: float = TIMEOUT) -> VideoInfo:
+def probe(source: Video, /, *, timeout: float | Patience | None = None) -> VideoInfo:
     """Header and presentation times of a file or its bytes, in one pass over the packets.
 
     Only packets up to the first picture are decoded: the rotation is attached to it, and a stream that never gives a
-    picture is found out here. Raises DecodeError, also for a file that ends before the frames its header announces.
+    picture is found out here. Raises DecodeError, also for a file that ends before the frames its header announces, and
+    after `timeout` seconds (None: after TIMEOUT without a byte, or WHOLE in all).
     """
-    call, pts, keys, stored, first = Call(source, timeout), [], [], 0, None
+    call, pts, keys, stored, first = Call(source, Patience(TIMEOUT, whole=WHOLE) if timeout is None else timeout), [], [], 0, None
     with call.open() as container:
         stream = call.stream(container)
         for packet in call.packets(container, stream):
@@ -241,10 +243,10 @@ TITLES = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 1
 
 
 class Call:
-    """One access to a source: its name for errors, its deadline, and `failed`, what ended the reading of a file."""
+    """One access to a source: its name for errors, its patience, and `failed`, what ended the reading of a file."""
 
-    def __init__(self, source: Video, timeout: float, /) -> None:
-        self.source, self.timeout, self.end = source, timeout, time.monotonic() + timeout
+    def __init__(self, source: Video, timeout: float | Patience, /) -> None:
+        self.source, self.patience = source, timeout if isinstance(timeout, Patience) else Patience(timeout)
         self.failed: DecodeError | None = None
 
     def fail(self, stage: str, cause: str, /) -> None:
@@ -257,7 +259,7 @@ class Call:
         with contextlib.ExitStack() as stack:
             try:
                 file = stack.enter_context(io.BytesIO(self.source) if isinstance(self.source, bytes) else local_file.LocalFile(os.fspath(self.source), self))
-                container = stack.enter_context(av.open(file, timeout=None if math.isinf(self.timeout) else self.timeout, **TITLES))
+                container = stack.enter_context(av.open(file, timeout=None if math.isinf(self.patience.most) else self.patience.most, **TITLES))
             except (av.FFmpegError, OSError, ValueError) as error:
                 raise self.error("open", error) from error
             yield container
@@ -266,7 +268,7 @@ class Call:
 
     def late(self) -> DecodeError:
         """The error for what is not done in time."""
-        return DecodeError(name(self.source), "timeout", f"not done after {self.timeout:g} s")
+        return DecodeError(name(self.source), "timeout", self.patience.why())
 
     def error(self, stage: str, error: BaseException, /) -> DecodeError:
         """A DecodeError from what FFmpeg or the file system raised."""
@@ -289,7 +291,7 @@ class Call:
         """Packets from the present position, an empty one at the end; checks the deadline."""
         iterator = container.demux(stream)
         while True:
-            if time.monotonic() > self.end:
+            if self.patience.over:
                 raise self.failed or self.late()
             try:
                 packet = next(iterator, None)

@@ -5,7 +5,6 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
-import multiprocessing
 import os
 import pathlib
 import secrets
@@ -21,6 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from videomae_jax.data import columns, deadline, decode, folders, pictures, remote
+from videomae_jax.data.patience import Patience
+from videomae_jax.data.workers import processes
 from videomae_jax.errors import UserError
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv")
@@ -63,9 +64,9 @@ def find(directory: pathlib.Path, /, *, suffixes: Sequence[str] = SUFFIXES) -> l
     return sorted(names)
 
 
-def describe(video: decode.Video, /, *, verify: bool = False) -> dict[str, Any]:
+def describe(video: decode.Video, /, *, verify: bool = False, patience: Patience | None = None) -> dict[str, Any]:
     """Columns of one readable video; `verify` decodes every frame. Bytes have no `size` and `mtime`. Raises DecodeError."""
-    info = decode.probe(video)
+    info = decode.probe(video, timeout=patience)
     if verify and (count := decode.count(video)) != info.frames:
         raise decode.DecodeError(decode.name(video), "decode", f"{count} of {info.frames} frames can be decoded")
     return columns.of(info) | ({} if isinstance(video, bytes) else written(video))
@@ -97,19 +98,24 @@ class Job:
 def describe_job(job: Job, /) -> dict[str, Any]:
     """`describe` for whatever a job is; `status` is "ok", or "stage: cause" of what cannot be read, after further tries where it may pass.
 
-    A read without an answer ends after twice the time that a file may take.
+    A read is given up where no byte comes for twice the time that a file may take, or after an hour.
     """
     try:
         if job.verify and not remote.is_remote(job.path):  # what hangs does so at once, while decoding all of a film takes its time
-            deadline.call(lambda: _describe(dataclasses.replace(job, verify=False)), seconds=2 * decode.TIMEOUT, name=lambda: job.path)
-        return deadline.call(lambda: _describe(job), seconds=VERIFY if job.verify else 2 * decode.TIMEOUT, name=lambda: job.path)
+            _answer(dataclasses.replace(job, verify=False), seconds=2 * decode.TIMEOUT)
+        return _answer(job, seconds=VERIFY if job.verify else 2 * decode.TIMEOUT)
     except decode.DecodeError as error:
         return {"status": f"{error.stage}: {error.cause}"}
 
 
-def _describe(job: Job, /) -> dict[str, Any]:
+def _answer(job: Job, /, *, seconds: float) -> dict[str, Any]:
+    patience = Patience(decode.TIMEOUT, whole=decode.WHOLE)
+    return deadline.call(lambda: _describe(job, patience), seconds=seconds, name=lambda: job.path, patience=patience)
+
+
+def _describe(job: Job, patience: Patience, /) -> dict[str, Any]:
     if job.template is None and not remote.is_remote(job.path):
-        return describe(job.path, verify=job.verify)
+        return describe(job.path, verify=job.verify, patience=patience)
     if job.template is None:
         data = remote.read(job.path)
         return describe(data, verify=job.verify) | {"size": len(data)}
@@ -243,8 +249,7 @@ def scan(jobs: Sequence[Job], /, *, workers: int, say: Callable[[str], None] = l
     with contextlib.ExitStack() as stack:
         found: Iterator[dict[str, Any]] = map(describe_job, jobs)
         if workers > 1 and len(jobs) > PARALLEL:
-            pool = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")))
-            found = pool.map(describe_job, jobs, chunksize=8)
+            found = stack.enter_context(processes(workers)).map(describe_job, jobs, chunksize=8)
         for number, job in enumerate(jobs):
             if time.monotonic() - told > PATIENCE:
                 told = time.monotonic()

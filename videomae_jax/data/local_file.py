@@ -3,14 +3,13 @@
 import errno
 import io
 import os
-import time
 from typing import Any
 
 
 class LocalFile(io.FileIO):
     """A file that tells its `call` (`decode.Call`) of the error that ends it: FFmpeg takes that for the end of a file which was cut.
 
-    So does what comes too slowly: FFmpeg would go on for as long as anything comes.
+    So does what comes too slowly for its patience, which every answer renews: FFmpeg would go on for as long as anything comes.
     """
 
     def __init__(self, path: str, call: Any, /) -> None:
@@ -18,10 +17,12 @@ class LocalFile(io.FileIO):
         self.call = call
 
     def read(self, size: int = -1, /) -> bytes:
-        if not self.call.failed and time.monotonic() > self.call.end:
+        if not self.call.failed and self.call.patience.over:
             self.call.failed = self.call.late()
         try:
-            return b"" if self.call.failed else os.read(self.fileno(), size)
+            data = b"" if self.call.failed else os.read(self.fileno(), size)
+            self.call.patience.renew()
+            return data
         except OSError as error:
             self.call.failed = self.call.error("open", error)
             return b""

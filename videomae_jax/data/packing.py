@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import pathlib
 import secrets
@@ -28,7 +27,8 @@ import numpy as np
 import pyarrow as pa
 from array_record.python import array_record_module as array_record
 
-from videomae_jax.data import clips, columns, deadline, decode, encoding, frame_folders, index, sources
+from videomae_jax.data import clips, columns, decode, encoding, frame_folders, index, omission, sources
+from videomae_jax.data.workers import processes
 from videomae_jax.errors import UserError
 
 MAGIC = b"VMJ1"
@@ -119,18 +119,15 @@ class Packed(NamedTuple):
 def pack_row(source: sources.VideoClips, row: int, /, *, version: int, settings: Settings) -> Packed:
     """The record of a row of a source; every window is decoded again and compared with what went in.
 
-    Raises UserError where reading it fails for a reason that may pass, after further tries.
+    What may pass is tried again; whether the video is left out for what then stays is for `omission.check`.
     """
     record = source.record(row)
     try:
         info, settings = columns.info(record), settings.of(record)
         facts, digest = settings.facts(record), hashlib.sha256(f"{settings.seed}/{version}/{record['name']}".encode()).digest()
         chosen = settings.ids(info, rng=np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little"))))
-        frames = deadline.call(lambda: source.decode(sources.Clip(source.locate(record), np.concatenate(chosen), info, -1)), seconds=TIMEOUT,
-                               name=lambda: record["name"])
+        frames = omission.frames(source, record, np.concatenate(chosen), info, seconds=TIMEOUT)
     except decode.DecodeError as error:
-        if error.stage in decode.PASSING:
-            raise UserError(f"{error}; a video is not left out for what may pass, so the packing ends here: the same command goes on") from error
         return Packed(HEAD.pack(MAGIC, 0, 0), 0, 0.0, f"{error.stage}: {error.cause}")
     frames = encoding.shrink(frames, width=facts["width"], height=facts["height"])
     fps, blobs, levels = Fraction(facts["fps_num"], facts["fps_den"]), [], []
@@ -250,7 +247,7 @@ def replace(path: pathlib.Path, data: bytes, /) -> None:
 def write_shard(plan: Plan, version: int, shard: int, records: Iterator[Packed], /) -> dict[str, Any]:
     """Writes, reads back and names one shard; its manifest, or that of another process that was faster.
 
-    Raises OSError, and RuntimeError where the disk gives back something else.
+    Raises OSError, RuntimeError where the disk gives back something else, and what `omission.check` raises.
     """
     temporary = plan.path(version, shard).with_name(f".{plan.path(version, shard).name}.partial-{secrets.token_hex(8)}")
     try:
@@ -267,7 +264,10 @@ def _write_shard(plan: Plan, version: int, shard: int, records: Iterator[Packed]
     path, digests, failed, levels, count = plan.path(version, shard), [], {}, [], 0
     path.parent.mkdir(exist_ok=True)
     with contextlib.closing(array_record.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")) as writer:
+        before = ""
         for row, packed in zip(plan.range(shard), records, strict=True):
+            omission.check(plan.source.name(row), packed.error, before)
+            before = packed.error
             writer.write(packed.data)
             digests.append(hashlib.sha256(packed.data).digest())
             count += packed.windows
@@ -313,9 +313,7 @@ def pack(plan: Plan, /, *, part: int = 0, parts: int = 1, workers: int = 1, veri
     with contextlib.ExitStack() as stack:
         run: Callable[..., Iterator[Packed]] = map
         if workers > 1:
-            pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (plan.source, plan.settings))
-            stack.callback(pool.shutdown, cancel_futures=True)
-            run = pool.map
+            run = stack.enter_context(processes(workers, _begin, plan.source, plan.settings)).map
         else:
             _begin(plan.source, plan.settings)
         for version, shard in jobs:
@@ -329,6 +327,9 @@ def pack(plan: Plan, /, *, part: int = 0, parts: int = 1, workers: int = 1, veri
             except concurrent.futures.BrokenExecutor as error:
                 raise UserError(f"a process that packed v{version}/{shard:05} of {plan.folder} was killed (memory, or a video that ends its decoder); the same "
                                 "command goes on, with fewer --workers") from error
+            for row, cause in manifest["failed"].items():
+                if cause.startswith("timeout:"):
+                    say(f"v{version}/{shard:05}: {plan.source.name(int(row))} is left out: {cause}, twice")
             say(f"v{version}/{shard:05}: {manifest['clips']} clips, {manifest['bytes'] / 1e6:.1f} MB, PSNR {manifest['psnr']} dB, {len(manifest['failed'])} failed")
     return finished(plan)
 

@@ -12,13 +12,10 @@ import dataclasses
 import functools
 import hashlib
 import math
-import multiprocessing
-import os
 import pathlib
 import secrets
 import shutil
 import signal
-import threading
 import weakref
 from collections.abc import Iterator
 from multiprocessing import shared_memory
@@ -32,7 +29,7 @@ from videomae_jax.data import deadline, decode
 from videomae_jax.data.decode import DecodeError
 from videomae_jax.data.quarantine import Quarantine, fault
 from videomae_jax.data.sources import Source
-from videomae_jax.data.workers import Workers, announce, new_segment
+from videomae_jax.data.workers import Workers, announce, begin, new_segment
 from videomae_jax.errors import UserError
 
 Example = dict[str, np.ndarray]  # every key [K ...]
@@ -296,16 +293,8 @@ def _adopt(name: str, /, *, layout: dict[str, tuple[tuple[int, ...], np.dtype, i
 def _begin_worker(name: str, number: int, count: int, /) -> None:
     """A worker says whose it is, leaves stopping to the training process, whose last batches and checkpoint need it, and does not outlive it."""
     announce(name, number)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    begin()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_follow, daemon=True, name="follow").start()
-
-
-def _follow() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _check_room(batches: Batches, /, *, workers: int) -> None:

@@ -212,11 +212,11 @@ class VideoClips:
         return len(self._opened.rows)
 
     def record(self, row: int, /) -> dict[str, Any]:
-        """Columns of the index for a row of this source."""
-        return self._opened.table.slice(int(self._opened.rows[row]), 1).to_pylist()[0]
+        """Columns of the index for a row of this source; times are arrays."""
+        return columns.row(self._opened.table, int(self._opened.rows[row]))
 
     def name(self, row: int, /) -> str:
-        return self.record(row)["name"]
+        return self._opened.table.column("name")[int(self._opened.rows[row])].as_py()
 
     def clip(self, row: int, /, *, rng: np.random.Generator) -> Clip:
         """What a read of `row` decodes; takes the draws that come before those of the crops."""

@@ -12,7 +12,6 @@ import dataclasses
 import importlib
 import io
 import json
-import multiprocessing
 import os
 import pathlib
 import sys
@@ -25,6 +24,7 @@ import av
 import numpy as np
 
 from videomae_jax.data import shapes
+from videomae_jax.data.workers import processes
 from videomae_jax.errors import UserError
 
 VERSION = 1
@@ -279,7 +279,7 @@ def made(jobs: list[tuple[pathlib.Path, Plan, tuple[str, str, int]]], /, *, work
     if workers <= 1 or len(jobs) < 64:
         yield from map(write_clip, jobs)
         return
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with processes(workers) as pool:
         yield from pool.map(write_clip, jobs, chunksize=16)
 
 

@@ -70,7 +70,7 @@ def rows(plan: packing.Plan, /) -> dict[str, list[int]]:
 
 
 def example(job: tuple[int, int], /, *, plan: packing.Plan) -> tuple[int, dict[str, Any]]:
-    """(place, features) of (place in its split, row)."""
+    """(place, features) of (place in its split, row). A video that cannot be read has an error, whatever it is: tfds would throw away all others."""
     place, row = job
     record, made = plan.source.record(row), packing.pack_row(plan.source, row, version=0, settings=plan.settings)
     return place, {"name": record["name"], "label": record["label"] or "", "error": made.error, "psnr": np.float32(made.psnr),

@@ -1,10 +1,13 @@
-"""Decoding processes that end by themselves, which their consumer would otherwise wait for without end."""
+"""Processes that work for this one: they end with it, and those that end by themselves are not waited for without end."""
 
+import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 import weakref
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker, shared_memory
 from typing import Any
 
@@ -90,3 +93,51 @@ def announce(name: str, number: int, /) -> None:
         return
     np.ndarray(number + 1, np.int64, segment.buf)[number] = os.getpid()
     segment.close()
+
+
+def begin() -> None:
+    """Called in a process that leaves Ctrl-C to the one that started it, and does not outlive that, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow, daemon=True, name="follow").start()
+
+
+def _follow() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+class _Quiet(multiprocessing.context.SpawnProcess):
+    """A process that Ctrl-C does not reach before it can `begin`, either."""
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Context(multiprocessing.context.SpawnContext):
+    Process = _Quiet
+
+
+@contextlib.contextmanager
+def processes(count: int, /, start: Callable[..., None] | None = None, *arguments: Any) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """An executor of up to `count` spawned processes that `begin` and then call `start`. An exception within the `with` ends them at once."""
+    made = concurrent.futures.ProcessPoolExecutor(count, _Context(), _begin_pooled, (start, arguments))
+    try:
+        yield made
+    except BaseException:
+        for process in list((made._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        made.shutdown(cancel_futures=True)
+
+
+def _begin_pooled(start: Callable[..., None] | None, arguments: tuple[Any, ...], /) -> None:
+    begin()
+    if start is not None:
+        start(*arguments)
