@@ -196,6 +196,19 @@ def test_flags_of_a_chip(chip: str, variable: str, flag: str) -> None:
     assert ("CUDA_DEVICE_MAX_CONNECTIONS" in values) == (chip == "h100")  # a B200 gets slower by it
 
 
+def test_several_slices_get_flags_of_their_own() -> None:
+    """For what they exchange through the network of the hosts; the user's come last, and one slice, or GPUs, have none of them."""
+    for chip, slices, wanted in (("v5p", "2", True), ("v6e", "16", True), ("v5p", "1", False), ("v5p", "", False), ("h100", "2", False)):
+        done = subprocess.run(["bash", "-c", "source launch/xla_flags.sh && export_here && env"], cwd=ROOT, capture_output=True, text=True, check=True,
+                              env={"PATH": os.environ["PATH"], "HOME": "/nowhere", "MACHINE": "/nowhere", "CHIP": chip, "MEGASCALE_NUM_SLICES": slices,
+                                   "LIBTPU_INIT_ARGS": "--mine=1"})
+        flags = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)["LIBTPU_INIT_ARGS"].split()
+        for flag in ("--megascale_grpc_premap_memory_bytes=17179869184", "--megascale_graph_hang_threshold=10m",
+                     "--xla_tpu_enable_sunk_dcn_allreduce_done_with_host_reduction=true"):
+            assert (flag in flags) == wanted, (chip, slices)
+        assert flags[-1] == "--mine=1"
+
+
 def test_the_same_bits_on_a_gpu_are_asked_for() -> None:
     """DETERMINISTIC=1 adds the flag, which costs time, on GPUs alone."""
     for chip, variables, wanted in (("h100", {"DETERMINISTIC": "1"}, True), ("h100", {}, False), ("v5p", {"DETERMINISTIC": "1"}, False)):
@@ -242,6 +255,19 @@ def test_tpus_are_found_by_the_ids_that_jax_knows(tmp_path: pathlib.Path) -> Non
         pci(machine, ("0x1ae0", "0x0042"), (hardware_utils._GOOGLE_PCI_VENDOR_ID, device))
         done = here(machine, "detect_accelerator; chip_here")
         assert done.stdout.split() == ["tpu", generation.name if generation.name in ("v5p", "v5e", "v6e", "tpu7x") else "cpu"], done.stderr
+
+
+def test_a_cloud_tpu_tells_the_number_of_its_slices(tmp_path: pathlib.Path) -> None:
+    """In its metadata, where the environment does not say it; a machine without TPU is not asked, nor one whose metadata is not to be."""
+    (tmp_path / "tools").mkdir()
+    tool(tmp_path / "tools", "curl", f"#!/bin/sh\necho x >>{tmp_path}/asked\nprintf \"WORKER_ID: '0'\\nMEGASCALE_NUM_SLICES: '2'\\n\"\n")
+    (tmp_path / "tools" / "sed").symlink_to(shutil.which("sed"))
+    assert here(tmp_path, "slices_here").stdout == "" and not (tmp_path / "asked").exists()
+    pci(tmp_path, ("0x1ae0", "0x0062"))
+    assert here(tmp_path, "slices_here", MEGASCALE_NUM_SLICES="4").stdout == "4\n"
+    assert here(tmp_path, "slices_here", TPU_SKIP_MDS_QUERY="1").stdout == "" and not (tmp_path / "asked").exists()
+    done = here(tmp_path, 'export_here; echo "$LIBTPU_INIT_ARGS"')
+    assert "--megascale_grpc_premap_memory_bytes=17179869184" in done.stdout, done.stderr
 
 
 def test_a_machine_without_tpu_trains_on_its_cpu(tmp_path: pathlib.Path) -> None:

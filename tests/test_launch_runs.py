@@ -168,7 +168,7 @@ def test_a_tpu_vm_gets_the_source_runs_on_all_workers_and_returns_logs(tmp_path:
     assert done.returncode == 0 and "no logs" not in done.stderr, done.stderr
     for n in range(HOSTS):
         log = (tmp_path / "logs" / "pod" / f"host_t1v-w-{n}.log").read_text()
-        assert log.startswith(f"{n} got -m videomae_jax train --workdir=a b --coordinator=auto --init-timeout=600, proxy none, flags --xla_tpu")
+        assert log.startswith(f"{n} got -m videomae_jax train --coordinator=auto --init-timeout=600 --workdir=a b, proxy none, flags --xla_tpu")
         assert (tmp_path / "hosts" / str(n) / "videomae_jax" / "videomae_jax" / "step.py").is_file()
     assert {joined(variables, chips=True) for variables in noted(tmp_path)} == {("127.0.0.1:8482", HOSTS, n, "") for n in range(HOSTS)}
     assert run(*call, "--max-restarts=0", "--", "broken", env=env, timeout=300).returncode != 0
@@ -233,7 +233,7 @@ def test_a_queued_resource_mounts_what_all_hosts_share(tmp_path: pathlib.Path, b
     for n in range(HOSTS):
         assert (tmp_path / f"tries.{n}").read_text().splitlines() == [f"{words} {tmp_path}/mnt"] * 2
         log = (tmp_path / "buckets" / "own" / "big" / "logs" / f"host_{n}.log").read_text()
-        assert log.startswith(f"{n} got -m videomae_jax train --x=a b --coordinator=auto --init-timeout=1800, flags --xla_tpu")
+        assert log.startswith(f"{n} got -m videomae_jax train --coordinator=auto --init-timeout=1800 --x=a b, flags --xla_tpu")
     assert {joined(variables, chips=True) for variables in noted(tmp_path)} == {("127.0.0.1:8482", HOSTS, n, "") for n in range(HOSTS)}
     repository = tmp_path / "hosts" / "0" / "etc" / "apt" / "sources.list.d" / "gcsfuse.list"
     assert repository.exists() == mount.startswith("gs://") and (not repository.exists() or "gcsfuse-jammy main" in repository.read_text())
@@ -310,7 +310,7 @@ def test_xpk_joins_host_and_port_that_its_pods_have_apart(tmp_path: pathlib.Path
     assert done.returncode == 0, done.stderr
     for n in range(HOSTS):
         assert shlex.split((tmp_path / "logs" / f"host_{n}.log").read_text()) == [
-            str(n), "-m", "videomae_jax", "train", "--x=a b", "--coordinator=localhost:6002", f"--processes={HOSTS}", f"--process={n}", "--init-timeout=400"]
+            str(n), "-m", "videomae_jax", "train", "--coordinator=localhost:6002", f"--processes={HOSTS}", f"--process={n}", "--init-timeout=400", "--x=a b"]
     done = xpk(tmp_path, bin_folder, "report", VIDEOMAE_PYTHON=str(python), PORT="6002")
     assert done.returncode == 0 and "coordinator" not in (tmp_path / "logs" / "host_0.log").read_text().rpartition("report")[2]
 
@@ -428,7 +428,7 @@ def test_kubectl_gets_the_manifest_and_returns_a_log_for_each_pod(tmp_path: path
     for i, n in PODS:
         log = (tmp_path / "logs" / "job" / f"slice-{i}-{n}.log").read_text()
         said = subprocess.run(["bash", "-c", f"printf '%s\\0' {log}"], capture_output=True, text=True, check=True)
-        assert said.stdout.split("\0")[:-1] == [f"{i}-{n}", "-m", "videomae_jax", *words, "--coordinator=auto", "--init-timeout=400"]
+        assert said.stdout.split("\0")[:-1] == [f"{i}-{n}", "-m", "videomae_jax", "train", "--coordinator=auto", "--init-timeout=400", *words[1:]]
     assert {joined(variables, chips=True) for variables in noted(tmp_path)} == {("localhost:8482", HOSTS, n, "") for n in range(HOSTS)}
 
 
@@ -450,7 +450,7 @@ echo "start $start"
 
 def test_a_jobset_that_has_ended_makes_room(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
     """The same command resumes a failed run, with other words too: Kubernetes would leave the old one as it is."""
-    python = tool(bin_folder, "python", '#!/usr/bin/env bash\n[ "${4:-}" = --right ] || exit 2\n')
+    python = tool(bin_folder, "python", '#!/usr/bin/env bash\n[ "${!#}" = --right ] || exit 2\n')
     assert gke(tmp_path, bin_folder, "train", "--wrong", VIDEOMAE_PYTHON=str(python)).returncode == 1
     (tmp_path / "looks").unlink()
     assert gke(tmp_path, bin_folder, "train", "--right", VIDEOMAE_PYTHON=str(python)).returncode == 0
@@ -612,6 +612,41 @@ def test_host_waits_for_a_run_that_saves_on_sigterm(tmp_path: pathlib.Path) -> N
         finally:
             process.kill()
     assert (tmp_path / "host_0.log").read_text() == "ready\nsaved\n"
+
+
+def test_the_words_of_the_user_count_on_a_host(tmp_path: pathlib.Path) -> None:
+    """Of options given twice the last counts, and that is the user's; COORDINATOR=none gives none, and other commands get nothing."""
+    python = tool(tmp_path, "python", '#!/usr/bin/env bash\necho "$*"\n')
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(python), LOGS=str(tmp_path), CHIP="cpu")
+    assert run("host.sh", "train", "--coordinator=mine:1", "--x=1", env=env).stdout == (
+        "-m videomae_jax train --coordinator=auto --init-timeout=300 --coordinator=mine:1 --x=1\n")
+    assert run("host.sh", "train", "--x=1", env=env | {"COORDINATOR": "none"}).stdout == "-m videomae_jax train --init-timeout=300 --x=1\n"
+    assert run("host.sh", "report", "r", env=env).stdout == "-m videomae_jax report r\n"
+
+
+ONE_MACHINE = """#!/usr/bin/env bash
+# Is its own environment, sees a GPU, has one cell to train, and leaves the variables of a training behind.
+[ "$1" != -c ] || { echo gpu; exit; }
+[ "$2" != venv ] || { mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; exit; }
+[ "$3" != plan ] || printf '# 1 of 1 cells\\na\\ttrain\\n'
+[ "$3" = train ] || exit 0
+"""
+
+
+@pytest.mark.parametrize("words", [("local.sh", "RUN"), ("sweep.sh", "--grid=g.py", "--root=RUN"), ("progressive.sh", "RUN"), ("host.sh", "train")])
+def test_one_machine_sets_the_flags_of_its_gpu(tmp_path: pathlib.Path, bin_folder: pathlib.Path, words: tuple[str, ...]) -> None:
+    """Without a cluster, too: flags, the share of the memory, and a folder for compiled programs."""
+    tool(bin_folder, "nvidia-smi", '#!/usr/bin/env bash\ncase "$*" in *driver*) echo 580.1 ;; *) echo "GPU 0: NVIDIA H100 80GB HBM3" ;; esac\n')
+    python = str(tool(bin_folder, "python", ONE_MACHINE + NOTING.partition("\n")[2]))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").touch()
+    env = environment(tmp_path, VIDEOMAE_PYTHON=python, PYTHON=python, VENV=str(tmp_path / "venv"), LOGS=str(tmp_path), COORDINATOR="none", PRETRAIN="--x=1",
+                      JAX_COMPILATION_CACHE_DIR="", XLA_PYTHON_CLIENT_MEM_FRACTION="", CHIP="")
+    done = run(words[0], *(word.replace("RUN", str(tmp_path / "run")) for word in words[1:]), env=env)
+    assert done.returncode == 0 and noted(tmp_path), done.stderr
+    for variables in noted(tmp_path):
+        assert variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.9" and variables["JAX_COMPILATION_CACHE_DIR"] == f"{tmp_path}/.cache/videomae_jax"
+        assert variables["XLA_FLAGS"].startswith("--xla_gpu_")
 
 
 @pytest.mark.parametrize("running", [False, True])
