@@ -147,10 +147,11 @@ def test_a_grid_submits_its_unfinished_cells(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 0 and "2 of 3 cells" in done.stderr and "-m videomae_jax plan --grid=configs/g.py --root=r --topology=h100x16" in done.stderr
     first, second = (shlex.split(line) for line in done.stdout.splitlines())
     assert "--job-name=run-b-75ep" in first and first[-3:] == ["train", "--workdir=r/b", "--config.name=a b"] and second[-1] == "--config.name=x"
-    done = run("slurm.sh", "--nodes=2", "--grid=g.py", "--root=r", "--dry-run", "--", "--config.mesh.fsdp=4", "--config.seed=1",
+    done = run("slurm.sh", "--nodes=2", "--grid=g.py", "--root=r", "--dry-run", "--", "--config.mesh.fsdp=4", "--step-limit=0", "--config.seed", "1", "--durable=d",
                env={"VIDEOMAE_PYTHON": str(fake)})
+    assert "plan --grid=g.py --root=r --config.mesh.fsdp=4 --config.seed 1\n" in done.stderr  # whose cells have these in their words
     assert [shlex.split(line)[-3:] for line in done.stdout.splitlines()] == [
-        [last, "--config.mesh.fsdp=4", "--config.seed=1"] for last in ("--config.name=a b", "--config.name=x")]
+        [last, "--step-limit=0", "--durable=d"] for last in ("--config.name=a b", "--config.name=x")]
     fake.write_text("#!/usr/bin/env bash\necho 'error: no such grid' >&2\nexit 2\n")
     assert run("slurm.sh", "--nodes=2", "--grid=g.py", "--root=r", "--dry-run", env={"VIDEOMAE_PYTHON": str(fake)}).returncode == 2
 
