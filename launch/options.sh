@@ -50,6 +50,12 @@ parse_options() {
   fi
 }
 
+# taken MESSAGE: somebody runs under the name already. An error; a cell of a grid is passed over.
+taken() {
+  [ -n "${OPTION[grid]}" ] || fail "$1"
+  echo "$1" >&2
+}
+
 # parse_mount: what --mount says, as MOUNT_KIND (bucket, nfs, or empty), MOUNT_FROM (the bucket's name, or HOST:/SHARE) and MOUNT_TO (the folder).
 parse_mount() {
   local word=${OPTION[mount]} folder='(/[A-Za-z0-9_./-]+)'
@@ -107,8 +113,8 @@ for_each_run() {
     [[ -z $value && $word == --config.* && $word != *=* ]] && value=1 || value= # its value is the word behind it
   done
   [ -x "$(command -v "$python")" ] || python=python3
-  table=$(cd "$here" && "$python" -m videomae_jax plan --grid="${OPTION[grid]}" --root="${OPTION[root]}" ${OPTION[topology]:+--topology="${OPTION[topology]}"} \
-    ${planned[@]+"${planned[@]}"}) || exit $?
+  table=$(cd "$here" && "$python" -m videomae_jax plan --grid="${OPTION[grid]}" --root="${OPTION[root]}" \
+    ${OPTION[topology]:+--topology="${OPTION[topology]}"} ${planned[@]+"${planned[@]}"}) || exit $?
   grep '^#' <<<"$table" >&2
   while IFS=$'\t' read -r -u 3 cell command; do # not from standard input, which is that of the tools: some of them ask
     local words=()

@@ -120,6 +120,12 @@ match words:
         for there in ("/opt/videomae_jax", "/usr/share/keyrings", "/etc/apt/sources.list.d", "/root"):
             script = script.replace(there, "@HOST@" + there)
         everywhere('mkdir -p "@HOST@/usr/share/keyrings" "@HOST@/etc/apt/sources.list.d"\\n' + script)
+    case ["compute", "tpus", "queued-resources", "delete", _]:
+        with (home / "deleted").open("a") as file:
+            file.write(" ".join(sys.argv[1:]) + "\\n")
+        sys.exit(os.environ.get("RIGHTS"))
+    case ["compute", "tpus", "queued-resources", "list"]:
+        pass
     case ["storage", "cp", source, "-"]:
         sys.stdout.buffer.write(place(source).read_bytes())
     case ["storage", "cp", *sources, target]:
@@ -240,23 +246,123 @@ def test_a_queued_resource_mounts_what_all_hosts_share(tmp_path: pathlib.Path, b
 
 
 def test_a_queued_resource_without_its_folder_trains_nothing(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str) -> None:
-    """After five tries each host says so where its logs go."""
+    """After five tries each host says so where its logs go, and the machines are given back."""
     for name, text in NEW_MACHINE.items():
         tool(bin_folder, name, text)
     tool(bin_folder, "gcsfuse", '#!/bin/sh\necho x >>"$STAND_IN/tries.$WORKER"\nexit 1\n')
     tool(bin_folder, "python", NOTING)
     done = run("queued_resource.sh", "--name=big", "--zone=z", "--accelerator-type=t", "--bucket=gs://own", f"--mount=gs://shared:{tmp_path}/mnt",
-               "--", "train", env=cloud_tpu(tmp_path, bin_folder, METADATA=metadata, PAUSE="0"), timeout=300)
+               "--", "train", f"--workdir={tmp_path}/mnt/x", env=cloud_tpu(tmp_path, bin_folder, METADATA=metadata, PAUSE="0"), timeout=300)
+    assert len(given_back(tmp_path)) == 1
     assert done.returncode == 1 and not (tmp_path / "env").exists()
     said, = (tmp_path / "buckets" / "own" / "big" / "logs").iterdir()
     assert said.name.startswith("mount_") and said.read_text() == f"error: gs://shared cannot be mounted as {tmp_path}/mnt\n"
     assert (tmp_path / "tries.3").read_text().splitlines() == ["x"] * 5
 
 
+def queued(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str, text: str, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """A queued resource whose four machines have the shared folder, and train below it with a stand-in of Python."""
+    for name, stand_in in NEW_MACHINE.items():
+        tool(bin_folder, name, stand_in)
+    for n in range(HOSTS):
+        (tmp_path / f"mounted.{n}").touch()
+    tool(bin_folder, "python", f"#!/usr/bin/env bash\n{text}\n")
+    return run("queued_resource.sh", "--name=big", "--zone=z", "--accelerator-type=t", "--bucket=gs://own", f"--mount=gs://shared:{tmp_path}/mnt", *options,
+               "--", "train", f"--workdir={tmp_path}/mnt/x", env=cloud_tpu(tmp_path, bin_folder, METADATA=metadata, PAUSE="0", **more), timeout=300)
+
+
+def given_back(tmp_path: pathlib.Path) -> list[str]:
+    """The deletions that were asked for."""
+    return (tmp_path / "deleted").read_text().splitlines() if (tmp_path / "deleted").exists() else []
+
+
+DELETE = "compute tpus queued-resources delete big --zone=z --force --quiet"
+STOPPED = """trap 'exit 75' TERM
+up() { sed -n 's/^PPid:[[:space:]]*//p' /proc/$1/status; }
+kill -TERM $(up $(up $PPID)) # launch/supervise.sh, above the shell and launch/host.sh
+for ((i = 0; i < 600; i++)); do sleep 0.1; done"""
+
+
+@pytest.mark.parametrize(("text", "options", "wanted"), [
+    ("exit 0", (), True), ("exit 2", (), True), ("exit 1", ("--max-restarts=0",), True), ("exit 0", ("--keep=1",), False), (STOPPED, (), False)],
+    ids=["done", "mistake", "last crash", "kept", "stopped"])
+def test_a_queued_resource_is_given_back_at_its_end(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str,
+                                                    text: str, options: tuple[str, ...], wanted: bool) -> None:
+    """Once, by its first machine: after the run, a mistake or the last crash; not where it is to be kept, nor where somebody stopped the run."""
+    done = queued(tmp_path, bin_folder, metadata, text, *options)
+    assert given_back(tmp_path) == [f"{DELETE} --async"] * wanted, done.stderr
+
+
+def test_machines_that_have_the_only_copy_of_the_run_stay() -> None:
+    """Which is said when they are asked for, with the command that gives them back."""
+    words = ("queued_resource.sh", "--name=big", "--zone=z", "--accelerator-type=t", "--bucket=gs://own", "--dry-run")
+    shared = "--mount=gs://shared:/mnt/a"
+    for mount, *workdir in ((shared, "--workdir=runs/x"), (shared, "--workdir", "/mnt/ab/x"), ("--mount=", "--workdir=/mnt/a")):
+        done = run(*words, mount, "--", "train", *workdir)
+        assert f"big: --workdir is not below the folder of --mount, so the machines stay after the run, to be paid for until: gcloud {DELETE}" in done.stderr
+        assert "give_back() { :; }" in done.stdout
+    done = run(*words, shared, "--", "train", "--workdir", "/mnt/a/x")
+    assert done.stderr == "" and f"gcloud {DELETE} --async" in done.stdout
+
+
+def test_machines_without_the_right_to_go_say_what_gives_them_back(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str) -> None:
+    """Beside the logs of the run, whose code stays."""
+    done = queued(tmp_path, bin_folder, metadata, "exit 2", RIGHTS="PERMISSION_DENIED")
+    said = tmp_path / "buckets" / "own" / "big" / "logs" / "give_back.log"
+    assert done.returncode == 2 and said.read_text() == f"error: big cannot be given back by its own machine; this does it: gcloud {DELETE}\n"
+    assert len(given_back(tmp_path)) == 1
+
+
+CELLS = "#!/usr/bin/env bash\nprintf '# 3 cells\\na\\ttrain --x=1\\nb\\ttrain --x=2\\nc\\ttrain --x=3\\n'\n"
+# Of the cells of a grid, a is under way, b has ended and c is new.
+TAKEN_QUEUED = """#!/usr/bin/env bash
+echo "$*" >>"$STAND_IN/calls"
+case "$*" in *" list "*big-a*) echo ACTIVE ;; *" list "*big-b*) echo FAILED ;; esac
+"""
+TAKEN_XPK = """#!/usr/bin/env bash
+echo "$*" >>"$STAND_IN/calls"
+[ "$2" != list ] || printf '[XPK] Workload List Output:\\nJobset Name Status\\nbig-a2 Finished\\n'
+case "$*" in
+  *" list "*=FINISHED*) echo "big-b Finished" ;;
+  *" list "*) printf 'big-a Admitted\\nbig-b Finished\\n' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("name", "text", "words", "making", "said"), [
+    ("gcloud", TAKEN_QUEUED, ("queued_resource.sh", "--name=big", "--zone=z", "--accelerator-type=t", "--bucket=gs://own"), "queued-resources {} big-{} --",
+     "the queued resource big-a is there and ACTIVE; gcloud compute tpus queued-resources delete big-a --zone=z --force --quiet ends it"),
+    ("xpk", TAKEN_XPK, ("xpk.sh", "--name=big", "--cluster=c", "--image=i", "--tpu-type=t"), "workload {} .*--workload=big-{} ",
+     "the workload big-a is under way; xpk workload delete --cluster=c --workload=big-a saves and ends it")], ids=["queued resource", "xpk"])
+def test_a_grid_goes_past_a_name_that_is_taken(tmp_path: pathlib.Path, bin_folder: pathlib.Path, name: str,
+                                               text: str, words: tuple[str, ...], making: str, said: str) -> None:
+    """What is under way is left alone, what has ended makes room, and the rest is submitted; alone it is an error of one line."""
+    tool(bin_folder, name, text)
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(tool(bin_folder, "python", CELLS)))
+    done = run(*words, "--grid=g.py", "--root=r", env=env)
+    assert done.returncode == 0 and said in done.stderr, done.stderr
+    calls = (tmp_path / "calls").read_text()
+    assert [(verb, cell) for verb in ("create", "delete") for cell in "abc" if re.search(making.format(verb, cell), f"{calls} ".replace("\n", " \n"))] == [
+        ("create", "b"), ("create", "c"), ("delete", "b")]
+    alone = run(words[0], "--name=big-a", *words[2:], "--", "train", env=env)
+    assert alone.returncode == 2 and f"error: {said}" in alone.stderr
+    assert (tmp_path / "calls").read_text().count(" create ") == 2
+
+
+def test_a_job_of_slurm_waits_for_one_of_its_name(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """The cell that is submitted again, not the runs that nobody gave a name."""
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(tool(bin_folder, "python", CELLS)))
+    cells = run("slurm.sh", "--nodes=1", "--grid=g.py", "--root=r", "--dry-run", env=env).stdout.splitlines()
+    assert len(cells) == 3 and all("--dependency=singleton" in line for line in cells)
+    assert "singleton" not in run("slurm.sh", "--nodes=1", "--dry-run", "--", "train", env=env).stdout
+    assert "singleton" in run("slurm.sh", "--nodes=1", "--name=mine", "--dry-run", "--", "train", env=env).stdout
+
+
 def test_a_name_that_is_taken_leaves_the_source_of_the_job_alone(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
     """Its machines fetch the archive of their own commit whenever they are granted again, whatever was launched in vain since."""
     tool(bin_folder, "gcloud", """#!/usr/bin/env bash
 case "$1 $2" in
+  "compute tpus") [ "$4" != list ] || exit 0 ;;&
   "storage cp") mkdir -p "$STAND_IN/$(dirname "${4#gs://}")" && cp "$3" "$STAND_IN/${4#gs://}" ;;
   *) [ -z "${TAKEN:-}" ] || { echo "ERROR: ALREADY_EXISTS" >&2; exit 1; }; cp "${!##*=startup-script=}" "$STAND_IN/startup" ;;
 esac

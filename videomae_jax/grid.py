@@ -84,7 +84,7 @@ def _fields(choice: Choice, objective: Any, /) -> dict[str, Any]:
 
 
 def finished(directory: pathlib.Path, overrides: Mapping[str, str], /) -> bool:
-    """Whether a run directory has the summary of all its steps, under a config in which the overrides change only what a run may change as it goes on.
+    """Whether a run directory has the summary of all its steps, under a config in which the overrides change only what a resumed run may.
 
     The place of the data may differ, too.
 

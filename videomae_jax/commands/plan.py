@@ -21,8 +21,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--videos", type=int, default=None, metavar="N", help="videos of the data set where config.data.index is not there (default 1,350,000)")
     parser.add_argument("--then", action="append", default=[], metavar="FILE[,N[,TESTED]]",
                         help="config of a later stage (fine-tuning), for the cost; videos it is trained on (default: those of --videos) and tested on; repeatable")
-    parser.add_argument("--grid", metavar="FILE", help="instead: list the cells of a config's grid, their chip-hours and the commands of the unfinished ones; "
-                        "--config.a.b=value is an override of every cell")
+    parser.add_argument("--grid", metavar="FILE", help="instead: list the cells of a config's grid, their chip-hours and the commands of the "
+                        "unfinished ones; --config.a.b=value is an override of every cell")
     parser.add_argument("--root", default="runs", metavar="DIR", help="with --grid: folder of the run directories (default: runs)")
     parser.add_argument("--table", metavar="FILE", help="instead: the JSON lines of earlier plans as a table")
     options, assignments = arguments.parse(parser, argv)
