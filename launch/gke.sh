@@ -75,13 +75,8 @@ vacant() {
 }
 
 submit() { # submit NAME COMMAND...
-  local name=$1 pod code=0 there=
-  vacant "$name" || there="the JobSet $name is under way; $(quoted "${kubectl[@]}" delete "jobset/$name") saves and ends it"
-  if [ -n "$there" ]; then
-    [ -n "${OPTION[grid]}" ] || fail "$there"
-    echo "$there" >&2
-    return 0
-  fi
+  local name=$1 pod code=0
+  vacant "$name" || { taken "the JobSet $name is under way; $(quoted "${kubectl[@]}" delete "jobset/$name") saves and ends it"; return 0; }
   if [ -n "$DRY_RUN" ]; then
     manifest "$@"
     echo "# ^ $(quoted "${kubectl[@]}" create -f -)"

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Runs on every host of a job: environment, flags of the chip, one process, one log.
 #   bash launch/host.sh train --config=FILE --workdir=DIR ...
-# COORDINATOR (default: auto, JAX detects the cluster, or what xpk gives the pods of GPUs) and INIT_TIMEOUT (seconds) go to the command; CHIP chooses the flags;
+# COORDINATOR (default: auto, JAX detects the cluster, or what xpk gives the pods of GPUs; none: this machine alone) and INIT_TIMEOUT (seconds)
+# go to the command, in front of its own words, of which the last counts; CHIP chooses the flags;
 # LOGS (default: logs) is the folder of the log; VIDEOMAE_PYTHON is an interpreter that has everything, and nothing is installed. MACHINE: see environment.sh.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 if [ -n "${VIDEOMAE_PYTHON:-}" ]; then python=$VIDEOMAE_PYTHON; else install requirements.txt || exit 1; python=$VENV/bin/python; fi
-export_flags "${CHIP:-$(chip_here)}" || exit 2
+export_here || exit 2
 # A proxy makes JAX's own start-up hang.
 unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY all_proxy ALL_PROXY grpc_proxy
 ulimit -n 100000 2>/dev/null || true
@@ -15,15 +16,14 @@ ulimit -n 100000 2>/dev/null || true
 echo always 2>/dev/null >"${MACHINE:-}/sys/kernel/mm/transparent_hugepage/enabled" || true
 lock="${MACHINE:-}/tmp/libtpu_lockfile"
 [ -w "$lock" ] && ! pgrep -f "videomae_jax train" >/dev/null 2>&1 && rm -f "$lock"
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/videomae_jax}"
-arguments=("$@")
 joining=(--coordinator="${COORDINATOR:-auto}")
+[ "${COORDINATOR:-}" != none ] || joining=()
 # xpk tells the pods of GPUs host and port of the coordinator apart, and JAX takes the host alone for both.
 address=${JAX_COORDINATOR_ADDRESS:-}
 if [[ -z ${COORDINATOR:-} && -n $address && $address != *:* && -n ${JAX_COORDINATOR_PORT:-} && -n ${NNODES:-} && -n ${NODE_RANK:-} ]]; then
   joining=(--coordinator="$address:$JAX_COORDINATOR_PORT" --processes="$NNODES" --process="$NODE_RANK")
 fi
-if [ "${1:-}" = train ]; then arguments+=("${joining[@]}" --init-timeout="${INIT_TIMEOUT:-300}"); fi
+if [ "${1:-}" = train ]; then set -- train ${joining[@]+"${joining[@]}"} --init-timeout="${INIT_TIMEOUT:-300}" "${@:2}"; fi
 number=${SLURM_PROCID:-${TPU_WORKER_ID:-${JOB_COMPLETION_INDEX:-$(hostname)}}}
 slice=${MEGASCALE_SLICE_ID:-}
 log="${LOGS:-logs}/host_${slice:+${slice}_}$number.log"
@@ -33,7 +33,7 @@ exec {out}> >(tee -p -a "$log")
 tees=$!
 exec {err}> >(tee -p -a "$log" >&2)
 tees="$tees $!"
-"$python" -m videomae_jax "${arguments[@]}" >&"$out" 2>&"$err" &
+"$python" -m videomae_jax "$@" >&"$out" 2>&"$err" &
 child=$!
 exec {out}>&- {err}>&-
 # The scheduler's warning reaches the trainer, which saves and exits with 75; the log is written to its end.

@@ -9,6 +9,7 @@ case "${1:-}" in -*) echo "error: $1 is no run directory, and there are no optio
 source "$(dirname "$0")/environment.sh"
 install requirements.txt
 python="$VENV/bin/python"
+export_here
 
 config=configs/smoke.py
 [ "$(detect_accelerator)" = cpu ] || config=configs/smoke_accelerator.py

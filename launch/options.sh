@@ -4,8 +4,9 @@
 #   bash launch/LAUNCHER.sh [--option=value ...] [--dry-run] --grid=configs/scaling/v2.py --root=/MOUNTED/runs [--topology=NAME] [-- --config.x=y ...]
 #
 # What stands behind -- is the command line of `python -m videomae_jax`. With --grid every cell that is not finished is
-# submitted; the cells with their chip-hours are printed first, and what stands behind -- are more options of every cell. With --topology each
-# cell gets the mesh, micro-batches and recomputation that its chip-hours are of. --dry-run prints exactly what would run and runs nothing.
+# submitted; the cells with their chip-hours are printed first, and what stands behind -- are more options of every cell, with which it has to be
+# finished. With --topology each cell gets the mesh, micro-batches and recomputation that its chip-hours are of. --dry-run prints exactly what would
+# run and runs nothing.
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 COUNTS="nodes gpus cpus hosts slices chips num-nodes processes devices port init-timeout max-restarts" # options that are numbers
@@ -47,6 +48,12 @@ parse_options() {
   elif [ ${#COMMAND[@]} -eq 0 ]; then
     fail "no command; write it behind --, e.g. -- train --config=configs/pretrain/vit_b.py --workdir=runs/vit_b"
   fi
+}
+
+# taken MESSAGE: somebody runs under the name already. An error; a cell of a grid is passed over.
+taken() {
+  [ -n "${OPTION[grid]}" ] || fail "$1"
+  echo "$1" >&2
 }
 
 # parse_mount: what --mount says, as MOUNT_KIND (bucket, nfs, or empty), MOUNT_FROM (the bucket's name, or HOST:/SHARE) and MOUNT_TO (the folder).
@@ -100,14 +107,19 @@ for_each_run() {
     "$function" "$base" "${COMMAND[@]}"
     return
   fi
-  local python=${VIDEOMAE_PYTHON:-$here/.venv/bin/python} table
+  local python=${VIDEOMAE_PYTHON:-$here/.venv/bin/python} table planned=() others=() word value=
+  for word in ${COMMAND[@]+"${COMMAND[@]}"}; do # fields of the config come back in the words of the cells
+    if [[ -n $value || $word == --config.* ]]; then planned+=("$word"); else others+=("$word"); fi
+    [[ -z $value && $word == --config.* && $word != *=* ]] && value=1 || value= # its value is the word behind it
+  done
   [ -x "$(command -v "$python")" ] || python=python3
-  table=$(cd "$here" && "$python" -m videomae_jax plan --grid="${OPTION[grid]}" --root="${OPTION[root]}" ${OPTION[topology]:+--topology="${OPTION[topology]}"}) || exit $?
+  table=$(cd "$here" && "$python" -m videomae_jax plan --grid="${OPTION[grid]}" --root="${OPTION[root]}" \
+    ${OPTION[topology]:+--topology="${OPTION[topology]}"} ${planned[@]+"${planned[@]}"}) || exit $?
   grep '^#' <<<"$table" >&2
   while IFS=$'\t' read -r -u 3 cell command; do # not from standard input, which is that of the tools: some of them ask
     local words=()
     eval "words=($command)"
-    "$function" "$base-$cell" "${words[@]}" ${COMMAND[@]+"${COMMAND[@]}"} 3<&-
+    "$function" "$base-$cell" "${words[@]}" ${others[@]+"${others[@]}"} 3<&-
   done 3< <(grep -v '^#' <<<"$table")
 }
 

@@ -35,6 +35,8 @@ done
 [ -z "$direct" ] || [ -z "${TARGET:-}" ] || [ -n "${DIRECT:-}" ] ||
   fail "--direct with TARGET but without DIRECT, the words of the direct way: those of TARGET may take over a head, which pretraining has not (see --help)"
 cd "$here"
+source launch/xla_flags.sh
+export_here
 read -ra launch <<<"${LAUNCH:-}"
 
 steps() { # steps FILE: the number that a summary or a recipe card gives; nothing where there is none

@@ -3,20 +3,56 @@
 # after a stop or a crash (launch/supervise.sh; --max-restarts counts crashes in a row). A slice that was taken away and is granted again starts
 # the same script, and so resumes.
 #   bash launch/queued_resource.sh --name=NAME --zone=ZONE --accelerator-type=v5p-512 --bucket=gs://BUCKET [--mount=gs://BUCKET:/mnt/bucket]
-#       [--slices=N] [--spot=1] [--project=P] [--runtime-version=v2-alpha-tpuv5] [--chip=v5p] [--init-timeout=1800] [--max-restarts=20] [--dry-run]
-#       -- train --workdir=/mnt/bucket/runs/...
+#       [--slices=N] [--spot=1] [--project=P] [--runtime-version=v2-alpha-tpuv5] [--chip=v5p] [--init-timeout=1800] [--max-restarts=20] [--keep=1]
+#       [--dry-run] -- train --workdir=/mnt/bucket/runs/...
 # --bucket takes the source and the logs. --mount gives all hosts a folder that they share: a bucket (gcsfuse; one with a hierarchical namespace
 # renames folders at once), or with HOST:/SHARE:/FOLDER one of an NFS server. Nothing trains before it is there.
+# At the end of the run, and where it is given up, its first machine deletes the queued resource, which is paid for until then: its service account
+# needs the right to (roles/tpu.admin). Not with --keep=1, not after a signal, and not where --workdir is not below the mounted folder: the run
+# would go with the machines. What has ended otherwise makes room for the same command, which resumes; what is under way is an error, and passed
+# over in a grid.
 set -euo pipefail
 source "$(dirname "$0")/options.sh"
 parse_options "$0" "name zone accelerator-type bucket" \
-  "mount project runtime-version=tpu-ubuntu2204-base slices=1 spot chip init-timeout=1800 max-restarts=20" "$@"
+  "mount project runtime-version=tpu-ubuntu2204-base slices=1 spot chip init-timeout=1800 max-restarts=20 keep" "$@"
 parse_mount
+where=(--zone="${OPTION[zone]}" $(optional project))
 scripts=$(mktemp -d)
 trap 'rm -rf "$scripts"' EXIT
 
 # A name of its own for each commit: a job that runs fetches its archive again whenever its machines are granted again.
 archive() { echo "${OPTION[bucket]}/$1/source_$commit.tar.gz"; } # archive NAME
+
+# delete HOW NAME WORDS...: the command that gives the machines back; HOW is `quoted` or `do_or_show`.
+delete() { "$1" gcloud compute tpus queued-resources delete "$2" "${where[@]}" --force --quiet "${@:3}"; }
+
+outlives() { # outlives COMMAND...: whether what it writes stays when the machines go
+  local word before= workdir=
+  for word in "$@"; do
+    case "$word" in --workdir=*) workdir=${word#*=} ;; *) [ "$before" != --workdir ] || workdir=$word ;; esac
+    before=$word
+  done
+  [[ -n $MOUNT_TO && $workdir == "$MOUNT_TO"/* ]]
+}
+
+giving_back() { # giving_back NAME COMMAND...: the part of the start-up script that deletes the queued resource, where that is wanted
+  [ -z "${OPTION[keep]}" ] || { echo "give_back() { :; }"; return; }
+  if ! outlives "${@:2}"; then
+    echo "$1: --workdir is not below the folder of --mount, so the machines stay after the run, to be paid for until: $(delete quoted "$1")" >&2
+    echo "give_back() { :; }"
+    return
+  fi
+  cat <<SCRIPT
+give_back() {
+  [ "\$TPU_WORKER_ID-\${MEGASCALE_SLICE_ID:-0}" = 0-0 ] || return
+  sleep "\${PAUSE:-30}" # the other machines copy their logs
+  $(delete quoted "$1" --async) && return
+  mkdir -p logs
+  echo $(quoted "error: $1 cannot be given back by its own machine; this does it: $(delete quoted "$1")") | tee logs/give_back.log >&2
+  gcloud storage cp logs/give_back.log "\$BUCKET_LOGS"
+}
+SCRIPT
+}
 
 mounting() { # the part of the start-up script that mounts the shared folder
   local how
@@ -48,6 +84,7 @@ done
 if ! mountpoint -q "\$shared"; then
   mkdir -p logs && echo "error: ${OPTION[mount]%:*} cannot be mounted as \$shared" | tee "logs/mount_\$HOSTNAME.log" >&2
   gcloud storage cp logs/*.log "\$BUCKET_LOGS"
+  give_back
   exit 1
 fi
 SCRIPT
@@ -67,6 +104,7 @@ mkdir -p /opt/videomae_jax && cd /opt/videomae_jax
 gcloud storage cp $(quoted "$(archive "$1")") - | tar -xz
 export BUCKET_LOGS=$(quoted "${OPTION[bucket]}/$1/logs/")
 SCRIPT
+  giving_back "$@"
   mounting
   cat <<SCRIPT
 INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }$(supervised) bash -c '
@@ -75,16 +113,36 @@ trap "kill -TERM \$child" TERM
 while :; do wait \$child; code=\$?; kill -0 \$child 2>/dev/null || break; done
 gcloud storage cp logs/*.log "\$BUCKET_LOGS" || true
 exit \$code' start $(shift && quoted "$@")
+code=\$?
+case \$code in 75 | 130 | 143) ;; *) give_back ;; esac # somebody stopped it; a machine that goes down stops this script, too
+exit \$code
 SCRIPT
+}
+
+# vacant NAME: makes room for a queued resource, whose name is taken until it is deleted. Fails, with its STATE, where it has not ended.
+vacant() {
+  local look=(gcloud compute tpus queued-resources list "${where[@]}" --filter="name~/$1\$" --format='value(state.state)')
+  if [ -n "$DRY_RUN" ]; then
+    quoted "${look[@]}"
+    echo "# where it is FAILED or SUSPENDED: $(delete quoted "$1")"
+    return
+  fi
+  STATE=$("${look[@]}") || exit $?
+  case "$STATE" in
+    "") ;;
+    FAILED | SUSPENDED) delete do_or_show "$1" || exit $? ;;
+    *) return 1 ;;
+  esac
 }
 
 submit() { # submit NAME COMMAND...
   local name=$1 nodes=(--node-id="$1")
+  vacant "$name" || { taken "the queued resource $name is there and $STATE; $(delete quoted "$name") ends it"; return 0; }
   [ "${OPTION[slices]}" = 1 ] || nodes=(--node-prefix="$name" --node-count="${OPTION[slices]}")
   startup "$@" >"$scripts/$name.sh"
   if [ -n "$DRY_RUN" ]; then echo "# $name.sh"; cat "$scripts/$name.sh"; fi
   do_or_show gcloud storage cp "$source_file" "$(archive "$name")"
-  do_or_show gcloud compute tpus queued-resources create "$name" --zone="${OPTION[zone]}" $(optional project) \
+  do_or_show gcloud compute tpus queued-resources create "$name" "${where[@]}" \
     --accelerator-type="${OPTION[accelerator-type]}" --runtime-version="${OPTION[runtime-version]}" "${nodes[@]}" \
     ${OPTION[spot]:+--spot} --metadata-from-file=startup-script="$([ -n "$DRY_RUN" ] && echo "$name.sh" || echo "$scripts/$name.sh")"
 }

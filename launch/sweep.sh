@@ -9,6 +9,8 @@ parse_options "$0" "grid root" "name world metric" "$@"
 python=${VIDEOMAE_PYTHON:-$here/.venv/bin/python}
 [ -x "$(command -v "$python")" ] || python=python3
 cd "$here"
+source launch/xla_flags.sh
+export_here
 
 [ -z "${OPTION[world]}" ] || [ -f "${OPTION[world]}/index.parquet" ] || do_or_show "$python" -m videomae_jax synthesize "${OPTION[world]}"
 one() { # one NAME COMMAND...

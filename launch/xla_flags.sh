@@ -1,4 +1,5 @@
-# Compiler flags and environment for each chip, exported by `export_flags CHIP`; the values of the user come last and win.
+# Compiler flags and environment for each chip, exported by `export_flags CHIP [SLICES]`; the values of the user come last and win.
+# `export_here` exports those of this machine. CHIP names the chip where the machine does not tell it.
 # DETERMINISTIC=1 makes GPUs give the same bits in every run (CPUs and TPUs do).
 #
 # Sources: apple/axlearn compiler_options.py, AI-Hypercomputer/maxtext xla_flags_library.py, NVIDIA/JAX-Toolbox
@@ -49,11 +50,32 @@ chip_here() { # the chip of this machine, as far as it says so
   esac
 }
 
-export_flags() { # export_flags CHIP
+slices_here() { # over how many slices the job runs, nothing where nobody says: GKE has it in the environment, a Cloud TPU in its metadata
+  local url="http://${GCE_METADATA_IP:-metadata.google.internal}/computeMetadata/v1/instance/attributes/tpu-env"
+  if [ -n "${MEGASCALE_NUM_SLICES:-}" ]; then echo "$MEGASCALE_NUM_SLICES"; return; fi
+  if [ -n "${TPU_SKIP_MDS_QUERY:-}" ] || ! tpu_here >/dev/null; then return; fi
+  curl -fs --noproxy '*' --max-time 5 -H "Metadata-Flavor: Google" "$url" | sed -n "s/^MEGASCALE_NUM_SLICES: '\(.*\)'/\1/p"
+}
+
+# Slices exchange gradients through the network of their hosts. The memory registered for it, 4 GiB by default, would be too little for larger
+# models, whose steps take twice as long then; sinking an exchange keeps its tensors, so large ones are left out; starting and compiling takes
+# some slices minutes longer than others, which is no hang; one that is, or an error, ends the processes, which start again.
+between_slices="--xla_tpu_enable_megascale_barrier=true --xla_tpu_enable_sunk_dcn_allreduce_done_with_host_reduction=true \
+--xla_tpu_host_dcn_reduce_max_sinking_limit=67108864 --megascale_grpc_premap_memory_bytes=17179869184 --megascale_graph_hang_threshold=10m \
+--megascale_graph_within_launch_hang_threshold=10m --megascale_error_reporter_abort_on_hang=true --megascale_error_reporter_abort_on_error=true"
+
+export_here() { # what a run on this machine gets: flags, and a folder for compiled programs
+  export_flags "${CHIP:-$(chip_here)}" "$(slices_here)" || return
+  export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/videomae_jax}"
+}
+
+export_flags() { # export_flags CHIP [SLICES]
   local flags
   flags=$(flags_of "$1") || return
   case "$1" in
-    v5e | v5p | v6e | tpu7x) export LIBTPU_INIT_ARGS="$flags${LIBTPU_INIT_ARGS:+ $LIBTPU_INIT_ARGS}" ;;
+    v5e | v5p | v6e | tpu7x)
+      case "${2:-}" in "" | 1) ;; *) flags+=" $between_slices" ;; esac
+      export LIBTPU_INIT_ARGS="$flags${LIBTPU_INIT_ARGS:+ $LIBTPU_INIT_ARGS}" ;;
     a100 | h100 | h200 | b200)
       # The same bits for the same seed, which scatters and some convolutions otherwise do not give.
       [ -z "${DETERMINISTIC:-}" ] || flags+=" --xla_gpu_deterministic_ops=true"

@@ -50,6 +50,28 @@ def test_cells(tmp_path: pathlib.Path) -> None:
     assert flops["twice"] == pytest.approx(2 * flops["once"])
 
 
+def test_fields_of_every_cell_count_for_all_that_is_said_of_it(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of seed 1 is not finished for a grid of seed 2; a larger model costs more; what a run may change as it goes on asks for no other run."""
+    stored = configs.load("configs/tiny.py")
+    configs.override(stored, {"total": "1ep", "seed": "1", "microbatches": "1"})
+    (tmp_path / "a").mkdir()
+    for name, text in (("summary.json", '{"steps": 98}'), ("recipe_card.json", '{"steps": 98}'), ("config.json", configs.to_json(stored))):
+        (tmp_path / "a" / name).write_text(text)
+    def cell(**overrides: str) -> grid.Cell:
+        found, = grid.cells(small(a=(400, "1ep")), root=str(tmp_path), overrides={k.replace("__", "."): v for k, v in overrides.items()})
+        return found
+    assert cell(seed="1").finished and not cell(seed="2").finished and not cell(total="2ep").finished
+    assert cell(seed="1", microbatches="2", name="other").finished
+    assert cell(seed="2").words[-1] == "--config.seed=2" and cell(total="2ep").words[3:] == ("--config.total=2ep", "--config.data.index=a b.parquet")
+    assert cell(total="2ep").cost == pytest.approx(2 * cell().cost) and cell(objective__encoder__depth="12").cost > cell().cost
+    with pytest.raises(UserError, match="sead"):
+        cell(sead="2")
+    (tmp_path / "g.py").write_text("import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'name': 'g', 'grid': {'a': {\n"
+                                   "        'config': 'configs/tiny.py', 'videos': 400, 'overrides': (('total', '1ep'),)}}})\n")
+    assert command.main([f"--grid={tmp_path}/g.py", f"--root={tmp_path}", "--config.seed=2"]) == 0
+    assert "# 1 of 1 cells" in (said := capsys.readouterr().out) and said.splitlines()[-1].endswith("--config.seed=2")
+
+
 def test_mistakes() -> None:
     """A config without cells; a config beside a grid; neither."""
     with pytest.raises(UserError, match="no cells in config.grid"):

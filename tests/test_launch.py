@@ -147,10 +147,11 @@ def test_a_grid_submits_its_unfinished_cells(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 0 and "2 of 3 cells" in done.stderr and "-m videomae_jax plan --grid=configs/g.py --root=r --topology=h100x16" in done.stderr
     first, second = (shlex.split(line) for line in done.stdout.splitlines())
     assert "--job-name=run-b-75ep" in first and first[-3:] == ["train", "--workdir=r/b", "--config.name=a b"] and second[-1] == "--config.name=x"
-    done = run("slurm.sh", "--nodes=2", "--grid=g.py", "--root=r", "--dry-run", "--", "--config.mesh.fsdp=4", "--config.seed=1",
+    done = run("slurm.sh", "--nodes=2", "--grid=g.py", "--root=r", "--dry-run", "--", "--config.mesh.fsdp=4", "--step-limit=0", "--config.seed", "1", "--durable=d",
                env={"VIDEOMAE_PYTHON": str(fake)})
+    assert "plan --grid=g.py --root=r --config.mesh.fsdp=4 --config.seed 1\n" in done.stderr  # whose cells have these in their words
     assert [shlex.split(line)[-3:] for line in done.stdout.splitlines()] == [
-        [last, "--config.mesh.fsdp=4", "--config.seed=1"] for last in ("--config.name=a b", "--config.name=x")]
+        [last, "--step-limit=0", "--durable=d"] for last in ("--config.name=a b", "--config.name=x")]
     fake.write_text("#!/usr/bin/env bash\necho 'error: no such grid' >&2\nexit 2\n")
     assert run("slurm.sh", "--nodes=2", "--grid=g.py", "--root=r", "--dry-run", env={"VIDEOMAE_PYTHON": str(fake)}).returncode == 2
 
@@ -194,6 +195,19 @@ def test_flags_of_a_chip(chip: str, variable: str, flag: str) -> None:
     values = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     assert flag in values[variable] and values[variable].endswith(" --mine=1") and "rng_bit_generator_unsafe" not in done.stdout
     assert ("CUDA_DEVICE_MAX_CONNECTIONS" in values) == (chip == "h100")  # a B200 gets slower by it
+
+
+def test_several_slices_get_flags_of_their_own() -> None:
+    """For what they exchange through the network of the hosts; the user's come last, and one slice, or GPUs, have none of them."""
+    for chip, slices, wanted in (("v5p", "2", True), ("v6e", "16", True), ("v5p", "1", False), ("v5p", "", False), ("h100", "2", False)):
+        done = subprocess.run(["bash", "-c", "source launch/xla_flags.sh && export_here && env"], cwd=ROOT, capture_output=True, text=True, check=True,
+                              env={"PATH": os.environ["PATH"], "HOME": "/nowhere", "MACHINE": "/nowhere", "CHIP": chip, "MEGASCALE_NUM_SLICES": slices,
+                                   "LIBTPU_INIT_ARGS": "--mine=1"})
+        flags = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)["LIBTPU_INIT_ARGS"].split()
+        for flag in ("--megascale_grpc_premap_memory_bytes=17179869184", "--megascale_graph_hang_threshold=10m",
+                     "--xla_tpu_enable_sunk_dcn_allreduce_done_with_host_reduction=true"):
+            assert (flag in flags) == wanted, (chip, slices)
+        assert flags[-1] == "--mine=1"
 
 
 def test_the_same_bits_on_a_gpu_are_asked_for() -> None:
@@ -242,6 +256,19 @@ def test_tpus_are_found_by_the_ids_that_jax_knows(tmp_path: pathlib.Path) -> Non
         pci(machine, ("0x1ae0", "0x0042"), (hardware_utils._GOOGLE_PCI_VENDOR_ID, device))
         done = here(machine, "detect_accelerator; chip_here")
         assert done.stdout.split() == ["tpu", generation.name if generation.name in ("v5p", "v5e", "v6e", "tpu7x") else "cpu"], done.stderr
+
+
+def test_a_cloud_tpu_tells_the_number_of_its_slices(tmp_path: pathlib.Path) -> None:
+    """In its metadata, where the environment does not say it; a machine without TPU is not asked, nor one whose metadata is not to be."""
+    (tmp_path / "tools").mkdir()
+    tool(tmp_path / "tools", "curl", f"#!/bin/sh\necho x >>{tmp_path}/asked\nprintf \"WORKER_ID: '0'\\nMEGASCALE_NUM_SLICES: '2'\\n\"\n")
+    (tmp_path / "tools" / "sed").symlink_to(shutil.which("sed"))
+    assert here(tmp_path, "slices_here").stdout == "" and not (tmp_path / "asked").exists()
+    pci(tmp_path, ("0x1ae0", "0x0062"))
+    assert here(tmp_path, "slices_here", MEGASCALE_NUM_SLICES="4").stdout == "4\n"
+    assert here(tmp_path, "slices_here", TPU_SKIP_MDS_QUERY="1").stdout == "" and not (tmp_path / "asked").exists()
+    done = here(tmp_path, 'export_here; echo "$LIBTPU_INIT_ARGS"')
+    assert "--megascale_grpc_premap_memory_bytes=17179869184" in done.stdout, done.stderr
 
 
 def test_a_machine_without_tpu_trains_on_its_cpu(tmp_path: pathlib.Path) -> None:

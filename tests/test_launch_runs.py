@@ -120,6 +120,12 @@ match words:
         for there in ("/opt/videomae_jax", "/usr/share/keyrings", "/etc/apt/sources.list.d", "/root"):
             script = script.replace(there, "@HOST@" + there)
         everywhere('mkdir -p "@HOST@/usr/share/keyrings" "@HOST@/etc/apt/sources.list.d"\\n' + script)
+    case ["compute", "tpus", "queued-resources", "delete", _]:
+        with (home / "deleted").open("a") as file:
+            file.write(" ".join(sys.argv[1:]) + "\\n")
+        sys.exit(os.environ.get("RIGHTS"))
+    case ["compute", "tpus", "queued-resources", "list"]:
+        pass
     case ["storage", "cp", source, "-"]:
         sys.stdout.buffer.write(place(source).read_bytes())
     case ["storage", "cp", *sources, target]:
@@ -168,7 +174,7 @@ def test_a_tpu_vm_gets_the_source_runs_on_all_workers_and_returns_logs(tmp_path:
     assert done.returncode == 0 and "no logs" not in done.stderr, done.stderr
     for n in range(HOSTS):
         log = (tmp_path / "logs" / "pod" / f"host_t1v-w-{n}.log").read_text()
-        assert log.startswith(f"{n} got -m videomae_jax train --workdir=a b --coordinator=auto --init-timeout=600, proxy none, flags --xla_tpu")
+        assert log.startswith(f"{n} got -m videomae_jax train --coordinator=auto --init-timeout=600 --workdir=a b, proxy none, flags --xla_tpu")
         assert (tmp_path / "hosts" / str(n) / "videomae_jax" / "videomae_jax" / "step.py").is_file()
     assert {joined(variables, chips=True) for variables in noted(tmp_path)} == {("127.0.0.1:8482", HOSTS, n, "") for n in range(HOSTS)}
     assert run(*call, "--max-restarts=0", "--", "broken", env=env, timeout=300).returncode != 0
@@ -233,30 +239,130 @@ def test_a_queued_resource_mounts_what_all_hosts_share(tmp_path: pathlib.Path, b
     for n in range(HOSTS):
         assert (tmp_path / f"tries.{n}").read_text().splitlines() == [f"{words} {tmp_path}/mnt"] * 2
         log = (tmp_path / "buckets" / "own" / "big" / "logs" / f"host_{n}.log").read_text()
-        assert log.startswith(f"{n} got -m videomae_jax train --x=a b --coordinator=auto --init-timeout=1800, flags --xla_tpu")
+        assert log.startswith(f"{n} got -m videomae_jax train --coordinator=auto --init-timeout=1800 --x=a b, flags --xla_tpu")
     assert {joined(variables, chips=True) for variables in noted(tmp_path)} == {("127.0.0.1:8482", HOSTS, n, "") for n in range(HOSTS)}
     repository = tmp_path / "hosts" / "0" / "etc" / "apt" / "sources.list.d" / "gcsfuse.list"
     assert repository.exists() == mount.startswith("gs://") and (not repository.exists() or "gcsfuse-jammy main" in repository.read_text())
 
 
 def test_a_queued_resource_without_its_folder_trains_nothing(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str) -> None:
-    """After five tries each host says so where its logs go."""
+    """After five tries each host says so where its logs go, and the machines are given back."""
     for name, text in NEW_MACHINE.items():
         tool(bin_folder, name, text)
     tool(bin_folder, "gcsfuse", '#!/bin/sh\necho x >>"$STAND_IN/tries.$WORKER"\nexit 1\n')
     tool(bin_folder, "python", NOTING)
     done = run("queued_resource.sh", "--name=big", "--zone=z", "--accelerator-type=t", "--bucket=gs://own", f"--mount=gs://shared:{tmp_path}/mnt",
-               "--", "train", env=cloud_tpu(tmp_path, bin_folder, METADATA=metadata, PAUSE="0"), timeout=300)
+               "--", "train", f"--workdir={tmp_path}/mnt/x", env=cloud_tpu(tmp_path, bin_folder, METADATA=metadata, PAUSE="0"), timeout=300)
+    assert len(given_back(tmp_path)) == 1
     assert done.returncode == 1 and not (tmp_path / "env").exists()
     said, = (tmp_path / "buckets" / "own" / "big" / "logs").iterdir()
     assert said.name.startswith("mount_") and said.read_text() == f"error: gs://shared cannot be mounted as {tmp_path}/mnt\n"
     assert (tmp_path / "tries.3").read_text().splitlines() == ["x"] * 5
 
 
+def queued(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str, text: str, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """A queued resource whose four machines have the shared folder, and train below it with a stand-in of Python."""
+    for name, stand_in in NEW_MACHINE.items():
+        tool(bin_folder, name, stand_in)
+    for n in range(HOSTS):
+        (tmp_path / f"mounted.{n}").touch()
+    tool(bin_folder, "python", f"#!/usr/bin/env bash\n{text}\n")
+    return run("queued_resource.sh", "--name=big", "--zone=z", "--accelerator-type=t", "--bucket=gs://own", f"--mount=gs://shared:{tmp_path}/mnt", *options,
+               "--", "train", f"--workdir={tmp_path}/mnt/x", env=cloud_tpu(tmp_path, bin_folder, METADATA=metadata, PAUSE="0", **more), timeout=300)
+
+
+def given_back(tmp_path: pathlib.Path) -> list[str]:
+    """The deletions that were asked for."""
+    return (tmp_path / "deleted").read_text().splitlines() if (tmp_path / "deleted").exists() else []
+
+
+DELETE = "compute tpus queued-resources delete big --zone=z --force --quiet"
+STOPPED = """trap 'exit 75' TERM
+up() { sed -n 's/^PPid:[[:space:]]*//p' /proc/$1/status; }
+kill -TERM $(up $(up $PPID)) # launch/supervise.sh, above the shell and launch/host.sh
+for ((i = 0; i < 600; i++)); do sleep 0.1; done"""
+
+
+@pytest.mark.parametrize(("text", "options", "wanted"), [
+    ("exit 0", (), True), ("exit 2", (), True), ("exit 1", ("--max-restarts=0",), True), ("exit 0", ("--keep=1",), False), (STOPPED, (), False)],
+    ids=["done", "mistake", "last crash", "kept", "stopped"])
+def test_a_queued_resource_is_given_back_at_its_end(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str,
+                                                    text: str, options: tuple[str, ...], wanted: bool) -> None:
+    """Once, by its first machine: after the run, a mistake or the last crash; not where it is to be kept, nor where somebody stopped the run."""
+    done = queued(tmp_path, bin_folder, metadata, text, *options)
+    assert given_back(tmp_path) == [f"{DELETE} --async"] * wanted, done.stderr
+
+
+def test_machines_that_have_the_only_copy_of_the_run_stay() -> None:
+    """Which is said when they are asked for, with the command that gives them back."""
+    words = ("queued_resource.sh", "--name=big", "--zone=z", "--accelerator-type=t", "--bucket=gs://own", "--dry-run")
+    shared = "--mount=gs://shared:/mnt/a"
+    for mount, *workdir in ((shared, "--workdir=runs/x"), (shared, "--workdir", "/mnt/ab/x"), ("--mount=", "--workdir=/mnt/a")):
+        done = run(*words, mount, "--", "train", *workdir)
+        assert f"big: --workdir is not below the folder of --mount, so the machines stay after the run, to be paid for until: gcloud {DELETE}" in done.stderr
+        assert "give_back() { :; }" in done.stdout
+    done = run(*words, shared, "--", "train", "--workdir", "/mnt/a/x")
+    assert done.stderr == "" and f"gcloud {DELETE} --async" in done.stdout
+
+
+def test_machines_without_the_right_to_go_say_what_gives_them_back(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str) -> None:
+    """Beside the logs of the run, whose code stays."""
+    done = queued(tmp_path, bin_folder, metadata, "exit 2", RIGHTS="PERMISSION_DENIED")
+    said = tmp_path / "buckets" / "own" / "big" / "logs" / "give_back.log"
+    assert done.returncode == 2 and said.read_text() == f"error: big cannot be given back by its own machine; this does it: gcloud {DELETE}\n"
+    assert len(given_back(tmp_path)) == 1
+
+
+CELLS = "#!/usr/bin/env bash\nprintf '# 3 cells\\na\\ttrain --x=1\\nb\\ttrain --x=2\\nc\\ttrain --x=3\\n'\n"
+# Of the cells of a grid, a is under way, b has ended and c is new.
+TAKEN_QUEUED = """#!/usr/bin/env bash
+echo "$*" >>"$STAND_IN/calls"
+case "$*" in *" list "*big-a*) echo ACTIVE ;; *" list "*big-b*) echo FAILED ;; esac
+"""
+TAKEN_XPK = """#!/usr/bin/env bash
+echo "$*" >>"$STAND_IN/calls"
+[ "$2" != list ] || printf '[XPK] Workload List Output:\\nJobset Name Status\\nbig-a2 Finished\\n'
+case "$*" in
+  *" list "*=FINISHED*) echo "big-b Finished" ;;
+  *" list "*) printf 'big-a Admitted\\nbig-b Finished\\n' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("name", "text", "words", "making", "said"), [
+    ("gcloud", TAKEN_QUEUED, ("queued_resource.sh", "--name=big", "--zone=z", "--accelerator-type=t", "--bucket=gs://own"), "queued-resources {} big-{} --",
+     "the queued resource big-a is there and ACTIVE; gcloud compute tpus queued-resources delete big-a --zone=z --force --quiet ends it"),
+    ("xpk", TAKEN_XPK, ("xpk.sh", "--name=big", "--cluster=c", "--image=i", "--tpu-type=t"), "workload {} .*--workload=big-{} ",
+     "the workload big-a is under way; xpk workload delete --cluster=c --workload=big-a saves and ends it")], ids=["queued resource", "xpk"])
+def test_a_grid_goes_past_a_name_that_is_taken(tmp_path: pathlib.Path, bin_folder: pathlib.Path, name: str,
+                                               text: str, words: tuple[str, ...], making: str, said: str) -> None:
+    """What is under way is left alone, what has ended makes room, and the rest is submitted; alone it is an error of one line."""
+    tool(bin_folder, name, text)
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(tool(bin_folder, "python", CELLS)))
+    done = run(*words, "--grid=g.py", "--root=r", env=env)
+    assert done.returncode == 0 and said in done.stderr, done.stderr
+    calls = (tmp_path / "calls").read_text()
+    assert [(verb, cell) for verb in ("create", "delete") for cell in "abc" if re.search(making.format(verb, cell), f"{calls} ".replace("\n", " \n"))] == [
+        ("create", "b"), ("create", "c"), ("delete", "b")]
+    alone = run(words[0], "--name=big-a", *words[2:], "--", "train", env=env)
+    assert alone.returncode == 2 and f"error: {said}" in alone.stderr
+    assert (tmp_path / "calls").read_text().count(" create ") == 2
+
+
+def test_a_job_of_slurm_waits_for_one_of_its_name(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """The cell that is submitted again, not the runs that nobody gave a name."""
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(tool(bin_folder, "python", CELLS)))
+    cells = run("slurm.sh", "--nodes=1", "--grid=g.py", "--root=r", "--dry-run", env=env).stdout.splitlines()
+    assert len(cells) == 3 and all("--dependency=singleton" in line for line in cells)
+    assert "singleton" not in run("slurm.sh", "--nodes=1", "--dry-run", "--", "train", env=env).stdout
+    assert "singleton" in run("slurm.sh", "--nodes=1", "--name=mine", "--dry-run", "--", "train", env=env).stdout
+
+
 def test_a_name_that_is_taken_leaves_the_source_of_the_job_alone(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
     """Its machines fetch the archive of their own commit whenever they are granted again, whatever was launched in vain since."""
     tool(bin_folder, "gcloud", """#!/usr/bin/env bash
 case "$1 $2" in
+  "compute tpus") [ "$4" != list ] || exit 0 ;;&
   "storage cp") mkdir -p "$STAND_IN/$(dirname "${4#gs://}")" && cp "$3" "$STAND_IN/${4#gs://}" ;;
   *) [ -z "${TAKEN:-}" ] || { echo "ERROR: ALREADY_EXISTS" >&2; exit 1; }; cp "${!##*=startup-script=}" "$STAND_IN/startup" ;;
 esac
@@ -310,7 +416,7 @@ def test_xpk_joins_host_and_port_that_its_pods_have_apart(tmp_path: pathlib.Path
     assert done.returncode == 0, done.stderr
     for n in range(HOSTS):
         assert shlex.split((tmp_path / "logs" / f"host_{n}.log").read_text()) == [
-            str(n), "-m", "videomae_jax", "train", "--x=a b", "--coordinator=localhost:6002", f"--processes={HOSTS}", f"--process={n}", "--init-timeout=400"]
+            str(n), "-m", "videomae_jax", "train", "--coordinator=localhost:6002", f"--processes={HOSTS}", f"--process={n}", "--init-timeout=400", "--x=a b"]
     done = xpk(tmp_path, bin_folder, "report", VIDEOMAE_PYTHON=str(python), PORT="6002")
     assert done.returncode == 0 and "coordinator" not in (tmp_path / "logs" / "host_0.log").read_text().rpartition("report")[2]
 
@@ -428,7 +534,7 @@ def test_kubectl_gets_the_manifest_and_returns_a_log_for_each_pod(tmp_path: path
     for i, n in PODS:
         log = (tmp_path / "logs" / "job" / f"slice-{i}-{n}.log").read_text()
         said = subprocess.run(["bash", "-c", f"printf '%s\\0' {log}"], capture_output=True, text=True, check=True)
-        assert said.stdout.split("\0")[:-1] == [f"{i}-{n}", "-m", "videomae_jax", *words, "--coordinator=auto", "--init-timeout=400"]
+        assert said.stdout.split("\0")[:-1] == [f"{i}-{n}", "-m", "videomae_jax", "train", "--coordinator=auto", "--init-timeout=400", *words[1:]]
     assert {joined(variables, chips=True) for variables in noted(tmp_path)} == {("localhost:8482", HOSTS, n, "") for n in range(HOSTS)}
 
 
@@ -450,7 +556,7 @@ echo "start $start"
 
 def test_a_jobset_that_has_ended_makes_room(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
     """The same command resumes a failed run, with other words too: Kubernetes would leave the old one as it is."""
-    python = tool(bin_folder, "python", '#!/usr/bin/env bash\n[ "${4:-}" = --right ] || exit 2\n')
+    python = tool(bin_folder, "python", '#!/usr/bin/env bash\n[ "${!#}" = --right ] || exit 2\n')
     assert gke(tmp_path, bin_folder, "train", "--wrong", VIDEOMAE_PYTHON=str(python)).returncode == 1
     (tmp_path / "looks").unlink()
     assert gke(tmp_path, bin_folder, "train", "--right", VIDEOMAE_PYTHON=str(python)).returncode == 0
@@ -612,6 +718,41 @@ def test_host_waits_for_a_run_that_saves_on_sigterm(tmp_path: pathlib.Path) -> N
         finally:
             process.kill()
     assert (tmp_path / "host_0.log").read_text() == "ready\nsaved\n"
+
+
+def test_the_words_of_the_user_count_on_a_host(tmp_path: pathlib.Path) -> None:
+    """Of options given twice the last counts, and that is the user's; COORDINATOR=none gives none, and other commands get nothing."""
+    python = tool(tmp_path, "python", '#!/usr/bin/env bash\necho "$*"\n')
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(python), LOGS=str(tmp_path), CHIP="cpu")
+    assert run("host.sh", "train", "--coordinator=mine:1", "--x=1", env=env).stdout == (
+        "-m videomae_jax train --coordinator=auto --init-timeout=300 --coordinator=mine:1 --x=1\n")
+    assert run("host.sh", "train", "--x=1", env=env | {"COORDINATOR": "none"}).stdout == "-m videomae_jax train --init-timeout=300 --x=1\n"
+    assert run("host.sh", "report", "r", env=env).stdout == "-m videomae_jax report r\n"
+
+
+ONE_MACHINE = """#!/usr/bin/env bash
+# Is its own environment, sees a GPU, has one cell to train, and leaves the variables of a training behind.
+[ "$1" != -c ] || { echo gpu; exit; }
+[ "$2" != venv ] || { mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; exit; }
+[ "$3" != plan ] || printf '# 1 of 1 cells\\na\\ttrain\\n'
+[ "$3" = train ] || exit 0
+"""
+
+
+@pytest.mark.parametrize("words", [("local.sh", "RUN"), ("sweep.sh", "--grid=g.py", "--root=RUN"), ("progressive.sh", "RUN"), ("host.sh", "train")])
+def test_one_machine_sets_the_flags_of_its_gpu(tmp_path: pathlib.Path, bin_folder: pathlib.Path, words: tuple[str, ...]) -> None:
+    """Without a cluster, too: flags, the share of the memory, and a folder for compiled programs."""
+    tool(bin_folder, "nvidia-smi", '#!/usr/bin/env bash\ncase "$*" in *driver*) echo 580.1 ;; *) echo "GPU 0: NVIDIA H100 80GB HBM3" ;; esac\n')
+    python = str(tool(bin_folder, "python", ONE_MACHINE + NOTING.partition("\n")[2]))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").touch()
+    env = environment(tmp_path, VIDEOMAE_PYTHON=python, PYTHON=python, VENV=str(tmp_path / "venv"), LOGS=str(tmp_path), COORDINATOR="none", PRETRAIN="--x=1",
+                      JAX_COMPILATION_CACHE_DIR="", XLA_PYTHON_CLIENT_MEM_FRACTION="", CHIP="")
+    done = run(words[0], *(word.replace("RUN", str(tmp_path / "run")) for word in words[1:]), env=env)
+    assert done.returncode == 0 and noted(tmp_path), done.stderr
+    for variables in noted(tmp_path):
+        assert variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.9" and variables["JAX_COMPILATION_CACHE_DIR"] == f"{tmp_path}/.cache/videomae_jax"
+        assert variables["XLA_FLAGS"].startswith("--xla_gpu_")
 
 
 @pytest.mark.parametrize("running", [False, True])

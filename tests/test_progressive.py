@@ -105,7 +105,7 @@ def test_the_embedded_world_is_written_first(stand_in: dict[str, str], tmp_path:
     """Where it is not there; a dry run only says so, and compiles nothing that needs it."""
     home = tmp_path / "copy"
     (home / "launch").mkdir(parents=True)
-    for name in ("progressive.sh", "options.sh"):
+    for name in ("progressive.sh", "options.sh", "xla_flags.sh"):
         shutil.copyfile(ROOT / "launch" / name, home / "launch" / name)
     env = {k: v for k, v in stand_in.items() if k not in WORDS}
     done = script("--dry-run", "runs", env=env, root=home)

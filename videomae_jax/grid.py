@@ -29,11 +29,11 @@ class Cell:
     cost: float
 
 
-def cells(config: Any, /, *, root: str, topology: str = "", trust: tuple[str, ...] = ()) -> list[Cell]:
+def cells(config: Any, /, *, root: str, topology: str = "", trust: tuple[str, ...] = (), overrides: Mapping[str, str] | None = None) -> list[Cell]:
     """The cells below the folder `root`; a run of the same length and settings with a summary of all its steps is finished.
 
-    Costs are estimates of the fastest choice that fits `topology`, which the words make; nothing is compiled. Raises UserError for a
-    config without cells, or one that does not fit.
+    Costs are estimates of the fastest choice that fits `topology`, which the words make; nothing is compiled. `overrides` are set in every
+    cell, also over its own. Raises UserError for a config without cells, or one that does not fit.
     """
     if topology == "local":
         raise UserError("--topology=local belongs to a plan of one run; allowed with --grid is a name of hardware, such as v5p-512 or h100x512, or none")
@@ -42,15 +42,15 @@ def cells(config: Any, /, *, root: str, topology: str = "", trust: tuple[str, ..
     if not config.get("grid", None):
         raise UserError(f"config {config.name!r} has no cells in config.grid")
     planners: dict[Any, Any] = {}
-    return [_cell(name, cell, root, topology, trust, planners) for name, cell in config.grid.items()]
+    return [_cell(name, cell, dict(cell.overrides) | dict(overrides or {}), root, topology, trust, planners) for name, cell in config.grid.items()]
 
 
-def _cell(name: str, cell: Any, root: str, topology: str, trust: tuple[str, ...], planners: dict[Any, Any], /) -> Cell:
-    overrides = dict(cell.overrides)
+def _cell(name: str, cell: Any, overrides: dict[str, str], root: str, topology: str, trust: tuple[str, ...], planners: dict[Any, Any], /) -> Cell:
     workdir = f"{root.rstrip('/')}/{name}"
-    key = cell.config, *sorted((k, str(v)) for k, v in overrides.items() if k not in CHEAP)
+    given = {k: v for k, v in overrides.items() if k not in CHEAP}
+    key = cell.config, *sorted((k, str(v)) for k, v in given.items())
     if key not in planners:
-        planners[key] = _speed(cell, topology, trust)
+        planners[key] = _speed(cell, given, topology, trust)
     batch, clip_flops, seconds, chips, chosen = planners[key]
     steps = configs.duration(overrides["total"], total=None, steps_per_epoch=cell.videos / batch)
     cost = steps * seconds * chips / 3600 if topology else steps * clip_flops / 1e18
@@ -59,9 +59,9 @@ def _cell(name: str, cell: Any, root: str, topology: str, trust: tuple[str, ...]
     return Cell(name, words, finished(pathlib.Path(workdir), overrides), cost)
 
 
-def _speed(cell: Any, topology: str, trust: tuple[str, ...], /) -> tuple[int, float, float, int, dict[str, Any]]:
+def _speed(cell: Any, given: dict[str, str], topology: str, trust: tuple[str, ...], /) -> tuple[int, float, float, int, dict[str, Any]]:
     """Decoded clips and FLOPs of a step, seconds of a step, chips, and the fields of the config that make it such a step."""
-    config, given = configs.load(cell.config), {k: v for k, v in cell.overrides if k not in CHEAP}
+    config = configs.load(cell.config)
     configs.override(config, given)
     config = forecast.without_index(config, videos=cell.videos)
     where = find(topology or "h100x1")
@@ -84,7 +84,9 @@ def _fields(choice: Choice, objective: Any, /) -> dict[str, Any]:
 
 
 def finished(directory: pathlib.Path, overrides: Mapping[str, str], /) -> bool:
-    """Whether a run directory has the summary of all its steps, under a config in which the overrides change nothing but the place of the data.
+    """Whether a run directory has the summary of all its steps, under a config in which the overrides change only what a resumed run may.
+
+    The place of the data may differ, too.
 
     The steps are those that the run counted for its own index: the cell's number of videos is a round one.
     """
@@ -95,7 +97,7 @@ def finished(directory: pathlib.Path, overrides: Mapping[str, str], /) -> bool:
         return False  # no run, one that goes on, or one whose end was cut: it resumes
     changed = configs.from_json(configs.to_json(stored))
     configs.override(changed, {k: v for k, v in overrides.items() if k != "data.index"})
-    return steps == total and not any(configs.compare(stored, changed).values())
+    return steps == total and not any(changes for kind, changes in configs.compare(stored, changed).items() if kind != "free")
 
 
 def lines(found: list[Cell], /, *, topology: str) -> list[str]:

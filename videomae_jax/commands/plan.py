@@ -21,7 +21,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--videos", type=int, default=None, metavar="N", help="videos of the data set where config.data.index is not there (default 1,350,000)")
     parser.add_argument("--then", action="append", default=[], metavar="FILE[,N[,TESTED]]",
                         help="config of a later stage (fine-tuning), for the cost; videos it is trained on (default: those of --videos) and tested on; repeatable")
-    parser.add_argument("--grid", metavar="FILE", help="instead: list the cells of a config's grid, their chip-hours and the commands of the unfinished ones")
+    parser.add_argument("--grid", metavar="FILE", help="instead: list the cells of a config's grid, their chip-hours and the commands of the "
+                        "unfinished ones; --config.a.b=value is an override of every cell")
     parser.add_argument("--root", default="runs", metavar="DIR", help="with --grid: folder of the run directories (default: runs)")
     parser.add_argument("--table", metavar="FILE", help="instead: the JSON lines of earlier plans as a table")
     options, assignments = arguments.parse(parser, argv)
@@ -66,8 +67,8 @@ def later(word: str, videos: int, /) -> tuple[str, int, int]:
 
 def grid(options: argparse.Namespace, assignments: dict[str, str], /) -> int:
     """The cells of a grid, for people and for the launchers."""
-    if options.config or assignments:
-        raise UserError("--grid brings its own configs and overrides; --config belongs to a plan of one run")
+    if options.config:
+        raise UserError("--grid brings its own configs; --config belongs to a plan of one run, --config.a.b=value to every cell")
     for name in ("memory", "videos", "measure", "then"):
         if getattr(options, name) not in (None, []):
             raise UserError(f"--{name} belongs to a plan of one run; allowed with --grid are --root, --topology and --trust")
@@ -75,7 +76,7 @@ def grid(options: argparse.Namespace, assignments: dict[str, str], /) -> int:
     from videomae_jax import config as configs
     from videomae_jax import grid as grids
 
-    found = grids.cells(configs.load(options.grid), root=options.root, topology=options.topology, trust=tuple(options.trust))
+    found = grids.cells(configs.load(options.grid), root=options.root, topology=options.topology, trust=tuple(options.trust), overrides=assignments)
     print("\n".join(grids.lines(found, topology=options.topology)))
     return 0
 
