@@ -1,23 +1,16 @@
 # Compiler flags and environment for each chip, exported by `export_flags CHIP`; the values of the user come last and win.
 # DETERMINISTIC=1 makes GPUs give the same bits in every run (CPUs and TPUs do).
 #
-# Sources: apple/axlearn compiler_options.py, AI-Hypercomputer/maxtext xla_flags_library.py, NVIDIA/JAX-Toolbox
-# GPU_performance.md (2026-08). Left out on purpose: xla_tpu_spmd_rng_bit_generator_unsafe (masks would depend on the mesh)
-# and SparseCore offload of all-reduce (wrong losses on v6e with jax 0.6.2, on tpu7x with 0.8.3).
-
-tpu_all="--xla_tpu_enable_latency_hiding_scheduler=true"
-async="--xla_tpu_enable_async_collective_fusion=true --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true \
---xla_tpu_enable_async_collective_fusion_multiple_steps=true --xla_tpu_overlap_compute_collective_tc=true --xla_enable_async_all_gather=true"
-reduce="--xla_tpu_enable_data_parallel_all_reduce_opt=true --xla_tpu_data_parallel_opt_different_sized_ops=true"
+# The flags of a chip are those of videomae_jax/compiler_flags.txt, which `plan` compiles with: what is predicted is what runs.
 
 flags_of() { # flags_of CHIP: the flags, one line
+  local line flags=
   case "$1" in
-    v5e) echo "$tpu_all $reduce $async" ;;
-    v5p) echo "$tpu_all $reduce $async --xla_enable_async_collective_permute=true" ;;
-    v6e) echo "$tpu_all $async --xla_tpu_scoped_vmem_limit_kib=98304 --xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000" ;;
-    tpu7x) echo "$tpu_all --xla_tpu_scoped_vmem_limit_kib=65536 --xla_tpu_enable_async_collective_fusion_fuse_all_gather=false" ;;
-    # A ViT-g layer is 50 MB in bfloat16: one layer fits into a combined gather.
-    a100 | h100 | h200 | b200) echo "--xla_gpu_all_gather_combine_threshold_bytes=134217728 --xla_gpu_reduce_scatter_combine_threshold_bytes=134217728" ;;
+    v5e | v5p | v6e | tpu7x | a100 | h100 | h200 | b200)
+      while read -r line; do
+        [[ $line == \#* || " ${line%%--*}" != *" $1 "* ]] || flags+=" --${line#*--}"
+      done <"$(dirname "${BASH_SOURCE[0]}")/../videomae_jax/compiler_flags.txt" || return
+      echo "${flags# }" ;;
     cpu | "") ;;
     *) echo "error: no flags for chip '$1'; allowed are v5e, v5p, v6e, tpu7x, a100, h100, h200, b200, cpu" >&2; return 2 ;;
   esac

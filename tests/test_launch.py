@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from videomae_jax import topologies
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "launch"
 TRAIN = ["--", "train", "--config=configs/pretrain/vit_g.py", "--workdir=/mnt/bucket/runs/a b", "--config.name=it's"]
@@ -194,6 +196,14 @@ def test_flags_of_a_chip(chip: str, variable: str, flag: str) -> None:
     values = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     assert flag in values[variable] and values[variable].endswith(" --mine=1") and "rng_bit_generator_unsafe" not in done.stdout
     assert ("CUDA_DEVICE_MAX_CONNECTIONS" in values) == (chip == "h100")  # a B200 gets slower by it
+
+
+@pytest.mark.parametrize("chip", topologies.CHIPS)
+def test_flags_are_those_that_plan_compiles_with(chip: str) -> None:
+    """One list for both, from any folder; of the package, so that they are there after pip install."""
+    script = f"set -euo pipefail; source {ROOT}/launch/xla_flags.sh; flags_of {chip}"
+    done = subprocess.run(["bash", "-c", script], cwd="/", capture_output=True, text=True, check=True)
+    assert topologies.flags(chip) and done.stdout.split() == [f"--{name}={value}" for name, value in topologies.flags(chip).items()]
 
 
 def test_the_same_bits_on_a_gpu_are_asked_for() -> None:

@@ -384,6 +384,34 @@ def test_plan_of_local_devices_compiles_the_real_step(monkeypatch: pytest.Monkey
     assert result["step_seconds"] >= max(result["seconds"]["compute"], result["seconds"]["memory"] / 2) and 0 < result["predicted_mfu"] < 1
 
 
+def test_what_is_compiled_is_what_the_launchers_run(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the flags that they set for the chip, but those that the user sets; here with those of the process, as a run."""
+    asked: list[Any] = []
+
+    def compiled(self: Any, *, options: Any) -> Any:
+        asked.append(options)
+        raise UserError("asked")
+
+    monkeypatch.setattr(topologies, "devices", lambda topology: jax.devices()[:4])
+    monkeypatch.setattr(type(run), "compile", compiled)
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_enable_async_all_gather=false --mine")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_all_gather_combine_threshold_bytes=1")
+    for name in ("v6e-4", "h100x4"):
+        with pytest.raises(UserError, match="asked"):
+            Planner(small(), topologies.find(name), fixed=frozenset(), trust=()).compile(Choice("none", 1, 4, 1, 1))
+    tpu, gpu = asked
+    assert tpu.keys() == topologies.flags("v6e").keys() - {"xla_enable_async_all_gather"} and tpu["xla_tpu_scoped_vmem_limit_kib"] == "98304"
+    assert tpu["xla_tpu_enable_async_collective_fusion"] is True and gpu == {"xla_gpu_reduce_scatter_combine_threshold_bytes": "134217728"}
+    assert topologies.compiler_options(dataclasses.replace(topologies.find("v5e-4"), name="local")) == {}
+
+
+def test_options_reach_the_compiler(run: Any) -> None:
+    """Which refuses one that it does not know, and takes those of GPUs on any backend."""
+    jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=topologies.compiler_options(topologies.find("h100x1")))
+    with pytest.raises(RuntimeError, match="No such compile option: 'no_such_flag'"):
+        run.compile(options={"no_such_flag": "1"})
+
+
 def test_data_that_are_not_here() -> None:
     """Their shapes and copies stay, of any modality; data that can be opened are left alone."""
     made = configs.build(forecast.without_index(configs.load("configs/pretrain/vit_b.py"), videos=77).data)

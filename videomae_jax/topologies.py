@@ -5,6 +5,7 @@ Figures are the makers' data sheets (dense bfloat16, no sparsity); links are one
 
 import dataclasses
 import importlib.metadata
+import importlib.resources
 import importlib.util
 import math
 import os
@@ -173,6 +174,31 @@ def devices(topology: Topology, /) -> list[Any]:
 
         return jax.devices()
     return (tpu_devices if topology.chip.platform == "tpu" else gpu_devices)(topology)
+
+
+def flags(chip: str, /) -> dict[str, str]:
+    """The compiler flags that the launchers set for a chip, by their names without dashes; none for one that is not listed.
+
+    They are the package's own file, which the launchers read as well.
+    """
+    found: dict[str, str] = {}
+    for line in (importlib.resources.files("videomae_jax") / "compiler_flags.txt").read_text().splitlines():
+        words = line.split()
+        if chip in words and not line.startswith("#"):
+            found |= dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--"))
+    return found
+
+
+def compiler_options(topology: Topology, /) -> dict[str, str | bool]:
+    """What a step is compiled with so that it is the program that the launchers run; what the user's own flags name is the user's.
+
+    Nothing for "local": there the environment of the process decides, as it does for a run.
+    """
+    if topology.name == "local":
+        return {}
+    given = os.environ.get("LIBTPU_INIT_ARGS" if topology.chip.platform == "tpu" else "XLA_FLAGS", "").split()
+    users = {word.lstrip("-").partition("=")[0] for word in given}
+    return {name: {"true": True, "false": False}.get(value, value) for name, value in flags(topology.chip.name).items() if name not in users}
 
 
 def gpu_target(chip: Chip, /) -> str:
