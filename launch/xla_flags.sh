@@ -34,7 +34,9 @@ chip_here() { # the chip of this machine, as far as it says so
   local name
   if command -v nvidia-smi >/dev/null 2>&1; then
     name=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
-    case "$name" in *A100*) echo a100 ;; *H100*) echo h100 ;; *H200*) echo h200 ;; *B200*) echo b200 ;; esac
+    case " ${name//[^A-Za-z0-9]/ } " in # words, for an RTX A1000 is no A100
+      *" A100 "*) echo a100 ;; *" H100 "*) echo h100 ;; *" H200 "* | *" GH200 "*) echo h200 ;; *" B200 "* | *" GB200 "*) echo b200 ;;
+    esac
     return
   fi
   case "${ACCELERATOR_TYPE:-${TPU_ACCELERATOR_TYPE:-$(tpu_here)}}" in

@@ -266,6 +266,13 @@ def test_a_machine_without_tpu_trains_on_its_cpu(tmp_path: pathlib.Path) -> None
     assert here(tmp_path, "detect_accelerator").stdout == "tpu\n"
 
 
+@pytest.mark.parametrize(("name", "chip"), [("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA GH200 480GB", "h200"), ("NVIDIA B200", "b200"),
+                                            ("NVIDIA GB200", "b200"), ("NVIDIA RTX A1000", ""), ("NVIDIA RTX A1000 Laptop GPU", "")])
+def test_a_gpu_is_a_word_of_the_name_that_it_gives(name: str, chip: str, tmp_path: pathlib.Path) -> None:
+    """Those beside a Grace processor have the flags of their like."""
+    assert here(tmp_path, f"nvidia-smi() {{ echo '{name}'; }}; head() {{ read -r line; echo \"$line\"; }}; chip_here").stdout.strip() == chip
+
+
 def test_the_check_of_a_tpu_asks_no_other_host(tmp_path: pathlib.Path) -> None:
     """What JAX found at its import decides; its devices, which answer when all hosts ask, are left alone."""
     (tmp_path / "venv" / "bin").mkdir(parents=True)

@@ -50,6 +50,15 @@ def test_an_unknown_topology_is_one_line(name: str) -> None:
         topologies.find(name)
 
 
+@pytest.mark.parametrize(("kind", "name"), [
+    ("TPU v5 lite", "v5e"), ("TPU v5e", "v5e"), ("TPU v5", "v5p"), ("TPU v5p", "v5p"), ("TPU v6 lite", "v6e"), ("TPU v6e", "v6e"), ("TPU7x", "tpu7x"),
+    ("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA B200", "b200"),
+    ("NVIDIA RTX A1000", ""), ("NVIDIA GH200 480GB", ""), ("NVIDIA GB200", ""), ("TPU v4", ""), ("cpu", "")])
+def test_a_chip_is_a_word_of_the_name_that_jax_gives(kind: str, name: str) -> None:
+    """Another device in whose name it lies has other figures."""
+    assert topologies.chip_of(kind) is topologies.CHIPS.get(name)
+
+
 def test_without_libtpu_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is traced."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
