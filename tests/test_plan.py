@@ -114,13 +114,18 @@ def test_what_is_kept_grows_with_rows_and_shrinks_with_recomputation(run: Any) -
 
 def test_wire_by_hand(run: Any) -> None:
     """3 x 2 P bytes along fsdp in bfloat16, 2 x 2 P along data; over the network what crosses slices."""
+    def wire(sizes: dict[str, int], slices: int, microbatches: int = 1) -> footprint.Wire:
+        return footprint.wire(run, sizes, slices, microbatches=microbatches)
+
     p = sum(math.prod(x.shape) for x in jax.tree.leaves(run.abstract.params))
-    assert footprint.wire(run, {"data": 1, "fsdp": 4, "tensor": 1}, 1) == footprint.Wire(pytest.approx(6 * p * 3 / 4), 0)
-    assert footprint.wire(run, {"data": 4, "fsdp": 1, "tensor": 1}, 1) == footprint.Wire(pytest.approx(4 * p * 3 / 4), 0)
-    across = footprint.wire(run, {"data": 64, "fsdp": 8, "tensor": 1}, 64)
+    assert wire({"data": 1, "fsdp": 4, "tensor": 1}, 1) == footprint.Wire(pytest.approx(6 * p * 3 / 4), 0)
+    assert wire({"data": 4, "fsdp": 1, "tensor": 1}, 1) == footprint.Wire(pytest.approx(4 * p * 3 / 4), 0)
+    across = wire({"data": 64, "fsdp": 8, "tensor": 1}, 64)
     assert across == footprint.Wire(pytest.approx(6 * p * 7 / 8), pytest.approx(4 * p / 8 * 63 / 64))
-    assert footprint.wire(run, {"data": 512, "fsdp": 1, "tensor": 1}, 64).network == pytest.approx(4 * p / 8 * 63 / 64)  # a node's eight share its sum
-    assert footprint.wire(run, {"data": 1, "fsdp": 512, "tensor": 1}, 64).network > 10 * across.network  # FSDP over the network is the thing to avoid
+    assert wire({"data": 512, "fsdp": 1, "tensor": 1}, 64).network == pytest.approx(4 * p / 8 * 63 / 64)  # a node's eight share its sum
+    assert wire({"data": 1, "fsdp": 512, "tensor": 1}, 64).network > 10 * across.network  # FSDP over the network is the thing to avoid
+    twice = wire({"data": 64, "fsdp": 8, "tensor": 1}, 64, 2)  # every micro-batch gathers, scatters and reduces anew
+    assert twice == footprint.Wire(pytest.approx(2 * across.link), pytest.approx(2 * across.network))
 
 
 def test_devices_that_share_a_chip_share_its_ways(run: Any) -> None:
@@ -129,13 +134,25 @@ def test_devices_that_share_a_chip_share_its_ways(run: Any) -> None:
     def seconds(**rates: float) -> float:
         ways = dict.fromkeys(("bandwidth", "link", "network", "pcie"), math.inf) | rates
         chip = topologies.Chip("x", math.inf, 1e9, **ways, per_host=4, cores=1, devices=2)
-        return footprint.seconds(run, topologies.Topology("x", chip, 2, 4), sizes, recompute=0.0, efficiency=1.0, host=5e6)
-    sent = footprint.wire(run, sizes, 2)
+        return footprint.seconds(run, topologies.Topology("x", chip, 2, 4), sizes, microbatches=1, recompute=0.0, efficiency=1.0, host=5e6)
+    sent = footprint.wire(run, sizes, 2, microbatches=1)
     assert seconds(link=1e9) == pytest.approx(2 * sent.link / 1e9)
     assert seconds(network=1e9) == pytest.approx(2 * sent.network / (1e9 / 4))  # of which each of four chips has its part
     assert seconds(pcie=1e9) == pytest.approx(2 * 2 * 5e6 / 1e9)
     activations = run.clips * run.draws / 8 * footprint.OTHERS * footprint.widths(run)  # of the clips of a chip, whatever its devices
     assert seconds(bandwidth=1e9) == pytest.approx((activations + 2 * 10 / 4 * footprint.state_bytes(run, sizes)) / 1e9)
+
+
+def test_a_loop_holds_its_gradients_beside_the_sum_of_micro_batches(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 bytes a parameter more, split as they are; without a loop they take the place of activations."""
+    sizes, saved = {"data": 1, "fsdp": 4, "tensor": 1}, footprint.kept(run, rows=2)
+
+    def bytes_(*, looped: bool, microbatches: int) -> float:
+        monkeypatch.setattr(footprint, "looped", lambda run: looped)
+        return footprint.gpu_bytes(run, sizes, microbatches=microbatches, saved=saved, layer=1e4)
+
+    assert bytes_(looped=True, microbatches=1) == bytes_(looped=False, microbatches=2)
+    assert bytes_(looped=True, microbatches=2) - bytes_(looped=True, microbatches=1) == pytest.approx(parallel.nbytes(run.abstract.params) / 4)
 
 
 # -- the choice -------------------------------------------------------------------------------------------------------------

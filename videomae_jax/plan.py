@@ -145,8 +145,8 @@ class Planner:
                 need = footprint.gpu_bytes(run, choice.sizes, **same)
         else:
             need = footprint.device_bytes(run, choice.sizes, **same, margin=MARGIN.get(self.topology.chip.platform, 1.1))
-        seconds = footprint.seconds(run, self.topology, choice.sizes, recompute=RECOMPUTE.get(choice.remat, 0.0), efficiency=EFFICIENCY,
-                                    host=host)
+        seconds = footprint.seconds(run, self.topology, choice.sizes, microbatches=choice.microbatches, recompute=RECOMPUTE.get(choice.remat, 0.0),
+                                    efficiency=EFFICIENCY, host=host)
         return Estimate(choice, need, seconds * (1 + 0.01 * (choice.microbatches - 1)))
 
     def _aimed(self) -> contextlib.AbstractContextManager[None]:
