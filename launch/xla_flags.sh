@@ -2,23 +2,16 @@
 # `export_here` exports those of this machine. CHIP names the chip where the machine does not tell it.
 # DETERMINISTIC=1 makes GPUs give the same bits in every run (CPUs and TPUs do).
 #
-# Sources: apple/axlearn compiler_options.py, AI-Hypercomputer/maxtext xla_flags_library.py, NVIDIA/JAX-Toolbox
-# GPU_performance.md (2026-08). Left out on purpose: xla_tpu_spmd_rng_bit_generator_unsafe (masks would depend on the mesh)
-# and SparseCore offload of all-reduce (wrong losses on v6e with jax 0.6.2, on tpu7x with 0.8.3).
-
-tpu_all="--xla_tpu_enable_latency_hiding_scheduler=true"
-async="--xla_tpu_enable_async_collective_fusion=true --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true \
---xla_tpu_enable_async_collective_fusion_multiple_steps=true --xla_tpu_overlap_compute_collective_tc=true --xla_enable_async_all_gather=true"
-reduce="--xla_tpu_enable_data_parallel_all_reduce_opt=true --xla_tpu_data_parallel_opt_different_sized_ops=true"
+# The flags of a chip are those of videomae_jax/compiler_flags.txt, which `plan` compiles with: what is predicted is what runs.
 
 flags_of() { # flags_of CHIP: the flags, one line
+  local line flags=
   case "$1" in
-    v5e) echo "$tpu_all $reduce $async" ;;
-    v5p) echo "$tpu_all $reduce $async --xla_enable_async_collective_permute=true" ;;
-    v6e) echo "$tpu_all $async --xla_tpu_scoped_vmem_limit_kib=98304 --xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000" ;;
-    tpu7x) echo "$tpu_all --xla_tpu_scoped_vmem_limit_kib=65536 --xla_tpu_enable_async_collective_fusion_fuse_all_gather=false" ;;
-    # A ViT-g layer is 50 MB in bfloat16: one layer fits into a combined gather.
-    a100 | h100 | h200 | b200) echo "--xla_gpu_all_gather_combine_threshold_bytes=134217728 --xla_gpu_reduce_scatter_combine_threshold_bytes=134217728" ;;
+    v5e | v5p | v6e | tpu7x | a100 | h100 | h200 | b200)
+      while read -r line; do
+        [[ $line == \#* || " ${line%%--*}" != *" $1 "* ]] || flags+=" --${line#*--}"
+      done <"$(dirname "${BASH_SOURCE[0]}")/../videomae_jax/compiler_flags.txt" || return
+      echo "${flags# }" ;;
     cpu | "") ;;
     *) echo "error: no flags for chip '$1'; allowed are v5e, v5p, v6e, tpu7x, a100, h100, h200, b200, cpu" >&2; return 2 ;;
   esac
@@ -42,7 +35,9 @@ chip_here() { # the chip of this machine, as far as it says so
   local name
   if command -v nvidia-smi >/dev/null 2>&1; then
     name=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
-    case "$name" in *A100*) echo a100 ;; *H100*) echo h100 ;; *H200*) echo h200 ;; *B200*) echo b200 ;; esac
+    case " ${name//[^A-Za-z0-9]/ } " in # words, for an RTX A1000 is no A100
+      *" A100 "*) echo a100 ;; *" H100 "*) echo h100 ;; *" H200 "* | *" GH200 "*) echo h200 ;; *" B200 "* | *" GB200 "*) echo b200 ;;
+    esac
     return
   fi
   case "${ACCELERATOR_TYPE:-${TPU_ACCELERATOR_TYPE:-$(tpu_here)}}" in
@@ -64,9 +59,13 @@ between_slices="--xla_tpu_enable_megascale_barrier=true --xla_tpu_enable_sunk_dc
 --xla_tpu_host_dcn_reduce_max_sinking_limit=67108864 --megascale_grpc_premap_memory_bytes=17179869184 --megascale_graph_hang_threshold=10m \
 --megascale_graph_within_launch_hang_threshold=10m --megascale_error_reporter_abort_on_hang=true --megascale_error_reporter_abort_on_error=true"
 
-export_here() { # what a run on this machine gets: flags, and a folder for compiled programs
-  export_flags "${CHIP:-$(chip_here)}" "$(slices_here)" || return
-  export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/videomae_jax}"
+export_here() { # what a run on this machine gets: flags, and on accelerators a folder for compiled programs, which of CPUs are for one processor alone
+  local chip="${CHIP:-$(chip_here)}"
+  export_flags "$chip" "$(slices_here)" || return
+  case "$chip" in
+    cpu | "") ;;
+    *) export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${HOME:-/tmp}/.cache/videomae_jax}" ;;
+  esac
 }
 
 export_flags() { # export_flags CHIP [SLICES]

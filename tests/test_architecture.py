@@ -125,3 +125,10 @@ def test_every_folder_is_installed() -> None:
                if path.suffix == ".py" or path.match("configs/curves/*.json")}
     names = {".".join(folder.parts) for folder in folders}
     assert set(listed) == {f"videomae_jax.{name}" if name.split(".")[0] == "configs" else name for name in names}
+
+
+def test_every_file_that_is_read_is_installed() -> None:
+    """pyproject lists what lies in the package beside modules."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["videomae_jax"]
+    others = [p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    assert sorted(listed) == sorted(others)

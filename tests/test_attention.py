@@ -208,6 +208,7 @@ def test_cudnn_takes_the_shapes_of_v2(tokens: int, size: int, masked: bool, monk
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(parallel, "target", lambda: parallel.Target("gpu", 1, "8.0"))
     shape = jax.ShapeDtypeStruct((2, tokens, 2, size), jnp.bfloat16)
     valid = jax.ShapeDtypeStruct((2, tokens), bool) if masked else None
 
@@ -224,11 +225,24 @@ def test_cudnn_takes_the_shapes_of_v2(tokens: int, size: int, masked: bool, monk
             attention.attend(wrong, wrong, wrong, implementation="cudnn", valid=None)
 
 
+@pytest.mark.parametrize(("target", "message"), [
+    (parallel.Target("cpu", 1), "attention 'cudnn' is a kernel of GPUs, and this program is for cpu; allowed here are 'xla', 'chunked', 'splash' and 'auto'"),
+    (parallel.Target("tpu", 4), "attention 'cudnn' is a kernel of GPUs, and this program is for tpu"),
+    (parallel.Target("gpu", 1, "7.5"), "attention 'cudnn' of 64 channels a head in bfloat16 on compute capability 7.5; allowed are .* GPUs from 8.0 on")])
+def test_cudnn_is_refused_where_it_is_not(target: parallel.Target, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line before JAX looks for the library."""
+    monkeypatch.setattr(parallel, "target", lambda: target)
+    x = jnp.zeros((1, 4, 1, 64), jnp.bfloat16)
+    with pytest.raises(UserError, match=message):
+        attention.attend(x, x, x, implementation="cudnn", valid=None)
+
+
 def test_cudnn_gets_valid_keys_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """And their number, an odd one too: with JAX's own form in the kernel's place the result is that of the mask."""
     plain = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *x, implementation, **kw: plain(*x, implementation="xla", **kw))
     monkeypatch.setattr(kernels, "HALF", (jnp.float32,))
+    monkeypatch.setattr(parallel, "target", lambda: parallel.Target("gpu", 1))
     for tokens, masked in ((50, True), (13, True), (13, False)):
         valid = jnp.asarray(np.random.default_rng(1).random((2, tokens)) < 0.6) if masked else None
         arrays = inputs(tokens=tokens, keys=tokens)
@@ -245,6 +259,8 @@ def test_a_row_without_valid_keys_stays_finite(implementation: str, monkeypatch:
         return plain(*x, implementation="xla", key_value_seq_lengths=key_value_seq_lengths, **kw)
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
     monkeypatch.setattr(kernels, "HALF", (jnp.float32,))
+    if implementation == "cudnn":
+        monkeypatch.setattr(parallel, "target", lambda: parallel.Target("gpu", 1))
     arrays, valid = inputs(), jnp.asarray(np.arange(50)[None] < np.array([[0], [31]]))
     found = both(implementation, arrays, valid)
     assert all(np.isfinite(x).all() for x in found)

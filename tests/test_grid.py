@@ -102,10 +102,10 @@ def test_what_is_submitted_is_what_was_priced() -> None:
     with config.unlocked():
         config.grid = {"22b": config.grid["22b-hybrid-300ep"]}
     cell, = grid.cells(config, root="r", topology="h100x512")
-    assert {"--config.mesh.data=64", "--config.mesh.fsdp=8", "--config.microbatches=2", "--config.objective.encoder.remat=none"} <= set(cell.words)
+    assert {"--config.mesh.data=64", "--config.mesh.fsdp=8", "--config.microbatches=1", "--config.objective.encoder.remat=dots"} <= set(cell.words)
     made = configs.load("configs/scaling/vit_22b.py")
     configs.override(made, dict(word.removeprefix("--config.").split("=", 1) for word in cell.words if word.startswith("--config.")))
-    assert made.mesh.fsdp == 8 and made.microbatches == 2 and made.objective.decoder.remat == "none"
+    assert made.mesh.fsdp == 8 and made.microbatches == 1 and made.objective.decoder.remat == "dots"
     own = small(a=(400, "1ep"))
     own.grid.a.overrides += (("microbatches", "2"), ("objective.encoder.remat", "dots"), ("mesh.fsdp", "2"))
     words = next(iter(grid.cells(own, root="r", topology="h100x4"))).words

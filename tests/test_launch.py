@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from videomae_jax import topologies
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "launch"
 TRAIN = ["--", "train", "--config=configs/pretrain/vit_g.py", "--workdir=/mnt/bucket/runs/a b", "--config.name=it's"]
@@ -210,6 +212,14 @@ def test_several_slices_get_flags_of_their_own() -> None:
         assert flags[-1] == "--mine=1"
 
 
+@pytest.mark.parametrize("chip", topologies.CHIPS)
+def test_flags_are_those_that_plan_compiles_with(chip: str) -> None:
+    """One list for both, from any folder; of the package, so that they are there after pip install."""
+    script = f"set -euo pipefail; source {ROOT}/launch/xla_flags.sh; flags_of {chip}"
+    done = subprocess.run(["bash", "-c", script], cwd="/", capture_output=True, text=True, check=True)
+    assert topologies.flags(chip) and done.stdout.split() == [f"--{name}={value}" for name, value in topologies.flags(chip).items()]
+
+
 def test_the_same_bits_on_a_gpu_are_asked_for() -> None:
     """DETERMINISTIC=1 adds the flag, which costs time, on GPUs alone."""
     for chip, variables, wanted in (("h100", {"DETERMINISTIC": "1"}, True), ("h100", {}, False), ("v5p", {"DETERMINISTIC": "1"}, False)):
@@ -281,6 +291,13 @@ def test_a_machine_without_tpu_trains_on_its_cpu(tmp_path: pathlib.Path) -> None
     assert here(tmp_path, "chip_here", ACCELERATOR_TYPE="v5litepod-16").stdout == "v5e\n"
     (tmp_path / "dev" / "accel0").touch()
     assert here(tmp_path, "detect_accelerator").stdout == "tpu\n"
+
+
+@pytest.mark.parametrize(("name", "chip"), [("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA GH200 480GB", "h200"), ("NVIDIA B200", "b200"),
+                                            ("NVIDIA GB200", "b200"), ("NVIDIA RTX A1000", ""), ("NVIDIA RTX A1000 Laptop GPU", "")])
+def test_a_gpu_is_a_word_of_the_name_that_it_gives(name: str, chip: str, tmp_path: pathlib.Path) -> None:
+    """Those beside a Grace processor have the flags of their like."""
+    assert here(tmp_path, f"nvidia-smi() {{ echo '{name}'; }}; head() {{ read -r line; echo \"$line\"; }}; chip_here").stdout.strip() == chip
 
 
 def test_the_check_of_a_tpu_asks_no_other_host(tmp_path: pathlib.Path) -> None:

@@ -50,6 +50,15 @@ def test_an_unknown_topology_is_one_line(name: str) -> None:
         topologies.find(name)
 
 
+@pytest.mark.parametrize(("kind", "name"), [
+    ("TPU v5 lite", "v5e"), ("TPU v5e", "v5e"), ("TPU v5", "v5p"), ("TPU v5p", "v5p"), ("TPU v6 lite", "v6e"), ("TPU v6e", "v6e"), ("TPU7x", "tpu7x"),
+    ("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA B200", "b200"),
+    ("NVIDIA RTX A1000", ""), ("NVIDIA GH200 480GB", ""), ("NVIDIA GB200", ""), ("TPU v4", ""), ("cpu", "")])
+def test_a_chip_is_a_word_of_the_name_that_jax_gives(kind: str, name: str) -> None:
+    """Another device in whose name it lies has other figures."""
+    assert topologies.chip_of(kind) is topologies.CHIPS.get(name)
+
+
 def test_without_libtpu_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is traced."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -105,13 +114,18 @@ def test_what_is_kept_grows_with_rows_and_shrinks_with_recomputation(run: Any) -
 
 def test_wire_by_hand(run: Any) -> None:
     """3 x 2 P bytes along fsdp in bfloat16, 2 x 2 P along data; over the network what crosses slices."""
+    def wire(sizes: dict[str, int], slices: int, microbatches: int = 1) -> footprint.Wire:
+        return footprint.wire(run, sizes, slices, microbatches=microbatches)
+
     p = sum(math.prod(x.shape) for x in jax.tree.leaves(run.abstract.params))
-    assert footprint.wire(run, {"data": 1, "fsdp": 4, "tensor": 1}, 1) == footprint.Wire(pytest.approx(6 * p * 3 / 4), 0)
-    assert footprint.wire(run, {"data": 4, "fsdp": 1, "tensor": 1}, 1) == footprint.Wire(pytest.approx(4 * p * 3 / 4), 0)
-    across = footprint.wire(run, {"data": 64, "fsdp": 8, "tensor": 1}, 64)
+    assert wire({"data": 1, "fsdp": 4, "tensor": 1}, 1) == footprint.Wire(pytest.approx(6 * p * 3 / 4), 0)
+    assert wire({"data": 4, "fsdp": 1, "tensor": 1}, 1) == footprint.Wire(pytest.approx(4 * p * 3 / 4), 0)
+    across = wire({"data": 64, "fsdp": 8, "tensor": 1}, 64)
     assert across == footprint.Wire(pytest.approx(6 * p * 7 / 8), pytest.approx(4 * p / 8 * 63 / 64))
-    assert footprint.wire(run, {"data": 512, "fsdp": 1, "tensor": 1}, 64).network == pytest.approx(4 * p / 8 * 63 / 64)  # a node's eight share its sum
-    assert footprint.wire(run, {"data": 1, "fsdp": 512, "tensor": 1}, 64).network > 10 * across.network  # FSDP over the network is the thing to avoid
+    assert wire({"data": 512, "fsdp": 1, "tensor": 1}, 64).network == pytest.approx(4 * p / 8 * 63 / 64)  # a node's eight share its sum
+    assert wire({"data": 1, "fsdp": 512, "tensor": 1}, 64).network > 10 * across.network  # FSDP over the network is the thing to avoid
+    twice = wire({"data": 64, "fsdp": 8, "tensor": 1}, 64, 2)  # every micro-batch gathers, scatters and reduces anew
+    assert twice == footprint.Wire(pytest.approx(2 * across.link), pytest.approx(2 * across.network))
 
 
 def test_devices_that_share_a_chip_share_its_ways(run: Any) -> None:
@@ -120,13 +134,25 @@ def test_devices_that_share_a_chip_share_its_ways(run: Any) -> None:
     def seconds(**rates: float) -> float:
         ways = dict.fromkeys(("bandwidth", "link", "network", "pcie"), math.inf) | rates
         chip = topologies.Chip("x", math.inf, 1e9, **ways, per_host=4, cores=1, devices=2)
-        return footprint.seconds(run, topologies.Topology("x", chip, 2, 4), sizes, recompute=0.0, efficiency=1.0, host=5e6)
-    sent = footprint.wire(run, sizes, 2)
+        return footprint.seconds(run, topologies.Topology("x", chip, 2, 4), sizes, microbatches=1, recompute=0.0, efficiency=1.0, host=5e6)
+    sent = footprint.wire(run, sizes, 2, microbatches=1)
     assert seconds(link=1e9) == pytest.approx(2 * sent.link / 1e9)
     assert seconds(network=1e9) == pytest.approx(2 * sent.network / (1e9 / 4))  # of which each of four chips has its part
     assert seconds(pcie=1e9) == pytest.approx(2 * 2 * 5e6 / 1e9)
     activations = run.clips * run.draws / 8 * footprint.OTHERS * footprint.widths(run)  # of the clips of a chip, whatever its devices
     assert seconds(bandwidth=1e9) == pytest.approx((activations + 2 * 10 / 4 * footprint.state_bytes(run, sizes)) / 1e9)
+
+
+def test_a_loop_holds_its_gradients_beside_the_sum_of_micro_batches(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 bytes a parameter more, split as they are; without a loop they take the place of activations."""
+    sizes, saved = {"data": 1, "fsdp": 4, "tensor": 1}, footprint.kept(run, rows=2)
+
+    def bytes_(*, looped: bool, microbatches: int) -> float:
+        monkeypatch.setattr(footprint, "looped", lambda run: looped)
+        return footprint.gpu_bytes(run, sizes, microbatches=microbatches, saved=saved, layer=1e4)
+
+    assert bytes_(looped=True, microbatches=1) == bytes_(looped=False, microbatches=2)
+    assert bytes_(looped=True, microbatches=2) - bytes_(looped=True, microbatches=1) == pytest.approx(parallel.nbytes(run.abstract.params) / 4)
 
 
 # -- the choice -------------------------------------------------------------------------------------------------------------
@@ -382,6 +408,34 @@ def test_plan_of_local_devices_compiles_the_real_step(monkeypatch: pytest.Monkey
     assert result["fits"] and result["from"] == "compiled step" and result["compile_seconds"] > 0 and result["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
     assert result["collective_bytes"]["all-reduce"] > 4 * 30_000 and "all-to-all" not in result["collective_bytes"]
     assert result["step_seconds"] >= max(result["seconds"]["compute"], result["seconds"]["memory"] / 2) and 0 < result["predicted_mfu"] < 1
+
+
+def test_what_is_compiled_is_what_the_launchers_run(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the flags that they set for the chip, but those that the user sets; here with those of the process, as a run."""
+    asked: list[Any] = []
+
+    def compiled(self: Any, *, options: Any) -> Any:
+        asked.append(options)
+        raise UserError("asked")
+
+    monkeypatch.setattr(topologies, "devices", lambda topology: jax.devices()[:4])
+    monkeypatch.setattr(type(run), "compile", compiled)
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_enable_async_all_gather=false --mine")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_all_gather_combine_threshold_bytes=1")
+    for name in ("v6e-4", "h100x4"):
+        with pytest.raises(UserError, match="asked"):
+            Planner(small(), topologies.find(name), fixed=frozenset(), trust=()).compile(Choice("none", 1, 4, 1, 1))
+    tpu, gpu = asked
+    assert tpu.keys() == topologies.flags("v6e").keys() - {"xla_enable_async_all_gather"} and tpu["xla_tpu_scoped_vmem_limit_kib"] == "98304"
+    assert tpu["xla_tpu_enable_async_collective_fusion"] is True and gpu == {"xla_gpu_reduce_scatter_combine_threshold_bytes": "134217728"}
+    assert topologies.compiler_options(dataclasses.replace(topologies.find("v5e-4"), name="local")) == {}
+
+
+def test_options_reach_the_compiler(run: Any) -> None:
+    """Which refuses one that it does not know, and takes those of GPUs on any backend."""
+    jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=topologies.compiler_options(topologies.find("h100x1")))
+    with pytest.raises(RuntimeError, match="No such compile option: 'no_such_flag'"):
+        run.compile(options={"no_such_flag": "1"})
 
 
 def test_data_that_are_not_here() -> None:

@@ -115,6 +115,20 @@ def test_report_of_run_directories(tmp_path: pathlib.Path) -> None:
     assert "<svg" in page and all(f"{n / 1e6:.3g} M" in page for n in SIZES) and "predicted" in page
 
 
+@pytest.mark.parametrize(("off", "within"), [(1.0, True), (1.15, False)])
+def test_all_seeds_of_the_largest_run_are_held_out(off: float, within: bool, tmp_path: pathlib.Path) -> None:
+    """Four budgets of three seeds: a mean 15 % off the law of the others is seen, however alike the largest are."""
+    rng = np.random.default_rng(0)
+    folders = []
+    for i in range(4):
+        for seed in range(3):
+            loss = (0.5 + 2 * 10 ** (-0.25 * i)) * math.exp(0.004 * rng.standard_normal()) * (off if i == 3 else 1)
+            folders.append(write(tmp_path, Point(f"{i}-{seed}", 1e6, 10.0**i, 10.0 ** (10 + i), loss)))
+    held = scaling.report(folders, draws=20)["held_out"]
+    assert held["run"] == "3-0, 3-1, 3-2" and held["within"] is within
+    assert held["loss"] == pytest.approx(off * (0.5 + 2 * 10**-0.75), rel=0.01) and held["predicted"] == pytest.approx(0.5 + 2 * 10**-0.75, rel=0.05)
+
+
 def test_the_metric_is_one_that_runs_have(tmp_path: pathlib.Path) -> None:
     """What `Reconstruction` logs is what a summary's results hold."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 4, "reconstruction/loss": 0.5, "reconstruction/loss_zero": 0.9, "reconstruction/loss_trivial": 0.8}\n')

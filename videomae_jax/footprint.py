@@ -94,15 +94,16 @@ def gpu_bytes(run: Assembly, sizes: dict[str, int], /, *, microbatches: int, sav
     """`device_bytes` of a GPU, whose compiler pads nothing and fuses the conversion of clips.
 
     Within 5 % of what one H100 needed without recomputation and with all of it ("full"); the policies between were not measured. A loop
-    over layers holds the gradients of all of them from the first on. Without one they take the place of activations, and copies
-    of weights are made anew where they need no gathering.
+    over layers holds the gradients of all of them from the first on, beside the running sum of micro-batches. Without one they take the
+    place of activations, and copies of weights are made anew where they need no gathering.
     """
     rows = run.clips // (sizes["data"] * sizes["fsdp"])
     split = sizes["fsdp"] * sizes["tensor"]
     gradients, kept = parallel.nbytes(run.abstract.params) / split, saved.activations / sizes["tensor"]
     block = layer / sizes["tensor"]
     if microbatches > 1 or looped(run):
-        held = gradients + kept + saved.weights / split + block
+        sums = 2 if microbatches > 1 and looped(run) else 1
+        held = sums * gradients + kept + saved.weights / split + block
     else:
         held = max(gradients, kept) + (block if recomputed(run) else 0.0) + (saved.weights / sizes["tensor"] if sizes["fsdp"] > 1 else 0.0)
     return state_bytes(run, sizes) - gradients + held + batch_bytes(run) / run.clips * rows * max(1, run.config.prefetch)
@@ -155,12 +156,13 @@ class Wire:
     network: float
 
 
-def wire(run: Assembly, sizes: dict[str, int], slices: int, /) -> Wire:
-    """Parameters gathered twice and gradients scattered once in bfloat16 along fsdp, what is left all-reduced along data.
+def wire(run: Assembly, sizes: dict[str, int], slices: int, /, *, microbatches: int) -> Wire:
+    """Parameters gathered twice and gradients scattered once in bfloat16 along fsdp, what is left all-reduced along data: for every micro-batch.
 
+    The loop over layers, in which they are sent, lies in the loop over micro-batches, whose running sum is placed each time.
     Within a slice first: each device then exchanges its share of the sum with the other slices.
     """
-    weights = 2.0 * sum(math.prod(x.shape) for x in jax.tree.leaves(run.abstract.params)) / sizes["tensor"]
+    weights = 2.0 * microbatches * sum(math.prod(x.shape) for x in jax.tree.leaves(run.abstract.params)) / sizes["tensor"]
     across = math.gcd(sizes["data"], slices)
     sharded = 3 * weights * (1 - 1 / sizes["fsdp"])
     within = sizes["data"] // across
@@ -171,13 +173,13 @@ def wire(run: Assembly, sizes: dict[str, int], slices: int, /) -> Wire:
     return Wire(sharded + reduced * (1 - 1 / within), outside)
 
 
-def seconds(run: Assembly, topology: Topology, sizes: dict[str, int], /, *, recompute: float, efficiency: float, host: float = 0.0) -> float:
+def seconds(run: Assembly, topology: Topology, sizes: dict[str, int], /, *, microbatches: int, recompute: float, efficiency: float, host: float = 0.0) -> float:
     """A step: matrix products (`recompute` times the forward pass more), then memory, wire, and `host` bytes to and fro; nothing overlaps."""
     chip, clips = topology.chip, run.clips * run.draws / topology.all_chips
     cost = run.objective.cost()
     compute = clips * (cost.train_flops + 2 * recompute * (cost.macs - cost.frozen)) / (chip.tflops * 1e12 * efficiency)
     state = 10 * state_bytes(run, sizes) / 4
     moved = clips * TRAFFIC.get(chip.platform, OTHERS) * (1 + recompute / 3) * widths(run) + state * chip.devices
-    sent = wire(run, sizes, topology.slices)
+    sent = wire(run, sizes, topology.slices, microbatches=microbatches)
     each = sent.link / chip.link + sent.network / (chip.network / chip.per_host) + 2 * host / chip.pcie  # the devices of a chip share its ways
     return compute + moved / (chip.bandwidth * efficiency) + each * chip.devices

@@ -145,8 +145,8 @@ class Planner:
                 need = footprint.gpu_bytes(run, choice.sizes, **same)
         else:
             need = footprint.device_bytes(run, choice.sizes, **same, margin=MARGIN.get(self.topology.chip.platform, 1.1))
-        seconds = footprint.seconds(run, self.topology, choice.sizes, recompute=RECOMPUTE.get(choice.remat, 0.0), efficiency=EFFICIENCY,
-                                    host=host)
+        seconds = footprint.seconds(run, self.topology, choice.sizes, microbatches=choice.microbatches, recompute=RECOMPUTE.get(choice.remat, 0.0),
+                                    efficiency=EFFICIENCY, host=host)
         return Estimate(choice, need, seconds * (1 + 0.01 * (choice.microbatches - 1)))
 
     def _aimed(self) -> contextlib.AbstractContextManager[None]:
@@ -215,12 +215,12 @@ class Planner:
         return True
 
     def compile(self, choice: Choice, /) -> Compiled:
-        """The real step of a choice, compiled for the topology."""
+        """The real step of a choice, compiled for the topology with the flags that the launchers set."""
         devices = topologies.devices(self.topology)
         run = assembly.assemble(choice.apply(self.config), trust=self.trust, devices=devices)
         begin, cpu = time.perf_counter(), time.process_time()
         try:
-            compiled = run.compile()
+            compiled = run.compile(options=topologies.compiler_options(self.topology))
         except RuntimeError as error:
             if "cuDNN" in str(error):
                 raise UserError(f"--topology={self.topology.name} compiles with JAX's CUDA plug-in: {str(error).splitlines()[0]}; install jax[cuda13] whole, or none "

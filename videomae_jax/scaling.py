@@ -1,4 +1,4 @@
-"""Power laws over finished runs: loss = E + sum of A / x^a, with bootstrap intervals, tested on the largest run held out."""
+"""Power laws over finished runs: loss = E + sum of A / x^a, with bootstrap intervals, tested on the runs of most FLOPs held out."""
 
 import dataclasses
 import html
@@ -60,13 +60,17 @@ class Fit:
         low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
-    def prediction(self, point: Point, /, *, seed: int = 0) -> tuple[float, float]:
-        """Interval of the loss of one further run: the laws of the bootstrap, each with an error as the points have."""
+    def prediction(self, *points: Point, seed: int = 0) -> tuple[float, float]:
+        """Interval of the mean loss of further runs: the laws of the bootstrap, each with one error as the points have.
+
+        Seeds average their noise, but not what a law misses, so the interval of several runs is as wide as that of one.
+        """
         # A fit of p parameters to n points leaves errors that are too small by sqrt((n - p) / n).
         free = max(1, len(self.errors) - 1 - 2 * len(self.law.variables))
         errors = np.asarray(self.errors) * math.sqrt(len(self.errors) / free)
         rng = np.random.default_rng(seed)
-        return self.interval([law(point) * math.exp(rng.choice(errors)) for law in self.drawn for _ in range(4)])
+        means = [np.mean([law(point) for point in points]) for law in self.drawn]
+        return self.interval([mean * math.exp(rng.choice(errors)) for mean in means for _ in range(4)])
 
 
 def read(directory: pathlib.Path, /, *, metric: str) -> Point | None:
@@ -147,17 +151,18 @@ def _law(chosen: tuple[str, ...], units: tuple[float, ...], theta: np.ndarray, /
 
 
 def report(directories: Sequence[pathlib.Path], /, *, metric: str = METRIC, draws: int = 200) -> dict[str, Any]:
-    """The law of the runs without the one of most FLOPs, the prediction for that one, and the law of all, as plain data."""
+    """The law of the runs without those of most FLOPs (all seeds), the prediction for the mean of those, and the law of all, as plain data."""
     found = {d: read(d, metric=metric) for d in directories}
     points = sorted((p for p in found.values() if p), key=lambda p: p.flops)
     if not points:
         raise UserError(f"none of the {len(directories)} runs is finished")
-    *known, held = points
+    known, held = ([p for p in points if (p.flops == points[-1].flops) == largest] for largest in (False, True))
     part, whole = fit(known, draws=draws), fit(points, draws=draws)
-    low, high = part.prediction(held)
+    low, high = part.prediction(*held)
+    loss, predicted = (float(np.mean(values)) for values in ([p.loss for p in held], [part.law(p) for p in held]))
     return {"scaling": metric, "runs": [dataclasses.asdict(p) for p in points], "unfinished": [d.name for d, p in found.items() if not p],
-            "law": _shown(whole), "held_out": {"run": held.name, "loss": held.loss, "predicted": part.law(held), "interval": [low, high],
-                                               "within": low <= held.loss <= high, "level": LEVEL}}
+            "law": _shown(whole), "held_out": {"run": ", ".join(p.name for p in held), "loss": loss, "predicted": predicted, "interval": [low, high],
+                                               "within": low <= loss <= high, "level": LEVEL}}
 
 
 def _shown(found: Fit, /) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Figures are the makers' data sheets (dense bfloat16, no sparsity); links are one
 
 import dataclasses
 import importlib.metadata
+import importlib.resources
 import importlib.util
 import math
 import os
@@ -39,7 +40,8 @@ class Chip:
 
 # ICI rates: jax-ml/scaling-book (90 GB/s a link and direction on v5p, 45 on v5e, 90 on v6e), and for PCIe of TPUs; tpu7x as v5p, for the
 # maker's page of tpu7x gives both 1,200 GB/s a chip, and DCN rates a chip of 50 (v5p), 100 and 100 Gb/s. Hosts: machine types ct5lp-hightpu-4t,
-# ct5p-hightpu-4t, ct6e-standard-4t, tpu7x-standard-4t, a3-highgpu-8g, a3-ultragpu-8g, a4-highgpu-8g.
+# ct5p-hightpu-4t, ct6e-standard-4t, tpu7x-standard-4t, a3-ultragpu-8g, a4-highgpu-8g. Those of A100 and H100 are of two machines: vCPUs of
+# a2-ultragpu-8g and a3-highgpu-8g, whose networks are slower, and the InfiniBand of DGX A100 and DGX H100, 8 x 200 and 8 x 400 Gb/s.
 CHIPS = {
     "v5e": Chip("v5e", 197, 15.75 * GIB, 0.819e12, 180e9, 12.5e9, 4, 112),
     "v5p": Chip("v5p", 459, 95.74 * GIB, 2.765e12, 540e9, 25e9, 4, 208),
@@ -115,7 +117,8 @@ def find(name: str, /) -> Topology:
 def chip_of(kind: str, /) -> Chip | None:
     """The chip of a device kind as JAX names it ("TPU v5 lite", "NVIDIA H100 80GB HBM3"), None for one that is not listed."""
     name = kind.lower().replace("tpu v5 lite", "v5e").replace("tpu v6 lite", "v6e")
-    return next((c for c in CHIPS.values() if c.name in name), CHIPS["v5p"] if name == "tpu v5" else None)
+    words = re.findall("[a-z0-9]+", name)  # an RTX A1000 is no A100
+    return next((c for c in CHIPS.values() if c.name in words), CHIPS["v5p"] if name == "tpu v5" else None)
 
 
 def local(*, memory: float, tflops: float) -> Topology:
@@ -173,6 +176,31 @@ def devices(topology: Topology, /) -> list[Any]:
 
         return jax.devices()
     return (tpu_devices if topology.chip.platform == "tpu" else gpu_devices)(topology)
+
+
+def flags(chip: str, /) -> dict[str, str]:
+    """The compiler flags that the launchers set for a chip, by their names without dashes; none for one that is not listed.
+
+    They are the package's own file, which the launchers read as well.
+    """
+    found: dict[str, str] = {}
+    for line in (importlib.resources.files("videomae_jax") / "compiler_flags.txt").read_text().splitlines():
+        words = line.split()
+        if chip in words and not line.startswith("#"):
+            found |= dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--"))
+    return found
+
+
+def compiler_options(topology: Topology, /) -> dict[str, str | bool]:
+    """What a step is compiled with so that it is the program that the launchers run; what the user's own flags name is the user's.
+
+    Nothing for "local": there the environment of the process decides, as it does for a run.
+    """
+    if topology.name == "local":
+        return {}
+    given = os.environ.get("LIBTPU_INIT_ARGS" if topology.chip.platform == "tpu" else "XLA_FLAGS", "").split()
+    users = {word.lstrip("-").partition("=")[0] for word in given}
+    return {name: {"true": True, "false": False}.get(value, value) for name, value in flags(topology.chip.name).items() if name not in users}
 
 
 def gpu_target(chip: Chip, /) -> str:

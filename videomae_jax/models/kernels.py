@@ -33,8 +33,12 @@ def cudnn(q: Array, k: Array, v: Array, /, *, valid: Array | None, scale: float 
     Raises UserError for what it does not take. Valid keys are moved to the front, which changes no sum: cuDNN then needs their number
     alone, where a mask would be an array of all queries and keys. Odd lengths, which its backward pass refuses, get one token more.
     """
-    if not runs_on_cudnn(size=q.shape[-1], dtype=q.dtype):
-        raise UserError(f"attention 'cudnn' of {q.shape[-1]} channels a head in {q.dtype}; allowed are bfloat16 and float16, and multiples of 8 up to 128")
+    here = parallel.target()
+    if here.platform != "gpu":
+        raise UserError(f"attention 'cudnn' is a kernel of GPUs, and this program is for {here.platform}; allowed here are 'xla', 'chunked', 'splash' and 'auto'")
+    if not runs_on_cudnn(size=q.shape[-1], dtype=q.dtype, capability=here.capability):
+        raise UserError(f"attention 'cudnn' of {q.shape[-1]} channels a head in {q.dtype}{f' on compute capability {here.capability}' if here.capability else ''}; "
+                        "allowed are bfloat16 and float16, multiples of 8 up to 128, and GPUs from 8.0 on")
     tokens, keys, lengths = q.shape[1], k.shape[1], None
     if valid is not None:
         order = jnp.argsort(~valid, axis=1, stable=True)[:, :, None, None]
