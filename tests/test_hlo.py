@@ -278,6 +278,53 @@ def test_what_other_cores_do_is_found_and_hides() -> None:
     assert program.time(hlo.Rates(1.0, 1e6, lambda c: 5.0)).step == 5.0
 
 
+CARRIED = """HloModule jit_step, is_scheduled=true
+
+%begin (param_0.1: bf16[64,8]) -> (bf16[64,8], bf16[512,8]) {
+  %param_0.1 = bf16[64,8]{1,0} parameter(0)
+  %all-gather.1 = bf16[512,8]{1,0} all-gather(%param_0.1), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, backend_config={"async_collective_fusion_config":{"flag_start":"-1"}}
+  ROOT %custom-call.1 = (bf16[64,8]{1,0}, bf16[512,8]{1,0}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%meanwhile (param_0.2: bf16[64,8], param_1.2: bf16[512,8], param_2.2: f32[100]) -> (f32[100], bf16[64,8], bf16[512,8], bf16[512,8]) {
+  %param_0.2 = bf16[64,8]{1,0} parameter(0)
+  %param_1.2 = bf16[512,8]{1,0} parameter(1)
+  %param_2.2 = f32[100]{0} parameter(2)
+  %negate.2 = f32[100]{0} negate(%param_2.2)
+  %all-gather.2 = bf16[512,8]{1,0} all-gather(%param_0.2), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, backend_config={"async_collective_fusion_config":{"flag_start":"2"}}
+  ROOT %tuple.2 = (f32[100]{0}, bf16[64,8]{1,0}, bf16[512,8]{1,0}, bf16[512,8]{1,0}) tuple(%negate.2, %param_0.2, %param_1.2, %all-gather.2)
+}
+
+%end (param_0.3: bf16[64,8], param_1.3: bf16[512,8]) -> bf16[512,8] {
+  %param_0.3 = bf16[64,8]{1,0} parameter(0)
+  %param_1.3 = bf16[512,8]{1,0} parameter(1)
+  %all-gather.3 = bf16[512,8]{1,0} all-gather(%param_0.3), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, backend_config={"async_collective_fusion_config":{"flag_start":"2"}}
+  ROOT %custom-call.3 = bf16[512,8]{1,0} custom-call(%param_0.3, %param_1.3, %all-gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (w: bf16[64,8], y: f32[100]) -> bf16[512,8] {
+  %w = bf16[64,8]{1,0} parameter(0)
+  %y = f32[100]{0} parameter(1)
+  %async-collective-start = (bf16[64,8]{1,0}, bf16[512,8]{1,0}) fusion(%w), kind=kCustom, calls=%begin
+  %shard = bf16[64,8]{1,0} get-tuple-element(%async-collective-start), index=0
+  %whole = bf16[512,8]{1,0} get-tuple-element(%async-collective-start), index=1
+  %step = (f32[100]{0}, bf16[64,8]{1,0}, bf16[512,8]{1,0}, bf16[512,8]{1,0}) fusion(%shard, %whole, %y), kind=kOutput, calls=%meanwhile
+  %shard.2 = bf16[64,8]{1,0} get-tuple-element(%step), index=1
+  %whole.2 = bf16[512,8]{1,0} get-tuple-element(%step), index=2
+  ROOT %async-collective-done = bf16[512,8]{1,0} fusion(%shard.2, %whole.2), kind=kCustom, calls=%end
+}
+"""
+
+
+def test_a_collective_that_fusions_carry_on_counts_once() -> None:
+    """It stands in its start, in what computes meanwhile and in its end; its arrays are handed on there, and only the rest is read and written."""
+    program = hlo.Program(CARRIED, devices=8)
+    (one,) = program.collectives
+    assert (one.kind, one.bytes, one.times, one.hidden, one.caller) == ("all-gather", 512 * 8 * 2, 1, True, "async-collective-start")
+    traffic = {i.name: program.traffic(i, body) for i, body, _, _ in program.runs()}
+    assert {name: n for name, n in traffic.items() if n} == {"step": 2 * 400}
+
+
 def test_the_program_does_not_grow_with_the_depth() -> None:
     """Blocks are one loop, so that ViT-g compiles as fast as a model of few layers; unrolled they are not."""
     def operations(**fields: str) -> int:

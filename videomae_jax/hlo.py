@@ -22,6 +22,7 @@ FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while
 # Products of all queries with all keys in JAX's splash kernels; the backward one that also gives the gradient of queries has one more.
 KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 COPIES = ("copy-start", "dynamic-slice-start", "dynamic-update-slice-start")
+_CARRIED = re.compile("async_collective_fusion_config|AsyncCollective")  # a collective that fusions carry on, and the calls at its ends
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -157,8 +158,11 @@ class Program:
 
     @functools.cached_property
     def collectives(self) -> tuple[Collective, ...]:
-        """Every collective; one that a fusion holds, or a call of another core, counts as issued ahead: something computes meanwhile."""
-        found = []
+        """Every collective; one that a fusion holds, or a call of another core, counts as issued ahead: something computes meanwhile.
+
+        One that several fusions carry on stands in each of them, from its start to its end, and counts once.
+        """
+        found, begun = [], set()
         for one, body, times, loop in self.runs():
             if (kind := one.op.removesuffix("-start")) in COLLECTIVES:
                 found.append(self._collective(one, body, kind, times, loop, one.op != kind))
@@ -166,6 +170,10 @@ class Program:
                 inner = [(i, self.computations[c]) for c in one.called for i in self.computations.get(c, {}).values()
                          if i.op.removesuffix("-start") in COLLECTIVES]
                 for i, within in inner:
+                    channel = re.search(r"channel_id=\d+", i.rest) if _CARRIED.search(i.rest) else None
+                    if channel and (id(body), channel[0]) in begun:
+                        continue
+                    begun |= {(id(body), channel[0])} if channel else set()
                     scatter = i.op == "all-reduce" and "all-reduce-scatter" in one.rest
                     found.append(self._collective(i, within, "reduce-scatter" if scatter else i.op.removesuffix("-start"), times, loop, True, caller=one.name))
         return tuple(found)
@@ -234,8 +242,8 @@ class Program:
                         yield from self._parts(parameter.name, nested)
             elif user.op in ("dynamic-slice", "slice", "gather"):
                 yield user.shapes[0].bytes if user.operands[0] == name else 0.0
-            elif user.op == "dynamic-update-slice" and user.operands[1] != name:
-                yield 0.0
+            elif (user.op == "dynamic-update-slice" and user.operands[1] != name) or _CARRIED.search(user.rest) or (user.op == "tuple" and user.root):
+                yield 0.0  # the wire's, or handed on as it is
             else:
                 yield None
 
@@ -246,7 +254,7 @@ class Program:
         total = 0.0
         for result, shape in zip(results, one.shapes, strict=False):
             source = _source(result, inner)
-            if not shape.near:
+            if not shape.near and result.op != "parameter" and not _CARRIED.search(result.rest):
                 total += inner[source.operands[1]].shapes[0].bytes if source.op == "dynamic-update-slice" else shape.bytes
         return total
 
