@@ -107,6 +107,8 @@ def test_the_embedded_world_is_written_first(stand_in: dict[str, str], tmp_path:
     (home / "launch").mkdir(parents=True)
     for name in ("progressive.sh", "options.sh", "xla_flags.sh"):
         shutil.copyfile(ROOT / "launch" / name, home / "launch" / name)
+    (home / "videomae_jax").mkdir()
+    shutil.copyfile(ROOT / "videomae_jax" / "compiler_flags.txt", home / "videomae_jax" / "compiler_flags.txt")
     env = {k: v for k, v in stand_in.items() if k not in WORDS}
     done = script("--dry-run", "runs", env=env, root=home)
     assert done.returncode == 0 and "data/shapes is not there yet" in done.stderr and called(env) == []

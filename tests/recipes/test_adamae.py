@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import substitutes
+import test_attention
 from mapped import value
 
 from videomae_jax import config as configs
@@ -161,6 +162,11 @@ def test_dropout_keeps_the_expectation_in_bfloat16() -> None:
     dropped = sampler.dropout(x, jax.random.split(KEY, 2), rate=0.1)
     found, given = np.asarray(dropped, np.float64), np.asarray(x, np.float64)
     assert dropped.dtype == x.dtype and abs(found.sum() / given[found > 0].sum() * 0.9 - 1) < 1e-4
+
+
+def test_the_scale_of_the_sampler_is_not_rounded_to_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of the encoder."""
+    test_attention.scale_is_kept(sampler.Attention, monkeypatch)
 
 
 # -- the sampling loss -------------------------------------------------------------------------------------------------
