@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from videomae_jax import optim, parallel
+from videomae_jax import optim, parallel, supervision
 from videomae_jax.errors import UserError
-from videomae_jax.models import vit
+from videomae_jax.models import heads, mae_st, vit
 from videomae_jax.objectives.mae import MAE
 
 GOLDEN = [0, 0.25, 0.5, 0.75, 1, 1, 0.9902, 0.9611, 0.9141, 0.8511, 0.775, 0.6891, 0.597, 0.503, 0.4109, 0.325, 0.2489, 0.1859, 0.1389, 0.1098]
@@ -108,6 +108,27 @@ def test_layer_decay(size: str, decay: float, depth: int) -> None:
         assert round(scales["encoder/embed/kernel"], 4) == 0.0238
         blocks = scales["encoder/stack/block/attn/q_bias"].ravel()
         assert round(blocks[0], 4) == 0.0317 and blocks[-1] == 0.75
+
+
+def test_layer_decay_of_learned_positions_and_class_tokens() -> None:
+    """MAE-ST's lr_decay: what comes before the blocks has the embedding's rate, the head the whole one."""
+    network = supervision.Network(mae_st.encoder("L"), heads.Classifier(classes=4))
+    params = parallel.unbox(jax.eval_shape(network.init, jax.random.key(0)))
+    scales = dict(zip(jax.tree.leaves(optim.paths(params)), jax.tree.leaves(optim.layer_scales(params, 0.75)), strict=True))
+    lowest = {path for path, scale in scales.items() if np.ndim(scale) == 0 and scale == 0.75**25}
+    sequence = {f"encoder/sequence/{name}" for name in ("space", "time", "class", "class_position")}
+    assert lowest == sequence | {"encoder/embed/kernel", "encoder/embed/bias"}
+    assert {path for path, scale in scales.items() if np.ndim(scale) == 0 and scale == 1} == {path for path in scales if path.startswith("head/")}
+
+
+def test_layer_decay_of_encoders_of_two_modalities() -> None:
+    """One stack has the rule of a single modality, the last norm the rate of the head; with a stack for each modality there is no rule."""
+    leaf, block = jnp.zeros((2, 2)), {"block": {"kernel": jnp.zeros((3, 2, 2))}}
+    early = {"video_embed": {"kernel": leaf}, "audio_embed": {"kernel": leaf}, "stack": block, "norm": {"scale": leaf}}
+    scales = optim.layer_scales({"encoder": early}, 0.5)["encoder"]
+    assert [scales[name]["kernel"] for name in ("video_embed", "audio_embed")] == [0.5**4] * 2 and scales["norm"]["scale"] == 1
+    with pytest.raises(UserError, match="layer decay 0.5 needs all blocks of the encoder under encoder/stack; there are encoder/audio_stack, encoder/video_stack too"):
+        optim.layer_scales({"encoder": early | {"video_stack": block, "audio_stack": block}}, 0.5)
 
 
 def test_layer_decay_needs_an_encoder() -> None:

@@ -103,22 +103,23 @@ def decays(params: Params, /) -> Any:
 
 
 def layer_scales(params: Params, decay: float, /) -> Any:
-    """Learning-rate multipliers per leaf: decay ** (L + 1 - i), i = 0 for the embedding, k + 1 for block k, L + 1 else.
+    """Learning-rate multipliers per leaf: decay ** (L + 1 - i), i = 0 for the encoder below its blocks, k + 1 for block k, L + 1 else.
 
-    A stacked encoder leaf [L ...] gets a vector f64 that broadcasts over its first axis (V2 optim_factory). Raises
-    UserError for parameters without an encoder stack, whose depth nobody knows.
+    Below the blocks lie the embedding, learned positions and class tokens (V2 optim_factory, mae_st lr_decay); above them the encoder's
+    norm. A stacked encoder leaf [L ...] gets a vector f64 that broadcasts over its first axis. Raises UserError for parameters without an
+    encoder stack, or with several ones, whose depth nobody knows.
     """
     leaves = dict(zip(jax.tree.leaves(paths(params)), jax.tree.leaves(params), strict=True))
     depth = next((leaf.shape[0] for path, leaf in leaves.items() if path.startswith("encoder/stack/")), 0)
     if not depth:
         raise UserError(f"layer decay {decay} needs leaves under encoder/stack; there are {', '.join(list(leaves)[:8])} ...")
+    if others := sorted({found[0] for path in leaves if (found := re.match(r"encoder/\w+_stack(?=/)", path))}):
+        raise UserError(f"layer decay {decay} needs all blocks of the encoder under encoder/stack; there are {', '.join(others)} too")
 
     def scale(path: str, leaf: Any) -> Any:
-        if path.startswith("encoder/embed/"):
-            return decay ** (depth + 1)
         if path.startswith("encoder/stack/"):
             return (decay ** (depth - np.arange(depth, dtype=np.float64))).reshape(-1, *(1,) * (leaf.ndim - 1))
-        return 1.0
+        return decay ** (depth + 1) if re.match(r"encoder/(?!norm/)", path) else 1.0
 
     return jax.tree.map(scale, paths(params), params)
 

@@ -2,7 +2,8 @@
 
 Source: MAE-ST (arXiv 2205.09113), models_mae and video_vit. Deviations: q, k and v start with the Xavier bound of the fused
 kernel, sqrt(6 / 4D) and not sqrt(6 / 2D); the key bias is absent, because softmax is invariant to it. Weight decay spares
-1-D parameters alone there, so positions and tokens are stored as matrices under names that `optim.decays` lets pass.
+1-D parameters alone there, so positions and tokens are stored as matrices under names that `optim.decays` lets pass; its fine-tuning spares them as well, here they
+decay in every run.
 """
 
 from typing import Any
@@ -104,5 +105,5 @@ def encoder(size: str, /, **kw: object) -> Encoder:
 
 
 def decoder(**kw: object) -> Decoder:
-    """The decoder of all published sizes: 4 blocks of width 512 with 16 heads (the code's default depth 8 is not the recipe's)."""
+    """mae_st's decoder, for every size: 4 blocks of width 512 with 16 heads (the code's default depth 8 is not the recipe's)."""
     return Decoder(**({"width": 512, "depth": 4, "heads": 16, "hidden": 2048} | vit.FOR_THE_DEVICE | kw))
