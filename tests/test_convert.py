@@ -104,6 +104,12 @@ def assert_same(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray])
         np.testing.assert_array_equal(value, right[name], err_msg=name)
 
 
+def opened(run: pathlib.Path, /, *, folder: pathlib.Path) -> None:
+    """The weights as `evaluate` takes them, with the shipped config's optimisers, on an index of a few videos."""
+    found = run_directory.context(run, assignments={"data.index": str(runs.world(folder / "world")), "batch_size": "8"}).params
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), params_of(run))
+
+
 # -- whole paths -------------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +370,7 @@ def test_videoprism(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) 
     path, words = save(tmp_path / "a.npz", state), ["--from=videoprism", f"--out={tmp_path}/run"]
     assert "4 missing (leaves of the model without arrays, which keep the values of a fresh model): head/linear/bias" in refused(capsys, path, *words)
     assert main(["convert", str(path), *words, "--allow=missing:head/.*"]) == 0
+    opened(tmp_path / "run", folder=tmp_path)
     model = videomae_jax.load(tmp_path / "run")
     assert (model.frames, model.size, model.objective.encoder.spatial_depth, model.objective.encoder.heads) == (3, 12, 2, 2)
     video = np.random.default_rng(1).integers(0, 256, (2, 3, 12, 12, 3), np.uint8)

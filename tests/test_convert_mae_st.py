@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from test_convert import PATCH, objective_of, params_of, random_tree, refused, save
+from test_convert import PATCH, objective_of, opened, params_of, random_tree, refused, save
 
 from videomae_jax.__main__ import main
 from videomae_jax.models import mae_st
@@ -48,6 +48,7 @@ def test_mae_st(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["convert", "--from=mae_st", str(path), f"--out={tmp_path}/run", "--heads=2", "--decoder-heads=2"]) == 0
     jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path / "run"), tree)
     assert "inert        3: blocks.0.attn.k.bias, blocks.1.attn.k.bias, decoder_blocks.0.attn.k.bias" in capsys.readouterr().err
+    opened(tmp_path / "run", folder=tmp_path)
     objective = objective_of(tmp_path / "run")
     assert isinstance(objective.encoder, mae_st.Encoder) and (objective.encoder.frames, objective.encoder.size, objective.decoder.every) == (8, 32, 2)
     assert "mae_st.Encoder has no counterpart there" in refused(capsys, "--to=hf", tmp_path / "run", f"--out={tmp_path}/hf")

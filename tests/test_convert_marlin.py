@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
+from test_convert import opened
 
 from videomae_jax import config as configs
 from videomae_jax import externals, parallel, run_directory
@@ -71,6 +72,7 @@ def test_whole_model(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str])
     found = externals.read(External("params", str(tmp_path / "run")))
     for part in ("encoder", "decoder"):
         jax.tree.map(np.testing.assert_array_equal, found[part], tree[part])
+    opened(tmp_path / "run", folder=tmp_path)
     err = capsys.readouterr().err
     assert "encoder.pos_embedding.emb" in err
     config = run_directory.open_run(tmp_path / "run")

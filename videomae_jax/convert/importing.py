@@ -276,6 +276,8 @@ def fill(config: Any, sizes: Sizes, /, *, settings: Mapping[str, Any], family: s
         with config.objective.ignore_type(), config.objective.unlocked():
             config.objective.encoder = configs.spec(models.Encoder, **sizes.encoder)
     changes: dict[str, Any] = {f"objective.encoder.{k}": v for k, v in sizes.encoder.items()} | {"objective.encoder.dtype": "float32"}
+    if family == "videoprism":  # its towers are two stacks, for which `optim.layer_scales` has no rule
+        changes |= {f"optimizers.{name}.layer_decay": 1.0 for name, node in config.optimizers.items() if "layer_decay" in node}
     if kind == "pretraining":
         changes |= {f"objective.decoder.{k}": v for k, v in sizes.decoder.items() if len(sizes.decoder) > 1} | {"objective.decoder.dtype": "float32"}
         if "initial" in config.objective:
