@@ -21,9 +21,9 @@ def hvm1(name: str, *, videos: int, repeats: int, epochs: int, size: int = 224, 
 
     Windows are cut at random from videos of any length, one from each video an epoch: an index of 4971 hours in few long
     files makes short epochs, so compare steps. Deviations: the crops of a window share its frames, there each has a start of its
-    own; frames are a whole stride apart, there spread over the window with both ends (127 / 15 frames at 30 a second); the short side
-    is not jittered before the crop; bfloat16 with float32 parameters, loss and softmax (MAE-ST: float32 by default). Remat is
-    this project's choice.
+    own; frames are a whole stride apart, there spread over the window with both ends (127 / 15 frames at 30 a second); frames are
+    cut at the file's size, there after decoding at a short side of 256 (448 for clips of 448); bfloat16 with float32 parameters,
+    loss and softmax (MAE-ST: float32 by default). Remat is this project's choice.
     """
     config = base.get_config()
     config.name = name

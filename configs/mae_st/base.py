@@ -22,9 +22,11 @@ def mae_st_of(size: str, *, schedule: optim.Schedule, epochs: int, remat: str = 
     videos x 4 clips = 512 a step [unverified].
 
     Deviations: the 4 clips share the decoded frames and differ in crop and mask, both codes draw another start for each;
-    frames are a whole stride apart, there spread over the window with both ends (63 / 15 frames at 30 a second); the short
-    side is not jittered within 256-320 before the crop; float32 by default there, bfloat16 with float32 parameters, loss and
-    softmax here; the guard against exploding losses is left to the trainer. Initialisers: see models/mae_st.
+    frames are a whole stride apart, there spread over the window with both ends (63 / 15 frames at 30 a second); frames are
+    cut at the file's size, there after decoding at a short side of 256; float32 by default there, bfloat16 with float32
+    parameters, loss and softmax here; the guard against exploding losses is left to the trainer. Initialisers: see models/mae_st.
+    The rows of SlowFast run mae_st's decoder: its own has 8 heads, one joint table of positions and the encoder's class token in
+    place of a new one; kernels of blocks and heads start there by a truncated normal of .02, and biases of the encoder at .02.
     """
     config = base.get_config()
     config.name = f"mae_st_{size}"

@@ -3,8 +3,8 @@
     python -m videomae_jax train --config=configs/mae_st/vit_l.py --workdir=runs/mae_st_vit_l --config.data.index=index.parquet
 
 SlowFast's row for the released weights (84.8 top-1): --config.total=200ep --config.optimizers.main.schedule.warmup=30ep
---config.optimizers.main.schedule.base=8e-4 --config.optimizers.main.schedule.minimum=2e-6 (its rate ends at 1e-6 whatever the
-batch; that is 1e-6 for the batch of 128).
+--config.optimizers.main.schedule.base=8e-4 --config.optimizers.main.schedule.minimum=8e-6 (1e-4 down to
+1e-6 per 32 videos).
 """
 
 import ml_collections

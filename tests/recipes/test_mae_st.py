@@ -64,13 +64,20 @@ def test_clips_last_as_long_at_every_frame_rate(name: str, seconds: float) -> No
 
 
 def test_the_row_of_the_released_weights() -> None:
-    """The flags that the docstring of the ViT-L names: SlowFast's rates, 8e-4 per 256 videos down to 1e-6 for the batch of 128."""
+    """The flags that the docstring of the ViT-L names: SlowFast's rates, 1e-4 down to 1e-6 for each of 4 shards of 32 videos."""
     file = ROOT / "configs" / "mae_st" / "vit_l.py"
     config = configs.load(str(file))
     configs.override(config, dict(re.findall(r"--config\.([a-z.]*schedule\.[a-z]+|total)=([0-9a-z-]+)", file.read_text())))
     schedule = configs.build(config.optimizers.main).schedule
     assert (config.total, schedule.warmup) == ("200ep", "30ep")
-    assert [schedule.scaled(rate, batch=config.batch_size) for rate in (schedule.base, schedule.minimum)] == pytest.approx([4e-4, 1e-6])
+    assert [schedule.scaled(rate, batch=config.batch_size) for rate in (schedule.base, schedule.minimum)] == pytest.approx([4e-4, 4e-6])
+
+
+@pytest.mark.parametrize("name", ["vit_b", "vit_h"])
+def test_the_rows_of_slowfast_end_at_a_hundredth_of_the_peak(name: str) -> None:
+    """SOLVER.COSINE_END_LR 1e-6 grows with the shards as BASE_LR 1e-4 does (BASE_LR_SCALE_NUM_SHARDS)."""
+    schedule = configs.build(configs.load(str(ROOT / "configs" / "mae_st" / f"{name}.py")).optimizers.main).schedule
+    assert (schedule.base, schedule.minimum) == (1e-4, 1e-6)
 
 
 def test_positions_are_separable_and_the_class_token_comes_first() -> None:
