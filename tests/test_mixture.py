@@ -193,6 +193,18 @@ def test_evaluation_has_a_split(folders: dict[str, str]) -> None:
     assert [source.name(r) for r in range(len(source))] == ["square/1.mp4", "wide/1.mp4"]
 
 
+def test_a_column_of_labels_is_chosen_in_every_part() -> None:
+    """By a probe that names one; "" is the usual column again, and a source that has no columns to choose from says so."""
+    given = mixture.Concat(parts(a=2, b=3))
+    chosen = mixture.labelled(given, "size")
+    assert [part.source.label for part in chosen.parts.values()] == ["size"] * 2 and mixture.labelled(chosen, "") == given
+    assert type(mixture.labelled(weighted(), "size")) is mixture.Weighted
+    held = sources.ArrayClips(np.zeros((3, 2, 8, 8, 3), np.uint8), np.arange(3, dtype=np.int32))
+    assert mixture.labelled(held, "") is held
+    with pytest.raises(UserError, match="label 'size' is asked of ArrayClips, which has no choice of labels; allowed is '', its own ones"):
+        mixture.labelled(mixture.Concat({"a": mixture.Part(held)}), "size")
+
+
 def test_copies_must_agree(folders: dict[str, str]) -> None:
     """At construction, as is every other mistake."""
     with pytest.raises(UserError, match="repeats of source 'b' are 2, those of 'a' 1; allowed is that they agree"):

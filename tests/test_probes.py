@@ -22,9 +22,9 @@ from videomae_jax import __main__ as entry
 from videomae_jax import config as configs
 from videomae_jax import externals, losses, optim, parallel
 from videomae_jax.config import spec
-from videomae_jax.data import clips, sources, transforms
+from videomae_jax.data import clips, mixture, sources, transforms
 from videomae_jax.errors import UserError
-from videomae_jax.evals import attentive, features, knn, linear_probe, low_shot
+from videomae_jax.evals import attentive, features, knn, linear_probe, low_shot, probe
 from videomae_jax.models import probing, vit
 from videomae_jax.objectives.probe import Probe
 
@@ -268,6 +268,34 @@ def test_substitutes_and_padding_count_nowhere(tmp_path: pathlib.Path, monkeypat
     np.testing.assert_allclose(one.features[-1], other.features[-1], atol=1e-6)
     one, other = substitutes.outcomes(monkeypatch, lambda: attentive.Heads(batch_size=4).run(context))
     assert one == other and one["videos"] == 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Signs(sources.NoiseClips):
+    """Noise with classes of its own."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return ("minus", "plus")
+
+
+class Mixed(noise_runs.Noise):
+    """A context whose splits are the six clips and four of other classes."""
+
+    def source(self, split: str, /) -> Any:
+        return mixture.Concat({"a": mixture.Part(super().source(split)), "b": mixture.Part(Signs(frames=4, size=16, length=4))})
+
+
+def test_features_of_a_mixture(tmp_path: pathlib.Path) -> None:
+    """Clips of all parts under the classes of all, for banks of features and for the ridge probe alike."""
+    run = running()
+    state = run.create()
+    context = Mixed(run, state.params, run.seen(state.extra), 1, tmp_path)
+    bank = features.collect(context, split="val", label="", limit=0, batch_size=5)
+    assert bank.classes == ("even", "minus", "odd", "plus") and bank.labels.tolist() == [0, 2, 0, 2, 0, 2, 1, 3, 1, 3]
+    assert features.collect(context, split="val", label="any", limit=5, batch_size=5).labels.tolist() == [0, 0, 0, 1, 1]
+    ridge = probe.Probe(batch_size=5)
+    assert ridge.collect(context, {}, "val", 0)["label"].tolist() == bank.labels.tolist() and ridge.source(context, "val", limit=0).classes == bank.classes
 
 
 def passes(fn: Any, /, *words: Any) -> int:

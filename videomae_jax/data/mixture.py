@@ -163,6 +163,19 @@ class Concat:
         return found
 
 
+def labelled(source: Any, label: str, /) -> Any:
+    """`source`, or every part of a mixture, with the labels that `label` names there ("" = the usual ones). Raises UserError for a name where
+    a source has no choice of labels.
+    """
+    if isinstance(source, Concat):
+        return dataclasses.replace(source, parts={name: dataclasses.replace(part, source=labelled(part.source, label)) for name, part in source.parts.items()})
+    if any(field.name == "label" for field in dataclasses.fields(source)):
+        return dataclasses.replace(source, label=label)
+    if label:
+        raise UserError(f"label {label!r} is asked of {type(source).__name__}, which has no choice of labels; allowed is '', its own ones")
+    return source
+
+
 @dataclasses.dataclass(frozen=True)
 class Weighted(Concat):
     """Parts drawn in proportion to their weights: each in its own shuffled order, every row of it once before any a second time.

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from videomae_jax.data import mixture
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context
 from videomae_jax.types import Array, Batch
@@ -24,7 +25,7 @@ def collect(context: Context, /, *, split: str, label: str, limit: int, batch_si
     All layers come from one pass where the recipe can: then the tokens of a batch at all of them are in memory at once.
     """
     objective = context.assembly.objective
-    source = dataclasses.replace(context.source(split), label=label, limit=limit)
+    source = dataclasses.replace(mixture.labelled(context.source(split), label), limit=limit)
 
     def represent(params: Any, extra: Any, batch: Batch) -> dict[str, Array]:
         found = objective.represent_layers(params, extra, batch, layers=layers)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from videomae_jax.data import mixture
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context
 from videomae_jax.masking import Grid
@@ -109,7 +110,7 @@ class Probe:
 
     def source(self, context: Context, split: str, /, *, limit: int) -> Any:
         """At most `limit` clips of a split (0 = all), labelled by the probe's own column."""
-        return dataclasses.replace(context.source(split), label=self.label, limit=limit)
+        return dataclasses.replace(mixture.labelled(context.source(split), self.label), limit=limit)
 
     def features(self, context: Context, params: Any, extra: Any, /) -> Callable[[Batch], Array]:
         """Pooled features f32 [B E] of a batch under given weights."""
