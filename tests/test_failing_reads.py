@@ -231,8 +231,46 @@ def test_packing_does_not_wait_for_ever(pair: pathlib.Path, tmp_path: pathlib.Pa
     """A mount that hangs is an error in the end."""
     monkeypatch.setattr(packing, "TIMEOUT", 0.2)
     monkeypatch.setattr(sources.VideoClips, "locate", lambda self, record: threading.Event().wait())
-    with pytest.raises(UserError, match=r"b\.mp4: timeout: no answer within 0\.2 s; nor was the video before .* use an index without the two"):
+    with pytest.raises(UserError, match=r"b\.mp4: timeout: no answer within 0\.2 s; nor was a\.mp4 before it .* use an index without them"):
         packed_as(pair, tmp_path)
+
+
+@pytest.mark.parametrize(("shards", "before", "told"), [(2, 0, "b.mp4: timeout: hung; nor was a.mp4 before it"), (2, 1, "a.mp4: timeout: hung; nor was b.mp4 before it"),
+                                                         (1, 1, "a.mp4: timeout: hung; nor was b.mp4 before it")])
+def test_an_outage_over_the_end_of_a_shard_leaves_nothing_out(shards: int, before: int, told: str, pair: pathlib.Path, tmp_path: pathlib.Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be read after so many videos: one more is read for the last of a shard, the next or the first, and the shard stays unfinished."""
+    plain, read = sources.VideoClips.locate, []
+
+    def locate(self: sources.VideoClips, record: dict[str, Any], /) -> decode.Video:
+        read.append(record["name"])
+        if len(read) > before:
+            raise decode.DecodeError(record["name"], "timeout", "hung")
+        return plain(self, record)
+
+    plan = packing.planned(str(pair / "index.parquet"), tmp_path / "p", settings=packing.Settings(frames=4, stride=2, preset="ultrafast"), shards=shards)
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.VideoClips, "locate", locate)
+        with pytest.raises(UserError, match=told):
+            packing.pack(plan)
+    assert len(plan.finished()) == (before if shards == 2 else 0) and not (tmp_path / "p/index.parquet").exists()
+    assert sum(m["clips"] for m in packing.pack(plan)) == 2
+
+
+@pytest.mark.parametrize(("name", "other"), [("a.mp4", "b.mp4"), ("b.mp4", "a.mp4")])
+def test_a_video_alone_in_its_shard_is_left_out_where_another_can_be_read(name: str, other: str, pair: pathlib.Path, tmp_path: pathlib.Path,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """That one more is read does not keep the packing from ending."""
+    plain = sources.VideoClips.locate
+
+    def locate(self: sources.VideoClips, record: dict[str, Any], /) -> decode.Video:
+        if record["name"] == name:
+            raise decode.DecodeError(name, "timeout", "hung")
+        return plain(self, record)
+
+    monkeypatch.setattr(sources.VideoClips, "locate", locate)
+    packing.pack(packing.planned(str(pair / "index.parquet"), tmp_path, settings=packing.Settings(frames=4, stride=2, preset="ultrafast"), shards=2))
+    assert {row["name"]: row["status"] for row in index.load(tmp_path / "index.parquet").to_pylist()} == {name: "timeout: hung", other: "ok"}
 
 
 @pytest.mark.parametrize("call", ["open", "stat"])

@@ -1,11 +1,23 @@
 """Which videos a packing leaves out: what is left out is left out for good, and what may pass is tried again."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from videomae_jax.data import deadline, decode, sources
 from videomae_jax.errors import UserError
+
+
+class Outcome(NamedTuple):
+    """What reading a video came to: "" or "stage: cause"."""
+
+    name: str = ""
+    error: str = ""
+
+    @property
+    def late(self) -> bool:
+        """Whether it was not read in time."""
+        return self.error.startswith("timeout:")
 
 
 def frames(source: sources.VideoClips, record: dict[str, Any], ids: np.ndarray, info: decode.VideoInfo, /, *, seconds: float) -> np.ndarray:
@@ -21,14 +33,14 @@ def frames(source: sources.VideoClips, record: dict[str, Any], ids: np.ndarray, 
     return read()
 
 
-def check(name: str, error: str, before: str, /) -> None:
-    """Raises UserError where a video could not be read for what may pass: by its `error`, or by that of the one `before` it as well.
+def check(now: Outcome, before: Outcome, /, *, then: str = "the same command goes on") -> None:
+    """Raises UserError where a video could not be read for what may pass: by its own error, or by that of the one read `before` as well.
 
-    One that takes too long twice among others that do not is at fault itself, and no packing would ever end if it were not left out.
+    One that takes too long twice among others that do not is at fault itself, and no packing would ever end if it were not left out. `then`
+    tells what to do.
     """
-    stage = error.partition(":")[0]
-    if stage == "io":
-        raise UserError(f"{name}: {error}; a video is not left out for what may pass, so the packing ends here: the same command goes on")
-    if stage == "timeout" and before.startswith("timeout:"):
-        raise UserError(f"{name}: {error}; nor was the video before read in time, which may pass, so the packing ends here: the same command goes on; if "
-                        "it ends here again, use an index without the two")
+    if now.error.startswith("io:"):
+        raise UserError(f"{now.name}: {now.error}; a video is not left out for what may pass, so the packing ends here: {then}")
+    if now.late and before.late:
+        raise UserError(f"{now.name}: {now.error}; nor was {before.name} before it read in time, which may pass, so the packing ends here: {then}; if "
+                        "it ends here again, use an index without them")

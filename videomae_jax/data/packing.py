@@ -244,6 +244,14 @@ def replace(path: pathlib.Path, data: bytes, /) -> None:
                 raise
 
 
+def check_last(plan: Plan, row: int, found: omission.Outcome, /, *, version: int, **words: str) -> None:
+    """`omission.check` of what the last of several rows came to, which none follows: where it was late, one more row of the plan is read for it."""
+    if found.late:
+        other = (row + 1) % plan.rows
+        error = pack_row(plan.source, other, version=version, settings=plan.settings).error
+        omission.check(omission.Outcome(plan.source.name(other), error), found, **words)
+
+
 def write_shard(plan: Plan, version: int, shard: int, records: Iterator[Packed], /) -> dict[str, Any]:
     """Writes, reads back and names one shard; its manifest, or that of another process that was faster.
 
@@ -264,10 +272,10 @@ def _write_shard(plan: Plan, version: int, shard: int, records: Iterator[Packed]
     path, digests, failed, levels, count = plan.path(version, shard), [], {}, [], 0
     path.parent.mkdir(exist_ok=True)
     with contextlib.closing(array_record.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")) as writer:
-        before = ""
+        last = omission.Outcome()
         for row, packed in zip(plan.range(shard), records, strict=True):
-            omission.check(plan.source.name(row), packed.error, before)
-            before = packed.error
+            omission.check(now := omission.Outcome(plan.source.name(row), packed.error), last)
+            last = now
             writer.write(packed.data)
             digests.append(hashlib.sha256(packed.data).digest())
             count += packed.windows
@@ -275,6 +283,7 @@ def _write_shard(plan: Plan, version: int, shard: int, records: Iterator[Packed]
                 failed[str(row)] = packed.error
             else:
                 levels.append(packed.psnr)
+    check_last(plan, plan.range(shard)[-1], last, version=version)
     reader = array_record.ArrayRecordReader(str(temporary), "readahead_buffer_size:0,max_parallelism:0")
     with contextlib.closing(reader):
         if reader.num_records() != len(digests) or any(hashlib.sha256(reader.read([i])[0]).digest() != d for i, d in enumerate(digests)):
