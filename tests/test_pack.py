@@ -270,6 +270,30 @@ def test_mistakes(words: list[str], text: str, folder: pathlib.Path, done: pathl
     assert text in capsys.readouterr().err and content(done) == before
 
 
+def test_other_videos_of_the_same_names_are_another_packing(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    """A finished shard would be told by the facts of a video that it does not hold; one that is copied, or was labelled, is the same video."""
+    out = tmp_path / "out"
+    for name in "ab":
+        (tmp_path / f"{name}.mp4").write_bytes(encode(frames=40, bf="0"))
+
+    def again(**labels: str) -> int:
+        (tmp_path / "labels.csv").write_text("\n".join(["path,label", *(f"{name}.mp4,{labels.get(name, 0)}" for name in "ab")]))
+        index.write(index.build(tmp_path, labels=tmp_path / "labels.csv"), tmp_path / "index.parquet")
+        return entry.main(command(tmp_path, out, "--shards=2", "--windows=1"))
+
+    assert again() == 0
+    before = content(out)
+    os.utime(tmp_path / "a.mp4", (0, 0))
+    assert again(a="1") == 0 and [row["label"] for row in index.load(out / "index.parquet").to_pylist()] == ["1", "0"]
+    assert again() == 0 and content(out) == before
+    footage.write(tmp_path / "a.mp4", seconds=2, seed=2)
+    assert again() == 2 and "holds another packing: its videos differ in size, frames, " in capsys.readouterr().err and content(out) == before
+    told = json.loads((out / "pack.json").read_text())
+    del told["facts_sha256"]
+    (out / "pack.json").write_text(json.dumps(told))
+    assert again() == 0, "a folder made before says nothing of it"
+
+
 @pytest.mark.parametrize(("variables", "expected"), [
     ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "TPU_WORKER_ID": "1"}, (3, 8)), ({"TPU_WORKER_ID": "2", "TPU_WORKER_HOSTNAMES": "a,b,c,d"}, (2, 4)),
     ({"SLURM_NTASKS": "8"}, None), ({}, None)])

@@ -37,6 +37,7 @@ VIDEOS_PER_SHARD = 1000  # what a killed process loses at most: minutes
 TIMEOUT = 600.0  # seconds that reading a video may take: nobody waits for a batch, and what is left out is left out for good
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
 SETTINGS, MANIFEST = "pack.json", "manifest.json"
+FACTS = ("size", "frames", "width", "height", "fps_num", "fps_den", "stride")  # columns that differ where a video was replaced by another of its name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,8 +213,9 @@ def planned(path: str, folder: pathlib.Path, /, *, settings: Settings, shards: i
 def claim(plan: Plan, /) -> None:
     """Makes the folder, or checks that it is one of the same packing. Raises UserError with the differences."""
     table = plan.source.table
-    digest = hashlib.sha256("\n".join(table.column("name").to_pylist()).encode()).hexdigest()
-    wanted = {"settings": dataclasses.asdict(plan.settings), "shards": plan.shards, "videos": plan.rows, "names_sha256": digest}
+    digests = {"names_sha256": "\n".join(table.column("name").to_pylist()), "facts_sha256": json.dumps([table.column(k).to_pylist() for k in FACTS])}
+    wanted = {"settings": dataclasses.asdict(plan.settings), "shards": plan.shards, "videos": plan.rows,
+              **{k: hashlib.sha256(text.encode()).hexdigest() for k, text in digests.items()}}
     path = plan.folder / SETTINGS
     index.claim(plan.folder / "index.parquet")
     strangers = [p for p in plan.folder.iterdir() if not p.name.startswith(".")]  # seen before the settings, which any other process writes first
@@ -223,10 +225,11 @@ def claim(plan: Plan, /) -> None:
         replace(path, json.dumps(wanted, indent=2).encode())
     try:
         found = json.loads(path.read_text())
-        old, new = ({**x, **x["settings"]} for x in (found, wanted))
+        old, new = ({"facts_sha256": wanted["facts_sha256"], **x, **x["settings"]} for x in (found, wanted))  # which folders made before do not say
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} does not say how {plan.folder} was packed ({error!r}); use another --out, or remove the folder") from error
-    differences = [f"{k} is {old.get(k)!r} there and {new[k]!r} here" for k in new if k != "settings" and old.get(k) != new[k]]
+    said = {"names_sha256": "its videos have other names", "facts_sha256": f"its videos differ in {', '.join(FACTS[:-1])} or {FACTS[-1]}"}
+    differences = [said.get(k, f"{k} is {old.get(k)!r} there and {new[k]!r} here") for k in new if k != "settings" and old.get(k) != new[k]]
     if differences:
         raise UserError(f"{plan.folder} holds another packing: {'; '.join(differences)}; use the same options or another --out")
 
