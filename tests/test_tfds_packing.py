@@ -1,8 +1,10 @@
 """Packing as a data set of TensorFlow Datasets: the clips of plain packing, made here or on Beam, read by the same source without TensorFlow."""
 
+import contextlib
 import json
 import pathlib
 import pickle
+import shutil
 import sys
 import tempfile
 from typing import Any
@@ -109,21 +111,52 @@ def test_what_was_written_is_read_back(folder: pathlib.Path, done: pathlib.Path)
         tfds_packing.verify(shard, [1, 4, 5], plan=made)
 
 
-@pytest.mark.parametrize("stage", decode.PASSING)
-def test_what_may_pass_does_not_cost_the_other_clips(stage: str, folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The builder throws away what it has made when an example raises: a row that cannot be read says why."""
+def failing(monkeypatch: pytest.MonkeyPatch, stage: str, /, *names: str) -> None:
+    """Lets every read of these videos fail."""
     plain = sources.VideoClips.locate
 
     def locate(self: sources.VideoClips, record: dict[str, Any], /) -> decode.Video:
-        if record["name"] in ("1.mp4", "4.mp4"):
+        if record["name"] in names:
             raise decode.DecodeError(record["name"], stage, "broken off")
         return plain(self, record)
 
     monkeypatch.setattr(deadline, "PAUSES", (0.0, 0.0, 0.0))
     monkeypatch.setattr(sources.VideoClips, "locate", locate)
+
+
+@pytest.mark.parametrize("stage", decode.PASSING)
+def test_what_may_pass_does_not_cost_the_other_clips(stage: str, folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The builder throws away what it has made when an example raises: a row that cannot be read says why."""
+    said: list[str] = []
+    failing(monkeypatch, stage, "1.mp4")
+    with contextlib.nullcontext() if stage == "timeout" else pytest.raises(UserError, match=r"1\.mp4: io: broken off; .*: remove .*/packed_videos/1\.0\.0, and"):
+        tfds_packing.pack(plan(folder, tmp_path), None, say=said.append)
+    assert said == [f"1.mp4 is without clips: {stage}: broken off"]
+    found = tfds.builder_from_directory(str(tmp_path / "packed_videos/1.0.0")).as_data_source(split="val")
+    assert [(e["error"].decode(), len(e["clips"])) for e in found] == [(f"{stage}: broken off", 0), ("", 3)]
+    assert stage == "io" or {r["name"]: r["status"].split(":")[0] for r in index.load(str(tmp_path / "index.parquet")).to_pylist() if r["split"] == "val"} \
+        == {"1.mp4": "timeout", "4.mp4": "ok"}
+
+
+@pytest.mark.parametrize(("stage", "names", "told"), [
+    ("io", "23456", r"2\.mp4: io: broken off; .*: remove .*/1\.0\.0, and the same command makes it again"),
+    ("timeout", "23456", r"3\.mp4: timeout: broken off; nor was 2\.mp4 before it .*: the same command begins again"),
+    ("timeout", "61", r"1\.mp4: timeout: broken off; nor was 6\.mp4 before it .*: remove .*/1\.0\.0, and the same command makes it again"),
+    ("timeout", "45", r"5\.mp4: timeout: broken off; nor was 4\.mp4 before it .*: remove .*/1\.0\.0, and the same command makes it again")])
+def test_an_outage_ends_in_no_index(stage: str, names: str, told: str, folder: pathlib.Path, done: pathlib.Path, tmp_path: pathlib.Path,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """From some row on, from one split to the next, and at the end, where one more is read; what is told to do helps, and nothing less does."""
+    with monkeypatch.context() as patch:
+        failing(patch, stage, *(f"{name}.mp4" for name in names))
+        for _ in range(2):
+            with pytest.raises(UserError, match=told):
+                tfds_packing.pack(plan(folder, tmp_path), None)
+            assert not (tmp_path / "index.parquet").exists() and not (tmp_path / "manifest.json").exists()
+    home = tmp_path / "packed_videos/1.0.0"
+    assert home.exists() == ("remove" in told)
+    shutil.rmtree(home, ignore_errors=True)
     tfds_packing.pack(plan(folder, tmp_path), None)
-    status = {row["name"]: row["status"] for row in index.load(str(tmp_path / "index.parquet")).to_pylist()}
-    assert {name: status[name] for name in ("0.mp4", "1.mp4", "4.mp4")} == {"0.mp4": "ok", "1.mp4": f"{stage}: broken off", "4.mp4": f"{stage}: broken off"}
+    assert windows(tmp_path) == windows(done)
 
 
 def test_mistakes(folder: pathlib.Path, tmp_path: pathlib.Path, done: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

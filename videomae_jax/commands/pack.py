@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     if options.tfds:
         from videomae_jax.data import tfds_packing
 
-        plan, manifests = tfds_packing.pack(plan, options.beam)
+        plan, manifests = tfds_packing.pack(plan, options.beam, say=arguments.say)
         return _done(plan, manifests)
     manifests = packing.pack(plan, part=part, parts=parts, workers=options.workers, verify=options.verify, say=arguments.say) if options.beam is None \
         else beam_packing.pack(plan, options.beam)

@@ -40,7 +40,8 @@ def check(now: Outcome, before: Outcome, /, *, then: str = "the same command goe
     tells what to do.
     """
     if now.error.startswith("io:"):
-        raise UserError(f"{now.name}: {now.error}; a video is not left out for what may pass, so the packing ends here: {then}")
+        raise UserError(f"{now.name}: {now.error}; a video is not left out for what may pass, so the packing ends here: {then}; if it ends here "
+                        "again, use an index without it")
     if now.late and before.late:
         raise UserError(f"{now.name}: {now.error}; nor was {before.name} before it read in time, which may pass, so the packing ends here: {then}; if "
                         "it ends here again, use an index without them")

@@ -4,20 +4,23 @@
     python -m videomae_jax pack index.parquet --out=packed --tfds --beam="--runner=FlinkRunner --flink_master=HOST:8081 --parallelism=64"
 
 `packed/packed_videos/1.0.0` is a data set like any other of tfds, with a split for every split of the index; `packed/index.parquet` is for
-`packed.PackedClips`, which reads its shards without TensorFlow. tfds makes all of it or nothing: what is killed begins again.
+`packed.PackedClips`, which reads its shards without TensorFlow. tfds makes all of it or nothing: what is killed begins again. Where a video
+was left out for what may pass, the data set stays as it is, but has no index.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module as array_record
 
-from videomae_jax.data import beam_packing, packed, packing, tfds_source
+from videomae_jax.data import beam_packing, decode, omission, packed, packing, tfds_source
 from videomae_jax.errors import UserError
 
 
@@ -52,13 +55,12 @@ class PackedVideos(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(numbers) for split, numbers in rows(self.plan).items()}
 
     def _generate_examples(self, numbers: list[int]) -> Any:
-        jobs = list(enumerate(numbers))
         if not self.on_beam:
-            return (example(job, plan=self.plan) for job in jobs)
+            return examples(numbers, plan=self.plan)
         import apache_beam as beam
 
         # Beam fuses neighbours: without the reshuffle one worker would get all rows.
-        return beam.Create(jobs) | beam.Reshuffle() | beam.Map(example, plan=self.plan)
+        return beam.Create(list(enumerate(numbers))) | beam.Reshuffle() | beam.Map(example, plan=self.plan)
 
 
 def rows(plan: packing.Plan, /) -> dict[str, list[int]]:
@@ -77,11 +79,38 @@ def example(job: tuple[int, int], /, *, plan: packing.Plan) -> tuple[int, dict[s
                    "about": json.dumps(packing.about(made.data), sort_keys=True), "clips": packing.windows(made.data)}
 
 
-def pack(plan: packing.Plan, options: str | None, /) -> tuple[packing.Plan, list[dict[str, Any]]]:
+def examples(numbers: list[int], /, *, plan: packing.Plan) -> Iterator[tuple[int, dict[str, Any]]]:
+    """`example` of the rows of a split, one after another. Raises UserError for two in succession that are late: a mount that hangs would be
+    waited for at every row that is left.
+    """
+    last = omission.Outcome()
+    for job in enumerate(numbers):
+        place, found = example(job, plan=plan)
+        now = omission.Outcome(found["name"], found["error"])
+        if now.late:
+            omission.check(now, last, then="the same command begins again")
+        last = now
+        yield place, found
+
+
+def check(plan: packing.Plan, errors: dict[int, str], home: pathlib.Path, /, *, say: Callable[[str], None]) -> None:
+    """Says all videos that the data set in `home` lacks for what may pass, and raises UserError unless each is at fault itself: `omission.check`."""
+    order, then = [row for numbers in rows(plan).values() for row in numbers], f"remove {home}, and the same command makes it again"
+    found = [omission.Outcome(plan.source.name(row), errors.get(row, "")) for row in order]
+    for outcome in found:
+        if outcome.error.partition(":")[0] in decode.PASSING:
+            say(f"{outcome.name} is without clips: {outcome.error}")
+    for last, now in itertools.pairwise([omission.Outcome(), *found]):
+        omission.check(now, last, then=then)
+    packing.check_last(plan, order[-1], found[-1], version=0, then=then)
+
+
+def pack(plan: packing.Plan, options: str | None, /, *, say: Callable[[str], None] = lambda line: None) -> tuple[packing.Plan, list[dict[str, Any]]]:
     """Makes the data set, by a Beam pipeline with these options (None = in this process), then reads all of it back and writes the index.
 
     Returns the plan with the number of its shards, and a manifest of each. Raises UserError where Beam is not installed, the plan has several
-    versions or the folder is of another packing, RuntimeError where the data set does not hold what was put into it.
+    versions, the folder is of another packing or a video was left out for what may pass, RuntimeError where the data set does not hold what was put
+    into it.
     """
     if plan.versions > 1:
         raise UserError(f"--tfds with {plan.versions} versions; allowed is 1: more windows serve as well")
@@ -106,6 +135,7 @@ def pack(plan: packing.Plan, options: str | None, /) -> tuple[packing.Plan, list
         if (missing := next(left, None)) is not None:
             raise RuntimeError(f"{home}: split {split} ends before row {missing}")
     errors = {int(row): error for m in manifests for row, error in m["failed"].items()}
+    check(plan, errors, home, say=say)
     packing.write_index(plan, places, errors)
     packing.write_manifest(plan, clips=sum(m["clips"] for m in manifests), size=sum(m["bytes"] for m in manifests), failed=len(errors), sha256={})
     return dataclasses.replace(plan, shards=len(manifests)), manifests
