@@ -362,6 +362,20 @@ def test_what_is_taken_of_a_fine_tuned_run(tmp_path: pathlib.Path) -> None:
     assert loaded(dataclasses.replace(PLAIN, pretrained=other, start="features"))["head/norm/scale"].max() == 2
 
 
+def test_a_whole_head_has_the_classes_of_the_data(tmp_path: pathlib.Path) -> None:
+    """In their order; "features" takes no classes."""
+    objective = dataclasses.replace(PLAIN, head=heads.Classifier(classes=2), start="model", pretrained=str(tmp_path / "w.npz"))
+    tree = jax.tree.map(lambda x: np.ones(x.shape, np.float32), jax.eval_shape(lambda: parallel.unbox(objective.init(jax.random.key(0), {}))))
+    written(tmp_path / "w.npz", tree)
+    (tmp_path / "classes.json").write_text('["odd", "even"]')
+    with pytest.raises(UserError, match=r"w.npz has 'odd' as class 0 of 2, and the data 'even'.*or a map of classes \(objective.classes\)"):
+        run_of(objective).create()
+    found = run_of(dataclasses.replace(objective, start="features")).create().params
+    assert found["head"]["norm"]["scale"].min() == 1 and np.asarray(found["head"]["linear"]["kernel"]).min() < 1
+    (tmp_path / "classes.json").write_text('["even", "odd"]')
+    assert np.asarray(run_of(objective).create().params["head"]["linear"]["kernel"]).min() == 1
+
+
 def test_a_head_takes_rows_by_class(tmp_path: pathlib.Path) -> None:
     """Class i of the target is class rows[i] of the file's seven, or its own fresh row; other leaves are those of the file."""
     wide = jax.tree.map(lambda x: np.asarray(x) + 1, params())

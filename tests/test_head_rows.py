@@ -7,7 +7,7 @@ import types
 import pytest
 from test_merge import CLIP, written
 
-from videomae_jax import head_rows
+from videomae_jax import head_rows, supervision
 from videomae_jax.data import merge, sources
 from videomae_jax.errors import UserError
 from videomae_jax.objectives.base import External
@@ -55,6 +55,32 @@ def test_maps_that_do_not_fit(tmp_path: pathlib.Path, content: object, data: tup
     with pytest.raises(UserError, match=message) as error:
         check(tmp_path, content, data=data, run=run)
     assert "map.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def whole(folder: pathlib.Path, /, *, run: tuple[str, ...], data: tuple[str, ...], into: str = "params") -> None:
+    """`head_rows.check` of a head that is taken without a map from a run that tells these classes."""
+    (folder / "run").mkdir(exist_ok=True)
+    (folder / "run" / "classes.json").write_text(json.dumps(run))
+    head_rows.check([supervision.initial(str(folder / "run"), into=into, start="model")], source=types.SimpleNamespace(classes=data))
+
+
+def test_whole_heads_that_fit(tmp_path: pathlib.Path) -> None:
+    """Names may be spelt differently; numbers are no names; other data than those of the head have none of its labels; other starts take no head."""
+    for run, data in ((("a b", "c"), ("A_b", "C")), (("b", "a"), ("0", "1")), (("0", "1"), ("a", "b")), (("b", "a"), ()), (("a", "b", "c"), ("even", "odd"))):
+        whole(tmp_path, run=run, data=data)
+    (tmp_path / "run" / "classes.json").write_text('["b", "a"]')
+    for start in ("encoder", "features"):
+        head_rows.check([supervision.initial(str(tmp_path / "run"), start=start)], source=types.SimpleNamespace(classes=("a", "b")))
+    head_rows.check([supervision.initial(str(tmp_path / "absent.npz"), start="model")], source=types.SimpleNamespace(classes=("a", "b")))
+
+
+@pytest.mark.parametrize(("into", "mapped"), [("params", True), ("frozen/teacher", False)])
+def test_whole_heads_that_do_not_fit(tmp_path: pathlib.Path, into: str, mapped: bool) -> None:
+    """One line with the first class that differs; a map helps where the recipe takes one."""
+    for data in (("a", "b", "c"), ("0", "2", "10")):  # labels with gaps are not the numbers of the head's classes
+        with pytest.raises(UserError, match=f"run has 'b' as class 0 of 3, and the data '{data[0]}': it would answer with wrong names") as error:
+            whole(tmp_path, run=("b", "a", "c"), data=data, into=into)
+        assert ("objective.classes" in str(error.value)) == mapped and "\n" not in str(error.value)
 
 
 def test_classes_of_a_run(tmp_path: pathlib.Path) -> None:

@@ -79,12 +79,14 @@ class Assembly:
         """
         if not jax.tree.leaves(self.abstract_frozen):
             return {}
+        read = [e for e in self.objective.externals() if e.into.split("/")[0] == "frozen"]
+        head_rows.check(read, source=self.source)
         networks = {f"frozen/{name}": getattr(self.objective, name, None) for name in ("encoder", "teacher")}
-        externals.check_positions(self.objective.externals(), encoders=networks)
+        externals.check_positions(read, encoders=networks)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_frozen)
         made = jax.jit(lambda rng: parallel.unbox(self.objective.init_frozen(init_keys(rng)[2], self._example())),
                        out_shardings=shardings)(self.rng())
-        return externals.load(made, self.objective.externals(), root="frozen")
+        return externals.load(made, read, root="frozen")
 
     def seen(self, extra: Extra, /) -> Extra:
         """The `extra` of a state as the methods of the objective take it: with the frozen weights."""

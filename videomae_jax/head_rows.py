@@ -49,10 +49,16 @@ def check(externals: Iterable[External], /, *, source: Any) -> None:
     """Raises UserError where a map of classes counts those of the data `source`, or of the run that the weights are of, in another order.
 
     A run tells its classes in `classes.json`. A map with names is refused for weights that tell none, a list where there are names.
+    A head that is taken as it is, without a map, has the classes of data with as many; of other data its labels are none, as those of noise,
+    and evaluators that score by them refuse them.
     """
     for external in externals:
         for _, name in external.rows:
-            found, data, run = read(name), tuple(source.classes), stored(external.path)
+            data, run = tuple(source.classes), stored(external.path)
+            if not name:
+                _same(external, run, data)
+                continue
+            found = read(name)
             if data:
                 _agree(name, found.get("target"), data, whose="the data")
             if run:
@@ -89,6 +95,20 @@ def _agree(name: str, listed: Sequence[str] | None, classes: Sequence[str], /, *
                             "for the same classes in the same order, as index --merge writes it")
 
 
+def _same(external: External, run: Sequence[str], data: Sequence[str], /) -> None:
+    """Raises UserError where the classes of the run whose head is taken as it is have names, and the data as many names in another order.
+
+    Numbers are no names: those of a list may well count a head whose classes have some.
+    """
+    if len(run) != len(data) or _numbers(run) or _numbers(data):
+        return
+    for number, (ours, theirs) in enumerate(zip(run, data, strict=True)):
+        if spelling(ours) != spelling(theirs):
+            mapped = "" if external.into.split("/")[0] == "frozen" else ", or a map of classes (objective.classes), as index --merge writes it"
+            raise UserError(f"the head of {external.path} has {ours!r} as class {number} of {len(run)}, and the data {theirs!r}: it would answer with wrong names; "
+                            f"allowed are the same classes in the same order, labels that are the numbers of the head's classes{mapped}")
+
+
 def _numbers(classes: Sequence[str], /) -> bool:
     """Whether classes are called 0, 1, ... in this order."""
     return list(classes) == [str(number) for number in range(len(classes))]
@@ -108,12 +128,12 @@ def chosen(value: np.ndarray, fresh: np.ndarray, /, *, rows: np.ndarray, name: s
 
 
 def select(source: Params, target: Params, /, *, rows: tuple[tuple[str, str], ...]) -> Params:
-    """`source` with the last axis of the leaves that match a pattern of `rows` (pattern, file) chosen by that file's map.
+    """`source` with the last axis of the leaves that match a pattern of `rows` (pattern, file) chosen by that file's map; "" takes all as they are.
 
     Raises UserError where a pattern matches no leaf of the source, or lengths do not fit.
     """
     wanted = {optim.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
-    for pattern, name in rows:
+    for pattern, name in ((pattern, name) for pattern, name in rows if name):
         found = read(name)
         matched = [path for path in jax.tree.leaves(optim.paths(source)) if re.fullmatch(pattern, path)]
         if not matched:

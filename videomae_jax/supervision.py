@@ -73,13 +73,13 @@ class Network:
 
 
 def initial(path: str, /, *, into: str = "params", start: str, classes: str = "", item: str = "params") -> External:
-    """The weights of a `Network` from a file: what `start` (STARTS) takes of its head, by the map of classes in the file `classes`.
+    """The weights of a `Network` from a file: what `start` (STARTS) takes of its head, by the map of classes in the file `classes` ("" = as it is).
 
     A decoder, and what else pretraining had beside the encoder, is left aside.
     """
     fresh = STARTS[start]
     ignored = (r"encoder/norm/.*", r"(?!encoder/|head/).*", fresh)
-    return External(into=into, path=path, fresh=(fresh,), ignore=ignored, rows=((r"head/linear/.*", classes),) if classes else (), item=item)
+    return External(into=into, path=path, fresh=(fresh,), ignore=ignored, rows=((r"head/linear/.*", classes),) if start == "model" else (), item=item)
 
 
 def check_start(start: str, classes: str, /) -> None:

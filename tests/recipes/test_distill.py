@@ -146,6 +146,20 @@ def test_weights_of_both(tmp_path: pathlib.Path) -> None:
     assert {float(x) for leaf in jax.tree.leaves(loaded) for x in np.unique(leaf)} == {0.5}
 
 
+def test_a_teacher_has_the_classes_of_the_data(tmp_path: pathlib.Path) -> None:
+    """In their order, "even" and "odd" here: a student of another would have the wrong names, and no label of its loss tells."""
+    head = heads.Classifier(classes=2)
+    tree = parallel.unbox(supervision.Network(TEACHER, head).init(jax.random.key(0)))
+    np.savez(tmp_path / "t.npz", **traverse_util.flatten_dict(jax.device_get(tree), sep="/"))
+    objective = dataclasses.replace(PLAIN, head=head, teacher_head=head, weights=str(tmp_path / "t.npz"))
+    optimizer = spec(optim.AdamW, schedule=optim.Schedule(base=1e-2))
+    (tmp_path / "classes.json").write_text('["odd", "even"]')
+    with pytest.raises(UserError, match="t.npz has 'odd' as class 0 of 2, and the data 'even'"):
+        noise_runs.run_of(objective, optimizer=optimizer).step()
+    (tmp_path / "classes.json").write_text('["Even", "odd"]')
+    assert noise_runs.run_of(objective, optimizer=optimizer).frozen["teacher"].keys() == tree.keys()
+
+
 def test_a_student_goes_without_its_teacher(tmp_path: pathlib.Path) -> None:
     """Its run opens, answers and is exported where the teacher's weights are gone, and carries none of them."""
     run = written.write(tmp_path / "run", dataclasses.replace(PLAIN, weights=str(tmp_path / "gone")), classes=written.CLASSES)

@@ -31,8 +31,9 @@ class Distill(Objective):
     coefficient of the KL: 0 beside labels of 1 trains the same student on labels alone, for comparison.
 
     The teacher, `teacher` with `teacher_head` from the run or file `weights`, runs as in evaluation, and its weights, in `storage`, are
-    frozen: no part of the state, of a checkpoint, or of a gradient. Rows without a label count for the KL. The student starts
-    from `pretrained` as in fine-tuning (`start`, `classes`, `item`).
+    frozen: no part of the state, of a checkpoint, or of a gradient. Its classes, and the student's, are those of the
+    data in their order (`head_rows.check`). Rows without a label count for the KL. The student starts from `pretrained` as in fine-tuning
+    (`start`, `classes`, `item`).
     """
 
     encoder: vit.Encoder
