@@ -9,6 +9,7 @@ import ml_collections
 
 from videomae_jax import erasing, mixing
 from videomae_jax.config import spec
+from videomae_jax.evals import agreement
 from videomae_jax.models import heads, vit
 from videomae_jax.objectives import distill
 
@@ -24,4 +25,5 @@ def giant(size: str, *, gpus: int, each: int, lr: float, layer_decay: float) -> 
         distill.Distill, encoder=vit.encoder(size, dtype="bfloat16"), head=head, teacher=vit.encoder("g", dtype="bfloat16"), teacher_head=head,
         weights="runs/finetune_k710_g", temperature=1.0, labels=0.0, mixing=mixing.Mixing(rows=each * 2, partner="reversed"),
         erasing=erasing.Erasing(probability=0.0), pretrained=f"runs/finetune_k710_{size.lower()}", start="model")
+    config.evaluators.agreement = spec(agreement.Agreement, every="5%", batch_size=64)
     return config

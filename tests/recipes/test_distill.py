@@ -17,6 +17,7 @@ from flax import traverse_util
 from noise_runs import CLIP, Noise, batch, clips_of
 
 import videomae_jax
+from videomae_jax import config as configs
 from videomae_jax import artefact, externals, losses, optim, parallel, supervision
 from videomae_jax.assembly import Assembly
 from videomae_jax.checkpoint import Checkpointer
@@ -188,6 +189,14 @@ def test_agreement(tmp_path: pathlib.Path) -> None:
     assert found["divergence"] == pytest.approx((np.exp(lp) * (lp - lq)).sum(-1).mean(), rel=1e-4)
     assert found["student_top1"] == pytest.approx(100 * np.mean(np.argmax(student, -1) == np.arange(6) % 2))
     assert found["teacher_top1"] == pytest.approx(100 * np.mean(np.argmax(teacher, -1) == np.arange(6) % 2))
+
+
+def test_every_distillation_tells_the_agreement() -> None:
+    """With the teacher, on held-out clips: the loss alone is of mixed ones that were trained on."""
+    found = {path.name: config for path in sorted((noise_runs.ROOT / "configs").rglob("*.py")) if path.name not in ("base.py", "__init__.py")
+             and (config := configs.load(str(path))).objective[configs.SYMBOL].endswith(".Distill")}
+    assert {"k710_s.py", "k710_b.py", "shapes.py"} <= found.keys()
+    assert not [name for name, config in found.items() if not any(isinstance(configs.build(node), Agreement) for node in config.evaluators.values())]
 
 
 def test_agreement_without_substitutes_and_padding(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
