@@ -1,6 +1,7 @@
 """k nearest neighbours in the space of frozen features."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +34,10 @@ def vote(train: np.ndarray, labels: np.ndarray, test: np.ndarray, /, *, classes:
         part = queries[start: start + CHUNK]
         rows = np.concatenate([part, np.zeros((-len(part) % min(CHUNK, len(queries)), part.shape[1]), np.float32)])  # one compilation
         cosine, ids = (np.asarray(x)[: len(part)] for x in nearest(rows))
-        weight, hot = np.exp((cosine - cosine[:, :1]).astype(np.float64) / temperature), np.eye(classes)[labels[ids]]
-        for k in ks:
-            found[k].append((weight[:, :k, None] * hot[:, :k]).sum(1).argmax(-1))
+        weight, voted, votes = np.exp((cosine - cosine[:, :1]).astype(np.float64) / temperature), labels[ids], np.zeros((len(part), classes))
+        for before, k in itertools.pairwise((0, *sorted(set(ks)))):  # each k adds to the votes of the one below: none is kept a neighbour and class
+            np.add.at(votes, (np.arange(len(part))[:, None], voted[:, before:k]), weight[:, before:k])
+            found[k].append(votes.argmax(-1))
     return {k: np.concatenate(v) for k, v in found.items()}
 
 
