@@ -3,13 +3,20 @@
 import pathlib
 from typing import Any
 
+import jax
+import noise_runs
+import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import test_train as loops
+import written
 from runs import shared_programs  # noqa: F401 (a fixture)
 
-from videomae_jax import agreement
+import videomae_jax
+from videomae_jax import agreement, api, optim, run_directory
+from videomae_jax import config as configs
 from videomae_jax.checkpoint import Checkpointer
+from videomae_jax.errors import UserError
 from videomae_jax.evals import best
 from videomae_jax.evals.base import Context
 
@@ -71,3 +78,31 @@ def test_a_kept_step_that_lies_ahead_stays(tmp_path: pathlib.Path) -> None:
     assert best.keep(context(tmp_path, step=5), 0.5, metric="top1") == 0.5
     assert best.keep(context(tmp_path, step=3), 0.9, metric="top1") == 0.5
     assert best.load(context(tmp_path, step=3))[0] == 5
+
+
+def test_the_best_open_as_a_model(tmp_path: pathlib.Path) -> None:
+    """Where their step is among the checkpoints no more; by a word or by the path of their folder, and told apart from the last ones."""
+    run = noise_runs.run_of(written.classifier(), optimizer=configs.spec(optim.AdamW, schedule=optim.Schedule(base=1e-2)))
+    state = run.create()
+    context = Context(run, jax.tree.map(lambda x: x + 1, state.params), {}, 3, tmp_path)
+    saver = Checkpointer(tmp_path / "checkpoints", keep_last=1)
+    saver.save(9, state, meta={"step": 9})
+    saver.close()
+    run_directory.write(tmp_path / "config.json", configs.to_json(run.config))
+    run_directory.write(tmp_path / "classes.json", '["wave", "jump", "sit"]')
+    with pytest.raises(UserError, match="best is not there: no evaluator of this run keeps the best weights yet"):
+        videomae_jax.load(tmp_path, best=True)
+    best.keep(context, 0.5, metric="top1")
+    step, kept = best.load(context)
+    for model in (videomae_jax.load(tmp_path, best=True), videomae_jax.load(tmp_path / "best")):
+        assert model.step == step == 3 and model.classes == written.CLASSES
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(model.params), jax.device_get(kept))
+    last = videomae_jax.load(tmp_path)
+    assert last.step == 9 and not np.array_equal(last.params["head"]["linear"]["bias"], kept["head"]["linear"]["bias"])
+    digests = [api.digest(tmp_path, step=3, best=True), api.digest(tmp_path / "best", step=3), api.digest(tmp_path, step=9)]
+    assert digests[0] == digests[1] != digests[2]
+    with pytest.raises(UserError, match="step 9 and the best weights are asked for; allowed is one of them"):
+        videomae_jax.load(tmp_path, step=9, best=True)
+    np.savez(tmp_path / "others.npz", x=np.zeros(1))
+    with pytest.raises(UserError, match="best is for run directories; .*others.npz is none"):
+        videomae_jax.load(tmp_path / "others.npz", best=True)

@@ -640,6 +640,23 @@ def test_the_eps_of_a_run_is_exported(tmp_path: pathlib.Path, capsys: pytest.Cap
     assert not (tmp_path / "a.pth").exists() and not (tmp_path / "b").exists()
 
 
+def test_the_best_weights_of_a_run_are_exported(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With config and classes of the run; they are one set of weights, and those of others are never any."""
+    numpy_files = pytest.importorskip("safetensors.numpy")
+    run = written.write(tmp_path / "run", written.classifier(), classes=written.CLASSES)
+    assert "no evaluator of this run keeps the best weights yet" in refused(capsys, "--to=hf", run, "--best", f"--out={tmp_path}/none")
+    written.keep_best(run, written.classifier(), step=4, seed=1)
+    of = {}
+    for name, words in (("last", [run]), ("best", [run, "--best"]), ("folder", [run / "best"])):
+        assert main(["convert", "--to=hf", *map(str, words), f"--out={tmp_path / name}"]) == 0
+        of[name] = numpy_files.load_file(tmp_path / name / "model.safetensors")
+        assert json.loads((tmp_path / name / "config.json").read_text())["id2label"]["1"] == written.CLASSES[1]
+    for name, seed in (("last", 0), ("best", 1), ("folder", 1)):
+        np.testing.assert_array_equal(of[name]["classifier.bias"], written.tree(written.classifier(), seed=seed)["head"]["linear"]["bias"])
+    assert "has no 'ema'; it has params" in refused(capsys, "--to=hf", run, "--best", "--item=ema", f"--out={tmp_path}/none")
+    assert "--best belongs to --to" in refused(capsys, "--from=auto", run, "--best", f"--out={tmp_path}/none")
+
+
 def test_pixels_and_eps_come_back_from_hugging_face(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Statistics of preprocessor_config.json and an eps of its own, there and back: the same classes of the same clips. Without the file ImageNet's, and a note."""
     pytest.importorskip("safetensors")

@@ -168,6 +168,19 @@ def test_an_older_step_goes_on_while_the_run_trains(run: pathlib.Path, folder: p
     assert "1 were there" in capsys.readouterr().out and api.digest(mine, step=0) == api.digest(run, step=0) != api.digest(mine, step=7)
 
 
+def test_features_of_the_best_weights(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are labelled with them, so that those of the last ones do not lie beside them."""
+    mine = pathlib.Path(shutil.copytree(run, tmp_path / "run"))
+    written.keep_best(mine, written.classifier(), step=4, seed=1)
+    words = [folder / "a.mp4", f"--out={tmp_path}/out"]
+    extracted(mine, *words, "--best")
+    assert f"{api.digest(mine, step=4, best=True)} step 4 " in (tmp_path / "out/extraction.json").read_text()
+    extracted(mine / "best", *words)
+    capsys.readouterr()
+    extracted(mine, *words, code=2)
+    assert "holds features that were taken otherwise: weights" in capsys.readouterr().err
+
+
 def test_damaged_and_short_videos_are_named(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The others are written all the same; the exit code tells; nothing half is left."""
     (tmp_path / "in").mkdir()

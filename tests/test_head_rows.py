@@ -66,7 +66,8 @@ def whole(folder: pathlib.Path, /, *, run: tuple[str, ...], data: tuple[str, ...
 
 def test_whole_heads_that_fit(tmp_path: pathlib.Path) -> None:
     """Names may be spelt differently; numbers are no names; other data than those of the head have none of its labels; other starts take no head."""
-    for run, data in ((("a b", "c"), ("A_b", "C")), (("b", "a"), ("0", "1")), (("0", "1"), ("a", "b")), (("b", "a"), ()), (("a", "b", "c"), ("even", "odd"))):
+    for run, data in ((("a b", "c"), ("A_b", "C")), (("b", "a"), ("0", "1")), (("0", "1"), ("a", "b")), (("b", "a"), ()),
+                      (("a", "b", "c"), ("even", "odd"))):
         whole(tmp_path, run=run, data=data)
     (tmp_path / "run" / "classes.json").write_text('["b", "a"]')
     for start in ("encoder", "features"):

@@ -15,7 +15,7 @@ from test_decode import encode
 
 import videomae_jax
 from videomae_jax import config as configs
-from videomae_jax import artefact, prediction, run_directory
+from videomae_jax import api, artefact, prediction, run_directory
 from videomae_jax.__main__ import main
 from videomae_jax.data import clips, decode, three_crop
 from videomae_jax.data.attributes import AttributeClips
@@ -99,6 +99,25 @@ def test_answers_of_another_call_are_not_gone_on_with(videos: list[tuple[str, pa
     (tmp_path / "a.mp4").write_bytes(b"nothing")
     assert main(["predict", str(run), f"{tmp_path}/a.mp4", rest[1]]) == 2 and "none of 1 videos can be read" in capsys.readouterr().err
     assert partial.read_bytes() == kept
+
+
+def test_the_best_weights_answer(videos: list[tuple[str, pathlib.Path]], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the probabilities that they give, and answers of the last ones are not gone on with."""
+    run = written.write(tmp_path / "run", written.classifier(), classes=written.CLASSES)
+    written.keep_best(run, written.classifier(), step=4, seed=1)
+    tables, words = {}, [str(videos[0][1]), "--top=1"]
+    for name, more in (("last", [str(run)]), ("best", [str(run), "--best"]), ("folder", [str(run / "best")])):
+        assert main(["predict", *more, *words, f"--out={tmp_path}/{name}.csv"]) == 0
+        tables[name] = (tmp_path / f"{name}.csv").read_bytes()
+    assert tables["best"] == tables["folder"] != tables["last"]
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "table", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["predict", str(run), "--best", *words, f"--out={tmp_path}/p.csv"]) == 130
+    assert json.loads((tmp_path / "p.csv.partial").read_text().splitlines()[0])["weights"][:2] == [api.digest(run, step=4, best=True), 4]
+    capsys.readouterr()
+    assert main(["predict", str(run), *words, f"--out={tmp_path}/p.csv"]) == 2
+    assert "holds the answers of an earlier call with other weights" in capsys.readouterr().err
 
 
 def test_many_videos_have_no_pictures(videos: list[tuple[str, pathlib.Path]], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],

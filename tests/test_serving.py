@@ -108,6 +108,16 @@ def test_programs_equal_the_model_for_any_batch(what: str, run: pathlib.Path, tm
         program(video[:, :2])
 
 
+def test_a_program_of_the_best_weights(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """It says their step, and gives their answers."""
+    mine = pathlib.Path(shutil.copytree(run, tmp_path / "run"))
+    written.keep_best(mine, written.classifier(), step=4, seed=1)
+    assert main(["export", str(mine), f"--out={tmp_path}/out", "--what=classes", "--best"]) == 0
+    program, video = Program(tmp_path / "out"), np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
+    assert program.about["step"] == 4 and program.about["classes"] == list(written.CLASSES)
+    np.testing.assert_allclose(program(video)["probabilities"], videomae_jax.load(mine, best=True).classify(video).probabilities, atol=1e-5)
+
+
 def test_the_folder_runs_without_this_package(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """In a process that cannot import it, by the runner that was copied beside the program."""
     assert main(["export", str(run), f"--out={tmp_path}/out", "--layer=0"]) == 0

@@ -4,15 +4,18 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax import config as configs
 from videomae_jax import parallel
+from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.convert import exporting, importing, report
 from videomae_jax.data import clips, sources, three_crop, transforms
 from videomae_jax.evals import classification
 from videomae_jax.models import heads, mae_st, vit
 from videomae_jax.objectives import classify, mae
+from videomae_jax.step import TrainState
 
 ENCODER = {"width": 16, "depth": 2, "heads": 2, "hidden": 32, "patch": (2, 8, 8), "frames": 4, "size": 16}
 DECODER = {"width": 8, "depth": 1, "heads": 2, "hidden": 16}
@@ -48,6 +51,15 @@ def write(out: pathlib.Path, objective: Any, /, *, classes: tuple[str, ...] = ()
     names = report.Report(loaded=(), reshaped=())
     exporting.write_run(importing.Imported(settings, params, names, classes, "test", ()), out)
     return out
+
+
+def keep_best(run: pathlib.Path, objective: Any, /, *, step: int, seed: int) -> None:
+    """Weights of a better evaluation at `step`, as `evals.best` leaves them beside the checkpoints of the run directory `run`."""
+    saver = Checkpointer(run / "best")
+    state = TrainState(step=jnp.asarray(step), rng=jax.random.key(0), params=tree(objective, seed=seed), opt={}, extra={}, ema={})
+    saver.save(step, state, meta={"step": step, "metric": "top1", "value": 50.0})
+    saver.wait()
+    saver.close()
 
 
 def pretraining(**encoder: Any) -> mae.MAE:

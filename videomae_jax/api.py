@@ -29,6 +29,7 @@ from videomae_jax.data import clips as cuts
 from videomae_jax.data import decode
 from videomae_jax.errors import UserError
 from videomae_jax.evals import attentive, pictures
+from videomae_jax.evals import best as kept
 from videomae_jax.evals.base import evaluation_source
 from videomae_jax.models import patches
 from videomae_jax.objectives import base
@@ -245,19 +246,21 @@ class Stored(NamedTuple):
     step: int
 
 
-def load(path: str | pathlib.Path, /, *, step: int | None = None, frames: int = 0, size: int = 0, devices: Sequence[Any] | None = None,
-         trust: tuple[str, ...] = (), assignments: Mapping[str, str] | None = None, **conversion: Any) -> Model:
+def load(path: str | pathlib.Path, /, *, step: int | None = None, best: bool = False, frames: int = 0, size: int = 0,
+         devices: Sequence[Any] | None = None, trust: tuple[str, ...] = (), assignments: Mapping[str, str] | None = None, **conversion: Any) -> Model:
     """The model of a run directory (`step`: of that checkpoint, else the newest), or of weights of others.
 
+    `best` takes the weights of the best evaluation, which a run keeps where an evaluator says by what (`evaluators.NAME.best`); the path RUN/best
+    means the same.
     `frames` and `size` open a model with fixed position tables for other clips than it was trained on (0 = as trained).
     `devices` are those that batches are split over (None = the first one). `assignments` override config fields. For weights of
     others, `conversion` takes the keywords of `convert.importing.read`: family, key, heads, decoder_heads, allow, ...
     """
-    path, chips = pathlib.Path(path), list(devices or jax.local_devices()[:1])
-    run = (path / "checkpoints").is_dir()
-    if run and conversion or not run and step is not None:
-        raise UserError(f"{next(iter(conversion), 'step')} is for {'weights of others' if run else 'run directories'}; {path} is {'a run directory' if run else 'none'}")
-    stored = of_run(path, step=step) if run else of_weights(path, {**conversion, "assignments": assignments})
+    (path, best), chips = kept.named(pathlib.Path(path), best=best), list(devices or jax.local_devices()[:1])
+    run, chosen_by = is_run(path), "best" if best else "step" if step is not None else ""
+    if run and conversion or not run and chosen_by:
+        raise UserError(f"{next(iter(conversion), chosen_by)} is for {'weights of others' if run else 'run directories'}; {path} is {'a run directory' if run else 'none'}")
+    stored = of_run(path, step=step, best=best) if run else of_weights(path, {**conversion, "assignments": assignments})
     config = stored.config
     if table := next((name for name in assignments or () if run and re.fullmatch(r"objective\.encoder\.(frames|size)", name)), None):
         raise UserError(f"{table} would leave the positions of the weights as they are; `frames` and `size` open a model for other clips")
@@ -270,7 +273,7 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, frames: int = 
     example = base.dummy(configs.build(config.data, trust=trust).fields)
     shapes = parallel.unbox(jax.eval_shape(lambda: objective.init(jax.random.key(0), example)))
     params = transfer(shapes, stored.params)
-    extra = extra_of(objective, path, step=stored.step, example=example, shapes=shapes)
+    extra = extra_of(objective, kept.checkpoints(path, best=best), step=stored.step, example=example, shapes=shapes)
     shared = parallel.replicated(mesh)
 
     def place(tree: Any) -> Any:
@@ -278,16 +281,27 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, frames: int = 
     return Model(objective, place(params), place(extra), config, stored.classes, stored.step, mesh, trust)
 
 
-def of_run(path: pathlib.Path, /, *, step: int | None) -> Stored:
-    """The contents of a run directory, with the averaged weights where the checkpoint has them: averages that began later are the parameters."""
-    config, names, found = run_directory.open_run(path), path / run_directory.CLASSES, chosen(path, step=step)
-    params = load_params(path / "checkpoints", step=found, item="ema" if config.ema and "ema" in saved(path, step=found) else "params")
+def is_run(path: pathlib.Path, /) -> bool:
+    """Whether a path is a run directory of ours; folders of Hugging Face have a config.json too."""
+    return (path / "checkpoints").is_dir()
+
+
+def of_run(path: pathlib.Path, /, *, step: int | None, best: bool = False) -> Stored:
+    """The contents of a run directory, with the averaged weights where the checkpoint has them: averages that began later are the parameters.
+
+    Raises UserError for a `step` beside `best`, and for one that is not there.
+    """
+    if best and step is not None:
+        raise UserError(f"step {step} and the best weights are asked for; allowed is one of them")
+    folder = kept.checkpoints(path, best=best)
+    config, names, found = run_directory.open_run(path), path / run_directory.CLASSES, chosen(folder, step=step)
+    params = load_params(folder, step=found, item="ema" if config.ema and "ema" in saved(folder, step=found) else "params")
     return Stored(config, params, tuple(json.loads(names.read_text())) if names.is_file() else (), found)
 
 
-def saved(path: pathlib.Path, /, *, step: int) -> tuple[str, ...]:
-    """The parts that the checkpoint `step` of a run holds, such as "params" and "ema"."""
-    saver = Checkpointer(path / "checkpoints", read_only=True)
+def saved(folder: pathlib.Path, /, *, step: int) -> tuple[str, ...]:
+    """The parts that the checkpoint `step` in a folder of them holds, such as "params" and "ema"."""
+    saver = Checkpointer(folder, read_only=True)
     try:
         return tuple(saver.meta(step)["leaves"])
     finally:
@@ -302,10 +316,11 @@ def of_weights(path: pathlib.Path, conversion: Mapping[str, Any], /) -> Stored:
     return Stored(found.config, found.params, found.classes, 0)
 
 
-def digest(path: pathlib.Path, /, *, step: int) -> str:
-    """SHA-256 of the checkpoint `step` of a run directory, or of weights of others."""
-    if (path / "checkpoints").is_dir():
-        return externals.digest(path, step=step)
+def digest(path: pathlib.Path, /, *, step: int, best: bool = False) -> str:
+    """SHA-256 of the checkpoint `step` of a run directory, of its `best` weights of that step, or of weights of others."""
+    path, best = kept.named(path, best=best)
+    if is_run(path):
+        return externals.digest(kept.checkpoints(path, best=best), step=step)
     from videomae_jax.convert import files
 
     if not path.is_dir():
@@ -313,23 +328,23 @@ def digest(path: pathlib.Path, /, *, step: int) -> str:
     return hashlib.sha256("".join(map(externals.digest, files.in_folder(path))).encode()).hexdigest()
 
 
-def chosen(path: pathlib.Path, /, *, step: int | None) -> int:
-    """`step`, or the newest of a run. Raises UserError when it is not there."""
-    saver = Checkpointer(path / "checkpoints", read_only=True)
+def chosen(folder: pathlib.Path, /, *, step: int | None) -> int:
+    """`step`, or the newest in a folder of checkpoints. Raises UserError when it is not there."""
+    saver = Checkpointer(folder, read_only=True)
     try:
         steps = saver.steps()
     finally:
         saver.close()
     if not steps or step not in (None, *steps):
-        raise UserError(f"no checkpoint {'' if step is None else step} in {path}/checkpoints; its steps are {steps}")
+        raise UserError(f"no checkpoint {'' if step is None else step} in {folder}; its steps are {steps}")
     return steps[-1] if step is None else step
 
 
-def extra_of(objective: base.Objective, path: pathlib.Path, /, *, step: int, example: Any, shapes: Params) -> Extra:
+def extra_of(objective: base.Objective, folder: pathlib.Path, /, *, step: int, example: Any, shapes: Params) -> Extra:
     """The state beside the parameters that a recipe keeps, and the frozen weights that its answers need; {} for most."""
     extra = jax.eval_shape(lambda params: parallel.unbox(objective.init_extra(jax.random.key(0), params, example)), shapes)
     if jax.tree.leaves(extra):
-        extra = transfer(extra, load_params(path / "checkpoints", step=step, item="extra"))
+        extra = transfer(extra, load_params(folder, step=step, item="extra"))
     def needed() -> Params:
         return {k: v for k, v in parallel.unbox(objective.init_frozen(jax.random.key(0), example)).items() if k not in objective.training_only}
 

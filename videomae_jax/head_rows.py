@@ -105,8 +105,8 @@ def _same(external: External, run: Sequence[str], data: Sequence[str], /) -> Non
     for number, (ours, theirs) in enumerate(zip(run, data, strict=True)):
         if spelling(ours) != spelling(theirs):
             mapped = "" if external.into.split("/")[0] == "frozen" else ", or a map of classes (objective.classes), as index --merge writes it"
-            raise UserError(f"the head of {external.path} has {ours!r} as class {number} of {len(run)}, and the data {theirs!r}: it would answer with wrong names; "
-                            f"allowed are the same classes in the same order, labels that are the numbers of the head's classes{mapped}")
+            raise UserError(f"the head of {external.path} has {ours!r} as class {number} of {len(run)}, and the data {theirs!r}: it would answer "
+                            f"with wrong names; allowed are the same classes in the same order, labels that are the numbers of the head's classes{mapped}")
 
 
 def _numbers(classes: Sequence[str], /) -> bool:

@@ -79,9 +79,10 @@ def add_processes(parser: argparse.ArgumentParser, /) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser, /) -> None:
-    """RUN, --step, --allow and --trust of commands that use a trained model."""
+    """RUN, --step, --best, --allow and --trust of commands that use a trained model."""
     parser.add_argument("workdir", metavar="RUN", help="run directory, or weights of others as for convert --from=auto")
     parser.add_argument("--step", type=int, default=None, help="checkpoint to use (default: the newest)")
+    parser.add_argument("--best", action="store_true", help="weights of the best evaluation, where the run keeps them (evaluators.NAME.best); so does RUN/best")
     parser.add_argument("--allow", action="append", default=[], metavar="CLASS[:PATTERN]", help="for weights of others: accepted differences, as for convert")
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="also build symbols of this package")
 
@@ -92,7 +93,7 @@ def model(options: argparse.Namespace, /, **kw: Any) -> Any:
     from videomae_jax.convert import report
 
     conversion = {"allow": report.allowances(options.allow)} if options.allow else {}
-    return api.load(options.workdir, step=options.step, trust=tuple(options.trust), **conversion, **kw)
+    return api.load(options.workdir, step=options.step, best=options.best, trust=tuple(options.trust), **conversion, **kw)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", default="", metavar="FILE", help="config that the run starts from (default: one of the same family)")
     parser.add_argument("--classes", default="", metavar="FILE", help="names of the classes of the head, one a line in its order, as in V2's label_map_k710.txt")
     parser.add_argument("--item", choices=("params", "ema"), default="params", help="with --to: the weights or their average")
+    parser.add_argument("--best", action="store_true", help="with --to: weights of the best evaluation, where the run keeps them (evaluators.NAME.best)")
     parser.add_argument("--biases", choices=("q_bias", "query.bias"), default="q_bias", help="with --to=hf: names of the q and v biases")
     parser.epilog = "Fields of the config can be overridden: --config.data.index=FILE, --config.objective.encoder.frames=32 with --allow=interpolated."
     options, assignments = arguments.parse(parser, argv)
@@ -38,7 +39,10 @@ def main(argv: list[str]) -> int:
 def to_run(options: argparse.Namespace, assignments: dict[str, str], /) -> int:
     """--from."""
     from videomae_jax.convert import exporting, importing, report
+    from videomae_jax.errors import UserError
 
+    if options.best:
+        raise UserError("--best belongs to --to; with --from the weights that PATH names are read")
     out = pathlib.Path(options.out)
     exporting.claim(out)
     found = importing.read(pathlib.Path(options.path), family="" if options.source == "auto" else options.source, key=options.key,
@@ -61,9 +65,9 @@ def from_run(options: argparse.Namespace, assignments: dict[str, str], /) -> int
     strays = [f"--{k.replace('_', '-')}" for k in ("key", "heads", "decoder_heads", "trained_frames", "trained_size", "allow", "config", "classes") if getattr(options, k)]
     strays += [f"--config.{k}" for k in assignments]
     if strays:
-        raise UserError(f"{strays[0]} belongs to --from; with --to allowed are --out, --item and --biases")
+        raise UserError(f"{strays[0]} belongs to --from; with --to allowed are --out, --item, --best and --biases")
     with arguments.writing(options.out):
-        state = exporting.export(pathlib.Path(options.path), to=options.to, out=pathlib.Path(options.out), item=options.item,
+        state = exporting.export(pathlib.Path(options.path), to=options.to, out=pathlib.Path(options.out), item=options.item, best=options.best,
                                  biases=videomae.Biases(options.biases))
     print(f"{len(state)} arrays written to {options.out}")
     return 0

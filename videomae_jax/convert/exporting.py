@@ -14,6 +14,7 @@ from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.convert import videomae
 from videomae_jax.convert.importing import Imported
 from videomae_jax.errors import UserError
+from videomae_jax.evals import best as kept
 from videomae_jax.models import layers, resized, vit
 from videomae_jax.objectives.base import External
 from videomae_jax.run_directory import CLASSES
@@ -46,8 +47,9 @@ def write_run(found: Imported, out: pathlib.Path, /) -> None:
     run_directory.write(out / "config.json", configs.to_json(found.config))  # last: what makes it a run directory
 
 
-def export(run: pathlib.Path, /, *, to: str, out: pathlib.Path, item: str = "params", biases: videomae.Biases = videomae.Biases.HUB) -> dict[str, np.ndarray]:
-    """Writes the newest checkpoint of a run for others, and returns the arrays under their names.
+def export(run: pathlib.Path, /, *, to: str, out: pathlib.Path, item: str = "params", best: bool = False,
+           biases: videomae.Biases = videomae.Biases.HUB) -> dict[str, np.ndarray]:
+    """Writes the newest checkpoint of a run for others, or its `best` weights, and returns the arrays under their names.
 
     "hf": a folder with config.json, model.safetensors and preprocessor_config.json. "videomae": a .pth file with the tensors
     under "model", whose code has an eps of 1e-6. Raises UserError for a model that the other side does not have.
@@ -55,6 +57,7 @@ def export(run: pathlib.Path, /, *, to: str, out: pathlib.Path, item: str = "par
     if to not in TARGETS:
         raise UserError(f"--to={to}; allowed are {', '.join(TARGETS)}")
     claim(out)
+    run, best = kept.named(run, best=best)
     config = run_directory.open_run(run)
     objective = configs.build(config.objective)
     encoder, decoder = getattr(objective, "encoder", None), getattr(objective, "decoder", None)
@@ -62,7 +65,7 @@ def export(run: pathlib.Path, /, *, to: str, out: pathlib.Path, item: str = "par
         check(model)
         if to == "videomae" and model.eps != layers.LN_EPS:
             raise UserError(f"LayerNorms with eps {model.eps:g}, and the official code has {layers.LN_EPS:g}; allowed is --to=hf, whose config says which")
-    params = externals.read(External("params", str(run), item=item))
+    params = externals.read(External("params", str(kept.checkpoints(run, best=best)), item=item))
     pretrained = decoder is not None
     if to == "videomae":
         convert = videomae.to_official if pretrained else videomae.classifier_to_official

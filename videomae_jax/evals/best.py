@@ -1,6 +1,7 @@
 """The weights of the best evaluation of a run, kept beside its checkpoints in the folder `best`.
 
-The folder is a checkpoint like any other: `pretrained`, and any other external weights, may name it.
+The folder is a checkpoint like any other: `pretrained`, and any other external weights, may name it. It holds the parameters alone, averaged
+ones where the run averages; what opens it takes config and classes from the run.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 from videomae_jax import config as configs
 from videomae_jax import parallel, reference, run_data
 from videomae_jax.checkpoint import Checkpointer
+from videomae_jax.durable import BEST
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context
 from videomae_jax.step import TrainState
@@ -22,7 +24,21 @@ KEEPING = r"evaluators\.own\.(best|save|weights)"  # of an evaluator: what it ke
 
 def folder(context: Context, /) -> pathlib.Path:
     """Where they lie."""
-    return context.directory / "best"
+    return context.directory / BEST
+
+
+def named(path: pathlib.Path, /, *, best: bool = False) -> tuple[pathlib.Path, bool]:
+    """(run directory, whether its best weights are meant) of the path of a run, or of the folder `best` of one."""
+    if path.name == BEST and not (path / "config.json").exists() and (path.parent / "config.json").is_file() and any(path.glob("[0-9]" * 8)):
+        return path.parent, True
+    return path, best
+
+
+def checkpoints(run: pathlib.Path, /, *, best: bool = False) -> pathlib.Path:
+    """The folder with the checkpoints of a run directory, or with its best weights. Raises UserError where it keeps none."""
+    if best and not (run / BEST).is_dir():
+        raise UserError(f"{run / BEST} is not there: no evaluator of this run keeps the best weights yet (evaluators.NAME.best=top1)")
+    return run / (BEST if best else "checkpoints")
 
 
 def measured(context: Context, evaluator: Any, /, *, source: Any) -> dict[str, Any]:
@@ -69,9 +85,7 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
 
 def load(context: Context, /) -> tuple[int, Params]:
     """(step, parameters) of the kept weights. Raises UserError where there are none."""
-    if not folder(context).is_dir():
-        raise UserError(f"{folder(context)} is not there: no evaluator of this run keeps the best weights yet (evaluators.NAME.best=top1)")
-    saver = Checkpointer(folder(context), read_only=True)
+    saver = Checkpointer(checkpoints(context.directory, best=True), read_only=True)
     try:
         steps = saver.candidates()
         if not steps:
