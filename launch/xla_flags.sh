@@ -12,8 +12,8 @@ flags_of() { # flags_of CHIP: the flags, one line
         [[ $line == \#* || " ${line%%--*}" != *" $1 "* ]] || flags+=" --${line#*--}"
       done <"$(dirname "${BASH_SOURCE[0]}")/../videomae_jax/compiler_flags.txt" || return
       echo "${flags# }" ;;
-    cpu | "") ;;
-    *) echo "error: no flags for chip '$1'; allowed are v5e, v5p, v6e, tpu7x, a100, h100, h200, b200, cpu" >&2; return 2 ;;
+    cpu | gpu | tpu | "") ;;
+    *) echo "error: no flags for chip '$1'; allowed are v5e, v5p, v6e, tpu7x, a100, h100, h200, b200, others as gpu or tpu, cpu" >&2; return 2 ;;
   esac
 }
 
@@ -31,17 +31,22 @@ tpu_here() { # the generation of this machine's TPU, which its PCI devices tell 
   return 1
 }
 
-chip_here() { # the chip of this machine, as far as it says so
+gpu_here() { # whether this machine has a GPU: a driver that finds none says so where names would be
+  [[ $(nvidia-smi -L 2>/dev/null) == *"GPU "[0-9]* ]]
+}
+
+chip_here() { # the chip of this machine; gpu or tpu for one that no flags are known for
   local name
-  if command -v nvidia-smi >/dev/null 2>&1; then
+  if gpu_here; then
     name=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
     case " ${name//[^A-Za-z0-9]/ } " in # words, for an RTX A1000 is no A100
       *" A100 "*) echo a100 ;; *" H100 "*) echo h100 ;; *" H200 "* | *" GH200 "*) echo h200 ;; *" B200 "* | *" GB200 "*) echo b200 ;;
+      *) echo gpu ;;
     esac
     return
   fi
   case "${ACCELERATOR_TYPE:-${TPU_ACCELERATOR_TYPE:-$(tpu_here)}}" in
-    v5litepod-* | v5e*) echo v5e ;; v5p*) echo v5p ;; v6e*) echo v6e ;; tpu7x*) echo tpu7x ;; *) echo cpu ;;
+    v5litepod-* | v5e*) echo v5e ;; v5p*) echo v5p ;; v6e*) echo v6e ;; tpu7x*) echo tpu7x ;; v[2-9]* | plc) echo tpu ;; *) echo cpu ;;
   esac
 }
 
@@ -76,11 +81,14 @@ export_flags() { # export_flags CHIP [SLICES]
       case "${2:-}" in "" | 1) ;; *) flags+=" $between_slices" ;; esac
       export LIBTPU_INIT_ARGS="$flags${LIBTPU_INIT_ARGS:+ $LIBTPU_INIT_ARGS}" ;;
     a100 | h100 | h200 | b200)
-      # The same bits for the same seed, which scatters and some convolutions otherwise do not give.
-      [ -z "${DETERMINISTIC:-}" ] || flags+=" --xla_gpu_deterministic_ops=true"
-      export XLA_FLAGS="$flags${XLA_FLAGS:+ $XLA_FLAGS}" XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
       # Latency-hiding scheduler, pipelined collectives and double-buffered loops in one switch.
       export JAX_OPTIMIZATION_LEVEL="${JAX_OPTIMIZATION_LEVEL:-O1}" NCCL_NVLS_ENABLE="${NCCL_NVLS_ENABLE:-1}"
       [ "$1" = b200 ] || export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}" ;;
+  esac
+  case "$1" in
+    gpu | a100 | h100 | h200 | b200)
+      # The same bits for the same seed, which scatters and some convolutions otherwise do not give.
+      [ -z "${DETERMINISTIC:-}" ] || flags+="${flags:+ }--xla_gpu_deterministic_ops=true"
+      export XLA_FLAGS="$flags${XLA_FLAGS:+${flags:+ }$XLA_FLAGS}" XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}" ;;
   esac
 }

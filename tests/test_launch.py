@@ -265,7 +265,7 @@ def test_tpus_are_found_by_the_ids_that_jax_knows(tmp_path: pathlib.Path) -> Non
         machine.mkdir()
         pci(machine, ("0x1ae0", "0x0042"), (hardware_utils._GOOGLE_PCI_VENDOR_ID, device))
         done = here(machine, "detect_accelerator; chip_here")
-        assert done.stdout.split() == ["tpu", generation.name if generation.name in ("v5p", "v5e", "v6e", "tpu7x") else "cpu"], done.stderr
+        assert done.stdout.split() == ["tpu", generation.name if generation.name in ("v5p", "v5e", "v6e", "tpu7x") else "tpu"], done.stderr
 
 
 def test_a_cloud_tpu_tells_the_number_of_its_slices(tmp_path: pathlib.Path) -> None:
@@ -294,10 +294,11 @@ def test_a_machine_without_tpu_trains_on_its_cpu(tmp_path: pathlib.Path) -> None
 
 
 @pytest.mark.parametrize(("name", "chip"), [("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA GH200 480GB", "h200"), ("NVIDIA B200", "b200"),
-                                            ("NVIDIA GB200", "b200"), ("NVIDIA RTX A1000", ""), ("NVIDIA RTX A1000 Laptop GPU", "")])
+                                            ("NVIDIA GB200", "b200"), ("NVIDIA RTX A1000", "gpu"), ("NVIDIA RTX A1000 Laptop GPU", "gpu"), ("", "cpu")])
 def test_a_gpu_is_a_word_of_the_name_that_it_gives(name: str, chip: str, tmp_path: pathlib.Path) -> None:
-    """Those beside a Grace processor have the flags of their like."""
-    assert here(tmp_path, f"nvidia-smi() {{ echo '{name}'; }}; head() {{ read -r line; echo \"$line\"; }}; chip_here").stdout.strip() == chip
+    """Those beside a Grace processor have the flags of their like; a driver without GPU is none."""
+    said = f"case $1 in -L) echo 'GPU 0: {name} (UUID: GPU-b200)' ;; *) echo '{name}' ;; esac" if name else "echo No devices found."
+    assert here(tmp_path, f"nvidia-smi() {{ {said}; }}; head() {{ read -r line; echo \"$line\"; }}; chip_here").stdout.strip() == chip
 
 
 def test_the_check_of_a_tpu_asks_no_other_host(tmp_path: pathlib.Path) -> None:
