@@ -4,12 +4,13 @@
 #
 # The flags of a chip are those of videomae_jax/compiler_flags.txt, which `plan` compiles with: what is predicted is what runs.
 
-flags_of() { # flags_of CHIP: the flags, one line
-  local line flags=
+flags_of() { # flags_of CHIP [SLICES]: the flags, one line
+  local line also=$1 flags=
+  case "$1 ${2:-1}" in *" 1") ;; v* | tpu*) also=slices ;; esac
   case "$1" in
     v5e | v5p | v6e | tpu7x | a100 | h100 | h200 | b200)
       while read -r line; do
-        [[ $line == \#* || " ${line%%--*}" != *" $1 "* ]] || flags+=" --${line#*--}"
+        [[ $line == \#* || " ${line%%--*}" != *" $1 "* && " ${line%%--*}" != *" $also "* ]] || flags+=" --${line#*--}"
       done <"$(dirname "${BASH_SOURCE[0]}")/../videomae_jax/compiler_flags.txt" || return
       echo "${flags# }" ;;
     cpu | gpu | tpu | "") ;;
@@ -58,10 +59,9 @@ slices_here() { # over how many slices the job runs, nothing where nobody says: 
 }
 
 # Slices exchange gradients through the network of their hosts. The memory registered for it, 4 GiB by default, would be too little for larger
-# models, whose steps take twice as long then; sinking an exchange keeps its tensors, so large ones are left out; starting and compiling takes
-# some slices minutes longer than others, which is no hang; one that is, or an error, ends the processes, which start again.
-between_slices="--xla_tpu_enable_megascale_barrier=true --xla_tpu_enable_sunk_dcn_allreduce_done_with_host_reduction=true \
---xla_tpu_host_dcn_reduce_max_sinking_limit=67108864 --megascale_grpc_premap_memory_bytes=17179869184 --megascale_graph_hang_threshold=10m \
+# models, whose steps take twice as long then; starting and compiling takes some slices minutes longer than others, which is no hang; one that
+# is, or an error, ends the processes, which start again. These change no program; what does is in the file of the flags.
+between_slices="--megascale_grpc_premap_memory_bytes=17179869184 --megascale_graph_hang_threshold=10m \
 --megascale_graph_within_launch_hang_threshold=10m --megascale_error_reporter_abort_on_hang=true --megascale_error_reporter_abort_on_error=true"
 
 export_here() { # what a run on this machine gets: flags, and on accelerators a folder for compiled programs, which of CPUs are for one processor alone
@@ -75,7 +75,7 @@ export_here() { # what a run on this machine gets: flags, and on accelerators a 
 
 export_flags() { # export_flags CHIP [SLICES]
   local flags
-  flags=$(flags_of "$1") || return
+  flags=$(flags_of "$1" "${2:-}") || return
   case "$1" in
     v5e | v5p | v6e | tpu7x)
       case "${2:-}" in "" | 1) ;; *) flags+=" $between_slices" ;; esac

@@ -212,12 +212,18 @@ def test_several_slices_get_flags_of_their_own() -> None:
         assert flags[-1] == "--mine=1"
 
 
+@pytest.mark.parametrize("slices", [1, 2])
 @pytest.mark.parametrize("chip", topologies.CHIPS)
-def test_flags_are_those_that_plan_compiles_with(chip: str) -> None:
-    """One list for both, from any folder; of the package, so that they are there after pip install."""
-    script = f"set -euo pipefail; source {ROOT}/launch/xla_flags.sh; flags_of {chip}"
+def test_flags_are_those_that_plan_compiles_with(chip: str, slices: int) -> None:
+    """One list for both, from any folder; of the package, so that they are there after pip install. What slices get besides is no compiler's."""
+    variable = "LIBTPU_INIT_ARGS" if topologies.CHIPS[chip].platform == "tpu" else "XLA_FLAGS"
+    script = f"set -euo pipefail; unset {variable} DETERMINISTIC; source {ROOT}/launch/xla_flags.sh; export_flags {chip} {slices}; echo ${variable}"
     done = subprocess.run(["bash", "-c", script], cwd="/", capture_output=True, text=True, check=True)
-    assert topologies.flags(chip) and done.stdout.split() == [f"--{name}={value}" for name, value in topologies.flags(chip).items()]
+    topology = topologies.find(f"{slices}x{chip}-8" if variable == "LIBTPU_INIT_ARGS" else f"{chip}x{8 * slices}")
+    found = topologies.flags(chip, slices=topology.slices)
+    assert topology.slices == slices and found and [w for w in done.stdout.split() if "--megascale_" not in w] == [f"--{name}={value}" for name, value in found.items()]
+    assert topologies.compiler_options(topology).keys() == found.keys()
+    assert ("xla_tpu_enable_megascale_barrier" in found) == ("--megascale_" in done.stdout) == (slices > 1 and variable == "LIBTPU_INIT_ARGS")
 
 
 def test_the_same_bits_on_a_gpu_are_asked_for() -> None:
