@@ -1,5 +1,6 @@
 """Launchers carried out by stand-ins of the cloud's tools, which run four hosts on this machine and give each the variables of the real thing."""
 
+import ast
 import contextlib
 import http.client
 import http.server
@@ -434,6 +435,26 @@ def test_a_cluster_that_tells_too_little_is_one_line(monkeypatch: pytest.MonkeyP
     with pytest.raises(kind, match=re.escape(message)) as found:
         cluster.initialize(coordinator="auto", processes=1, process=0)
     assert "\n" not in str(found.value)
+
+
+# What JAX's own detection says; another version may say it otherwise.
+SAYS = ["Kubernetes API Error: {e.status} - {e.reason}", "does not have a controller.",
+        "Pods within a job need a headless service in order to communicate with each other.", "cluster automatic bootstrap only supports Job/JobSet.",
+        "jobs must be indexed by setting `completionMode: \"Indexed\"`.", "expected HOSTNAME env variable to be defined",
+        "Could not parse coordinator IP address from Open MPI environment."]
+
+
+@pytest.mark.parametrize(("pattern", "text"), list(zip(cluster.MISTAKES.split("|"), SAYS, strict=True)))
+def test_mistakes_are_known_by_what_jax_says(monkeypatch: pytest.MonkeyPatch, pattern: str, text: str) -> None:
+    """Each text is in the installed version, and a mistake, wherever its lines are broken."""
+    folder = pathlib.Path(jax.__file__).parent / "_src" / "clusters"
+    assert any(text in ast.unparse(ast.parse(file.read_text())) for file in folder.glob("*.py"))
+    said = text.format(e=mock.Mock(status=403, reason="Forbidden"))
+    assert re.search(pattern, said)
+    monkeypatch.setattr(jax.distributed, "initialize", mock.Mock(side_effect=RuntimeError("\n".join(said.split()))))
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    with pytest.raises(UserError, match="^--coordinator=auto: "):
+        cluster.initialize(coordinator="auto", processes=1, process=0)
 
 
 def test_a_fault_of_the_cluster_that_passes_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
