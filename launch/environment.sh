@@ -23,7 +23,7 @@ choose_python() {
 
 detect_accelerator() {
   if [ -n "${JAX_EXTRA:-}" ]; then echo "$JAX_EXTRA"; return; fi
-  if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+  if gpu_here; then
     local major
     major=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1 | cut -d. -f1)
     # CUDA 13 wheels need driver 580 or newer.

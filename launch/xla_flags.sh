@@ -4,16 +4,17 @@
 #
 # The flags of a chip are those of videomae_jax/compiler_flags.txt, which `plan` compiles with: what is predicted is what runs.
 
-flags_of() { # flags_of CHIP: the flags, one line
-  local line flags=
+flags_of() { # flags_of CHIP [SLICES]: the flags, one line
+  local line also=$1 flags=
+  case "$1 ${2:-1}" in *" 1") ;; v* | tpu*) also=slices ;; esac
   case "$1" in
     v5e | v5p | v6e | tpu7x | a100 | h100 | h200 | b200)
       while read -r line; do
-        [[ $line == \#* || " ${line%%--*}" != *" $1 "* ]] || flags+=" --${line#*--}"
+        [[ $line == \#* || " ${line%%--*}" != *" $1 "* && " ${line%%--*}" != *" $also "* ]] || flags+=" --${line#*--}"
       done <"$(dirname "${BASH_SOURCE[0]}")/../videomae_jax/compiler_flags.txt" || return
       echo "${flags# }" ;;
-    cpu | "") ;;
-    *) echo "error: no flags for chip '$1'; allowed are v5e, v5p, v6e, tpu7x, a100, h100, h200, b200, cpu" >&2; return 2 ;;
+    cpu | gpu | tpu | "") ;;
+    *) echo "error: no flags for chip '$1'; allowed are v5e, v5p, v6e, tpu7x, a100, h100, h200, b200, others as gpu or tpu, cpu" >&2; return 2 ;;
   esac
 }
 
@@ -31,17 +32,22 @@ tpu_here() { # the generation of this machine's TPU, which its PCI devices tell 
   return 1
 }
 
-chip_here() { # the chip of this machine, as far as it says so
+gpu_here() { # whether this machine has a GPU: a driver that finds none says so where names would be
+  [[ $(nvidia-smi -L 2>/dev/null) == *"GPU "[0-9]* ]]
+}
+
+chip_here() { # the chip of this machine; gpu or tpu for one that no flags are known for
   local name
-  if command -v nvidia-smi >/dev/null 2>&1; then
+  if gpu_here; then
     name=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
     case " ${name//[^A-Za-z0-9]/ } " in # words, for an RTX A1000 is no A100
       *" A100 "*) echo a100 ;; *" H100 "*) echo h100 ;; *" H200 "* | *" GH200 "*) echo h200 ;; *" B200 "* | *" GB200 "*) echo b200 ;;
+      *) echo gpu ;;
     esac
     return
   fi
   case "${ACCELERATOR_TYPE:-${TPU_ACCELERATOR_TYPE:-$(tpu_here)}}" in
-    v5litepod-* | v5e*) echo v5e ;; v5p*) echo v5p ;; v6e*) echo v6e ;; tpu7x*) echo tpu7x ;; *) echo cpu ;;
+    v5litepod-* | v5e*) echo v5e ;; v5p*) echo v5p ;; v6e*) echo v6e ;; tpu7x*) echo tpu7x ;; v[2-9]* | plc) echo tpu ;; *) echo cpu ;;
   esac
 }
 
@@ -53,10 +59,9 @@ slices_here() { # over how many slices the job runs, nothing where nobody says: 
 }
 
 # Slices exchange gradients through the network of their hosts. The memory registered for it, 4 GiB by default, would be too little for larger
-# models, whose steps take twice as long then; sinking an exchange keeps its tensors, so large ones are left out; starting and compiling takes
-# some slices minutes longer than others, which is no hang; one that is, or an error, ends the processes, which start again.
-between_slices="--xla_tpu_enable_megascale_barrier=true --xla_tpu_enable_sunk_dcn_allreduce_done_with_host_reduction=true \
---xla_tpu_host_dcn_reduce_max_sinking_limit=67108864 --megascale_grpc_premap_memory_bytes=17179869184 --megascale_graph_hang_threshold=10m \
+# models, whose steps take twice as long then; starting and compiling takes some slices minutes longer than others, which is no hang; one that
+# is, or an error, ends the processes, which start again. These change no program; what does is in the file of the flags.
+between_slices="--megascale_grpc_premap_memory_bytes=17179869184 --megascale_graph_hang_threshold=10m \
 --megascale_graph_within_launch_hang_threshold=10m --megascale_error_reporter_abort_on_hang=true --megascale_error_reporter_abort_on_error=true"
 
 export_here() { # what a run on this machine gets: flags, and on accelerators a folder for compiled programs, which of CPUs are for one processor alone
@@ -70,17 +75,20 @@ export_here() { # what a run on this machine gets: flags, and on accelerators a 
 
 export_flags() { # export_flags CHIP [SLICES]
   local flags
-  flags=$(flags_of "$1") || return
+  flags=$(flags_of "$1" "${2:-}") || return
   case "$1" in
     v5e | v5p | v6e | tpu7x)
       case "${2:-}" in "" | 1) ;; *) flags+=" $between_slices" ;; esac
       export LIBTPU_INIT_ARGS="$flags${LIBTPU_INIT_ARGS:+ $LIBTPU_INIT_ARGS}" ;;
     a100 | h100 | h200 | b200)
-      # The same bits for the same seed, which scatters and some convolutions otherwise do not give.
-      [ -z "${DETERMINISTIC:-}" ] || flags+=" --xla_gpu_deterministic_ops=true"
-      export XLA_FLAGS="$flags${XLA_FLAGS:+ $XLA_FLAGS}" XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
       # Latency-hiding scheduler, pipelined collectives and double-buffered loops in one switch.
       export JAX_OPTIMIZATION_LEVEL="${JAX_OPTIMIZATION_LEVEL:-O1}" NCCL_NVLS_ENABLE="${NCCL_NVLS_ENABLE:-1}"
       [ "$1" = b200 ] || export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}" ;;
+  esac
+  case "$1" in
+    gpu | a100 | h100 | h200 | b200)
+      # The same bits for the same seed, which scatters and some convolutions otherwise do not give.
+      [ -z "${DETERMINISTIC:-}" ] || flags+="${flags:+ }--xla_gpu_deterministic_ops=true"
+      export XLA_FLAGS="$flags${XLA_FLAGS:+${flags:+ }$XLA_FLAGS}" XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}" ;;
   esac
 }

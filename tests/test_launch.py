@@ -212,12 +212,18 @@ def test_several_slices_get_flags_of_their_own() -> None:
         assert flags[-1] == "--mine=1"
 
 
+@pytest.mark.parametrize("slices", [1, 2])
 @pytest.mark.parametrize("chip", topologies.CHIPS)
-def test_flags_are_those_that_plan_compiles_with(chip: str) -> None:
-    """One list for both, from any folder; of the package, so that they are there after pip install."""
-    script = f"set -euo pipefail; source {ROOT}/launch/xla_flags.sh; flags_of {chip}"
+def test_flags_are_those_that_plan_compiles_with(chip: str, slices: int) -> None:
+    """One list for both, from any folder; of the package, so that they are there after pip install. What slices get besides is no compiler's."""
+    variable = "LIBTPU_INIT_ARGS" if topologies.CHIPS[chip].platform == "tpu" else "XLA_FLAGS"
+    script = f"set -euo pipefail; unset {variable} DETERMINISTIC; source {ROOT}/launch/xla_flags.sh; export_flags {chip} {slices}; echo ${variable}"
     done = subprocess.run(["bash", "-c", script], cwd="/", capture_output=True, text=True, check=True)
-    assert topologies.flags(chip) and done.stdout.split() == [f"--{name}={value}" for name, value in topologies.flags(chip).items()]
+    topology = topologies.find(f"{slices}x{chip}-8" if variable == "LIBTPU_INIT_ARGS" else f"{chip}x{8 * slices}")
+    found = topologies.flags(chip, slices=topology.slices)
+    assert topology.slices == slices and found and [w for w in done.stdout.split() if "--megascale_" not in w] == [f"--{name}={value}" for name, value in found.items()]
+    assert topologies.compiler_options(topology).keys() == found.keys()
+    assert ("xla_tpu_enable_megascale_barrier" in found) == ("--megascale_" in done.stdout) == (slices > 1 and variable == "LIBTPU_INIT_ARGS")
 
 
 def test_the_same_bits_on_a_gpu_are_asked_for() -> None:
@@ -265,7 +271,7 @@ def test_tpus_are_found_by_the_ids_that_jax_knows(tmp_path: pathlib.Path) -> Non
         machine.mkdir()
         pci(machine, ("0x1ae0", "0x0042"), (hardware_utils._GOOGLE_PCI_VENDOR_ID, device))
         done = here(machine, "detect_accelerator; chip_here")
-        assert done.stdout.split() == ["tpu", generation.name if generation.name in ("v5p", "v5e", "v6e", "tpu7x") else "cpu"], done.stderr
+        assert done.stdout.split() == ["tpu", generation.name if generation.name in ("v5p", "v5e", "v6e", "tpu7x") else "tpu"], done.stderr
 
 
 def test_a_cloud_tpu_tells_the_number_of_its_slices(tmp_path: pathlib.Path) -> None:
@@ -294,10 +300,11 @@ def test_a_machine_without_tpu_trains_on_its_cpu(tmp_path: pathlib.Path) -> None
 
 
 @pytest.mark.parametrize(("name", "chip"), [("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA GH200 480GB", "h200"), ("NVIDIA B200", "b200"),
-                                            ("NVIDIA GB200", "b200"), ("NVIDIA RTX A1000", ""), ("NVIDIA RTX A1000 Laptop GPU", "")])
+                                            ("NVIDIA GB200", "b200"), ("NVIDIA RTX A1000", "gpu"), ("NVIDIA RTX A1000 Laptop GPU", "gpu"), ("", "cpu")])
 def test_a_gpu_is_a_word_of_the_name_that_it_gives(name: str, chip: str, tmp_path: pathlib.Path) -> None:
-    """Those beside a Grace processor have the flags of their like."""
-    assert here(tmp_path, f"nvidia-smi() {{ echo '{name}'; }}; head() {{ read -r line; echo \"$line\"; }}; chip_here").stdout.strip() == chip
+    """Those beside a Grace processor have the flags of their like; a driver without GPU is none."""
+    said = f"case $1 in -L) echo 'GPU 0: {name} (UUID: GPU-b200)' ;; *) echo '{name}' ;; esac" if name else "echo No devices found."
+    assert here(tmp_path, f"nvidia-smi() {{ {said}; }}; head() {{ read -r line; echo \"$line\"; }}; chip_here").stdout.strip() == chip
 
 
 def test_the_check_of_a_tpu_asks_no_other_host(tmp_path: pathlib.Path) -> None:

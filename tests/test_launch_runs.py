@@ -1,5 +1,6 @@
 """Launchers carried out by stand-ins of the cloud's tools, which run four hosts on this machine and give each the variables of the real thing."""
 
+import ast
 import contextlib
 import http.client
 import http.server
@@ -436,6 +437,26 @@ def test_a_cluster_that_tells_too_little_is_one_line(monkeypatch: pytest.MonkeyP
     assert "\n" not in str(found.value)
 
 
+# What JAX's own detection says; another version may say it otherwise.
+SAYS = ["Kubernetes API Error: {e.status} - {e.reason}", "does not have a controller.",
+        "Pods within a job need a headless service in order to communicate with each other.", "cluster automatic bootstrap only supports Job/JobSet.",
+        "jobs must be indexed by setting `completionMode: \"Indexed\"`.", "expected HOSTNAME env variable to be defined",
+        "Could not parse coordinator IP address from Open MPI environment."]
+
+
+@pytest.mark.parametrize(("pattern", "text"), list(zip(cluster.MISTAKES.split("|"), SAYS, strict=True)))
+def test_mistakes_are_known_by_what_jax_says(monkeypatch: pytest.MonkeyPatch, pattern: str, text: str) -> None:
+    """Each text is in the installed version, and a mistake, wherever its lines are broken."""
+    folder = pathlib.Path(jax.__file__).parent / "_src" / "clusters"
+    assert any(text in ast.unparse(ast.parse(file.read_text())) for file in folder.glob("*.py"))
+    said = text.format(e=mock.Mock(status=403, reason="Forbidden"))
+    assert re.search(pattern, said)
+    monkeypatch.setattr(jax.distributed, "initialize", mock.Mock(side_effect=RuntimeError("\n".join(said.split()))))
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    with pytest.raises(UserError, match="^--coordinator=auto: "):
+        cluster.initialize(coordinator="auto", processes=1, process=0)
+
+
 def test_a_fault_of_the_cluster_that_passes_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its server is asked again by the next start; an address without a port is refused before JAX takes it for both."""
     error = RuntimeError("Kubernetes API Error: 500 - Internal Server Error")
@@ -739,20 +760,32 @@ ONE_MACHINE = """#!/usr/bin/env bash
 """
 
 
-@pytest.mark.parametrize("words", [("local.sh", "RUN"), ("sweep.sh", "--grid=g.py", "--root=RUN"), ("progressive.sh", "RUN"), ("host.sh", "train")])
-def test_one_machine_sets_the_flags_of_its_gpu(tmp_path: pathlib.Path, bin_folder: pathlib.Path, words: tuple[str, ...]) -> None:
-    """Without a cluster, too: flags, the share of the memory, and a folder for compiled programs."""
-    tool(bin_folder, "nvidia-smi", '#!/usr/bin/env bash\ncase "$*" in *driver*) echo 580.1 ;; *) echo "GPU 0: NVIDIA H100 80GB HBM3" ;; esac\n')
+@pytest.mark.parametrize(("gpu", "words"), [
+    *(("NVIDIA H100 80GB HBM3", words) for words in (
+        ("local.sh", "RUN"), ("sweep.sh", "--grid=g.py", "--root=RUN"), ("progressive.sh", "RUN"), ("host.sh", "train"))),
+    ("NVIDIA L4", ("host.sh", "train")), ("", ("host.sh", "train"))])
+def test_one_machine_sets_the_flags_of_its_gpu(tmp_path: pathlib.Path, bin_folder: pathlib.Path, gpu: str, words: tuple[str, ...]) -> None:
+    """Without a cluster, too: flags, the share of the memory, and a folder for compiled programs. One without flags of its own, and a TPU of before, get the rest."""
+    if gpu:
+        tool(bin_folder, "nvidia-smi", f'#!/usr/bin/env bash\ncase "$*" in *driver*) echo 580.1 ;; *) echo "GPU 0: {gpu}" ;; esac\n')
+    else:
+        tool(bin_folder, "nvidia-smi", "#!/usr/bin/env bash\nexit 1\n")
+        device = tmp_path / "sys" / "bus" / "pci" / "devices" / "0000:00:05.0"
+        device.mkdir(parents=True)
+        (device / "vendor").write_text("0x1ae0\n")
+        (device / "device").write_text("0x005e\n")
     python = str(tool(bin_folder, "python", ONE_MACHINE + NOTING.partition("\n")[2]))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "summary.json").touch()
     env = environment(tmp_path, VIDEOMAE_PYTHON=python, PYTHON=python, VENV=str(tmp_path / "venv"), LOGS=str(tmp_path), COORDINATOR="none", PRETRAIN="--x=1",
-                      JAX_COMPILATION_CACHE_DIR="", XLA_PYTHON_CLIENT_MEM_FRACTION="", CHIP="")
+                      JAX_COMPILATION_CACHE_DIR="", XLA_PYTHON_CLIENT_MEM_FRACTION="", CHIP="", DETERMINISTIC="1", TPU_SKIP_MDS_QUERY="1")
     done = run(words[0], *(word.replace("RUN", str(tmp_path / "run")) for word in words[1:]), env=env)
     assert done.returncode == 0 and noted(tmp_path), done.stderr
     for variables in noted(tmp_path):
-        assert variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.9" and variables["JAX_COMPILATION_CACHE_DIR"] == f"{tmp_path}/.cache/videomae_jax"
-        assert variables["XLA_FLAGS"].startswith("--xla_gpu_")
+        assert variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.9" * bool(gpu)
+        assert variables["JAX_COMPILATION_CACHE_DIR"] == f"{tmp_path}/.cache/videomae_jax"
+        flags = variables["XLA_FLAGS"].split()
+        assert flags[-1:] == ["--xla_gpu_deterministic_ops=true"] * bool(gpu) and (len(flags) > 1) == ("H100" in gpu)
 
 
 @pytest.mark.parametrize("running", [False, True])

@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,8 @@ import pytest
 from videomae_jax import stopping, watchdog
 from videomae_jax.data import workers
 from videomae_jax.errors import UserError
-from videomae_jax.watchdog import STUCK, Limits, Watchdog
+from videomae_jax.ledger import Ledger
+from videomae_jax.watchdog import STUCK, Board, Limits, Watchdog
 
 QUICK = Limits(step=0.3, init=30, restore=30, compile=30, checkpoint=30, evaluation=30)
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -199,6 +201,50 @@ def test_the_process_that_is_behind_is_named(tmp_path: pathlib.Path, monkeypatch
     assert json.loads((tmp_path / "stacks" / "1.json").read_text())["phase"] == "data_wait"
 
 
+STORAGE = ("ledger.alive", "stacks/0.txt", "stacks/0.tmp", "stacks/1.json")
+
+
+@pytest.mark.parametrize("name", [*STORAGE, "stacks", "events.jsonl"])
+def test_storage_that_never_answers_keeps_no_process_alive(name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A pipe that nobody reads, for each file that is written or read on the way, a folder that is never listed, an alarm that never returns."""
+    monkeypatch.setattr(watchdog, "GRACE", 0.2)
+    books, answer = Ledger(tmp_path, lead=True), threading.Event()
+    (tmp_path / "stacks").mkdir()
+    if name in STORAGE:
+        os.mkfifo(tmp_path / name)
+    elif name == "stacks":
+        monkeypatch.setattr(pathlib.Path, "glob", lambda *_: answer.wait() and ())
+    dog, ended = watched(tmp_path, Limits(step=0.3, checkpoint=0.5), rank=0, ranks=2, tick=books.alive,
+                         alarm=lambda *_, **__: answer.wait() if name == "events.jsonl" else None)
+    try:
+        with dog:
+            dog.enter("checkpoint", 7)
+            until(lambda: ended, seconds=30)
+        assert ended == [STUCK]
+        said = capsys.readouterr().err
+        assert "in checkpoint at step 7: the save is stuck" in said
+        text = said if name == "stacks/0.txt" else (tmp_path / "stacks" / "0.txt").read_text()
+        assert "test_storage_that_never_answers" in text and text.count("hread 0x") >= 2  # they are not lost with the storage
+    finally:
+        answer.set()
+        if name in STORAGE:
+            os.close(os.open(tmp_path / name, os.O_RDWR | os.O_NONBLOCK))  # whoever waits for the other end goes on
+
+
+def test_hundreds_of_processes_leave_the_storage_alone(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place that goes on from step to step is written now and then, another phase at once; the folder is not listed at every look."""
+    places, listed, left = iter([("init", 0), *(("step", n) for n in range(100)), ("checkpoint", 100), ("checkpoint", 100), ("data_wait", 100)]), [], []
+    replace, glob = os.replace, pathlib.Path.glob
+    monkeypatch.setattr(os, "replace", lambda a, b: [replace(a, b), left.append(json.loads(pathlib.Path(b).read_text()))])
+    monkeypatch.setattr(pathlib.Path, "glob", lambda *a: [listed.append(1), glob(*a)][1])
+    board = Board(tmp_path / "stacks", rank=3, ranks=512, tick=lambda: None, place=lambda: next(places), wake=lambda: None, every=1.0, between=watchdog.PLACE)
+    for second in range(104):
+        board.look(float(second))
+    assert [(p["phase"], p["step"]) for p in left] == [
+        ("init", 0), *(("step", n) for n in range(0, 100, 10)), ("checkpoint", 100), ("data_wait", 100)]
+    assert len(listed) == 52 and not board.called
+
+
 def unreadable(folder: pathlib.Path, pattern: str) -> None:
     """A file system that answers again later."""
     raise OSError(5, "Input/output error", str(folder))
@@ -207,6 +253,7 @@ def unreadable(folder: pathlib.Path, pattern: str) -> None:
 def test_all_processes_write_their_stacks(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has no limit of its own follows the one that gives up; what an earlier start left is no reason, nor is its going or a folder that cannot be read."""
     monkeypatch.setattr(watchdog, "GRACE", 0.1)
+    monkeypatch.setattr(watchdog, "LOOK", 0.0)
     (tmp_path / "stacks").mkdir()
     for name in ("0.txt", "7.txt"):
         (tmp_path / "stacks" / name).write_text("of yesterday")

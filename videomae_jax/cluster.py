@@ -8,7 +8,7 @@ import jax
 from videomae_jax.errors import UserError
 
 # Of JAX's detection, what no later start mends: no rights, or a job that is none for it. Late machines and servers that fail are told by others.
-MISTAKES = r"API Error: 403|does not have a controller|headless\s+service|only supports Job|completionMode|HOSTNAME env|parse coordinator IP"
+MISTAKES = r"API Error: 403|does not have a controller|headless service|only supports Job|completionMode|HOSTNAME env|parse coordinator IP"
 
 
 def initialize(*, coordinator: str, processes: int, process: int, timeout: int = 300, peer_limit: int = 15) -> None:
@@ -28,9 +28,10 @@ def initialize(*, coordinator: str, processes: int, process: int, timeout: int =
     try:
         jax.distributed.initialize(**given, initialization_timeout=timeout, heartbeat_timeout_seconds=peer_limit)
     except (ValueError, RuntimeError) as error:  # no cluster, or one that tells too little; what may pass, as processes that are late, is no mistake
-        if isinstance(error, RuntimeError) and not re.search(MISTAKES, str(error)):
+        said = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and not re.search(MISTAKES, said):
             raise
-        raise UserError(f"--coordinator={coordinator}: {' '.join(str(error).split())}; give --coordinator=HOST:PORT --processes=N --process=I") from error
+        raise UserError(f"--coordinator={coordinator}: {said}; give --coordinator=HOST:PORT --processes=N --process=I") from error
 
 
 def place_of_process() -> str:

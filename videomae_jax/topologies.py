@@ -178,15 +178,16 @@ def devices(topology: Topology, /) -> list[Any]:
     return (tpu_devices if topology.chip.platform == "tpu" else gpu_devices)(topology)
 
 
-def flags(chip: str, /) -> dict[str, str]:
+def flags(chip: str, /, *, slices: int = 1) -> dict[str, str]:
     """The compiler flags that the launchers set for a chip, by their names without dashes; none for one that is not listed.
 
-    They are the package's own file, which the launchers read as well.
+    They are the package's own file, which the launchers read as well; TPUs of several slices have more of them.
     """
     found: dict[str, str] = {}
+    wanted = {chip, "slices"} if slices > 1 and chip in TORUS else {chip}
     for line in (importlib.resources.files("videomae_jax") / "compiler_flags.txt").read_text().splitlines():
         words = line.split()
-        if chip in words and not line.startswith("#"):
+        if wanted & set(words) and not line.startswith("#"):
             found |= dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--"))
     return found
 
@@ -200,7 +201,8 @@ def compiler_options(topology: Topology, /) -> dict[str, str | bool]:
         return {}
     given = os.environ.get("LIBTPU_INIT_ARGS" if topology.chip.platform == "tpu" else "XLA_FLAGS", "").split()
     users = {word.lstrip("-").partition("=")[0] for word in given}
-    return {name: {"true": True, "false": False}.get(value, value) for name, value in flags(topology.chip.name).items() if name not in users}
+    return {name: {"true": True, "false": False}.get(value, value) for name, value in flags(topology.chip.name, slices=topology.slices).items()
+            if name not in users}
 
 
 def gpu_target(chip: Chip, /) -> str:
