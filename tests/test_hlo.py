@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from videomae_jax import config as configs
-from videomae_jax import hlo, optim, parallel
+from videomae_jax import hlo, optim, parallel, program_text
 from videomae_jax.assembly import assemble
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -185,13 +185,13 @@ def test_collectives_by_hand(program: hlo.Program) -> None:
     ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", ((0, 1, 2, 3),))])
 def test_forms_of_groups(text: str, groups: Any) -> None:
     """All that XLA writes."""
-    assert hlo._groups(text, "all-reduce") == groups
+    assert program_text.groups(text, "all-reduce") == groups
 
 
 def test_an_unknown_form_of_groups_is_an_error() -> None:
     """A wrong group would be a wrong number of bytes."""
     with pytest.raises(ValueError, match="unknown form"):
-        hlo._groups("replica_groups=<new>", "all-reduce")
+        program_text.groups("replica_groups=<new>", "all-reduce")
 
 
 def test_time_by_hand(program: hlo.Program) -> None:

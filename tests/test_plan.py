@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from videomae_jax import config as configs
-from videomae_jax import footprint, forecast, hlo, parallel, plan, topologies
+from videomae_jax import footprint, forecast, hlo, parallel, plan, program_text, topologies
 from videomae_jax.assembly import assemble
 from videomae_jax.commands import plan as command
 from videomae_jax.data import audiovisual, sources
@@ -296,6 +296,41 @@ def test_what_crosses_slices_takes_the_network(groups: str, seconds: float) -> N
     assert time.step == time.exposed == pytest.approx(seconds)
 
 
+SENT = """ENTRY %main (g: f32[1000000]) -> f32[1000000] {{
+  %g = f32[1000000]{{0}} parameter(0)
+  %after-all.1 = token[] after-all(), frontend_attributes={{MegascaleRendezvousKeyName="a_0"}}
+  %send.1 = (f32[1000000]{{0:T(1024)}}, u32[], token[]) send(%g, %after-all.1), channel_id=6, is_host_transfer=true, \
+frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="a_0",\
+_xla_megascale_target={target},_xla_megascale_transfer_type="{kind}"}}, backend_config={{}}
+  %recv.1 = (f32[1000000]{{0:T(1024)}}, u32[], token[]) recv(%after-all.1), channel_id=3, is_host_transfer=true
+  {between}
+  %send-done.1 = token[] send-done(%send.1), channel_id=6, is_host_transfer=true
+  %recv-done.1 = (f32[1000000]{{0:T(1024)}}, token[]) recv-done(%recv.1), channel_id=3, is_host_transfer=true
+  ROOT %get-tuple-element.3 = f32[1000000]{{0:T(1024)}} get-tuple-element(%recv-done.1), index=0
+}}"""  # as libtpu 0.0.42 writes it for two slices of four chips
+
+
+@pytest.mark.parametrize(("kind", "target", "bytes_"), [
+    ("ALL_REDUCE", '"{1,2}x{0:3}"', 4e6), ("ALL_GATHER", '"{1:2}x{0,1,2,3}"', 4e6), ("REDUCE_SCATTER", '"{1,2}x{0:3}"', 2e6), ("ALL_TO_ALL", '"{1,2}x{0:3}"', 2e6),
+    ("ONE_TO_ONE", "{{100000->200000},{100001->200001},{200000->100000},{200001->100001}}", 4e6)])
+@pytest.mark.parametrize(("between", "hides"), [("", False), ("%copy.1 = f32[100000000]{0} copy(%big)", True)])
+def test_what_the_host_sends_to_other_slices_takes_the_network(kind: str, target: str, bytes_: float, between: str, hides: bool) -> None:
+    """libtpu makes the exchanges between slices transfers of the host: of 4 MB, what a device sends to the one device of its place in the other slice."""
+    text = SENT.format(kind=kind, target=target, between=between)
+    program = hlo.Program(text, devices=8, slices=2)
+    [one] = program.collectives
+    assert one.hidden is hides and one.crosses(lambda device: device // 4, 8) and forecast.sent(one, lambda device: device // 4, 8) == (0, bytes_)
+    topology = topologies.find("2xv5p-8")
+    assert forecast.roofline(program, topology).wire == pytest.approx(topology.chip.devices * bytes_ / (topology.chip.network / topology.chip.per_host))
+
+
+@pytest.mark.parametrize(("kind", "target"), [("ALL_REDUCE", '"everyone"'), ("GOSSIP", '"{1,2}x{0:3}"')])
+def test_an_unknown_exchange_between_slices_is_an_error(kind: str, target: str) -> None:
+    """What is not understood must not count as nothing."""
+    with pytest.raises(ValueError, match="exchange between slices of "):
+        _ = hlo.Program(SENT.format(kind=kind, target=target, between=""), devices=8, slices=2).collectives
+
+
 @pytest.mark.parametrize(("kind", "groups", "link", "network"), [
     ("all-gather", "replica_groups={{0,1,2,3,4,5,6,7}}", 0.75, 0.5 / 4),  # an eighth to its partner in the other slice, then quarters within
     ("reduce-scatter", "replica_groups={{0,1,2,3,4,5,6,7}}", 0.75, 0.5 / 4),
@@ -303,7 +338,7 @@ def test_what_crosses_slices_takes_the_network(groups: str, seconds: float) -> N
     ("collective-permute", "source_target_pairs={{0,4},{4,0}}", 0, 1), ("all-reduce", "replica_groups={{0,1,4,5},{2,3,6,7}}", 2 * 0.5, 2 * 0.5 / 2)])
 def test_shares_of_a_collective(kind: str, groups: str, link: float, network: float) -> None:
     """Of its array, what one of eight devices of two slices sends within and beyond its slice."""
-    one = hlo.Collective(kind, 1e9, 1, hlo._groups(groups, kind), False, False, "a", "a")
+    one = hlo.Collective(kind, 1e9, 1, program_text.groups(groups, kind), False, False, "a", "a")
     assert forecast.sent(one, lambda device: device // 4, 8) == pytest.approx((link * 1e9, network * 1e9))
 
 

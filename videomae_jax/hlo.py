@@ -10,61 +10,17 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 
-import numpy as np
+from videomae_jax.program_text import Instruction, Shape, computations, exchange, groups
 
-SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4,
-         "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "token": 0, "opaque": 0}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast")
 # What moves no data of its own: names, views, and the second half of a copy or collective.
 FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all", "partition-id", "replica-id",
         "iota", "copy-done", "call-start", "call-done", "slice-done", "dynamic-slice-done", "dynamic-update-slice-done", "async-done", "async-update", "opt-barrier", "domain", "all-reduce-done", "all-gather-done",
-        "collective-permute-done")
+        "collective-permute-done", "send", "recv", "send-done", "recv-done")
 # Products of all queries with all keys in JAX's splash kernels; the backward one that also gives the gradient of queries has one more.
 KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 COPIES = ("copy-start", "dynamic-slice-start", "dynamic-update-slice-start")
 _CARRIED = re.compile("async_collective_fusion_config|AsyncCollective")  # a collective that fusions carry on, and the calls at its ends
-_SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
-_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """An array: element type, lengths, and whether it lies beside the processor (VMEM) or in the host's memory, not in HBM."""
-
-    kind: str
-    lengths: tuple[int, ...]
-    near: bool = False
-    far: bool = False
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.lengths)
-
-    @property
-    def bytes(self) -> float:
-        """Bytes without padding."""
-        return self.size * SIZES.get(self.kind, 4)
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line of a computation; `rest` holds the attributes behind the operands."""
-
-    name: str
-    op: str
-    shapes: tuple[Shape, ...]
-    operands: tuple[str, ...]
-    rest: str
-    root: bool
-
-    @property
-    def called(self) -> tuple[str, ...]:
-        """Computations that run as part of this instruction, the branches of a conditional included."""
-        names = re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", self.rest)
-        branches = re.search(r"branch_computations=\{([^}]*)\}", self.rest)
-        return (*names, *(re.findall(r"[\w.\-]+", branches[1]) if branches else ()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,18 +74,11 @@ class Time:
 
 
 class Program:
-    """The computations of an optimised program, from `compiled.as_text()`; `devices` take part."""
+    """The computations of an optimised program, from `compiled.as_text()`; `devices` of `slices` take part, those of a slice in succession."""
 
-    def __init__(self, text: str, /, *, devices: int) -> None:
-        self.devices = devices
-        self.computations: dict[str, dict[str, Instruction]] = {}
-        self.entry, current = "", {}
-        for line in text.splitlines():
-            if head := _HEAD.match(line):
-                current = self.computations.setdefault(head[2], {})
-                self.entry = head[2] if head[1] else self.entry
-            elif (body := _LINE.match(line)) and (made := _instruction(body[2], body[3], root=bool(body[1]))):
-                current[made.name] = made
+    def __init__(self, text: str, /, *, devices: int, slices: int = 1) -> None:
+        self.devices, self.slices = devices, slices
+        self.computations, self.entry = computations(text)
 
     def trips(self, loop: Instruction, /) -> int:
         """How often a while loop runs: what XLA noted, else the constant that its condition compares with; 1 where neither is there."""
@@ -166,6 +115,8 @@ class Program:
         for one, body, times, loop in self.runs():
             if (kind := one.op.removesuffix("-start")) in COLLECTIVES:
                 found.append(self._collective(one, body, kind, times, loop, one.op != kind))
+            elif crossing := exchange(one, slices=self.slices, devices=self.devices):
+                found.append(self._exchange(one, body, crossing, times, loop))
             elif one.op in ("fusion", "call-start"):
                 inner = [(i, self.computations[c]) for c in one.called for i in self.computations.get(c, {}).values()
                          if i.op.removesuffix("-start") in COLLECTIVES]
@@ -180,11 +131,21 @@ class Program:
 
     def _collective(self, one: Instruction, body: Mapping[str, Instruction], kind: str, times: int, loop: bool, hidden: bool, /,
                     *, caller: str = "") -> Collective:
-        groups = _groups(one.rest, kind)
+        between = groups(one.rest, kind)
         size = sum(s.bytes for name in one.operands if name in body for s in body[name].shapes)
         if kind == "all-gather":
-            size *= len(groups[0]) if groups else self.devices
-        return Collective(kind, size, times, groups, loop, hidden, one.name, caller or one.name)
+            size *= len(between[0]) if between else self.devices
+        return Collective(kind, size, times, between, loop, hidden, one.name, caller or one.name)
+
+    def _exchange(self, one: Instruction, body: Mapping[str, Instruction], crossing: tuple[str, tuple[tuple[int, ...], ...]], times: int, loop: bool, /) -> Collective:
+        """A `send` to other slices; it is ahead of its use where something runs before the last of its ends (that of its `recv`, which shares its token)."""
+        kind, between = crossing
+        size = body[one.operands[0]].shapes[0].bytes * (len(between[0]) if kind == "all-gather" else 1)
+        halves = {i.name for i in body.values() if i.op in ("send", "recv") and i.operands[-1] == one.operands[-1]}
+        order = list(body)
+        ends = [order.index(i.name) for i in body.values() if i.op in ("send-done", "recv-done") and i.operands[0] in halves]
+        amid = (body[name].op for name in order[order.index(one.name) + 1:max(ends, default=0)])
+        return Collective(kind, size, times, between, loop, any(op not in FREE or op in ("while", "call", "conditional") for op in amid), one.name, one.name)
 
     def flops(self, one: Instruction, body: Mapping[str, Instruction], /) -> float:
         """Operations of the matrix products in an instruction: 2 a multiply-add."""
@@ -342,58 +303,3 @@ def _kernel(one: Instruction, arrays: list[Shape], /) -> float:
     return (products + fused) * 2.0 * queries.size * keys.lengths[2]
 
 
-def _instruction(name: str, text: str, /, *, root: bool) -> Instruction | None:
-    """The parts of `type op(operands), attributes`; None for a line that is none."""
-    end = _closing(text, 0) + 1 if text.startswith("(") else text.find(" ")
-    match = re.match(r"\s*([a-z][\w\-]*)\(", text[end:])
-    if end <= 0 or not match:
-        return None
-    begin = end + match.end() - 1
-    close = _closing(text, begin)
-    op, inside = match[1], text[begin:close + 1]
-    rest = inside if op in ("parameter", "constant") else text[close + 1:]
-    return Instruction(name, op, shapes(text[:end]), tuple(re.findall(r"%([\w.\-]+)", inside)), rest, root)
-
-
-def _closing(text: str, begin: int, /) -> int:
-    """Place of the parenthesis that closes the one at `begin`."""
-    depth = 0
-    for place in range(begin, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
-        if not depth:
-            return place
-    return len(text) - 1
-
-
-def shapes(text: str, /) -> tuple[Shape, ...]:
-    """The arrays of a type, tuples flattened."""
-    return tuple(Shape(kind, tuple(int(n) for n in lengths.split(",") if n), "S(1)" in layout, "S(5)" in layout) for kind, lengths, layout in _SHAPE.findall(text))
-
-
-def _groups(rest: str, kind: str, /) -> tuple[tuple[int, ...], ...]:
-    """Device numbers of the groups, from any of the forms XLA writes: lists, [n,m]<=[shape]T(order), mesh[...] {axes}."""
-    if kind == "collective-permute":
-        pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", rest)
-        return tuple((int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)", pairs[1] + "}")) if pairs else ()
-    if listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", rest):
-        return tuple(tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{([\d,]+)\}", listed[1]))
-    if tiled := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest):
-        return tuple(map(tuple, _tile(tiled[3]).reshape(int(tiled[1]), int(tiled[2])).tolist()))
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\(([^{]*)\))?\s*\{([^}]*)\}", rest):
-        sizes = {name: int(n) for name, n in re.findall(r"'([\w.\-]+)'=(\d+)", named[1])}
-        chosen, names = re.findall(r"'([\w.\-]+)'", named[3]), list(sizes)
-        ids = _tile(named[2]) if named[2] else np.arange(math.prod(sizes.values()))
-        order = [names.index(n) for n in names if n not in chosen] + [names.index(n) for n in chosen]
-        return tuple(map(tuple, ids.reshape(*sizes.values()).transpose(order).reshape(-1, math.prod(sizes[n] for n in chosen)).tolist()))
-    if "replica_groups={}" in rest or "replica_groups=" not in rest:
-        return ()
-    raise ValueError(f"replica groups of an unknown form: {rest[:200]}")
-
-
-def _tile(text: str, /) -> np.ndarray:
-    """Device numbers in the order of "[2,4]T(1,0)": counted in that shape, read with its axes in that order; or as listed."""
-    shape = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?$", text)
-    if not shape:
-        return np.asarray([int(n) for n in text.split(",")])
-    ids = np.arange(math.prod(int(n) for n in shape[1].split(","))).reshape([int(n) for n in shape[1].split(",")])
-    return (ids.transpose([int(n) for n in shape[2].split(",")]) if shape[2] else ids).ravel()

@@ -235,7 +235,7 @@ class Planner:
                 + memory.generated_code_size_in_bytes)
         need += footprint.batch_bytes(run) / parallel.batch_ways(run.mesh) * max(0, run.config.prefetch - 1)  # batches that wait for their step
         # A GPU's program hides its products in calls of libraries, so its time is the estimate's.
-        program = None if self.topology.chip.platform == "gpu" else hlo.Program(compiled.as_text(), devices=len(devices))
+        program = None if self.topology.chip.platform == "gpu" else hlo.Program(compiled.as_text(), devices=len(devices), slices=self.topology.slices)
         return Compiled(need, *spent, program, memory.host_temp_size_in_bytes)
 
     def ways_out(self, factor: float, /) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from videomae_jax import hlo
+from videomae_jax import hlo, program_text
 from videomae_jax.errors import UserError
 
 STEPS = 3  # traced after the warm-up
@@ -61,13 +61,13 @@ def operations(program: str, /) -> dict[str, Operation]:
     """{instruction: Operation} of the text of a compiled program; a fusion does what the instructions in it do."""
     computations = hlo.Program(program, devices=1).computations
 
-    def does(one: hlo.Instruction) -> str:
+    def does(one: program_text.Instruction) -> str:
         if one.op == "fusion":
             return " ".join(does(i) for name in one.called for i in computations.get(name, {}).values())
         target = re.search(r'custom_call_target="([^"]*)"', one.rest)
         return f"{one.op} {target[1]}" if target else one.op
 
-    def path(one: hlo.Instruction) -> str:
+    def path(one: program_text.Instruction) -> str:
         told = re.search(r'op_name="([^"]*)"', one.rest)
         return told[1] if told else ""
 
