@@ -7,17 +7,23 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 source launch/xla_flags.sh
 VENV="${VENV:-.venv}"
 
+supported() { # supported INTERPRETER: whether it runs and is of a version that the requirements have
+  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
+}
+
 choose_python() {
   local candidate
-  for candidate in "${PYTHON:-}" python3.12 python3.11 python3; do
-    [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 || continue
-    "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 || continue
-    echo "$candidate"
-    return 0
+  if [ -n "${PYTHON:-}" ]; then
+    if supported "$PYTHON"; then echo "$PYTHON"; return 0; fi
+    echo "error: PYTHON=$PYTHON cannot be used; allowed is an interpreter of Python 3.11 or 3.12" >&2
+    return 1
+  fi
+  for candidate in python3.12 python3.11 python3; do
+    if supported "$candidate"; then echo "$candidate"; return 0; fi
   done
   # Images of TPU machines have 3.8 to 3.10.
   if candidate=$(bash launch/bootstrap_python.sh); then echo "$candidate"; return 0; fi
-  echo "error: no Python 3.11 or 3.12 found (tried PYTHON, python3.12, python3.11, python3, uv); set PYTHON=/path/to/python3.11" >&2
+  echo "error: no Python 3.11 or 3.12 found (tried python3.12, python3.11, python3, uv); set PYTHON=/path/to/python3.11" >&2
   return 1
 }
 

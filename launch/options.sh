@@ -8,6 +8,16 @@
 # finished. With --topology each cell gets the mesh, micro-batches and recomputation that its chip-hours are of. --dry-run prints exactly what would
 # run and runs nothing.
 
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+check_bash() { # check_bash MAJOR MINOR: ends the launcher in a bash that has no such arrays; macOS has 3.2
+  [ "$1" -gt 4 ] || { [ "$1" -eq 4 ] && [ "$2" -ge 4 ]; } || fail "bash $1.$2; needed is 4.4 or newer (macOS: brew install bash)"
+}
+check_bash "${BASH_VERSINFO[0]}" "${BASH_VERSINFO[1]}"
+
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 COUNTS="nodes gpus cpus hosts slices chips num-nodes processes devices port init-timeout max-restarts" # options that are numbers
 DRY_RUN=
@@ -69,11 +79,6 @@ parse_mount() {
     fail "--mount=$word; allowed are gs://BUCKET:/FOLDER and HOST:/SHARE:/FOLDER"
   fi
   MOUNT_FROM=${BASH_REMATCH[1]} MOUNT_TO=${BASH_REMATCH[2]}
-}
-
-fail() {
-  echo "error: $*" >&2
-  exit 2
 }
 
 # do_or_show COMMAND...: runs it, or prints it so that a shell reads back the same words.

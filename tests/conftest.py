@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of this suite."""
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
     parser.addoption("--all", action="store_true", help="run the costly contract checks for every config, not once per kind of objective")
-    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/contract instead of comparing with it")
+    parser.addoption("--update-golden", action="store_true", help="rewrite golden texts instead of comparing with them")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

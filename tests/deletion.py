@@ -2,17 +2,19 @@
 
     python tests/deletion.py [RECIPE ...] [--every]
 
-For each recipe (all folders of configs/ with a test in tests/recipes of the same name) the last commit is copied to a temporary
-folder, the recipe is deleted there, and in what is left all modules are imported, all tests are collected, and these pass: the tests
-of the architecture, the contract's check of shapes (of one config a folder, with --every of all), and every test file that
+For each recipe (all configs and folders of configs/ with a test in tests/recipes of the same name) the last commit is copied to a
+temporary folder, the recipe is deleted there, and in what is left all modules are imported, all tests are collected, and these pass: the
+tests of the architecture, the contract's check of shapes (of one config a folder, with --every of all), and every test file that
 names the recipe's configs or modules, or imports a module that does. Minutes a recipe.
 
-A recipe is configs/NAME/, configs/toy/NAME.py, tests/recipes/test_NAME.py and every tests/test_*_NAME.py, their golden texts, their
-line in pyproject.toml, and the modules that nothing else imports. Prints a JSON line for each recipe with the lines it added, and
-ends with 1 if one failed.
+A recipe is configs/NAME.py or configs/NAME/, configs/toy/NAME.py, tests/recipes/test_NAME.py and every tests/test_*_NAME.py, their
+golden texts, their line in pyproject.toml, and the modules that nothing else imports. Prints a JSON line for each recipe with the lines
+it added, and ends with 1 if one failed.
 """
 
 import argparse
+import ast
+import functools
 import json
 import os
 import pathlib
@@ -43,12 +45,19 @@ for path in sorted(pathlib.Path("configs").rglob("*.py")):
 
 def recipes(root: pathlib.Path, /) -> list[str]:
     """Names of all recipes of a tree."""
-    return sorted(p.name for p in (root / "configs").iterdir() if (root / "tests" / "recipes" / f"test_{p.name}.py").is_file())
+    names = {p.stem for p in (root / "configs").iterdir() if p.is_dir() or p.suffix == ".py"}
+    return sorted(name for name in names if (root / "tests" / "recipes" / f"test_{name}.py").is_file())
+
+
+@functools.cache
+def _imports(path: pathlib.Path, changed: int, /) -> set[str]:
+    """Dotted names that a file imports, looked for once as long as it does not change: every recipe asks for those of all files."""
+    return test_architecture.imports(path)
 
 
 def imported(path: pathlib.Path, root: pathlib.Path, /) -> set[pathlib.Path]:
     """Files of the tree that a file imports, anywhere in it; tests find each other by their bare names."""
-    names = test_architecture.imports(path)
+    names = _imports(path, path.stat().st_mtime_ns)
     found = {root.joinpath(*name.split(".")).with_suffix(".py") for name in names}
     found |= {root / "tests" / f"{name}.py" for name in names if "." not in name}
     return {p for p in found if p.is_file() and p != path}
@@ -56,7 +65,8 @@ def imported(path: pathlib.Path, root: pathlib.Path, /) -> set[pathlib.Path]:
 
 def owned(name: str, root: pathlib.Path, /) -> dict[str, list[pathlib.Path]]:
     """{"config", "test", "module"}: files of a recipe. Its modules are imported by its own files and by nothing else."""
-    config = [*sorted((root / "configs" / name).rglob("*.py")), *(p for p in [root / "configs" / "toy" / f"{name}.py"] if p.exists())]
+    single = [root / "configs" / f"{name}.py", root / "configs" / "toy" / f"{name}.py"]
+    config = [*sorted((root / "configs" / name).rglob("*.py")), *(p for p in single if p.exists())]
     test = [root / "tests" / "recipes" / f"test_{name}.py", *sorted((root / "tests").glob(f"test_*_{name}.py"))]
     files = [p for package in PACKAGES for p in sorted((root / package).rglob("*.py"))]
     users: dict[pathlib.Path, set[pathlib.Path]] = {}
@@ -78,9 +88,34 @@ def remove(name: str, root: pathlib.Path, /) -> None:
     golden = root / "tests" / "golden" / "contract"
     for folder in (root / "configs" / name, golden / name):
         shutil.rmtree(folder, ignore_errors=True)
-    (golden / "toy" / f"{name}.txt").unlink(missing_ok=True)
+    for text in (golden / f"{name}.txt", golden / "toy" / f"{name}.txt"):
+        text.unlink(missing_ok=True)
     project = root / "pyproject.toml"
     project.write_text(re.sub(rf'\s*"videomae_jax\.configs\.{name}",', "", project.read_text()))
+
+
+def code(path: pathlib.Path, /) -> str:
+    """A file without comments and docstrings, the pieces of a path that `/` joins as one literal."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = ""
+    return re.sub(r"' / f?'", "/", ast.unparse(tree))
+
+
+def loading(name: str, root: pathlib.Path, /) -> list[pathlib.Path]:
+    """Test files that import a config of a recipe or name one in their code, and are not its own: without the recipe they fail."""
+    files = owned(name, root)
+    stems = "|".join(re.escape(p.stem) for p in files["config"] if p.parent.name == name)
+    named = rf"\bconfigs/(toy/)?{name}\b|'{name}/({stems or '(?!)'}|{{)"
+    others = [p for p in sorted((root / "tests").rglob("test_*.py")) if p not in files["test"] and name in p.read_text()]
+    return [p for p in others if re.search(named, code(p)) or imported(p, root) & set(files["config"])]
+
+
+def rows(root: pathlib.Path, /) -> dict[str, str]:
+    """Rows of the table of recipes in measured.md: the lines of each."""
+    counts = {name: {kind: lines(paths) for kind, paths in owned(name, root).items()} for name in recipes(root)}
+    return {name: f"| {name} | {n['module'] or 'none of its own'} | {n['config']} | {n['test']} |\n" for name, n in counts.items()}
 
 
 def concerned(name: str, files: dict[str, list[pathlib.Path]], root: pathlib.Path, /) -> list[pathlib.Path]:
@@ -154,7 +189,10 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
             subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
-            result = check(name, pathlib.Path(folder).resolve(), every=options.every)
+            copied = pathlib.Path(folder).resolve()
+            if name not in recipes(copied):
+                parser.error(f"{name} is not whole in the last commit, of which the copy is made; commit its config and its test first")
+            result = check(name, copied, every=options.every)
         print(json.dumps(result), flush=True)
         good &= bool(result["ok"])
     return 0 if good else 1

@@ -1,5 +1,6 @@
 """The commands as a user types them: what they print and write, and one clear line for every mistake."""
 
+import errno
 import json
 import os
 import pathlib
@@ -222,6 +223,15 @@ def test_mistakes_in_a_config_file_name_its_line(tmp_path: pathlib.Path, capsys:
     assert "defines no get_config()" in said("x = 1\n")
 
 
+@pytest.mark.parametrize("words", ["bench step --config={}", "plan --config=configs/tiny.py --topology=h100x1 --then={},5,5", "plan --grid={}",
+                                   "train --config={} --workdir=none", "evaluate --suite=evidence --config={} --workdir=none"])
+def test_every_command_names_the_line_of_a_config_that_fails(words: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the file is not that of --config."""
+    (tmp_path / "own.py").write_text("def get_config():\n    return 1 / 0\n")
+    said = refused(capsys, *words.format(tmp_path / "own.py").split())
+    assert said == f"config file {tmp_path / 'own.py'}, line 2: ZeroDivisionError: division by zero"
+
+
 def test_unknown_commands_and_missing_options(capsys: pytest.CaptureFixture[str]) -> None:
     """The allowed ones are listed."""
     assert refused(capsys, "trian").startswith("unknown command 'trian'; allowed are train, ")
@@ -395,12 +405,22 @@ def test_what_is_not_installed_is_one_line(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: the package ") and "pip install -r requirements.txt" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_file_system_that_refuses_is_one_line(trained: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run directory on a read-only or full disk; training itself does not take it for a mistake."""
-    def refuse(path: pathlib.Path, text: str, /) -> None:
-        raise OSError(30, "Read-only file system", str(path))
+@pytest.mark.parametrize(("number", "text", "named", "said"), [
+    (errno.EROFS, "Read-only file system", True, "{file} cannot be accessed: Read-only file system"),
+    (errno.ENOSPC, "No space left on device", True, "{file} cannot be accessed: No space left on device"),
+    (errno.ENOSPC, "No space left on device", False, "report cannot write: No space left on device"),
+    (errno.EDQUOT, "Disk quota exceeded", False, "report cannot write: Disk quota exceeded"), (errno.EACCES, "Permission denied", False, None)])
+def test_a_file_system_that_refuses_is_one_line(number: int, text: str, named: bool, said: str | None, trained: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run directory on a read-only or full disk, which a write that fails does not name; what is refused without a name and room is no mistake of the user."""
+    def refuse(path: pathlib.Path, content: str, /) -> None:
+        raise OSError(number, text, *[str(path)] * named)
     monkeypatch.setattr(run_directory, "write", refuse)
-    assert refused(capsys, "report", str(trained)).endswith("report.html cannot be accessed: Read-only file system")
+    if said is None:
+        with pytest.raises(OSError, match=text):
+            main(["report", str(trained)])
+    else:
+        assert refused(capsys, "report", str(trained)) == said.format(file=trained / "report.html")
 
 
 def test_an_address_is_no_run_directory(index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -587,6 +587,14 @@ def test_a_config_whose_data_are_a_mixture(official: dict[str, np.ndarray], tmp_
     assert len(parts) > 1 and {(p.source.frames, p.source.size) for p in parts.values()} == {(8, 32)}
 
 
+def test_a_config_that_fails_is_one_line(official: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its file and line, as of every other command."""
+    (tmp_path / "own.py").write_text("def get_config():\n    return 1 / 0\n")
+    words = [str(save(tmp_path / "a.npz", official)), *HEADS, *SIZES, f"--config={tmp_path}/own.py", f"--out={tmp_path}/run"]
+    assert main(["convert", "--from=videomae_v2", *words]) == 2
+    assert capsys.readouterr().err == f"error: config file {tmp_path}/own.py, line 2: ZeroDivisionError: division by zero\n"
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_flipped_bits_of_an_npz(tmp_path: pathlib.Path, packed: bool) -> None:
     """Whatever numpy, its zip and its headers make of them: arrays, or the one line."""

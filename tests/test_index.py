@@ -144,6 +144,32 @@ def test_a_name_that_is_no_text(clip: bytes, tmp_path: pathlib.Path) -> None:
         index.find(tmp_path)
 
 
+def test_a_class_of_damaged_videos_counts(clip: bytes, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The number printed is that of the classes of a run, whose head needs it; the class without a readable video is named."""
+    fill(tmp_path, ["a/1.mp4", "b/1.mp4", "b/2.mp4"], clip)
+    fill(tmp_path, ["c/1.mp4", "damaged.mp4"], b"no video")
+    assert command(tmp_path, "--out", tmp_path / "i.parquet") == 0
+    out = capsys.readouterr().out
+    classes = sources.VideoClips(index=str(tmp_path / "i.parquet")).classes
+    assert classes == ("a", "b", "c") and f"label ({len(classes)} classes, 0 videos without)" in out
+    assert "classes without a readable video: c\n" in out
+
+
+def test_an_index_on_a_full_disk(clip: bytes, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line with its name; nothing half-written stays, and an older index as it was."""
+    fill(tmp_path / "v", ["a.mp4"], clip)
+    (tmp_path / "i.parquet").write_bytes(b"older")
+
+    def full(table: pa.Table, where: pathlib.Path, **_: Any) -> None:
+        where.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(index.pq, "write_table", full)
+    assert command(tmp_path / "v", "--out", tmp_path / "i.parquet") == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'i.parquet'} cannot be written (No space left on device)\n"
+    assert {p.name for p in tmp_path.iterdir()} == {"v", "i.parquet"} and (tmp_path / "i.parquet").read_bytes() == b"older"
+
+
 def test_no_readable_video(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     """The index is written all the same, the reasons are printed, and the exit code says that it is of no use."""
     fill(tmp_path, ["a.mp4", "b.avi"], b"no video")

@@ -240,6 +240,15 @@ def test_an_unknown_chip_is_refused() -> None:
     assert done.returncode == 2 and "allowed are v5e, v5p" in done.stderr
 
 
+@pytest.mark.parametrize(("version", "good"), [("3 2", False), ("4 3", False), ("4 4", True), ("5 0", True)])
+def test_an_old_bash_is_refused(version: str, good: bool, tmp_path: pathlib.Path) -> None:
+    """One line before anything that it cannot do, as in the bash of macOS."""
+    script = tool(tmp_path, "options.sh", (ROOT / "launch" / "options.sh").read_text().replace("BASH_VERSINFO", "OTHER"))
+    done = subprocess.run(["bash", "-c", f"OTHER=({version}); source {script}; echo reached"], capture_output=True, text=True)
+    said = "" if good else f"error: bash {version.replace(' ', '.')}; needed is 4.4 or newer (macOS: brew install bash)\n"
+    assert (done.returncode, done.stdout, done.stderr) == ((0, "reached\n", "") if good else (2, "", said))
+
+
 # -- the machine ------------------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +338,38 @@ def test_an_old_python_is_replaced(tmp_path: pathlib.Path) -> None:
     done = subprocess.run(["bash", "-c", "source launch/environment.sh; choose_python"], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == sys.executable, done.stderr
     assert "uv python install --quiet 3.12" in (tmp_path / "calls").read_text()
+
+
+def choosing(tmp_path: pathlib.Path, interpreters: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
+    """`choose_python` where these interpreters {name: "major, minor"} are there, and uv, which brings its own."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, version in interpreters.items():
+        tool(tools, name, f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = ({version}, 0); exec(sys.argv[1])" "$2"\n')
+    tool(tools, "uv", '#!/bin/sh\n[ "$2" != find ] || echo fetched\n')
+    for name in ("bash", "dirname"):
+        (tools / name).symlink_to(shutil.which(name))
+    return subprocess.run([str(tools / "bash"), "-c", "source launch/environment.sh; choose_python"], cwd=ROOT, capture_output=True, text=True,
+                          env={"PATH": str(tools), "HOME": str(tmp_path)} | more)
+
+
+@pytest.mark.parametrize(("interpreters", "chosen"), [
+    ({"python3": "3, 13"}, "fetched"), ({"python3": "3, 10"}, "fetched"), ({"python3": "3, 11"}, "python3"), ({"python3": "3, 12"}, "python3"),
+    ({"python3": "3, 13", "python3.11": "3, 11"}, "python3.11"), ({}, "fetched")])
+def test_a_python_is_of_a_version_that_is_tested(interpreters: dict[str, str], chosen: str, tmp_path: pathlib.Path) -> None:
+    """3.11 or 3.12; where there is none, uv brings 3.12."""
+    done = choosing(tmp_path, interpreters)
+    assert done.returncode == 0 and done.stdout == f"{chosen}\n", done.stderr
+
+
+@pytest.mark.parametrize("given", ["mine", "absent"])
+def test_a_python_that_was_asked_for_is_used_or_refused(given: str, tmp_path: pathlib.Path) -> None:
+    """No other one takes its place."""
+    done = choosing(tmp_path, {"mine": "3, 13", "python3.12": "3, 12"}, PYTHON=given)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == f"error: PYTHON={given} cannot be used; allowed is an interpreter of Python 3.11 or 3.12\n"
+    (tmp_path / "again").mkdir()
+    assert choosing(tmp_path / "again", {"mine": "3, 11", "python3.12": "3, 12"}, PYTHON="mine").stdout == "mine\n"
 
 
 PYTHON = """#!/bin/bash

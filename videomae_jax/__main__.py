@@ -26,7 +26,8 @@ COMMANDS = {
 
 
 REQUIRED = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "clu", "ml_collections", "numpy", "scipy", "pyarrow", "av", "PIL", "fsspec", "matplotlib", "absl")
-REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # of a file system
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a write meets, which knows no name of its file
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, *FULL)  # of a file system
 
 
 def usage() -> str:
@@ -59,9 +60,10 @@ def main(argv: list[str]) -> int:
         return 2
     except OSError as error:
         # Of a run that goes on for days it is as likely a fault of the storage, which passes.
-        if argv[0] == "train" or not error.filename or error.errno not in REFUSALS:
+        if argv[0] == "train" or error.errno not in (REFUSALS if error.filename else FULL):
             raise
-        sys.stderr.write(f"error: {error.filename} cannot be accessed: {error.strerror}\n")
+        what = f"{error.filename} cannot be accessed" if error.filename else f"{argv[0]} cannot write"
+        sys.stderr.write(f"error: {what}: {error.strerror}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -15,6 +15,7 @@ import math
 import pathlib
 import re
 import sys
+import traceback
 from typing import Any
 
 import ml_collections
@@ -116,12 +117,16 @@ def build(node: Any, /, *, trust: tuple[str, ...] = ()) -> Any:
 
 
 def load(path: str, /) -> ml_collections.ConfigDict:
-    """`get_config()` of a config file, looked up as given and then among the configs that the package installs."""
+    """`get_config()` of a config file, looked up as given and then among the configs that the package installs.
+
+    Raises UserError that names file and line when the file itself fails.
+    """
     found = find(path)
     if found.suffix != ".py":
         raise UserError(f"config file {path!r} is not a Python file; allowed are files that end in .py")
     # `from configs import base` works in a file of one's own too: `configs` has no __init__ and so joins all these places.
-    home = next((p for p in found.resolve().parents if p.name == "configs"), found.resolve())
+    file = found.resolve()
+    home = next((p for p in file.parents if p.name == "configs"), file)
     shipped = pathlib.Path(__file__).parent
     roots = [str(home.parent), *(str(p) for p in (shipped.parent, shipped) if (p / "configs" / "base.py").is_file())]
     sys.path[:0] = roots
@@ -129,13 +134,19 @@ def load(path: str, /) -> ml_collections.ConfigDict:
         module_spec = importlib.util.spec_from_file_location(f"_config_{found.stem}", found)
         module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"config file {path!r} defines no get_config()")
+        config = module.get_config()
+        config.lock()
+    except UserError:
+        raise
+    except Exception as error:  # a config file is the user's program
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if pathlib.Path(frame.filename).resolve() == file]
+        line = getattr(error, "lineno", None) or (lines or ["?"])[-1]
+        raise UserError(f"config file {path}, line {line}: {type(error).__name__}: {error}") from error
     finally:
         for root in roots:
             sys.path.remove(root)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"config file {path!r} defines no get_config()")
-    config = module.get_config()
-    config.lock()
     return config
 
 

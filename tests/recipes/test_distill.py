@@ -21,7 +21,6 @@ from videomae_jax import config as configs
 from videomae_jax import artefact, externals, losses, optim, parallel, supervision
 from videomae_jax.assembly import Assembly
 from videomae_jax.checkpoint import Checkpointer
-from videomae_jax.config import spec
 from videomae_jax.erasing import Erasing
 from videomae_jax.errors import UserError
 from videomae_jax.evals.agreement import Agreement
@@ -38,7 +37,7 @@ LABELS = (0, 2, -1, 1)  # one clip has none
 @functools.cache
 def running() -> tuple[Assembly, Any]:
     """The run of PLAIN on data=2, fsdp=2, and its first parameters on the host."""
-    run = noise_runs.run_of(PLAIN, mesh=(2, 2, 1), optimizer=spec(optim.AdamW, schedule=optim.Schedule(base=1e-2, warmup="0", unit=0, shape="constant")))
+    run = noise_runs.run_of(PLAIN, mesh=(2, 2, 1), optimizer=configs.spec(optim.AdamW, schedule=optim.Schedule(base=1e-2, warmup="0", unit=0, shape="constant")))
     return run, jax.device_get(run.create().params)
 
 
@@ -130,6 +129,14 @@ def test_no_gradient_reaches_the_teacher() -> None:
         return losses.value(out.terms, denominators=losses.denominators(out.terms))
     frozen = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), jax.device_get(run.frozen))
     assert all(not np.asarray(g).any() for g in jax.tree.leaves(jax.jit(jax.grad(loss))({"frozen": frozen})))
+
+
+def test_the_teacher_has_no_backward_pass() -> None:
+    """Two operations a multiply-add instead of six; four for the student's embedding."""
+    objective = configs.build(configs.load("configs/distill/k710_s.py").objective)
+    taught, embedding = objective.cost(), 1568 * 1536 * 384
+    assert taught.train_flops == 6 * objective.network.cost().macs - 2 * embedding + 2 * objective.taught_by.cost().macs
+    assert taught.frozen == objective.taught_by.cost().macs > objective.network.cost().macs
 
 
 def test_weights_of_both(tmp_path: pathlib.Path) -> None:

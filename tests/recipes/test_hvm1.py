@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from videomae_jax import config as configs
 from videomae_jax import frame_targets, masking, targets
 from videomae_jax.assembly import assemble
-from videomae_jax.data import sources
+from videomae_jax.data import clips, sources
 from videomae_jax.errors import UserError
 from videomae_jax.evals import completion
 from videomae_jax.evals.base import Context
@@ -24,17 +25,29 @@ from videomae_jax.objectives import mae
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(("name", "size", "visible", "tokens", "clips", "epochs"), [
+@pytest.mark.parametrize(("name", "size", "visible", "tokens", "batch", "epochs"), [
     ("video_224", 224, 204, 2048, 256, "42ep"), ("video_448", 448, 409, 8192, 128, "85ep"), ("kinetics_224", 224, 204, 2048, 256, "151ep")])
-def test_rows_of_the_logs(name: str, size: int, visible: int, tokens: int, clips: int, epochs: str) -> None:
+def test_rows_of_the_logs(name: str, size: int, visible: int, tokens: int, batch: int, epochs: str) -> None:
     """Clips a step, tokens, all 2 x 14 x 14 x 3 values predicted, a constant rate of 1e-4."""
     config = configs.load(str(ROOT / "configs" / "hvm1" / f"{name}.py"))
     objective, schedule = configs.build(config.objective), configs.build(config.optimizers.main).schedule
-    assert config.batch_size * config.data.repeats == clips and config.total == epochs and config.data.size == objective.encoder.size == size
+    assert config.batch_size * config.data.repeats == batch and config.total == epochs and config.data.size == objective.encoder.size == size
     assert objective.counts()["visible"] == visible and objective.counts()["all"] == tokens
-    assert objective.encoder.values // objective.decoder.every == 1176 and objective.target.normalise == "none"
+    assert objective.encoder.patch == (2, 14, 14) and objective.encoder.values // objective.decoder.every == 1176 and objective.target.normalise == "none"
     for step in (0, 1, 999):
         assert float(schedule.at(jnp.asarray(step), batch=16, total=1000, steps_per_epoch=10)) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("name", ["video_224", "kinetics_224"])
+def test_clips_last_as_long_at_every_frame_rate(name: str) -> None:
+    """15 steps of stride 8 at 30 frames a second, from files of 25, 30 and 60; evaluation takes the middle of the video."""
+    config = configs.load(str(ROOT / "configs" / "hvm1" / f"{name}.py"))
+    assert config.data.frames == 16
+    for fps in (25, 30, 60):
+        for node in (config.data.sampling, config.eval_data.sampling):
+            ids = clips.at(configs.build(node), fps=Fraction(fps)).ids(20 * fps, clip=16, rng=np.random.default_rng(0))
+            assert (ids[-1] - ids[0]) / fps == pytest.approx(4.0, abs=1 / fps), (fps, node)
+        assert (ids[0] + ids[-1]) / 2 / fps == pytest.approx(10, abs=2 / fps)
 
 
 # -- masks -------------------------------------------------------------------------------------------------------------

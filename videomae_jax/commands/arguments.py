@@ -5,7 +5,6 @@ import contextlib
 import os
 import re
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -54,17 +53,10 @@ def parse(parser: argparse.ArgumentParser, argv: list[str], /) -> tuple[argparse
 
 
 def resolve(options: argparse.Namespace, assignments: dict[str, str], /) -> Any:
-    """The config file with its overrides. Raises UserError that names file and line when the file itself fails."""
+    """The config file with its overrides."""
     from videomae_jax import config as configs
 
-    try:
-        config = configs.load(options.config)
-    except UserError:
-        raise
-    except Exception as error:  # a config file is the user's program
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(options.config)]
-        line = getattr(error, "lineno", None) or (lines or ["?"])[-1]
-        raise UserError(f"config file {options.config}, line {line}: {type(error).__name__}: {error}") from error
+    config = configs.load(options.config)
     configs.override(config, assignments)
     return config
 

@@ -115,8 +115,11 @@ def summary(table: Any, /) -> list[str]:
     for column in ("codec", "split"):
         lines += _counts(column, collections.Counter(columns[column][i] for i in good))
     labels = collections.Counter(columns["label"][i] for i in good)
+    labels.update(dict.fromkeys(columns["label"], 0))  # a run counts the classes of damaged videos too
     unlabelled = labels.pop(None, 0)
     lines += _counts(f"label ({len(labels)} classes, {unlabelled} videos without)", labels)
+    if empty := sorted(label for label, count in labels.items() if not count):
+        lines.append(f"  classes without a readable video: {', '.join(empty[:SHOWN])}{f' and {len(empty) - SHOWN} more' if len(empty) > SHOWN else ''}")
     lines += [f"  damaged: {columns['name'][i]}: {columns['status'][i]}" for i in bad[:SHOWN]]
     return lines + ([f"  ... and {len(bad) - SHOWN} more damaged; see column status"] if len(bad) > SHOWN else [])
 

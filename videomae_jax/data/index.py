@@ -286,8 +286,12 @@ def write(table: pa.Table, out: pathlib.Path, /) -> None:
     short = [os.path.relpath(p, home) if not remote.is_remote(p) and pathlib.PurePath(p).is_relative_to(home) else p for p in paths]
     table = table.set_column(table.schema.get_field_index("path"), "path", pa.array(short, pa.string()))
     temporary = _beside(out)
-    pq.write_table(table, temporary, write_page_checksum=True)
-    os.replace(temporary, out)
+    try:
+        pq.write_table(table, temporary, write_page_checksum=True)
+        os.replace(temporary, out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{out} cannot be written ({error.strerror or error})") from error
     load(out)
 
 
