@@ -28,17 +28,19 @@ number=${SLURM_PROCID:-${TPU_WORKER_ID:-${JOB_COMPLETION_INDEX:-$(hostname)}}}
 slice=${MEGASCALE_SLICE_ID:-}
 log="${LOGS:-logs}/host_${slice:+${slice}_}$number.log"
 mkdir -p "$(dirname "$log")"
-# The log goes on where whoever reads the output has gone away.
-exec {out}> >(tee -p -a "$log")
+# The log goes on where whoever reads the output has gone away, and after a signal to the whole group: a run without it fails where it would save.
+exec {out}> >(trap '' HUP INT TERM; exec tee -p -a "$log")
 tees=$!
-exec {err}> >(tee -p -a "$log" >&2)
+exec {err}> >(trap '' HUP INT TERM; exec tee -p -a "$log" >&2)
 tees="$tees $!"
-"$python" -m videomae_jax "$@" >&"$out" 2>&"$err" &
-child=$!
+# The scheduler's warning reaches the trainer, which saves and exits with 75. It has a group of its own: Ctrl-C, which goes to all of this one's, would reach it twice.
+child='' early=''
+forward() { if [ -n "$child" ]; then kill "-$1" "$child" 2>/dev/null; else early=$1; fi; }
+trap 'forward TERM' TERM HUP
+trap 'forward INT' INT
+set -m; "$python" -m videomae_jax "$@" </dev/null >&"$out" 2>&"$err" & child=$!; set +m
+[ -z "$early" ] || kill "-$early" "$child" 2>/dev/null # the signal came before the child had a name
 exec {out}>&- {err}>&-
-# The scheduler's warning reaches the trainer, which saves and exits with 75; the log is written to its end.
-trap 'kill -TERM $child 2>/dev/null' TERM
-trap 'kill -INT $child 2>/dev/null' INT
 # A trap ends `wait` before the child has ended; a second `wait` of an ended child that was already asked says 127.
 while :; do
   wait $child

@@ -725,19 +725,52 @@ def test_a_task_that_fails_ends_the_others(tmp_path: pathlib.Path, bin_folder: p
 # -- one host ---------------------------------------------------------------------------------------------------------------
 
 
-def test_host_waits_for_a_run_that_saves_on_sigterm(tmp_path: pathlib.Path) -> None:
-    """The signal reaches the run, whose own exit code comes back."""
-    fake = tmp_path / "python"
-    fake.write_text("#!/usr/bin/env bash\ntrap 'sleep 0.3; echo saved; exit 75' TERM\necho ready\nwhile :; do sleep 0.1; done\n")
-    fake.chmod(0o755)
-    env = os.environ | {"VIDEOMAE_PYTHON": str(fake), "LOGS": str(tmp_path), "SLURM_PROCID": "0", "HOME": str(tmp_path), "CHIP": "cpu", "MACHINE": str(tmp_path)}
-    with subprocess.Popen(["bash", str(ROOT / "launch" / "host.sh"), "train"], env=env, stdout=subprocess.PIPE, text=True) as process:
+# As a trainer: the first signal is noted, then a second SIGINT ends it, and so does a line that cannot be written.
+STOPPING = f"#!{sys.executable} -S" + """
+import signal, sys, time
+
+asked = []
+
+def note(number, _):
+    asked.append(number)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+if sys.argv[1] == "-c":
+    sys.exit(print(4567))
+signal.signal(signal.SIGTERM, note)
+signal.signal(signal.SIGINT, note)
+print("ready", flush=True)
+while not asked:
+    time.sleep(0.02)
+time.sleep(0.6 if "--process=1" in sys.argv else 0.3)
+print("saved", flush=True)
+sys.exit(130 if asked[0] == signal.SIGINT else 75)
+"""
+
+
+def stopped(words: list[str], env: dict[str, str], *, number: int, group: bool, ready: int = 1) -> int:
+    """The code of a launcher in a group of its own, of whose signals none is ignored, after a signal to it or to all of the group."""
+    before = signal.signal(number, lambda *_: None)  # one that this process ignores the launcher could not hear
+    try:
+        process = subprocess.Popen(words, env=os.environ | env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    finally:
+        signal.signal(number, before)
+    with process:
         try:
-            assert process.stdout.readline() == "ready\n"
-            process.terminate()
-            assert process.wait(timeout=30) == 75
+            assert [process.stdout.readline() for _ in range(ready)] == ["ready\n"] * ready
+            (os.killpg if group else os.kill)(process.pid, number)
+            return process.wait(timeout=60)
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["alone", "group"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGHUP, 75)])
+def test_host_waits_for_a_run_that_saves_on_a_signal(tmp_path: pathlib.Path, number: int, code: int, group: bool) -> None:
+    """The signal reaches the run, once, whose own exit code comes back; a terminal and a batch system send it to the whole group, whose logs go on."""
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(tool(tmp_path, "python", STOPPING)), LOGS=str(tmp_path), SLURM_PROCID="0", CHIP="cpu")
+    assert stopped(["bash", str(ROOT / "launch" / "host.sh"), "train"], env, number=number, group=group) == code
     assert (tmp_path / "host_0.log").read_text() == "ready\nsaved\n"
 
 
@@ -813,24 +846,12 @@ def test_simulated_processes_leave_a_log_each(tmp_path: pathlib.Path) -> None:
         assert sorted(lines) == [f"got -m videomae_jax train --x=a b --coordinator=localhost:4567 --processes=2 --process={n} --init-timeout=120", "problem"]
 
 
-def test_simulate_waits_for_processes_that_save_on_sigterm(tmp_path: pathlib.Path) -> None:
-    """The signal reaches all of them, each saves in its own time, and their code comes back."""
-    fake = tool(tmp_path, "python", '''#!/usr/bin/env bash
-[ "$1" = -c ] && { echo 4567; exit; }
-case "$*" in *--process=1*) trap 'sleep 0.6; echo saved; exit 75' TERM ;; *) trap 'echo saved; exit 75' TERM ;; esac
-echo ready
-while :; do sleep 0.1; done
-''')
-    env = os.environ | environment(tmp_path, VIDEOMAE_PYTHON=str(fake))
+@pytest.mark.parametrize(("number", "group", "code"), [(signal.SIGTERM, False, 75), (signal.SIGTERM, True, 75), (signal.SIGINT, False, 75), (signal.SIGINT, True, 130)])
+def test_simulate_waits_for_processes_that_save_on_a_signal(tmp_path: pathlib.Path, number: int, group: bool, code: int) -> None:
+    """It reaches all of them, as SIGTERM where it does not come from a terminal to the whole group; each saves in its own time, and their code comes back."""
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(tool(tmp_path, "python", STOPPING)))
     words = ["bash", str(ROOT / "launch" / "simulate.sh"), f"--logs={tmp_path}", "--", "train"]
-    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        try:
-            assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
-            process.terminate()
-            assert process.wait(timeout=60) == 75
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+    assert stopped(words, env, number=number, group=group, ready=2) == code
     assert [(tmp_path / f"host_{n}.log").read_text() for n in (0, 1)] == ["ready\nsaved\n"] * 2
 
 
