@@ -3,10 +3,11 @@
 #   bash launch/host.sh train --config=FILE --workdir=DIR ...
 # COORDINATOR (default: auto, JAX detects the cluster, or what xpk gives the pods of GPUs; none: this machine alone) and INIT_TIMEOUT (seconds)
 # go to the command, in front of its own words, of which the last counts; CHIP chooses the flags;
-# LOGS (default: logs) is the folder of the log; VIDEOMAE_PYTHON is an interpreter that has everything, and nothing is installed. MACHINE: see environment.sh.
+# LOGS (default: logs) is the folder of the log, CODES a file to which an exit code other than 0 is added; VIDEOMAE_PYTHON is an interpreter that has everything, and nothing is installed. MACHINE: see environment.sh.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
+trap 'code=$?; [ $code -eq 0 ] || [ -z "${CODES:-}" ] || echo $code >>"$CODES"' EXIT
 if [ -n "${VIDEOMAE_PYTHON:-}" ]; then python=$VIDEOMAE_PYTHON; else install requirements.txt || exit 1; python=$VENV/bin/python; fi
 export_here || exit 2
 # A proxy makes JAX's own start-up hang.

@@ -603,7 +603,7 @@ def test_a_jobset_under_way_is_left_alone(tmp_path: pathlib.Path, bin_folder: pa
 
 SRUN = """#!/usr/bin/env bash
 # Tasks are processes on this machine, with the variables that SLURM gives them. The CPUs of a task are what srun itself is told, since 22.05.
-# A task that fails ends the others only where it is told so.
+# A task that fails ends the others only where it is told so; the highest code of all tasks comes back.
 words=() cpus=${SRUN_CPUS_PER_TASK:-1} kill=
 for word in "$@"; do
   case "$word" in
@@ -620,7 +620,7 @@ done
 echo "${pids[*]}" >"$STAND_IN/tasks"
 code=0
 for pid in "${pids[@]}"; do
-  wait -n || { ended=$?; [ $code -ne 0 ] || { code=$ended; [ -z "$kill" ] || kill -TERM "${pids[@]}" 2>/dev/null; }; }
+  wait -n || { ended=$?; [ $code -ne 0 ] || [ -z "$kill" ] || kill -TERM "${pids[@]}" 2>/dev/null; [ $code -gt $ended ] || code=$ended; }
 done
 exit $code
 """
@@ -714,12 +714,27 @@ def test_the_end_of_the_time_is_a_stop_that_saves(tmp_path: pathlib.Path, bin_fo
     assert log.read_text().startswith("of the start before\nbegun\n")
 
 
-def test_a_task_that_fails_ends_the_others(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
-    """They would wait for it, and the job with them until its time is over; its own code decides."""
-    python = tool(bin_folder, "python", SAVING.replace("echo begun", '[ "$SLURM_PROCID" != 1 ] || { sleep 1; exit 2; }'))
+def failing(command: str) -> str:
+    """The text of a stand-in whose second task carries out `command` once the others have begun."""
+    waiting = 'until [ "$(ls "$STAND_IN" | grep -c "^begun")" = 3 ]; do sleep 0.1; done'
+    return SAVING.replace("echo begun", f'[ "$SLURM_PROCID" != 1 ] || {{ {waiting}; {command}; }}')
+
+
+@pytest.mark.parametrize("code", [2, 1])
+def test_a_task_that_fails_ends_the_others(tmp_path: pathlib.Path, bin_folder: pathlib.Path, code: int) -> None:
+    """They would wait for it, and the job with them until its time is over; its own code decides, of a mistake or a crash, though the others save."""
+    env = slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(tool(bin_folder, "python", failing(f"exit {code}"))), TURNS="300", CRASHES="1")
     begin = time.monotonic()
-    done = run("slurm.sh", "--nodes=2", "--gpus=2", "--", "train", env=slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(python), TURNS="300"), timeout=120)
-    assert done.returncode == 2 and time.monotonic() - begin < 25 and not (tmp_path / "requeued").exists()
+    done = run("slurm.sh", "--nodes=2", "--gpus=2", "--", "train", env=env, timeout=120)
+    assert done.returncode == code and time.monotonic() - begin < 25 and not (tmp_path / "requeued").exists()
+    assert (tmp_path / "logs" / "host_0.log").read_text() == "saved\n"
+
+
+def test_a_task_that_leaves_no_code_is_a_crash(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """It was killed with the shell that would have noted it, for want of memory; the others save, and yet the job would be started for ever."""
+    python = tool(bin_folder, "python", failing("kill -KILL $PPID; exit"))
+    done = run("slurm.sh", "--nodes=2", "--gpus=2", "--", "train", env=slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(python), CRASHES="1"), timeout=120)
+    assert done.returncode == 137 and not (tmp_path / "requeued").exists()
 
 
 # -- one host ---------------------------------------------------------------------------------------------------------------
@@ -727,7 +742,7 @@ def test_a_task_that_fails_ends_the_others(tmp_path: pathlib.Path, bin_folder: p
 
 # As a trainer: the first signal is noted, then a second SIGINT ends it, and so does a line that cannot be written.
 STOPPING = f"#!{sys.executable} -S" + """
-import signal, sys, time
+import os, signal, sys, time
 
 asked = []
 
@@ -739,11 +754,11 @@ if sys.argv[1] == "-c":
     sys.exit(print(4567))
 signal.signal(signal.SIGTERM, note)
 signal.signal(signal.SIGINT, note)
-print("ready", flush=True)
+os.write(1, b"ready\\n")
 while not asked:
     time.sleep(0.02)
 time.sleep(0.6 if "--process=1" in sys.argv else 0.3)
-print("saved", flush=True)
+os.write(1, b"saved\\n")
 sys.exit(130 if asked[0] == signal.SIGINT else 75)
 """
 
