@@ -3,11 +3,17 @@
 #   bash launch/host.sh train --config=FILE --workdir=DIR ...
 # COORDINATOR (default: auto, JAX detects the cluster, or what xpk gives the pods of GPUs; none: this machine alone) and INIT_TIMEOUT (seconds)
 # go to the command, in front of its own words, of which the last counts; CHIP chooses the flags;
-# LOGS (default: logs) is the folder of the log, CODES a file to which an exit code other than 0 is added; VIDEOMAE_PYTHON is an interpreter that has everything, and nothing is installed. MACHINE: see environment.sh.
+# LOGS (default: logs) is the folder of the log, CODES a file to which an exit code other than 0 is added;
+# VIDEOMAE_PYTHON is an interpreter that has everything, and nothing is installed. MACHINE: see environment.sh.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 trap 'code=$?; [ $code -eq 0 ] || [ -z "${CODES:-}" ] || echo $code >>"$CODES"' EXIT
+if [ -z "${CHIP:-}" ] && [ "${JAX_EXTRA:-}" != cpu ] && [ "$(chip_here)" = cpu ] && compgen -G "${MACHINE:-}/dev/nvidia[0-9]*" >/dev/null; then
+  echo "error: this machine has a GPU, but no nvidia-smi in PATH tells which; add its folder to PATH (on GKE /usr/local/nvidia/bin," \
+    "with /usr/local/nvidia/lib64 in LD_LIBRARY_PATH), or set CHIP to a100, h100, h200, b200 or cpu" >&2
+  exit 2
+fi
 if [ -n "${VIDEOMAE_PYTHON:-}" ]; then python=$VIDEOMAE_PYTHON; else install requirements.txt || exit 1; python=$VENV/bin/python; fi
 export_here || exit 2
 # A proxy makes JAX's own start-up hang.

@@ -836,6 +836,29 @@ def test_one_machine_sets_the_flags_of_its_gpu(tmp_path: pathlib.Path, bin_folde
         assert flags[-1:] == ["--xla_gpu_deterministic_ops=true"] * bool(gpu) and (len(flags) > 1) == ("H100" in gpu)
 
 
+def test_a_gpu_without_its_tools_is_an_error(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """It would run without its flags, or not at all. The image looks where GKE puts them; CHIP and JAX_EXTRA=cpu say what is meant."""
+    for name in ("dirname", "hostname", "mkdir", "tee"):
+        (bin_folder / name).symlink_to(shutil.which(name))
+    python = tool(bin_folder, "python", f"#!{shutil.which('bash')}\necho ran\n")
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(python), LOGS=str(tmp_path), PATH=str(bin_folder))
+    def host(**more: str) -> subprocess.CompletedProcess[str]:
+        words = [shutil.which("bash"), str(ROOT / "launch" / "host.sh"), "report"]
+        return subprocess.run(words, env=env | more, capture_output=True, text=True, timeout=60)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidiactl").touch()
+    assert host().stdout == "ran\n"
+    (tmp_path / "dev" / "nvidia3").touch()
+    done = host()
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "error: this machine has a GPU, but no nvidia-smi in PATH tells which; add its folder to PATH (on GKE /usr/local/nvidia/bin" in done.stderr
+    assert host(CHIP="h100").stdout == host(JAX_EXTRA="cpu").stdout == "ran\n"
+    tool(bin_folder, "nvidia-smi", f"#!{shutil.which('bash')}\necho RTX\n")
+    assert host().stdout == "ran\n"
+    image = (ROOT / "launch" / "Dockerfile").read_text()
+    assert "ENV PATH=/usr/local/nvidia/bin:$PATH LD_LIBRARY_PATH=/usr/local/nvidia/lib64\n" in image
+
+
 @pytest.mark.parametrize("running", [False, True])
 def test_a_lock_that_a_killed_process_left_is_taken_away(tmp_path: pathlib.Path, bin_folder: pathlib.Path, running: bool) -> None:
     """libtpu's own, which stops the next process; not where one trains."""
