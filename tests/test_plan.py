@@ -355,6 +355,10 @@ def test_plan_of_gpus_end_to_end(tmp_path: Any, capsys: pytest.CaptureFixture[st
     assert second["chip_hours"] == pytest.approx(2 * first["chip_hours"], rel=0.05) and "test_chip_hours" not in first
     assert (second["tested"], second["views"]) == (500, 15) and any("test of 500 videos in 15 views" in line for line in out)
     assert any(line.strip().startswith("fits") for line in out) and out[0] == "plan of tiny"
+    (tmp_path / "slow.json").write_text('{"decode_seconds": 100.0}')
+    assert command.main(["--config=configs/tiny.py", "--config.data.size=32", "--topology=h100x8", "--videos=1000", "--then=configs/finetune/k400_b.py",
+                         f"--measure={tmp_path}/slow.json", *argv]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["stages"][1]["chip_hours"] > 2 * first["chip_hours"]  # its hosts cannot keep up, either
     (tmp_path / "plans.jsonl").write_text(out[-1] + "\n")
     assert command.main([f"--table={tmp_path}/plans.jsonl"]) == 0
     row = capsys.readouterr().out.splitlines()[-1]
