@@ -3,10 +3,17 @@
 #   bash launch/host.sh train --config=FILE --workdir=DIR ...
 # COORDINATOR (default: auto, JAX detects the cluster, or what xpk gives the pods of GPUs; none: this machine alone) and INIT_TIMEOUT (seconds)
 # go to the command, in front of its own words, of which the last counts; CHIP chooses the flags;
-# LOGS (default: logs) is the folder of the log; VIDEOMAE_PYTHON is an interpreter that has everything, and nothing is installed. MACHINE: see environment.sh.
+# LOGS (default: logs) is the folder of the log, CODES a file to which an exit code other than 0 is added;
+# VIDEOMAE_PYTHON is an interpreter that has everything, and nothing is installed. MACHINE: see environment.sh.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
+trap 'code=$?; [ $code -eq 0 ] || [ -z "${CODES:-}" ] || echo $code >>"$CODES"' EXIT
+if [ -z "${CHIP:-}" ] && [ "${JAX_EXTRA:-}" != cpu ] && [ "$(chip_here)" = cpu ] && compgen -G "${MACHINE:-}/dev/nvidia[0-9]*" >/dev/null; then
+  echo "error: this machine has a GPU, but no nvidia-smi in PATH tells which; add its folder to PATH (on GKE /usr/local/nvidia/bin," \
+    "with /usr/local/nvidia/lib64 in LD_LIBRARY_PATH), or set CHIP to a100, h100, h200, b200 or cpu" >&2
+  exit 2
+fi
 if [ -n "${VIDEOMAE_PYTHON:-}" ]; then python=$VIDEOMAE_PYTHON; else install requirements.txt || exit 1; python=$VENV/bin/python; fi
 export_here || exit 2
 # A proxy makes JAX's own start-up hang.
@@ -28,17 +35,19 @@ number=${SLURM_PROCID:-${TPU_WORKER_ID:-${JOB_COMPLETION_INDEX:-$(hostname)}}}
 slice=${MEGASCALE_SLICE_ID:-}
 log="${LOGS:-logs}/host_${slice:+${slice}_}$number.log"
 mkdir -p "$(dirname "$log")"
-# The log goes on where whoever reads the output has gone away.
-exec {out}> >(tee -p -a "$log")
+# The log goes on where whoever reads the output has gone away, and after a signal to the whole group: a run without it fails where it would save.
+exec {out}> >(trap '' HUP INT TERM; exec tee -p -a "$log")
 tees=$!
-exec {err}> >(tee -p -a "$log" >&2)
+exec {err}> >(trap '' HUP INT TERM; exec tee -p -a "$log" >&2)
 tees="$tees $!"
-"$python" -m videomae_jax "$@" >&"$out" 2>&"$err" &
-child=$!
+# The scheduler's warning reaches the trainer, which saves and exits with 75. It has a group of its own: Ctrl-C, which goes to all of this one's, would reach it twice.
+child='' early=''
+forward() { if [ -n "$child" ]; then kill "-$1" "$child" 2>/dev/null; else early=$1; fi; }
+trap 'forward TERM' TERM HUP
+trap 'forward INT' INT
+set -m; "$python" -m videomae_jax "$@" </dev/null >&"$out" 2>&"$err" & child=$!; set +m
+[ -z "$early" ] || kill "-$early" "$child" 2>/dev/null # the signal came before the child had a name
 exec {out}>&- {err}>&-
-# The scheduler's warning reaches the trainer, which saves and exits with 75; the log is written to its end.
-trap 'kill -TERM $child 2>/dev/null' TERM
-trap 'kill -INT $child 2>/dev/null' INT
 # A trap ends `wait` before the child has ended; a second `wait` of an ended child that was already asked says 127.
 while :; do
   wait $child

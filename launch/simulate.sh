@@ -21,9 +21,10 @@ start() { # start NAME COMMAND...
     if [ -n "$DRY_RUN" ]; then quoted "${one[@]}"; continue; fi
     log="${OPTION[logs]}/host_$i.log"
     : >"$log"
-    exec {out}> >(tee -a "$log")
+    # A signal to the whole group leaves the logs to the processes, which save.
+    exec {out}> >(trap '' INT TERM; exec tee -p -a "$log")
     tees+=($!)
-    exec {err}> >(tee -a "$log" >&2)
+    exec {err}> >(trap '' INT TERM; exec tee -p -a "$log" >&2)
     tees+=($!)
     "${one[@]}" >&"$out" 2>&"$err" &
     pids+=($!)
@@ -42,7 +43,7 @@ start() { # start NAME COMMAND...
       [ $code -ne 0 ] || code=$ended
       [ $code -eq 0 ] || stop
     done
-    sleep 0.1
+    sleep 0.1 || true # which the signal to a group ends, too
   done
   wait "${tees[@]}" 2>/dev/null || true # the logs are written to their end
   return $code

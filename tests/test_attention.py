@@ -232,7 +232,8 @@ def test_cudnn_takes_the_shapes_of_v2(tokens: int, size: int, masked: bool, monk
 @pytest.mark.parametrize(("target", "message"), [
     (parallel.Target("cpu", 1), "attention 'cudnn' is a kernel of GPUs, and this program is for cpu; allowed here are 'xla', 'chunked', 'splash' and 'auto'"),
     (parallel.Target("tpu", 4), "attention 'cudnn' is a kernel of GPUs, and this program is for tpu"),
-    (parallel.Target("gpu", 1, "7.5"), "attention 'cudnn' of 64 channels a head in bfloat16 on compute capability 7.5; allowed are .* GPUs from 8.0 on")])
+    (parallel.Target("gpu", 1, "7.5"), "attention 'cudnn' of 64 channels a head in bfloat16 on compute capability 7.5; allowed are .* GPUs from 8.0 on"),
+    (parallel.Target("gpu", 1, "gfx942"), "attention 'cudnn' of 64 channels a head in bfloat16 on compute capability gfx942; allowed are .* GPUs from 8.0 on")])
 def test_cudnn_is_refused_where_it_is_not(target: parallel.Target, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line before JAX looks for the library."""
     monkeypatch.setattr(parallel, "target", lambda: target)

@@ -9,7 +9,7 @@ import ml_collections
 import pytest
 
 from videomae_jax import config as configs
-from videomae_jax import grid
+from videomae_jax import forecast, grid, plan, topologies
 from videomae_jax.commands import plan as command
 from videomae_jax.errors import UserError
 
@@ -111,6 +111,17 @@ def test_what_is_submitted_is_what_was_priced() -> None:
     words = next(iter(grid.cells(own, root="r", topology="h100x4"))).words
     assert words[-5:] == (
         "--config.microbatches=2", "--config.objective.encoder.remat=dots", "--config.mesh.fsdp=2", "--config.mesh.data=2", "--config.mesh.tensor=1")
+
+
+def test_hosts_that_cannot_keep_up_are_paid_for() -> None:
+    """By a cell as by a plan of one run: ViT-S on 512 GPUs waits for its clips."""
+    config = ml_collections.ConfigDict({"name": "g", "grid": {"s": {"config": "configs/pretrain/vit_s.py", "videos": 240_000, "overrides": (("total", "100"),)}}})
+    cell, = grid.cells(config, root="r", topology="h100x512")
+    where, made = topologies.find("h100x512"), forecast.without_index(configs.load("configs/pretrain/vit_s.py"), videos=240_000)
+    planner = plan.Planner(made, where, fixed=frozenset(), trust=())
+    seconds = min(e.seconds for e in map(planner.of, planner.choices()) if e.bytes <= planner.limit)
+    slowdown = forecast.fed(planner.run, where, seconds, plan.Input())["input_slowdown"]
+    assert slowdown > 1 and cell.cost == pytest.approx(100 * seconds * slowdown * 512 / 3600)
 
 
 def test_the_toy_grid() -> None:

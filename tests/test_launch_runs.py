@@ -603,7 +603,7 @@ def test_a_jobset_under_way_is_left_alone(tmp_path: pathlib.Path, bin_folder: pa
 
 SRUN = """#!/usr/bin/env bash
 # Tasks are processes on this machine, with the variables that SLURM gives them. The CPUs of a task are what srun itself is told, since 22.05.
-# A task that fails ends the others only where it is told so.
+# A task that fails ends the others only where it is told so; the highest code of all tasks comes back.
 words=() cpus=${SRUN_CPUS_PER_TASK:-1} kill=
 for word in "$@"; do
   case "$word" in
@@ -620,7 +620,7 @@ done
 echo "${pids[*]}" >"$STAND_IN/tasks"
 code=0
 for pid in "${pids[@]}"; do
-  wait -n || { ended=$?; [ $code -ne 0 ] || { code=$ended; [ -z "$kill" ] || kill -TERM "${pids[@]}" 2>/dev/null; }; }
+  wait -n || { ended=$?; [ $code -ne 0 ] || [ -z "$kill" ] || kill -TERM "${pids[@]}" 2>/dev/null; [ $code -gt $ended ] || code=$ended; }
 done
 exit $code
 """
@@ -714,30 +714,78 @@ def test_the_end_of_the_time_is_a_stop_that_saves(tmp_path: pathlib.Path, bin_fo
     assert log.read_text().startswith("of the start before\nbegun\n")
 
 
-def test_a_task_that_fails_ends_the_others(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
-    """They would wait for it, and the job with them until its time is over; its own code decides."""
-    python = tool(bin_folder, "python", SAVING.replace("echo begun", '[ "$SLURM_PROCID" != 1 ] || { sleep 1; exit 2; }'))
+def failing(command: str) -> str:
+    """The text of a stand-in whose second task carries out `command` once the others have begun."""
+    waiting = 'until [ "$(ls "$STAND_IN" | grep -c "^begun")" = 3 ]; do sleep 0.1; done'
+    return SAVING.replace("echo begun", f'[ "$SLURM_PROCID" != 1 ] || {{ {waiting}; {command}; }}')
+
+
+@pytest.mark.parametrize("code", [2, 1])
+def test_a_task_that_fails_ends_the_others(tmp_path: pathlib.Path, bin_folder: pathlib.Path, code: int) -> None:
+    """They would wait for it, and the job with them until its time is over; its own code decides, of a mistake or a crash, though the others save."""
+    env = slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(tool(bin_folder, "python", failing(f"exit {code}"))), TURNS="300", CRASHES="1")
     begin = time.monotonic()
-    done = run("slurm.sh", "--nodes=2", "--gpus=2", "--", "train", env=slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(python), TURNS="300"), timeout=120)
-    assert done.returncode == 2 and time.monotonic() - begin < 25 and not (tmp_path / "requeued").exists()
+    done = run("slurm.sh", "--nodes=2", "--gpus=2", "--", "train", env=env, timeout=120)
+    assert done.returncode == code and time.monotonic() - begin < 25 and not (tmp_path / "requeued").exists()
+    assert (tmp_path / "logs" / "host_0.log").read_text() == "saved\n"
+
+
+def test_a_task_that_leaves_no_code_is_a_crash(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """It was killed with the shell that would have noted it, for want of memory; the others save, and yet the job would be started for ever."""
+    python = tool(bin_folder, "python", failing("kill -KILL $PPID; exit"))
+    done = run("slurm.sh", "--nodes=2", "--gpus=2", "--", "train", env=slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(python), CRASHES="1"), timeout=120)
+    assert done.returncode == 137 and not (tmp_path / "requeued").exists()
 
 
 # -- one host ---------------------------------------------------------------------------------------------------------------
 
 
-def test_host_waits_for_a_run_that_saves_on_sigterm(tmp_path: pathlib.Path) -> None:
-    """The signal reaches the run, whose own exit code comes back."""
-    fake = tmp_path / "python"
-    fake.write_text("#!/usr/bin/env bash\ntrap 'sleep 0.3; echo saved; exit 75' TERM\necho ready\nwhile :; do sleep 0.1; done\n")
-    fake.chmod(0o755)
-    env = os.environ | {"VIDEOMAE_PYTHON": str(fake), "LOGS": str(tmp_path), "SLURM_PROCID": "0", "HOME": str(tmp_path), "CHIP": "cpu", "MACHINE": str(tmp_path)}
-    with subprocess.Popen(["bash", str(ROOT / "launch" / "host.sh"), "train"], env=env, stdout=subprocess.PIPE, text=True) as process:
+# As a trainer: the first signal is noted, then a second SIGINT ends it, and so does a line that cannot be written.
+STOPPING = f"#!{sys.executable} -S" + """
+import os, signal, sys, time
+
+asked = []
+
+def note(number, _):
+    asked.append(number)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+if sys.argv[1] == "-c":
+    sys.exit(print(4567))
+signal.signal(signal.SIGTERM, note)
+signal.signal(signal.SIGINT, note)
+os.write(1, b"ready\\n")
+while not asked:
+    time.sleep(0.02)
+time.sleep(0.6 if "--process=1" in sys.argv else 0.3)
+os.write(1, b"saved\\n")
+sys.exit(130 if asked[0] == signal.SIGINT else 75)
+"""
+
+
+def stopped(words: list[str], env: dict[str, str], *, number: int, group: bool, ready: int = 1) -> int:
+    """The code of a launcher in a group of its own, of whose signals none is ignored, after a signal to it or to all of the group."""
+    before = signal.signal(number, lambda *_: None)  # one that this process ignores the launcher could not hear
+    try:
+        process = subprocess.Popen(words, env=os.environ | env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    finally:
+        signal.signal(number, before)
+    with process:
         try:
-            assert process.stdout.readline() == "ready\n"
-            process.terminate()
-            assert process.wait(timeout=30) == 75
+            assert [process.stdout.readline() for _ in range(ready)] == ["ready\n"] * ready
+            (os.killpg if group else os.kill)(process.pid, number)
+            return process.wait(timeout=60)
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["alone", "group"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGHUP, 75)])
+def test_host_waits_for_a_run_that_saves_on_a_signal(tmp_path: pathlib.Path, number: int, code: int, group: bool) -> None:
+    """The signal reaches the run, once, whose own exit code comes back; a terminal and a batch system send it to the whole group, whose logs go on."""
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(tool(tmp_path, "python", STOPPING)), LOGS=str(tmp_path), SLURM_PROCID="0", CHIP="cpu")
+    assert stopped(["bash", str(ROOT / "launch" / "host.sh"), "train"], env, number=number, group=group) == code
     assert (tmp_path / "host_0.log").read_text() == "ready\nsaved\n"
 
 
@@ -788,6 +836,29 @@ def test_one_machine_sets_the_flags_of_its_gpu(tmp_path: pathlib.Path, bin_folde
         assert flags[-1:] == ["--xla_gpu_deterministic_ops=true"] * bool(gpu) and (len(flags) > 1) == ("H100" in gpu)
 
 
+def test_a_gpu_without_its_tools_is_an_error(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """It would run without its flags, or not at all. The image looks where GKE puts them; CHIP and JAX_EXTRA=cpu say what is meant."""
+    for name in ("dirname", "hostname", "mkdir", "tee"):
+        (bin_folder / name).symlink_to(shutil.which(name))
+    python = tool(bin_folder, "python", f"#!{shutil.which('bash')}\necho ran\n")
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(python), LOGS=str(tmp_path), PATH=str(bin_folder))
+    def host(**more: str) -> subprocess.CompletedProcess[str]:
+        words = [shutil.which("bash"), str(ROOT / "launch" / "host.sh"), "report"]
+        return subprocess.run(words, env=env | more, capture_output=True, text=True, timeout=60)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidiactl").touch()
+    assert host().stdout == "ran\n"
+    (tmp_path / "dev" / "nvidia3").touch()
+    done = host()
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "error: this machine has a GPU, but no nvidia-smi in PATH tells which; add its folder to PATH (on GKE /usr/local/nvidia/bin" in done.stderr
+    assert host(CHIP="h100").stdout == host(JAX_EXTRA="cpu").stdout == "ran\n"
+    tool(bin_folder, "nvidia-smi", f"#!{shutil.which('bash')}\necho RTX\n")
+    assert host().stdout == "ran\n"
+    image = (ROOT / "launch" / "Dockerfile").read_text()
+    assert "ENV PATH=/usr/local/nvidia/bin:$PATH LD_LIBRARY_PATH=/usr/local/nvidia/lib64\n" in image
+
+
 @pytest.mark.parametrize("running", [False, True])
 def test_a_lock_that_a_killed_process_left_is_taken_away(tmp_path: pathlib.Path, bin_folder: pathlib.Path, running: bool) -> None:
     """libtpu's own, which stops the next process; not where one trains."""
@@ -813,24 +884,12 @@ def test_simulated_processes_leave_a_log_each(tmp_path: pathlib.Path) -> None:
         assert sorted(lines) == [f"got -m videomae_jax train --x=a b --coordinator=localhost:4567 --processes=2 --process={n} --init-timeout=120", "problem"]
 
 
-def test_simulate_waits_for_processes_that_save_on_sigterm(tmp_path: pathlib.Path) -> None:
-    """The signal reaches all of them, each saves in its own time, and their code comes back."""
-    fake = tool(tmp_path, "python", '''#!/usr/bin/env bash
-[ "$1" = -c ] && { echo 4567; exit; }
-case "$*" in *--process=1*) trap 'sleep 0.6; echo saved; exit 75' TERM ;; *) trap 'echo saved; exit 75' TERM ;; esac
-echo ready
-while :; do sleep 0.1; done
-''')
-    env = os.environ | environment(tmp_path, VIDEOMAE_PYTHON=str(fake))
+@pytest.mark.parametrize(("number", "group", "code"), [(signal.SIGTERM, False, 75), (signal.SIGTERM, True, 75), (signal.SIGINT, False, 75), (signal.SIGINT, True, 130)])
+def test_simulate_waits_for_processes_that_save_on_a_signal(tmp_path: pathlib.Path, number: int, group: bool, code: int) -> None:
+    """It reaches all of them, as SIGTERM where it does not come from a terminal to the whole group; each saves in its own time, and their code comes back."""
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(tool(tmp_path, "python", STOPPING)))
     words = ["bash", str(ROOT / "launch" / "simulate.sh"), f"--logs={tmp_path}", "--", "train"]
-    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        try:
-            assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
-            process.terminate()
-            assert process.wait(timeout=60) == 75
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+    assert stopped(words, env, number=number, group=group, ready=2) == code
     assert [(tmp_path / f"host_{n}.log").read_text() for n in (0, 1)] == ["ready\nsaved\n"] * 2
 
 

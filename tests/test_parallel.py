@@ -77,6 +77,15 @@ def devices_of(slices: int, *torus: int, kind: str = "cpu") -> list[Any]:
                                   platform="tpu" if kind != "cpu" else "cpu") for n in range(slices) for i, place in enumerate(places)]
 
 
+def test_processes_with_unequal_devices_are_refused() -> None:
+    """Before JAX puts rows together that do not fit."""
+    devices = devices_of(1, 12)
+    for device in devices:
+        device.process_index = int(device.id >= 4)
+    with pytest.raises(UserError, match="^processes have 4 and 8 devices; allowed are equally many"):
+        Layout().mesh(devices)
+
+
 @pytest.mark.parametrize(("sizes", "slices_of_data", "slices_of_fsdp"), [((8, 2, 1), 4, 1), ((2, 8, 1), 2, 2), ((1, 16, 1), 1, 4), ((4, 2, 2), 4, 1), ((2, 4, 2), 2, 2)])
 def test_slices_lie_along_data_first(sizes: tuple[int, ...], slices_of_data: int, slices_of_fsdp: int) -> None:
     """Four slices of four: parameters are gathered over the slow network only where `data` is shorter than the number of slices."""

@@ -1,9 +1,11 @@
 """Plans: topologies, estimates against known sizes, the choice of the lightest policy that fits, ways out, the command's output."""
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 import math
+import pathlib
 import types
 from typing import Any
 
@@ -390,6 +392,10 @@ def test_plan_of_gpus_end_to_end(tmp_path: Any, capsys: pytest.CaptureFixture[st
     assert second["chip_hours"] == pytest.approx(2 * first["chip_hours"], rel=0.05) and "test_chip_hours" not in first
     assert (second["tested"], second["views"]) == (500, 15) and any("test of 500 videos in 15 views" in line for line in out)
     assert any(line.strip().startswith("fits") for line in out) and out[0] == "plan of tiny"
+    (tmp_path / "slow.json").write_text('{"decode_seconds": 100.0}')
+    assert command.main(["--config=configs/tiny.py", "--config.data.size=32", "--topology=h100x8", "--videos=1000", "--then=configs/finetune/k400_b.py",
+                         f"--measure={tmp_path}/slow.json", *argv]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["stages"][1]["chip_hours"] > 2 * first["chip_hours"]  # its hosts cannot keep up, either
     (tmp_path / "plans.jsonl").write_text(out[-1] + "\n")
     assert command.main([f"--table={tmp_path}/plans.jsonl"]) == 0
     row = capsys.readouterr().out.splitlines()[-1]
@@ -457,12 +463,18 @@ def test_what_is_compiled_is_what_the_launchers_run(run: Any, monkeypatch: pytes
     monkeypatch.setattr(type(run), "compile", compiled)
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_enable_async_all_gather=false --mine")
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_all_gather_combine_threshold_bytes=1")
+    monkeypatch.delenv("JAX_OPTIMIZATION_LEVEL", raising=False)
     for name in ("v6e-4", "h100x4"):
         with pytest.raises(UserError, match="asked"):
             Planner(small(), topologies.find(name), fixed=frozenset(), trust=()).compile(Choice("none", 1, 4, 1, 1))
     tpu, gpu = asked
     assert tpu.keys() == topologies.flags("v6e").keys() - {"xla_enable_async_all_gather"} and tpu["xla_tpu_scoped_vmem_limit_kib"] == "98304"
-    assert tpu["xla_tpu_enable_async_collective_fusion"] is True and gpu == {"xla_gpu_reduce_scatter_combine_threshold_bytes": "134217728"}
+    assert tpu["xla_tpu_enable_async_collective_fusion"] is True and gpu == {
+        "optimization_level": 19, "xla_gpu_reduce_scatter_combine_threshold_bytes": "134217728"}
+    levels = getattr(jax, "CompilerEffortLevel", None) or importlib.import_module("jax._src.config").EffortLevel
+    assert "JAX_OPTIMIZATION_LEVEL:-O1" in (pathlib.Path(__file__).parents[1] / "launch" / "xla_flags.sh").read_text() and levels("O1").value == 19
+    monkeypatch.setenv("JAX_OPTIMIZATION_LEVEL", "O2")
+    assert "optimization_level" not in topologies.compiler_options(topologies.find("h100x4"))
     assert topologies.compiler_options(dataclasses.replace(topologies.find("v5e-4"), name="local")) == {}
 
 

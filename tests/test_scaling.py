@@ -143,6 +143,12 @@ def test_the_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str])
     assert command.main(["--scaling", *folders, f"--out={tmp_path}/x.html"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["law"]["variables"] == ["flops"] and "held out" in shown.err and (tmp_path / "x.html").is_file()
+    law = json.loads(shown.out)
+    assert command.main(["--scaling", *map(str, sorted(tmp_path.iterdir())), f"--out={tmp_path}/x.html"]) == 0
+    assert json.loads(capsys.readouterr().out) == law, "the page in the folder of the runs is none of them"
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="notes.txt is a file; allowed are run directories"):
+        command.main(["--scaling", *folders, f"{tmp_path}/notes.txt"])
     with pytest.raises(UserError, match="missing/x.html cannot be written"):
         command.main(["--scaling", *folders, f"--out={tmp_path}/missing/x.html"])
     assert json.loads(capsys.readouterr().out)["law"], "the fit is not lost with the page"

@@ -121,7 +121,7 @@ class Assembly:
         return {k: jax.ShapeDtypeStruct((decodes if k in shared else self.clips, *x.shape[1:]), x.dtype, sharding=sharding)
                 for k, x in base.dummy(self.source.fields).items()}
 
-    def compile(self, *, options: Mapping[str, str | bool] | None = None) -> Any:
+    def compile(self, *, options: Mapping[str, str | int] | None = None) -> Any:
         """The compiled step for the shapes of this run, without data, parameters or external files; `options` of the compiler win over its flags."""
         lowered = self.jitted_step().lower(self.abstract, self.abstract_frozen, *[self.abstract_batch()] * self.draws)
         return lowered.compile(compiler_options=dict(options or {}) or None)

@@ -69,7 +69,7 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
         **(wires(compiled.program, time) if time else {}), **feeding,
         "checkpoint_gb": assembly.state_bytes(run.abstract) / 1e9, "versions": versions()}
     result["stages"] = [{"config": config.name, "chip_hours": result["chip_hours"]}] + [
-        stage(one, topology, result["predicted_mfu"], tested=tested, trust=trust) for one, tested in then]
+        stage(one, topology, result["predicted_mfu"], feed=feed, tested=tested, trust=trust) for one, tested in then]
     result["ways_out"] = [] if fits else planner.ways_out(max(1.0, compiled.bytes / estimate.bytes))
     return result
 
@@ -148,14 +148,19 @@ def fed(run: assembly.Assembly, topology: Topology, seconds: float, feed: Input,
             "input_slowdown": max(1.0, cores / topology.chip.cores), "input": feed.source}
 
 
-def stage(config: Any, topology: Topology, mfu: float, /, *, tested: int = 0, trust: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Chip-hours of training another config at the same utilisation, and of a test of `tested` videos in the most views that it declares."""
+def stage(config: Any, topology: Topology, mfu: float, /, *, feed: Input | None = None, tested: int = 0, trust: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Chip-hours of training another config at the same utilisation, and of a test of `tested` videos in the most views that it declares.
+
+    Hosts that cannot keep up with training at the cost of `feed` are paid for as well; without it, and for the test, all keep up.
+    """
     with config.ignore_type(), config.unlocked():
         config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
     run = assembly.assemble(config, trust=trust, devices=jax.devices()[:1])
     rate = topology.chip.tflops * 1e12 * mfu * 3600
     cost = run.objective.cost()
-    found = {"config": config.name, "chip_hours": run.total * run.clips * run.draws * cost.train_flops / rate}
+    hours = run.clips * run.draws * cost.train_flops / rate  # of chips, a step
+    slowdown = fed(run, topology, 3600 * hours / topology.all_chips, feed)["input_slowdown"] if feed else 1.0
+    found = {"config": config.name, "chip_hours": run.total * hours * slowdown}
     cuts = [getattr(configs.build(node, trust=trust), "views", None) for node in config.evaluators.values()]
     views = [cut.sampling.views * cut.crop.views for cut in cuts if hasattr(cut, "sampling")]
     if tested:

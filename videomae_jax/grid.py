@@ -13,7 +13,7 @@ from typing import Any
 from videomae_jax import config as configs
 from videomae_jax import forecast
 from videomae_jax.errors import UserError
-from videomae_jax.plan import Choice, Planner
+from videomae_jax.plan import Choice, Input, Planner
 from videomae_jax.topologies import find
 
 CHEAP = ("total", "name", "seed", "data.index")  # overrides that leave a step as it is
@@ -32,8 +32,8 @@ class Cell:
 def cells(config: Any, /, *, root: str, topology: str = "", trust: tuple[str, ...] = (), overrides: Mapping[str, str] | None = None) -> list[Cell]:
     """The cells below the folder `root`; a run of the same length and settings with a summary of all its steps is finished.
 
-    Costs are estimates of the fastest choice that fits `topology`, which the words make; nothing is compiled. `overrides` are set in every
-    cell, also over its own. Raises UserError for a config without cells, or one that does not fit.
+    Costs are estimates of the fastest choice that fits `topology`, which the words make; hosts that cannot keep up are paid for as well, and nothing
+    is compiled. `overrides` are set in every cell, also over its own. Raises UserError for a config without cells, or one that does not fit.
     """
     if topology == "local":
         raise UserError("--topology=local belongs to a plan of one run; allowed with --grid is a name of hardware, such as v5p-512 or h100x512, or none")
@@ -60,7 +60,7 @@ def _cell(name: str, cell: Any, overrides: dict[str, str], root: str, topology: 
 
 
 def _speed(cell: Any, given: dict[str, str], topology: str, trust: tuple[str, ...], /) -> tuple[int, float, float, int, dict[str, Any]]:
-    """Decoded clips and FLOPs of a step, seconds of a step, chips, and the fields of the config that make it such a step."""
+    """Decoded clips and FLOPs of a step, its seconds on chips or on hosts that cannot keep up, chips, and the fields of the config that make it such a step."""
     config = configs.load(cell.config)
     configs.override(config, given)
     config = forecast.without_index(config, videos=cell.videos)
@@ -73,7 +73,8 @@ def _speed(cell: Any, given: dict[str, str], topology: str, trust: tuple[str, ..
     if not fits:
         raise UserError(f"{cell.config} does not fit {topology} by estimate; plan --config={cell.config} --topology={topology} gives the ways out")
     best = min(fits, key=lambda e: (e.seconds, e.choice.microbatches, e.bytes))
-    return config.batch_size, flops, best.seconds, where.all_chips, _fields(best.choice, config.objective)
+    seconds = best.seconds * forecast.fed(planner.run, where, best.seconds, Input())["input_slowdown"]
+    return config.batch_size, flops, seconds, where.all_chips, _fields(best.choice, config.objective)
 
 
 def _fields(choice: Choice, objective: Any, /) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Parameters carry *logical* axes (`models/layers.py`); rules map them to mesh axe
 (replicated parameters), `fsdp` (sharded parameters, also splits the batch) and `tensor` (heads and MLP).
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -39,9 +40,12 @@ class Layout:
     def mesh(self, devices: list[Any] | None = None, /) -> Mesh:
         """The mesh over `devices` (all by default).
 
-        Raises UserError when the sizes do not multiply to the number of devices.
+        Raises UserError when the sizes do not multiply to the number of devices, or the processes have not equally many: each reads as many rows.
         """
         devices = jax.devices() if devices is None else devices
+        counts = sorted(set(collections.Counter(d.process_index for d in devices).values()))
+        if len(counts) > 1:
+            raise UserError(f"processes have {' and '.join(map(str, counts))} devices; allowed are equally many (JAX_LOCAL_DEVICE_IDS, CUDA_VISIBLE_DEVICES)")
         # Linen's logical constraints assert under the Explicit axis type that jax.make_mesh defaults to.
         return Mesh(arrange(self.sizes(len(devices)), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

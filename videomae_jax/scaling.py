@@ -76,6 +76,8 @@ class Fit:
 def read(directory: pathlib.Path, /, *, metric: str) -> Point | None:
     """The point of a run directory; None where the run is not finished. Raises UserError where the metric is absent."""
     card, summary = directory / "recipe_card.json", directory / "summary.json"
+    if directory.is_file():
+        raise UserError(f"{directory} is a file; allowed are run directories")
     if not card.is_file():
         raise UserError(f"{directory} holds no recipe_card.json, so it is not a run directory")
     if not summary.is_file():

@@ -15,6 +15,7 @@ from typing import Any
 from videomae_jax.errors import UserError
 
 GIB = 2**30
+O1 = 19  # XLA's number of the JAX_OPTIMIZATION_LEVEL that the launchers set for GPUs: as an option of the compiler jax takes it by number alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +193,7 @@ def flags(chip: str, /, *, slices: int = 1) -> dict[str, str]:
     return found
 
 
-def compiler_options(topology: Topology, /) -> dict[str, str | bool]:
+def compiler_options(topology: Topology, /) -> dict[str, str | int]:
     """What a step is compiled with so that it is the program that the launchers run; what the user's own flags name is the user's.
 
     Nothing for "local": there the environment of the process decides, as it does for a run.
@@ -201,7 +202,8 @@ def compiler_options(topology: Topology, /) -> dict[str, str | bool]:
         return {}
     given = os.environ.get("LIBTPU_INIT_ARGS" if topology.chip.platform == "tpu" else "XLA_FLAGS", "").split()
     users = {word.lstrip("-").partition("=")[0] for word in given}
-    return {name: {"true": True, "false": False}.get(value, value) for name, value in flags(topology.chip.name, slices=topology.slices).items()
+    level = {"optimization_level": O1} if topology.chip.platform == "gpu" and not os.environ.get("JAX_OPTIMIZATION_LEVEL") else {}
+    return level | {name: {"true": True, "false": False}.get(value, value) for name, value in flags(topology.chip.name, slices=topology.slices).items()
             if name not in users}
 
 

@@ -91,7 +91,8 @@ def scaling(options: argparse.Namespace, /) -> int:
         raise UserError("with --scaling needed are runs and nothing else: --scaling RUN RUN ... [--metric=NAME] [--out=FILE.html]")
     from videomae_jax import scaling as law
 
-    result = law.report([pathlib.Path(run) for run in options.scaling], metric=options.metric)
+    runs = [path for path in map(pathlib.Path, options.scaling) if not (path.suffix == ".html" and path.is_file())]  # RUNS/* has the page of the last time
+    result = law.report(runs, metric=options.metric)
     for line in law.lines(result):
         arguments.say(line)
     print(json.dumps(result))

@@ -4,6 +4,7 @@ Neither keeps a matrix of all queries and keys. Both take bool [B N] of valid ke
 nothing. Splash gets scaled queries, cuDNN's kernel scales them.
 """
 
+import re
 from typing import Any
 
 import jax
@@ -22,9 +23,10 @@ HALF = (jnp.bfloat16, jnp.float16)
 def runs_on_cudnn(*, size: int, dtype: Any, capability: str = "") -> bool:
     """Whether cuDNN's kernels take heads of `size` channels in `dtype` on a GPU of this compute capability, "" = any from Ampere on.
 
-    128 channels are what GPUs before Hopper allow.
+    128 channels are what GPUs before Hopper allow. AMD's, whose capability is a name ("gfx942"), have no cuDNN.
     """
-    return jnp.dtype(dtype) in map(jnp.dtype, HALF) and size % 8 == 0 and size <= 128 and float(capability or 8) >= 8
+    recent = not capability or (re.fullmatch(r"\d+\.\d+", capability) is not None and float(capability) >= 8)
+    return jnp.dtype(dtype) in map(jnp.dtype, HALF) and size % 8 == 0 and size <= 128 and recent
 
 
 def cudnn(q: Array, k: Array, v: Array, /, *, valid: Array | None, scale: float = 1.0) -> Array:
