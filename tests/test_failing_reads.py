@@ -290,16 +290,22 @@ def test_indexing_tries_again(call: str, pair: pathlib.Path, monkeypatch: pytest
         assert not errors and found == (wanted if count == 1 else {"status": f"io: {os.strerror(errno.ESTALE)}"})
 
 
-def slowed(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, /, *, seconds: float) -> list[float]:
-    """Lets every read of a file take so long by a clock that nothing else moves; what it shows."""
+def clock(monkeypatch: pytest.MonkeyPatch, /) -> list[float]:
+    """A clock of all limits that only who holds it moves; what it shows."""
     now = [0.0]
+    for module in (patience, deadline):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
+    return now
+
+
+def slowed(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, /, *, seconds: float, fails: Callable[[int], bool] = lambda number: False) -> list[float]:
+    """Lets every read of a file take so long by a clock that nothing else moves, and the n-th fail with EIO where `fails` says so; what it shows."""
+    now = clock(monkeypatch)
 
     def passes(number: int, /) -> bool:
         now[0] += seconds
-        return False
+        return fails(number)
 
-    for module in (patience, deadline):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
     broken(path, monkeypatch, fails=passes)
     return now
 
@@ -312,6 +318,12 @@ def test_a_large_file_on_a_slow_mount_is_no_damage(folder: pathlib.Path, monkeyp
     assert wanted["status"] == "ok" and index.describe_job(job) == wanted and now[0] > 5 * decode.TIMEOUT
     monkeypatch.setattr(decode, "WHOLE", 3 * decode.TIMEOUT)
     assert index.describe_job(job) == {"status": "timeout: not done after 180 s"}
+
+
+def test_a_further_try_has_the_time_of_the_first(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that ends in an error after longer than nothing may come is not charged to the next try."""
+    now = slowed(folder / "a.mp4", monkeypatch, seconds=decode.TIMEOUT + 1, fails=lambda number: number == 1)
+    assert index.describe_job(index.Job(str(folder / "a.mp4")))["status"] == "ok" and now[0] > 2 * decode.TIMEOUT
 
 
 class Renewed:

@@ -114,6 +114,7 @@ def _answer(job: Job, /, *, seconds: float) -> dict[str, Any]:
 
 
 def _describe(job: Job, patience: Patience, /) -> dict[str, Any]:
+    patience.renew()  # a further try does not pay for the silence that the one before ended in
     if job.template is None and not remote.is_remote(job.path):
         return describe(job.path, verify=job.verify, patience=patience)
     if job.template is None:

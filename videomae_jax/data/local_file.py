@@ -19,8 +19,10 @@ class LocalFile(io.FileIO):
     def read(self, size: int = -1, /) -> bytes:
         if not self.call.failed and self.call.patience.over:
             self.call.failed = self.call.late()
+        if self.call.failed:  # FFmpeg asks again, which is no answer of whoever delivers
+            return b""
         try:
-            data = b"" if self.call.failed else os.read(self.fileno(), size)
+            data = os.read(self.fileno(), size)
             self.call.patience.renew()
             return data
         except OSError as error:
