@@ -12,13 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import av
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 from array_record.python import array_record_module as array_record
 from test_bad_data import flaky, source
 from test_decode import encode
 
-from videomae_jax.data import deadline, decode, folders, footage, index, packed, packing, patience, pipeline, quarantine, sources, transforms
+from videomae_jax.data import deadline, decode, folders, footage, index, packed, packing, patience, pipeline, quarantine, remote, sources, transforms
 from videomae_jax.errors import UserError
 
 
@@ -324,6 +325,38 @@ def test_a_further_try_has_the_time_of_the_first(folder: pathlib.Path, monkeypat
     """A read that ends in an error after longer than nothing may come is not charged to the next try."""
     now = slowed(folder / "a.mp4", monkeypatch, seconds=decode.TIMEOUT + 1, fails=lambda number: number == 1)
     assert index.describe_job(index.Job(str(folder / "a.mp4")))["status"] == "ok" and now[0] > 2 * decode.TIMEOUT
+
+
+@pytest.fixture
+def away(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The video in fsspec's memory, each read of which takes almost too long: its `job`, what is `wanted` of it, the clock `now` and the `spans` that were read."""
+    system, spans = fsspec.filesystem("memory"), []
+    system.pipe_file("/large/a.mp4", (folder / "a.mp4").read_bytes())
+    job, plain = index.Job("memory://large/a.mp4"), type(system).cat_file
+    wanted, now = index.describe_job(job), clock(monkeypatch)
+
+    def slow(self: Any, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        now[0] += decode.TIMEOUT - 1
+        spans.append((start, end))
+        return plain(self, path, start, end)
+
+    monkeypatch.setattr(type(system), "cat_file", slow)
+    monkeypatch.setattr(remote, "PART", -(-wanted["size"] // 8))
+    return SimpleNamespace(job=job, wanted=wanted, now=now, spans=spans, kind=type(system))
+
+
+def test_a_large_file_at_an_address_is_no_damage(away: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Part after part, each in time; but not for ever."""
+    assert index.describe_job(away.job) == away.wanted and away.wanted["status"] == "ok" and len(away.spans) == 8 and away.now[0] > 5 * decode.TIMEOUT
+    monkeypatch.setattr(decode, "WHOLE", 3 * decode.TIMEOUT)
+    assert index.describe_job(away.job) == {"status": "timeout: not done after 180 s"}
+
+
+@pytest.mark.parametrize(("name", "value"), [("size", lambda self, path: None), ("protocol", ("http", "https"))], ids=["size", "http"])
+def test_where_parts_cannot_be_asked_for_a_file_is_read_at_once(name: str, value: Any, away: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a size that is not told, or over HTTP, whose servers may not know of parts."""
+    monkeypatch.setattr(away.kind, name, value)
+    assert index.describe_job(away.job) == away.wanted and away.spans == [(None, None)]
 
 
 class Renewed:

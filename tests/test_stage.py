@@ -30,7 +30,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
     """How often an address was read."""
     found: collections.Counter[str] = collections.Counter()
     read = remote.read
-    monkeypatch.setattr(remote, "read", lambda address: (found.update([address]), read(address))[1])
+    monkeypatch.setattr(remote, "read", lambda address, **kw: (found.update([address]), read(address, **kw))[1])
     return found
 
 

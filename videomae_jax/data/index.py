@@ -98,7 +98,8 @@ class Job:
 def describe_job(job: Job, /) -> dict[str, Any]:
     """`describe` for whatever a job is; `status` is "ok", or "stage: cause" of what cannot be read, after further tries where it may pass.
 
-    A read is given up where no byte comes for twice the time that a file may take, or after an hour.
+    A read is given up where no byte comes for twice the time that a file may take, or after an hour; at an address, where no
+    `remote.PART` bytes do, or over HTTP not the whole file.
     """
     try:
         if job.verify and not remote.is_remote(job.path):  # what hangs does so at once, while decoding all of a film takes its time
@@ -118,7 +119,7 @@ def _describe(job: Job, patience: Patience, /) -> dict[str, Any]:
     if job.template is None and not remote.is_remote(job.path):
         return describe(job.path, verify=job.verify, patience=patience)
     if job.template is None:
-        data = remote.read(job.path)
+        data = remote.read(job.path, patience=patience)
         return describe(data, verify=job.verify) | {"size": len(data)}
     video = pictures.Pictures(job.path, job.template)
     info = pictures.probe(video, fps=job.fps, start=job.start, frames=job.frames)

@@ -7,6 +7,7 @@ into memory and therefore local, or on a mounted file system (`local`).
 import contextlib
 import functools
 import hashlib
+import io
 import os
 import pathlib
 import shutil
@@ -18,9 +19,11 @@ from typing import Any
 import fsspec
 
 from videomae_jax.data.decode import DecodeError
+from videomae_jax.data.patience import Patience
 from videomae_jax.errors import UserError
 
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+PART = 2**23  # bytes of a file that are asked for at once where its reader has a patience
 SPARE = 0.05  # of a disk that copies leave free
 _warned: set[tuple[str, str]] = set()  # folders and kinds of trouble that were told
 
@@ -45,17 +48,37 @@ def files(address: str, /) -> Any:
         raise UserError(f"{address} cannot be reached: {str(error).splitlines()[0]}") from error
 
 
-def read(address: str, /) -> bytes:
-    """The bytes of a file. How long it may take is the caller's to limit.
+def read(address: str, /, *, patience: Patience | None = None) -> bytes:
+    """The bytes of a file. How long it may take is the caller's to limit; with a `patience` it comes in parts, each of which renews that.
 
-    Raises DecodeError, of the stage "open" where the file is not there or not allowed to be read, and "io" for all else, which may pass.
+    Raises DecodeError, of the stage "open" where the file is not there or not allowed to be read, "timeout" where the patience ends, and
+    "io" for all else, which may pass.
     """
     system = files(address)
     try:
-        return system.cat_file(address)
+        # Servers of HTTP need not know of parts, and fsspec calls every error of asking one for the size a file that is not there.
+        if patience is None or "http" in system.protocol:
+            return system.cat_file(address)
+        return _in_parts(system, address, patience)
+    except DecodeError:
+        raise
     except Exception as error:  # every client raises errors of its own
         stage = "open" if isinstance(error, LASTING) or _refused(error) else "io"
         raise DecodeError(address, stage, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def _in_parts(system: Any, address: str, patience: Patience, /) -> bytes:
+    """The bytes of a file, PART after PART; at once where the file system does not know how many there are."""
+    size, whole = system.size(address), io.BytesIO()
+    if not size:
+        return system.cat_file(address)
+    for start in range(0, size, PART):
+        # The last one has no end, for a size from a listing may be that of an hour ago.
+        whole.write(system.cat_file(address, start=start, end=start + PART if start + PART < size else None))
+        patience.renew()
+        if patience.over:
+            raise DecodeError(address, "timeout", patience.why())
+    return whole.getvalue()
 
 
 def _refused(error: Exception, /) -> bool:
