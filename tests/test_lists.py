@@ -14,7 +14,7 @@ from test_decode import bars, encode, spelt
 
 from videomae_jax import __main__ as entry
 from videomae_jax import head_rows
-from videomae_jax.data import clips, columns, decode, frame_folders, index, lists, packed, pictures, pipeline, remote, sources, transforms
+from videomae_jax.data import clips, columns, decode, frame_folders, index, lists, merge, packed, pictures, pipeline, remote, sources, transforms
 from videomae_jax.errors import UserError
 from videomae_jax.objectives.base import External
 
@@ -110,6 +110,28 @@ def test_a_label_of_minus_one_is_none(root: pathlib.Path, tmp_path: pathlib.Path
     external = External("params", str(tmp_path / "weights.npz"), rows=((".*", str(tmp_path / "k_to_old.json")),))
     (tmp_path / "classes.json").write_text(json.dumps(["0", "2", "10"]))
     head_rows.check([external], source=sources.VideoClips(index=str(tmp_path / "old.parquet")))
+
+
+@pytest.mark.parametrize(("labels", "column", "classes", "said"), [
+    (["-1", "walk", "run"], "label", ("-1", "run", "walk"), "label (3 classes, 0 videos without)"),
+    (["-1", "-3", "1"], "label", ("-3", "-1", "1"), "label (3 classes, 0 videos without)"),
+    (["-1", "0", "1"], "label", ("0", "1"), "label (2 classes, 1 videos without; -1 is none where all others are whole numbers, as in official lists)"),
+    (["-1", "2", "10"], "mood", ("-1", "2", "10"), "label (1 classes, 0 videos without)")])
+def test_minus_one_in_a_csv(labels: list[str], column: str, classes: tuple[str, ...], said: str, root: pathlib.Path, tmp_path: pathlib.Path,
+                            capsys: pytest.CaptureFixture) -> None:
+    """It is none in the column `label` beside whole numbers from 0, and else a class: the command counts those that training and merging have."""
+    names = ("air drumming/a b.mp4", "c.mp4", "d.webm.mp4")
+    head, more = ("path,label,split", "") if column == "label" else ("path,mood,split,label", ",x")
+    (tmp_path / "l.csv").write_text("\n".join([head, *(f"{name},{label},train{more}" for name, label in zip(names, labels, strict=True))]))
+    assert command(root / "K400", "--labels", tmp_path / "l.csv", "--out", tmp_path / "i.parquet") == 0
+    assert f"  {said}\n" in capsys.readouterr().out
+    made = sources.VideoClips(index=str(tmp_path / "i.parquet"), label=column, frames=2, size=32)
+    assert made.classes == classes
+    assert [int(made.read(row, rng=np.random.default_rng(0))["label"][0]) for row in range(3)] == [classes.index(v) if v in classes else -1 for v in labels]
+    if column == "label":
+        (tmp_path / "bare.csv").write_text("own/frames/y 1 25\n")
+        index.write(lists.build([tmp_path / "bare.csv"], root=str(root), form="v2", template="f{:03}.png"), tmp_path / "bare.parquet")
+        assert merge.merge([tmp_path / "i.parquet", tmp_path / "bare.parquet"], aliases={}).names == classes
 
 
 def test_a_fine_tuning_list_of_frames(root: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -104,7 +104,9 @@ def _check_kind(options: argparse.Namespace, /) -> None:
 
 
 def summary(table: Any, /) -> list[str]:
-    """Lines for people: totals, counts by status, codec, split and class, damaged files."""
+    """Lines for people: totals, counts by status, codec, split and class, damaged files. Classes are those that loaders number."""
+    from videomae_jax.data import index, sources
+
     columns = {c: table.column(c).to_pylist() for c in ("name", "status", "codec", "split", "label", "duration", "frames")}
     good = [i for i, status in enumerate(columns["status"]) if status == "ok"]
     bad = [i for i, status in enumerate(columns["status"]) if status != "ok"]
@@ -114,11 +116,13 @@ def summary(table: Any, /) -> list[str]:
     lines += _counts("status", stages)
     for column in ("codec", "split"):
         lines += _counts(column, collections.Counter(columns[column][i] for i in good))
-    labels = collections.Counter(columns["label"][i] for i in good)
-    labels.update(dict.fromkeys(columns["label"], 0))  # a run counts the classes of damaged videos too
-    unlabelled = labels.pop(None, 0)
-    lines += _counts(f"label ({len(labels)} classes, {unlabelled} videos without)", labels)
-    if empty := sorted(label for label, count in labels.items() if not count):
+    classes = sources.classes(columns["label"])
+    known = set(classes)
+    labels = collections.Counter(label for i in good if (label := columns["label"][i]) in known)
+    labels.update(dict.fromkeys(classes, 0))  # a run counts the classes of damaged videos too
+    remark = "; -1 is none where all others are whole numbers, as in official lists" if index.UNKNOWN in set(columns["label"]) - known else ""
+    lines += _counts(f"label ({len(classes)} classes, {len(good) - labels.total()} videos without{remark})", labels)
+    if empty := [label for label in classes if not labels[label]]:
         lines.append(f"  classes without a readable video: {', '.join(empty[:SHOWN])}{f' and {len(empty) - SHOWN} more' if len(empty) > SHOWN else ''}")
     lines += [f"  damaged: {columns['name'][i]}: {columns['status'][i]}" for i in bad[:SHOWN]]
     return lines + ([f"  ... and {len(bad) - SHOWN} more damaged; see column status"] if len(bad) > SHOWN else [])

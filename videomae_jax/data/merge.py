@@ -47,11 +47,13 @@ class Merged:
     @property
     def names(self) -> tuple[str, ...]:
         """The classes of the table, as loaders number them."""
-        return sources.numbered(set(self.table.column("label").unique().to_pylist()) - {None})
+        return sources.classes(self.table.column("label").unique().to_pylist())
 
 
 def spelling(label: str, /) -> str:
-    """What is left of a class name without case, quotes, underscores, hyphens and doubled blanks."""
+    """What is left of a class name without case, quotes, underscores, hyphens and doubled blanks; all of a whole number, where a hyphen is a sign."""
+    if re.fullmatch("-?[0-9]+", label):
+        return label
     return " ".join(re.sub(r"[_-]", " ", re.sub(r"[\"'\u2018\u2019]", "", label)).casefold().split())
 
 
@@ -152,17 +154,16 @@ def _compare(name: str, rows: Sequence[dict[str, Any]], /) -> None:
 
 def _labels(rows: Iterable[Mapping[str, Any]], /, *, names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
     """{part: {label: class name}}, labels in the order of their numbers. Raises UserError for labels that are numbers without names."""
-    own: dict[str, set[str]] = collections.defaultdict(set)
+    own: dict[str, set[str | None]] = collections.defaultdict(set)
     for row in rows:
-        own[row["part"]] |= {row["label"]} - {None, index.UNKNOWN}
-    labelled, named = [part for part, found in own.items() if found], {}
+        own[row["part"]].add(row["label"])
+    classes, named = {part: sources.classes(found) for part, found in own.items()}, {}
     for stray in (part for part in names if part not in own):
         raise UserError(f"--names={stray}=...: no index to merge is called {stray}; allowed are {', '.join(own)}")
-    for part, found in own.items():
-        labels = sources.numbered(found)
+    for part, labels in classes.items():
         words = [label for label in labels if not NUMBER.fullmatch(label)]
         if part not in names:
-            if labels and not words and len(labelled) > 1:
+            if labels and not words and sum(map(bool, classes.values())) > 1:
                 raise UserError(f"the labels of {part} are numbers ({', '.join(labels[:3])}, ...), which say nothing about the classes of other indexes; give "
                                 f"the names of its classes with --names={part}=FILE, one a line in the order of the numbers")
             named[part] = {label: label for label in labels}

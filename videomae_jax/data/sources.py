@@ -5,8 +5,9 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -70,8 +71,18 @@ def spread(rows: np.ndarray, /, *, limit: int) -> np.ndarray:
 
 def numbered(names: set[str], /) -> tuple[str, ...]:
     """Class names in the order of their numbers: by value where all are integers, else sorted."""
-    numeric = all(v.isascii() and v.isdigit() for v in names)
+    numeric = all(re.fullmatch("-?[0-9]+", v) for v in names)
     return tuple(sorted(names, key=(lambda v: (int(v), v)) if numeric else None))
+
+
+def classes(labels: Iterable[str | None], /, *, column: str = "label") -> tuple[str, ...]:
+    """Class names among all labels of a column of an index, in the order of `numbered`; null is none.
+
+    Nor is -1 in the column `label` where all others are whole numbers of 0 and more, for official lists write so; it is a class elsewhere.
+    """
+    names = set(labels) - {None}
+    listed = names - {index.UNKNOWN}
+    return numbered(listed if column == "label" and all(re.fullmatch("[0-9]+", v) for v in listed) else names)
 
 
 def fresh(path: pathlib.Path, record: dict[str, Any], /) -> None:
@@ -140,7 +151,7 @@ class VideoClips:
 
     `split` is train, val, test or all. `label` names the index column that becomes batch["label"] ("" = the column
     `label`); classes are numbered over all splits in sorted order (by value where all are integers), -1 where a video has
-    none, which official lists write as -1 too. `limit` takes that many videos at equal distances. `repeats` crops are cut from one decode (repeated
+    none (`sources.classes` says when -1 is none). `limit` takes that many videos at equal distances. `repeats` crops are cut from one decode (repeated
     augmentation, VideoMAE V2: they share the frames and differ in crop and mask). `crops` says where a training run cuts
     them: on the "host", as `read` does, on the "device", or "auto"; `canvas` (height, width) is what then crosses to the
     device, 0 = derived (data.planes). A file whose size is not the one that the index holds is not read, and one that takes
@@ -184,9 +195,9 @@ class VideoClips:
         if not pa.types.is_string(table.schema.field(column).type):
             texts = ", ".join(f.name for f in table.schema if pa.types.is_string(f.type))
             raise UserError(f"column {column!r} of index {self.index} is {table.schema.field(column).type}; allowed as labels are {texts}")
-        classes = numbered({v for v in table.column(column).unique().to_pylist()} - {None, index.UNKNOWN})
+        names = classes(table.column(column).unique().to_pylist(), column=column)
         rows = spread(index.readable(table, split=self.split, path=self.index), limit=self.limit)
-        return _Opened(table, pathlib.Path(self.index).resolve().parent, rows, column, classes, {v: i for i, v in enumerate(classes)})
+        return _Opened(table, pathlib.Path(self.index).resolve().parent, rows, column, names, {v: i for i, v in enumerate(names)})
 
     def _check(self, table: Any, /) -> None:
         """Raises UserError for an index of something else than video files."""
