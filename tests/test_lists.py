@@ -1,7 +1,9 @@
 """Official lists, folders of pictures, single pictures and files at addresses, from the command to the frames that are read."""
 
+import dataclasses
 import json
 import pathlib
+import tracemalloc
 from fractions import Fraction
 from typing import Any
 
@@ -320,3 +322,29 @@ def test_rows_of_an_index_say_how_they_are_stored(root: pathlib.Path, tmp_path: 
     index.write(lists.build([tmp_path / "l.csv"], root=str(root), form="v2"), tmp_path / "i.parquet")
     rows = index.load(tmp_path / "i.parquet").to_pylist()
     assert json.dumps([(r["template"], r["stride"], r["size"] is None) for r in rows]) == '[["img_{:05}.jpg", 2, true], [null, null, false]]'
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_rows_of_a_large_index_are_small(listed: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uneven times are no numbers of Python on the way into an index, and rows that are done are not kept as objects."""
+    template = decode.probe(encode(frames=2, bf="0"))
+
+    def describe(job: index.Job, /) -> dict[str, Any]:
+        number = int(pathlib.PurePath(job.path).stem)
+        times = np.cumsum(np.random.default_rng(number).integers(30, 40, 300))
+        return columns.of(dataclasses.replace(template, pts=times, keys=times[::50]))
+
+    monkeypatch.setattr(index, "describe_job", describe)
+    names = [f"{number}.mp4" for number in range(1000)]
+    monkeypatch.setattr(index, "find", lambda directory, **kw: names)
+    (tmp_path / "train.csv").write_text("".join(f"{name} 0\n" for name in names))
+    tracemalloc.start()
+    try:
+        table = lists.build([tmp_path / "train.csv"], root="/v", form="v1") if listed else index.build(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 3200 * len(names)
+    finally:
+        tracemalloc.stop()
+    last, wanted = table.slice(999).to_pylist()[0], describe(index.Job(names[-1]))
+    assert table.num_rows == 1000 and last["name"] == names[-1] and last["split"] in index.SPLITS
+    assert last["pts"] == wanted["pts"].tolist() and last["keys"] == wanted["keys"].tolist()
+    assert wanted["keys"].base is None, "a part of all times would keep them"

@@ -1,5 +1,7 @@
 """A video as columns of an index and back; checked where they are read, because anybody may have edited an index."""
 
+import itertools
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -12,17 +14,30 @@ TIME = 2**62  # ticks; what FFmpeg computes with them stays within 64 bits
 RANGES = {"width": (1, 2**15), "height": (1, 2**15), "rotation": (0, 270), "frames": (1, 2**24), "fps_num": (1, TIME), "fps_den": (1, TIME),
           "time_base_num": (1, TIME), "time_base_den": (1, TIME), "pts_start": (-TIME, TIME), "pts_step": (-TIME, TIME)}
 TIMES = ("pts", "keys")  # lists of ticks
+BATCH = 256  # rows that are held as objects of Python at once
 TURNS = (0, 90, 180, 270)  # degrees that a rotation can be
 
 
 def of(info: decode.VideoInfo, /) -> dict[str, Any]:
-    """Columns of a readable video; `info` reads them. Times that are an arithmetic progression are stored as `pts_start` and `pts_step`."""
+    """Columns of a readable video; `info` reads them. Times that are an arithmetic progression are stored as `pts_start` and `pts_step`.
+
+    `pts` and `keys` are arrays i64, for a number of Python takes five times as much memory.
+    """
     steps = np.diff(info.pts)
     regular = len(steps) == 0 or bool((steps == steps[0]).all())
     return {"status": "ok", "codec": info.codec, "width": info.width, "height": info.height, "rotation": info.rotation,
             "frames": info.frames, "fps_num": info.fps.numerator, "fps_den": info.fps.denominator, "duration": info.duration,
             "time_base_num": info.time_base.numerator, "time_base_den": info.time_base.denominator, "pts_start": int(info.pts[0]),
-            "pts_step": int(steps[0]) if regular and len(steps) else 0, "pts": None if regular else info.pts.tolist(), "keys": info.keys.tolist()}
+            "pts_step": int(steps[0]) if regular and len(steps) else 0, "pts": None if regular else info.pts,
+            "keys": info.keys.copy()}  # a part of `pts` would keep all of it
+
+
+def table(rows: Iterable[dict[str, Any]], /, *, schema: pa.Schema) -> pa.Table:
+    """A table of rows, which are taken one after another and not kept."""
+    rows, batches = iter(rows), []
+    while batch := list(itertools.islice(rows, BATCH)):
+        batches.append(pa.RecordBatch.from_pylist(batch, schema=schema))
+    return pa.Table.from_batches(batches, schema=schema)
 
 
 def row(table: pa.Table, number: int, /) -> dict[str, Any]:

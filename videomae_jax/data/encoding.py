@@ -46,7 +46,7 @@ def compare(video: np.ndarray, blob: bytes, /, *, facts: dict[str, Any], name: s
         found = index.describe(blob)
     except decode.DecodeError as error:
         raise RuntimeError(f"{name}: the packed clip cannot be read again: {error.stage}: {error.cause}") from error
-    wrong = {k: (found.get(k), v) for k, v in facts.items() if found.get(k) != v}
+    wrong = {k: (found.get(k), v) for k, v in facts.items() if not np.array_equal(found.get(k), v)}
     if wrong:
         raise RuntimeError(f"{name}: the packed clip differs from what its index would say: {wrong}")
     again = decode.decode(blob, np.arange(len(video)), info=columns.info(facts))

@@ -197,13 +197,17 @@ def build(directory: str | pathlib.Path, /, *, labels: pathlib.Path | None = Non
     extra = [column for column in next(iter(given.values()), {}) if column not in ("label", "split")]
     root = str(directory).rstrip("/") if remote.is_remote(directory) else str(pathlib.Path(directory).resolve())
     jobs = [Job(f"{root}/{name}", verify=verify, template=template, fps=fps) for name in names]
-    rows: list[dict[str, Any]] = []
-    for name, job, facts in zip(names, jobs, scan(jobs, workers=workers, say=say), strict=True):
-        split, label = from_folder(name)
-        row = given.get(name, {"label": label, **({"split": split} if split else {})})
-        rows.append({"path": job.path, "name": name, "label": row["label"] or None, "split": row.get("split"), **facts, **{c: row[c] for c in extra}})
-    draw_splits(rows, val_fraction=val_fraction)
-    return pa.Table.from_pylist(rows, schema=pa.schema([*SCHEMA, *(pa.field(column, pa.string()) for column in extra)]))
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for name, job, facts in zip(names, jobs, scan(jobs, workers=workers, say=say), strict=True):
+            split, label = from_folder(name)
+            row = given.get(name, {"label": label, **({"split": split} if split else {})})
+            yield {"path": job.path, "name": name, "label": row["label"] or None, "split": row.get("split"), **facts, **{c: row[c] for c in extra}}
+
+    table = columns.table(rows(), schema=pa.schema([*SCHEMA, *(pa.field(column, pa.string()) for column in extra)]))
+    drawn = table.select(["name", "split", "status"]).to_pylist()
+    draw_splits(drawn, val_fraction=val_fraction)
+    return table.set_column(table.schema.get_field_index("split"), "split", pa.array([row["split"] for row in drawn], pa.string()))
 
 
 def found_in(directory: str | pathlib.Path, /, *, template: str | None) -> list[str]:

@@ -11,11 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
 import pyarrow as pa
 
-from videomae_jax.data import index, pictures, remote
+from videomae_jax.data import columns, index, pictures, remote
 from videomae_jax.errors import UserError
 
 LINES = {"v1": r"(?P<path>\S.*) (?P<label>-?\d+)", "v2": r"(?P<path>\S.*?) (?P<start>\d+) (?P<total>-?\d+)(?: .*)?", "frames": r"(?P<path>\S.*) (?P<total>\d+) (?P<label>-?\d+)"}
@@ -94,8 +93,7 @@ def build(paths: list[pathlib.Path], /, *, root: str, form: str, template: str =
     for line, _ in lines:
         place = line.path if remote.is_remote(line.path) else f"{root.rstrip('/')}/{line.path}" if remote.is_remote(root) else str(pathlib.Path(root).absolute() / line.path)
         jobs.append(index.Job(place, verify=verify, template=line.template, start=line.start, frames=line.total, fps=fps))
-    rows: list[dict[str, Any]] = []
-    for (line, split), job, facts in zip(lines, jobs, index.scan(jobs, workers=workers, say=say), strict=True):
-        name = f"{line.path}#{line.start}" if often[line.path, split] > 1 else line.path
-        rows.append({"path": job.path, "name": name, "label": line.label, "split": split, "template": line.template, "stride": line.stride, **facts})
-    return pa.Table.from_pylist(rows, schema=index.SCHEMA)
+    names = (f"{line.path}#{line.start}" if often[line.path, split] > 1 else line.path for line, split in lines)
+    rows = ({"path": job.path, "name": name, "label": line.label, "split": split, "template": line.template, "stride": line.stride, **facts}
+            for (line, split), name, job, facts in zip(lines, names, jobs, index.scan(jobs, workers=workers, say=say), strict=True))
+    return columns.table(rows, schema=index.SCHEMA)
