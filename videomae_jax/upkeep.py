@@ -72,6 +72,8 @@ class Upkeep:
         run, state, step, cursor, saved = self.run, None, 0, Cursor(), -1
         steps = self.saver.candidates()
         run.check_step(max(steps, default=0), where=f"{self.directory} and {self.safety.second.path}" if self.second else str(self.directory))
+        if self.second:
+            self.second.take()
         if steps:
             self.at("restore", 0)
             restored = self.saver.latest_good(run.abstract, rng=run.rng())
