@@ -314,6 +314,9 @@ def test_the_best_of_another_measurement_make_room(tmp_path: pathlib.Path, capsy
     assert "holds the best of step 3, top1 " in said and "the weights of step 6, top1 " in said and said.count("\n") == 1
     assert kept(one, 7, broken=wrong) == 7 and "take its place" in capsys.readouterr().err
     assert kept(one, 2) == 7 and not capsys.readouterr().err  # a step ahead is reached again
+    for clips in (0, VIDEOS - 1):  # whoever only looks, at the kept step too, is told no value of another measurement
+        found = dataclasses.replace(one, clips=clips).run(Toy(run(), params, {}, 7, tmp_path, training=False))
+        assert (found["best"] == found["top1"]) is bool(clips)
     best.keep(Toy(run(), params, {}, 3, tmp_path / "old"), 100.0, metric="top1")
     assert evaluate(one, step=8, directory=tmp_path / "old", params=params)["best"] == 100 and not capsys.readouterr().err
 

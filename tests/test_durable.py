@@ -1,96 +1,26 @@
 """Checkpoints in two places: copied after the commit, read back, kept as asked, taken from the newest good one of both; trouble there stops nothing."""
 
-import gc
-import io
 import pathlib
 import random
 import shutil
+import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
+import places
 import pytest
 import test_checkpoint as checkpoints
 import test_train as loops
+from places import Storage, away, go, newest, save, short, steps_begun, two
 from runs import shared_programs  # noqa: F401 (a fixture)
 
-from videomae_jax import durable, events, manifest, metrics, run_directory, train
-from videomae_jax.checkpoint import Checkpointer
+from videomae_jax import copies, durable, events, manifest, metrics, run_directory
 from videomae_jax.durable import Durable, Place
 from videomae_jax.errors import UserError
 from videomae_jax.evals import best
 from videomae_jax.evals.base import Context
-from videomae_jax.upkeep import Safety
 
 pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"), pytest.mark.usefixtures("collected")]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """New tries come at once."""
-    monkeypatch.setattr(durable, "RETRY", (0.02, 0.02))
-    monkeypatch.setattr(durable, "PAUSE", 0.001)
-    yield
-    gc.collect()
-
-
-class Storage:
-    """A file system in which `fault(operation, path)` is called first, and `spoil(path, bytes)` says what of a written file arrives."""
-
-    def __init__(self, fs: Any, /) -> None:
-        self.fs, self.fault, self.spoil = fs, lambda operation, path: None, lambda path, raw: raw
-
-    def __getattr__(self, name: str) -> Any:
-        def call(path: str = "", *args: Any, **kw: Any) -> Any:
-            self.fault(name, path)
-            if name == "open" and "wb" in args:
-                storage = self
-
-                class Written(io.BytesIO):
-                    def close(self) -> None:
-                        if not self.closed:
-                            storage.fs.pipe_file(path, storage.spoil(path, self.getvalue()))
-                        super().close()
-                return Written()
-            return getattr(self.fs, name)(path, *args, **kw) if path else getattr(self.fs, name)(*args, **kw)
-        return call
-
-
-@pytest.fixture
-def storage(monkeypatch: pytest.MonkeyPatch) -> Storage:
-    """What every place of the test lies on."""
-    plain = durable.fsspec.core.url_to_fs
-    found = Storage(plain("/")[0])
-    monkeypatch.setattr(durable.fsspec.core, "url_to_fs", lambda path: (found, plain(path)[1]))
-    return found
-
-
-def away(operation: str, path: str) -> None:
-    """An outage."""
-    raise ConnectionError("no route to host")
-
-
-def two(folder: pathlib.Path, /, *, said: Callable[[str], None] = lambda line: None, here: int = 2, keep_last: int = 2, keep_every: int = 0) -> tuple[Durable, Checkpointer]:
-    """A place and a checkpointer that hands its steps there."""
-    (folder / "run").mkdir(parents=True, exist_ok=True)
-    place = Durable(Place(str(folder / "place"), keep_last, keep_every), folder / "run", warn=said)
-    return place, Checkpointer(folder / "run" / "checkpoints", second=place, warn=said, keep_last=here)
-
-
-def save(place: Durable, saver: Checkpointer, *steps: int) -> None:
-    """Saves states whose seed is the step, each copied before the next."""
-    for step in steps:
-        saver.save(step, checkpoints.state(seed=step)[0], meta={"config": "{}", "samples": 4 * step, "step": step})
-        saver.wait()
-        assert place.wait(seconds=60)
-
-
-def newest(saver: Checkpointer) -> int:
-    """The step that is restored, whose values are checked."""
-    wanted, abstract = checkpoints.state()
-    found = saver.latest_good(abstract, rng=wanted.rng)
-    checkpoints.equal(found.state, checkpoints.state(seed=found.step)[0])
-    return found.step
+quick, storage = places.quick, places.storage
 
 
 def test_each_place_keeps_what_it_is_asked_to(tmp_path: pathlib.Path) -> None:
@@ -127,7 +57,7 @@ def test_a_fifth_of_all_requests_fails(tmp_path: pathlib.Path, storage: Storage,
     _, again = two(tmp_path / "a", keep_last=3)
     assert newest(again) == 3
     again.close()
-    monkeypatch.setattr(durable, "TRIES", 1)
+    monkeypatch.setattr(copies, "TRIES", 1)
     place, saver = two(tmp_path / "b")
     saver.save(1, checkpoints.state(seed=1)[0], meta={"config": "{}", "samples": 4, "step": 1})
     saver.wait()
@@ -197,6 +127,12 @@ def test_an_outage_neither_loses_nor_invents_a_run(tmp_path: pathlib.Path, stora
         saver.candidates()
     with pytest.raises(UserError, match="cannot be used"):
         place.recall()
+    storage.fault = lambda operation, path: away("", "") if operation == "info" else None
+    with pytest.raises(UserError, match="the run would begin anew"):  # nobody knows whether its manifest is there
+        saver.candidates()
+    storage.fault = lambda operation, path: away("", "") if operation == "ls" else None
+    with pytest.raises(UserError, match="cannot be used"):
+        place.recall()
     saver.close()
 
 
@@ -213,7 +149,52 @@ def test_a_rollback_is_one_in_both_places(tmp_path: pathlib.Path, storage: Stora
         assert time.monotonic() < deadline
         time.sleep(0.01)
     save(place, saver, 2)
-    assert place.steps(needed=True) == [1, 2]
+    assert place.steps(needed=True) == [1, 2] and not (tmp_path / "run" / durable.CUT).exists()
+    saver.close()
+
+
+def test_what_a_rollback_cut_off_outlives_the_process(tmp_path: pathlib.Path, storage: Storage) -> None:
+    """While nothing can be removed there, copies of new steps go on, and the next start takes these and none that was cut off, and removes those."""
+    place, saver = two(tmp_path, here=9, keep_last=9)
+    save(place, saver, 1, 2, 3)
+    storage.fault = lambda operation, path: away("", "") if operation in ("rm", "rm_file") else None
+    saver.retreat(1)
+    for step in (2, 4):  # the first would take the place of one that was cut off
+        saver.save(step, checkpoints.state(seed=step)[0], meta={"config": "{}", "samples": 4 * step, "step": step})
+        saver.wait()
+        place.wait(seconds=60)
+    place.close()
+    saver.close()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    place, saver = two(tmp_path, here=9, keep_last=9)
+    assert place.steps(needed=True) == saver.candidates() == [1, 4] and (tmp_path / "place" / "00000003").exists()
+    storage.fault = lambda operation, path: None
+    assert newest(saver) == 4 and place.wait(seconds=60)
+    assert steps_begun(tmp_path / "place") == [1, 4] and not (tmp_path / "run" / durable.CUT).exists()
+    saver.close()
+
+
+def test_a_copy_of_an_abandoned_step_is_none_of_the_new_one(tmp_path: pathlib.Path, storage: Storage) -> None:
+    """It was under way when the run went back, and ended when the same step was saved anew."""
+    place, saver = two(tmp_path, here=9, keep_last=9)
+    save(place, saver, 1)
+    reached, gate = threading.Event(), threading.Event()
+
+    def hold(operation: str, path: str) -> None:
+        if operation == "pipe_file" and path.endswith(f"00000003/{manifest.NAME}"):
+            reached.set()
+            assert gate.wait(60)
+
+    storage.fault = hold
+    for seed in (3, 30):
+        saver.save(3, checkpoints.state(seed=seed)[0], meta={"config": "{}", "samples": seed, "step": 3})
+        saver.wait()
+        assert reached.wait(60)
+        if seed == 3:
+            saver.retreat(1)
+    gate.set()
+    assert place.wait(seconds=60) and place.steps(needed=True) == [1, 3]
+    assert len({(tmp_path / folder / "00000003" / manifest.NAME).read_bytes() for folder in ("place", "run/checkpoints")}) == 1
     saver.close()
 
 
@@ -224,7 +205,7 @@ def test_copies_slower_than_saves_skip_steps(tmp_path: pathlib.Path, storage: St
     gate = [True]
 
     def slow(operation: str, path: str) -> None:
-        while gate[0] and "00000001" in path:
+        while gate[0] and operation == "open" and "00000001" in path:
             time.sleep(0.01)
 
     storage.fault = slow
@@ -232,15 +213,9 @@ def test_copies_slower_than_saves_skip_steps(tmp_path: pathlib.Path, storage: St
         saver.save(step, checkpoints.state(seed=step)[0], meta={"step": step})
         saver.wait()
     gate[0] = False
-    assert place.wait(seconds=60) and place.steps(needed=True) == [4]
+    assert place.wait(seconds=60) and place.steps(needed=True) == steps_begun(tmp_path / "place") == [4]
     assert any("checkpoint 1 was removed before its copy" in line for line in said)
     saver.close()
-
-
-def go(directory: pathlib.Path, place: pathlib.Path, /, *, stop: int = -1, said: Callable[[str], None] = lambda line: None) -> train.Result:
-    """Six steps, saved at every second, with a second place."""
-    return train.train(loops.build(evaluators__recorder__every="", checkpoint__every=2), directory, stop=loops.Asked(stop), say=said, trust=(loops.ME,),
-                       safety=Safety(second=Place(str(place))))
 
 
 def test_a_run_outlives_its_directory_and_an_outage(tmp_path: pathlib.Path, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +231,7 @@ def test_a_run_outlives_its_directory_and_an_outage(tmp_path: pathlib.Path, stor
     assert any(line["event"] == "durable place" for line in events.read(tmp_path / "straight"))
     assert max(line.get("durable_failures", 0) for line in metrics.read(tmp_path / "straight")) >= 1
     storage.fault = lambda operation, path: None
-    run = loops.build(evaluators__recorder__every="", checkpoint__every=2)
+    run = short()
     run_directory.claim(run, tmp_path / "run", extend=False, fork=False, say=said.append)
     (tmp_path / "run" / "classes.json").write_text('["a"]')
     for step in (1, 2):
@@ -279,6 +254,54 @@ def test_a_run_outlives_its_directory_and_an_outage(tmp_path: pathlib.Path, stor
     assert [line for line in one if "loss" in line] == [line for line in two if "loss" in line]
 
 
+def test_the_last_best_weights_are_copied_at_the_second_try(tmp_path: pathlib.Path, storage: Storage) -> None:
+    """No checkpoint comes after them with which they could be tried again."""
+    said: list[str] = []
+    place, saver = two(tmp_path, said=said.append)
+    save(place, saver, 1)
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "00000001", tmp_path / "run" / "best" / "00000001")
+    storage.fault = lambda operation, path: away("", "") if "/best/" in path and not said else None
+    save(place, saver, 2)
+    assert len(said) == 1 and "the best weights cannot be copied to" in said[0] and manifest.problem(tmp_path / "place" / "best" / "00000001", step=1) == ""
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "00000002", tmp_path / "run" / "best" / "00000002")
+    assert place.wait(seconds=60) and steps_begun(tmp_path / "place" / "best") == [2]  # of an evaluation after the last save
+    saver.close()
+
+
+def test_best_weights_that_fail_hold_up_no_checkpoint(tmp_path: pathlib.Path, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one that comes while they wait for their next try, nor some that wait at the end of the run."""
+    said: list[str] = []
+    place, saver = two(tmp_path, said=said.append, here=9, keep_every=1)
+    saver.save(1, checkpoints.state(seed=1)[0], meta={"step": 1})
+    saver.wait()
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "00000001", tmp_path / "run" / "best" / "00000001")
+    assert place.wait(seconds=60) and place.steps(needed=True) == [1]
+    shutil.rmtree(tmp_path / "place" / "best")
+    monkeypatch.setattr(durable, "RETRY", (1000.0, 1000.0))
+    reached, gate = threading.Event(), threading.Event()
+
+    def fault(operation: str, path: str) -> None:
+        if "/best/" in path:
+            away("", "")
+        if "00000003" in path:
+            reached.set()
+            assert gate.wait(60)
+
+    storage.fault = fault
+    deadline = time.monotonic() + 60
+    for step in range(2, 9):
+        saver.save(step, checkpoints.state(seed=step)[0], meta={"step": step})
+        saver.wait()
+        while step in (2, 3) and not (tmp_path / "place" / "00000002" / manifest.NAME).exists() or not said:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert reached.wait(60)
+    gate.set()
+    monkeypatch.setattr(durable, "RETRY", (0.02, 0.02))
+    assert not place.wait(seconds=60) and place.steps(needed=True) == list(range(1, 9)) and "the best weights are not in" in said[-1]
+    saver.close()
+
+
 def test_best_weights_that_cannot_be_copied_or_used(tmp_path: pathlib.Path) -> None:
     """Those that better ones replaced meanwhile are no failure; damaged ones here hold up no checkpoint, and there they are left out."""
     said: list[str] = []
@@ -294,8 +317,10 @@ def test_best_weights_that_cannot_be_copied_or_used(tmp_path: pathlib.Path) -> N
     save(place, saver, 2)
     checkpoints.damage(tmp_path / "run" / "best" / "00000001", "flipped", random.Random(0))
     shutil.rmtree(tmp_path / "place" / "best")
-    save(place, saver, 3)
-    assert place.failures == 1 and [line for line in said if "cannot be copied" in line] == [line for line in said if "the best weights of step 1 cannot be copied" in line]
+    saver.save(3, checkpoints.state(seed=3)[0], meta={"config": "{}", "samples": 12, "step": 3})
+    saver.wait()
+    assert not place.wait(seconds=60) and 3 in place.steps(needed=True) and "the best weights are not in" in said[-1]
+    assert place.failures >= durable.ROW and all("the best weights cannot be copied" in line for line in said[:-1])
     shutil.rmtree(tmp_path / "run" / "best")
     shutil.copytree(tmp_path / "run" / "checkpoints" / "00000003", tmp_path / "run" / "best" / "00000003")
     save(place, saver, 4)
@@ -307,48 +332,3 @@ def test_best_weights_that_cannot_be_copied_or_used(tmp_path: pathlib.Path) -> N
     saver.close()
     assert any("the best weights in" in line and "the run goes on without them" in line for line in said)
     assert (tmp_path / "run" / "config.json").exists() and not list((tmp_path / "run" / "best").iterdir())
-
-
-def test_an_outage_at_the_start_of_a_run_that_has_begun(tmp_path: pathlib.Path, storage: Storage) -> None:
-    """The run goes on with what is in its directory; one that has never used the place is refused."""
-    said: list[str] = []
-    storage.fault = away
-    (tmp_path / "run").mkdir()
-    place = Durable(Place(str(tmp_path / "place")), tmp_path / "run", warn=said.append)
-    with pytest.raises(UserError, match="cannot be used .*no route to host"):
-        place.recall()
-    (tmp_path / "run" / durable.OWNER).write_text('{"run": "this", "place": "elsewhere"}')
-    with pytest.raises(UserError, match="cannot be used"):
-        place.recall()
-    (tmp_path / "run" / durable.OWNER).unlink()
-    place.own()
-    place.recall()
-    assert place.failures == 1 and "no route to host); the run goes on with what is in" in said[0]
-
-
-def test_a_place_belongs_to_one_run(tmp_path: pathlib.Path) -> None:
-    """Another run directory that holds a run is refused; a new one takes the run up; names that leave the place are refused."""
-    place, saver = two(tmp_path / "a")
-    (tmp_path / "a" / "run" / "config.json").write_text('{"name": "a"}')
-    place.own()
-    save(place, saver, 1)
-    saver.close()
-    (tmp_path / "b").mkdir()
-    other = Durable(Place(str(tmp_path / "a" / "place")), tmp_path / "b")
-    other.recall()
-    assert (tmp_path / "b" / "config.json").read_text() == '{"name": "a"}'
-    (tmp_path / "b" / durable.OWNER).write_text('{"run": "other"}')
-    with pytest.raises(UserError, match="holds checkpoints of another run"):
-        other.recall()
-    with pytest.raises(UserError, match="cannot be reached"):
-        Durable(Place("strange://x"), tmp_path)
-
-
-def test_a_place_that_is_a_file_is_told_before_the_run_begins(tmp_path: pathlib.Path) -> None:
-    """Every copy would fail for as long as the run lasts; a place that is not there yet is made."""
-    (tmp_path / "file").write_text("x")
-    for place in ("file", "file/below"):
-        with pytest.raises(UserError, match=rf"{place} cannot be used \((FileExists|NotADirectory)Error"):
-            Durable(Place(str(tmp_path / place)), tmp_path / "run").recall()
-    Durable(Place(str(tmp_path / "new" / "place")), tmp_path / "run").recall()
-    assert (tmp_path / "new" / "place").is_dir()

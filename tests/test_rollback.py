@@ -74,6 +74,8 @@ def test_the_way_back_does_not_depend_on_when_flags_are_read(reads: tuple[int, .
         watch.check()
     assert (found.value.cursor.since, found.value.cursor.samples) == (2, 40)
     assert found.value.after(Cursor(8)) == Cursor(40, ((8, 40),), {"skipped": 3})
+    with pytest.raises(UserError, match="saved at clip 48 of the stream, and the run is at 40; allowed is one of step 2 or before"):
+        found.value.after(Cursor(48))
 
 
 def test_not_more_often_than_allowed() -> None:

@@ -92,6 +92,11 @@ class Assembly:
         """The `extra` of a state as the methods of the objective take it: with the frozen weights."""
         return base.with_frozen(extra, self.frozen)
 
+    def check_step(self, newest: int, /, *, where: str) -> None:
+        """Raises UserError where the newest checkpoint, of step `newest`, lies beyond the total: the run would never come to its end."""
+        if newest > self.total:
+            raise UserError(f"the newest checkpoint in {where} is of step {newest}, beyond the total of {self.total}; allowed are {newest} and more")
+
     def rng(self) -> Any:
         """The run's key, replicated over the mesh."""
         return parallel.put(jax.random.key(self.config.seed), mesh=self.mesh)

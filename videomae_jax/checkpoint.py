@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from videomae_jax import agreement, manifest, parallel
+from videomae_jax.aside import free
 from videomae_jax.durable import Durable
 from videomae_jax.errors import StorageError, UserError
 from videomae_jax.fingerprints import different, named, started, unlike
@@ -344,8 +345,7 @@ class Checkpointer:
         aside = self.directory.with_name(f"{self.directory.name}_{why}")
         for step in steps if parallel.is_lead() else ():
             aside.mkdir(exist_ok=True)
-            number = sum(p.name.startswith(f"{step:08d}") for p in aside.iterdir())
-            (self.directory / f"{step:08d}").rename(aside / f"{step:08d}{f'.{number}' if number else ''}")
+            (self.directory / f"{step:08d}").rename(free(aside / f"{step:08d}"))
         parallel.barrier("checkpoints set aside")
         self._manager.reload()
         self._warn(f"{why} checkpoints {', '.join(map(str, steps))} now lie in {aside}")

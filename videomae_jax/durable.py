@@ -1,32 +1,31 @@
 """A second place for checkpoints: durable where the run directory is fast. Copies are made in the background and read back."""
 
-import concurrent.futures
+import collections
 import dataclasses
 import json
+import os
 import pathlib
-import posixpath
-import re
 import secrets
 import shutil
+import socket
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-import fsspec
 import numpy as np
 
-from videomae_jax import agreement, manifest, parallel
+from videomae_jax import agreement, parallel
+from videomae_jax.copies import Copies
 from videomae_jax.errors import UserError
 
 RETRY = (10.0, 300.0)  # seconds to the first new try after a failed copy, doubled each time up to the second
-TRIES, PAUSE = 5, 0.1  # of one request, and seconds after the first that failed, doubled each time
 ROW = 4  # failures in a row after which the end of a run waits no longer
 EXIT = 600.0  # seconds that the end of a run waits for a copy
-THREADS = 4
 MOST = 64  # steps there that are looked at
 OWNER = "durable.json"  # which run the place belongs to: the same number here and there
+HOLDER = "holder.txt"  # there: which start of that run took the place last, the only one that writes
+CUT = "durable_cut.json"  # here: which steps there belong to an abandoned part of the run and are not removed yet
 RUN = (OWNER, "config.json", "data.json", "classes.json", "*.jsonl")  # what a run goes on from beside its state: metrics, replaced clips, events, books
 BEST = "best"  # folder of a run directory with the weights of its best evaluation (evals/best.py), a checkpoint too
 
@@ -45,26 +44,8 @@ class Place:
             raise UserError(f"the durable place keeps the last {self.keep_last} and every {self.keep_every} steps; allowed are 1 and more, and 0 and more")
 
 
-def patiently(call: Callable[[], Any], /) -> Any:
-    """The result of a call that is repeated where it fails, TRIES times in all: a copy of many files would never end where one request in five fails."""
-    for number in range(TRIES - 1):
-        try:
-            return call()
-        except FileNotFoundError:  # an answer
-            raise
-        except Exception:  # every client raises errors of its own
-            time.sleep(PAUSE * 2**number)
-    return call()
-
-
-class _Patient:
-    """A file system whose single operations are tried `patiently`; `plain` is the one itself."""
-
-    def __init__(self, plain: Any, /) -> None:
-        self.plain = plain
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kw: patiently(lambda: getattr(self.plain, name)(*args, **kw))
+class TakenError(Exception):
+    """A later start has taken the place."""
 
 
 class Durable:
@@ -73,22 +54,43 @@ class Durable:
     A step there is complete once its manifest is: that is written last, when every file was read back and found to be what
     the manifest says. Trouble with the place never raises: `warn` is told, `failures` counts it, and it is tried again.
     Where saves are faster than copies, only the newest waits, beside those that are kept for ever. Of several processes the
-    first does all of this, and the others get its answers; they see the same run directory.
+    first does all of this, and the others get its answers; they see the same run directory. Of several starts on one place,
+    each with a run directory of its own, the last writes there, and the others are told.
     """
 
     def __init__(self, place: Place, directory: pathlib.Path, /, *, warn: Callable[[str], None] = warnings.warn) -> None:
-        try:
-            fs, root = fsspec.core.url_to_fs(place.path)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"{place.path} cannot be reached: {str(error).splitlines()[0]}") from error
-        self._fs = _Patient(fs)
-        self._root, self._place, self._directory, self._warn = root.rstrip("/"), place, directory, warn
+        self._copies = Copies(place.path)
+        self._place, self._directory, self._warn = place, directory, warn
+        self._token = f"{directory.resolve()} on {socket.gethostname()}, start {secrets.token_hex(8)}".encode()
+        self._taken, self._lost = False, False
         self._waiting: set[int] = set()
-        self._cut: int | None = None  # steps beyond it are to be removed
+        self._asked: collections.Counter[str] = collections.Counter()  # how often the best weights and a removal were asked for since they were seen to
+        self._cut, self._new = self._noted() if parallel.is_lead() else (None, set())  # steps beyond `_cut` are to be removed, but for `_new` ones
+        self._ways = 0  # back, so far
         self._closed, self._hurry, self._row = False, False, 0
         self.failures, self.reason = 0, ""
         self._change = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True, name="durable")
+
+    def take(self) -> None:
+        """Makes the place this start's: one that took it before and still runs copies and removes nothing more. After trouble the first copy takes it."""
+        if not parallel.is_lead() or self._taken:
+            return
+        try:
+            self._hold()
+        except Exception as error:  # every client raises errors of its own
+            self.failures += 1
+            self._warn(f"{self._place.path} cannot be written to ({type(error).__name__}: {str(error)[:100]}); training goes on, it is tried again")
+
+    def _hold(self) -> None:
+        """Raises TakenError where another start has taken the place since this one did."""
+        found = self._copies.read(HOLDER) if self._taken else None
+        if found is None:  # also where somebody has emptied the place
+            self._copies.make()
+            self._copies.write(HOLDER, self._token)
+            self._taken = True
+        elif found != self._token:
+            raise TakenError(found.decode(errors="replace")[:200])
 
     def offer(self, step: int, /) -> None:
         """A checkpoint that is committed, to be copied when its turn comes; one that is there already costs a look."""
@@ -100,12 +102,15 @@ class Durable:
             self._start()
 
     def forget(self, step: int, /) -> None:
-        """Steps beyond this one are removed, and not copied: the run goes on from it or from before."""
-        if not parallel.is_lead():
+        """Steps beyond this one are removed, and not copied: the run goes on from it or from before. The next start knows of those that are left."""
+        if not parallel.is_lead() or self._lost:
             return
         with self._change:
             self._waiting = {s for s in self._waiting if s <= step}
-            self._cut = step if self._cut is None else min(step, self._cut)
+            self._cut, self._new = step if self._cut is None else min(step, self._cut), {s for s in self._new if s <= step}
+            self._ways += 1
+            self._asked["removal"] += 1
+            self._note()
             self._start()
 
     def _start(self) -> None:
@@ -114,14 +119,17 @@ class Durable:
         self._change.notify_all()
 
     def wait(self, *, seconds: float = EXIT) -> bool:
-        """Until everything is copied, and whether it is: a place that fails ROW times in a row, or takes longer, is waited for no more."""
+        """Until everything is copied, the best weights too, and whether it is: a place that fails ROW times in a row, or takes longer, is waited for no more."""
         with self._change:
             self._hurry, self._row = True, 0
+            if self._thread.is_alive() and self._best():  # an evaluation of a step that was saved before may have found better ones
+                self._asked["best"] += 1
             self._change.notify_all()
-            self._change.wait_for(lambda: not self._waiting or self._row >= ROW, timeout=seconds)
-            self._hurry, left = False, sorted(self._waiting)
-        if left:
-            self._warn(f"checkpoint {left[-1]} is not in {self._place.path} ({self.reason or 'the copy is under way'})")
+            self._change.wait_for(lambda: self._closed or self._row >= ROW or not (self._waiting or self._asked.total()), timeout=seconds)
+            self._hurry = False
+            left = [f"checkpoint {step} is" for step in sorted(self._waiting)[-1:]] + ["the best weights are"] * bool(self._asked["best"])
+        for what in left:
+            self._warn(f"{what} not in {self._place.path} ({self.reason or 'the copy is under way'})")
         return not left
 
     def close(self) -> None:
@@ -133,134 +141,137 @@ class Durable:
     def _run(self) -> None:
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._closed or self._waiting or self._cut is not None)
+                self._change.wait_for(lambda: self._closed or self._waiting or self._asked.total())
                 if self._closed:
                     return
-                cut = self._cut
-                step = max(self._waiting) if cut is None else None
-            try:
-                if cut is not None:
-                    self._remove([s for s in self._steps(self._root) if s > cut])
-                else:
-                    self._copy(step)
-                    self._copy_best()
-            except Exception as error:  # every client raises errors of its own
-                self._failed(step, error)
-                continue
+                step, asked = max(self._waiting, default=None), self._asked.copy()
+            copied = step is None or self._tried(f"checkpoint {step} cannot be copied to", lambda step=step: self._copy(step))
+            rest = [self._tried(what, job) for name, what, job in (("best", "the best weights cannot be copied to", self._copy_best),
+                                                                   ("removal", "what is no longer kept cannot be removed from", self._tidy)) if asked[name]]
             with self._change:
-                self._row = 0
-                if cut is None:
-                    self._waiting.discard(step)
-                elif self._cut == cut:
-                    self._cut = None
+                self._row = 0 if copied and (step is not None or all(rest)) else self._row + 1
                 self._change.notify_all()
+                if not copied or not all(rest):
+                    self._pause(copied)
 
-    def _failed(self, step: int | None, error: Exception, /) -> None:
-        """Says what went wrong, drops a step that is no longer there, and waits for the next try."""
-        self.reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-        with self._change:
-            self.failures, self._row = self.failures + 1, self._row + 1
-            pause = min(RETRY[0] * 2 ** (self._row - 1), RETRY[1])
-            gone = step is not None and not self._source(step).exists()
-            if gone:
-                self._waiting.discard(step)
-        what = "steps beyond a rollback cannot be removed from" if step is None else f"checkpoint {step} cannot be copied to"
-        self._warn(f"checkpoint {step} was removed before its copy in {self._place.path} was complete; copies are slower than saves" if gone else
-                   f"{what} {self._place.path} ({self.reason}); training goes on, it is tried again")
-        with self._change:
-            self._change.notify_all()
-            if not gone:
-                self._change.wait_for(lambda: self._closed or self._hurry, timeout=pause)
-                if self._hurry:
-                    self._change.wait_for(lambda: self._closed, timeout=min(pause, 0.5 * self._row))
+    def _tried(self, what: str, job: Callable[[], None], /) -> bool:
+        """Whether a job came to its end; says why where it did not. Where the place is another's nothing begins any more."""
+        if self._lost:
+            return False
+        try:
+            job()
+            return True
+        except TakenError as error:
+            self.reason, self._lost = "another start has taken the place", True
+            self._warn(f"another start has taken {self._place.path} ({error}); training goes on, and nothing is copied there any more")
+            self.close()
+        except Exception as error:  # every client raises errors of its own
+            self.failures, self.reason = self.failures + 1, f"{type(error).__name__}: {error}".splitlines()[0][:160]
+            self._warn(f"{what} {self._place.path} ({self.reason}); training goes on, it is tried again")
+        return False
 
-    def _source(self, step: int, /) -> pathlib.Path:
-        return self._directory / "checkpoints" / f"{step:08d}"
+    def _pause(self, copied: bool, /) -> None:
+        """Until the next try; a checkpoint does not wait for what else went wrong."""
+        def over() -> bool:
+            return self._closed or bool(copied and self._waiting)
+
+        pause = min(RETRY[0] * 2 ** max(self._row - 1, 0), RETRY[1])
+        self._change.wait_for(lambda: self._hurry or over(), timeout=pause)
+        if self._hurry:
+            self._change.wait_for(over, timeout=min(pause, 0.5 * self._row))
 
     def _copy(self, step: int, /) -> None:
-        """Copies a step and the books of the run, then removes what is no longer kept. Raises OSError where a file reads back otherwise."""
+        """Copies a step and the books of the run; one that is no longer here is given up, loudly."""
+        ways, source = self._ways, self._directory / "checkpoints" / f"{step:08d}"
+        self._hold()
         self.own()
-        self._fs.makedirs(self._root, exist_ok=True)
-        for pattern in RUN:
-            for path in sorted(self._directory.glob(pattern)):
-                self._fs.pipe_file(f"{self._root}/{path.name}", path.read_bytes())
-        self._put(self._source(step), f"{self._root}/{step:08d}")
-        steps, every = self._steps(self._root), self._place.keep_every
-        self._remove([s for s in steps if s not in steps[-self._place.keep_last:] and not (every and s % every == 0)])
+        for path in (path for pattern in RUN for path in sorted(self._directory.glob(pattern))):
+            self._copies.write(path.name, path.read_bytes())
+        try:
+            self._copies.put(source, source.name, sure=self._hold)
+        except Exception as error:  # every client raises errors of its own
+            if isinstance(error, TakenError) or source.exists():
+                raise
+            self.failures += 1
+            self._warn(f"checkpoint {step} was removed before its copy in {self._place.path} was complete; copies are slower than saves")
+        with self._change:
+            if ways == self._ways:  # else it may have been of the abandoned part, and a new one may wait
+                self._waiting.discard(step)
+                if self._cut is not None and step > self._cut:
+                    self._new.add(step)
+                    self._note()
+            self._asked.update(("best", "removal"))
+
+    def _best(self) -> list[pathlib.Path]:
+        """The best weights, if there are any."""
+        return sorted((self._directory / BEST).glob("[0-9]" * 8))[-1:]
 
     def _copy_best(self) -> None:
-        """Copies the best weights and removes those there. What keeps them from it is told and holds up no checkpoint: they come with the next one."""
-        for source in sorted((self._directory / BEST).glob("[0-9]" * 8))[-1:]:
+        """Copies the best weights and removes those there. They hold up no checkpoint."""
+        asked = self._asked["best"]
+        for source in self._best():
             try:
-                self._put(source, f"{self._root}/{BEST}/{source.name}")
-                for other in self._steps(f"{self._root}/{BEST}"):
+                self._hold()
+                self._copies.put(source, f"{BEST}/{source.name}", sure=self._hold)
+                for other in self._copies.begun(BEST):
                     if other != int(source.name):
-                        self._drop(f"{self._root}/{BEST}/{other:08d}")
+                        self._copies.drop(f"{BEST}/{other:08d}")
             except Exception as error:  # every client raises errors of its own
-                if source.exists():  # else better ones have taken their place
-                    self.failures += 1
-                    self._warn(f"the best weights of step {int(source.name)} cannot be copied to {self._place.path} ({type(error).__name__}: {str(error)[:120]}); "
-                               "training goes on, it is tried again with the next checkpoint")
+                if isinstance(error, TakenError) or source.exists():  # else better ones have taken their place
+                    raise
+        with self._change:
+            self._asked["best"] -= asked
 
-    def _put(self, source: pathlib.Path, target: str, /) -> None:
-        """Copies the folder of a step, unless it is there."""
-        text = (source / manifest.NAME).read_bytes()
-        if self._has(target, text):
-            return
-        found, files = json.loads(text), manifest.listed(source, late=manifest.LATE)
-        if manifest.seal(found) != found:
-            raise OSError(f"{source / manifest.NAME} does not match its own checksum")
-        sums = found["files"]
-        if self._fs.exists(target):  # of a try that came to nothing, or of an abandoned part of the run
-            self._drop(target)
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda name: self._send(files[name], f"{target}/{name}", sums.get(name)), files))
-        self._fs.pipe_file(f"{target}/{manifest.NAME}", text)
-        if not self._has(target, text):
-            raise OSError(f"{target}/{manifest.NAME} reads back other than it was written")
+    def _tidy(self) -> None:
+        """Removes what a rollback cut off, what is no longer kept, and copies that came to nothing."""
+        ways, asked, every = self._ways, self._asked["removal"], self._place.keep_every
+        begun, steps = self._copies.begun(), self._copies.steps()
+        with self._change:
+            steps = self._valid(steps)
+        self._hold()
+        for step in begun:
+            if step not in steps[-self._place.keep_last:] and not (step in steps and every and step % every == 0):
+                self._copies.drop(f"{step:08d}")
+        with self._change:
+            self._asked["removal"] -= asked
+            if self._cut is not None and ways == self._ways:
+                self._cut, self._new = None, set()
+                self._note()
 
-    def _has(self, target: str, text: bytes, /) -> bool:
-        return bool(self._fs.exists(f"{target}/{manifest.NAME}")) and self._fs.cat_file(f"{target}/{manifest.NAME}") == text
+    def _valid(self, steps: list[int], /) -> list[int]:
+        """Those that no rollback cut off."""
+        return [step for step in steps if self._cut is None or step <= self._cut or step in self._new]
 
-    def _send(self, path: pathlib.Path, to: str, wanted: list[int] | None, /) -> None:
-        """Writes a file and reads it back; without a checksum of the manifest it has to be what it is here."""
-        self._fs.makedirs(posixpath.dirname(to), exist_ok=True)
-
-        def write() -> None:
-            with path.open("rb") as source, self._fs.plain.open(to, "wb") as out:
-                shutil.copyfileobj(source, out, manifest.PART)
-
-        def read() -> list[int]:
-            with self._fs.plain.open(to, "rb") as file:
-                return manifest.total(file)
-
-        patiently(write)
-        found = patiently(read)
-        if found != (wanted or manifest.checksum(path)):
-            raise OSError(f"{to} does not match its checksum")
-
-    def _remove(self, steps: list[int], /) -> None:
-        for step in steps:
-            self._drop(f"{self._root}/{step:08d}")
-
-    def _drop(self, target: str, /) -> None:
-        if self._fs.exists(f"{target}/{manifest.NAME}"):  # first, for the rest is no checkpoint without it
-            self._fs.rm_file(f"{target}/{manifest.NAME}")
-        self._fs.rm(target, recursive=True)
-
-    def _steps(self, folder: str, /) -> list[int]:
-        self._fs.invalidate_cache()
+    def _note(self) -> None:
+        """Keeps for the next start which steps are cut off. A full disk costs that alone."""
+        path = self._directory / CUT
         try:
-            names = [posixpath.basename(name.rstrip("/")) for name in self._fs.ls(folder, detail=False)]
-        except FileNotFoundError:
-            return []
-        return sorted(int(n) for n in names if re.fullmatch(r"\d{8}", n) and self._fs.exists(f"{folder}/{n}/{manifest.NAME}"))
+            if self._cut is None:
+                path.unlink(missing_ok=True)
+            else:
+                part = path.with_name(f".{CUT}")
+                part.write_text(json.dumps({"beyond": self._cut, "but": sorted(self._new)}))
+                os.replace(part, path)
+        except OSError as error:
+            self.failures += 1
+            self._warn(f"{path} cannot be written ({error.strerror}): a new start does not know which steps in {self._place.path} a rollback cut off")
+
+    def _noted(self) -> tuple[int | None, set[int]]:
+        """What `_note` kept."""
+        path = self._directory / CUT
+        try:
+            found = json.loads(path.read_text())
+            return int(found["beyond"]), set(map(int, found["but"]))
+        except (FileNotFoundError, NotADirectoryError):  # which is told where the run directory is claimed
+            return None, set()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} cannot be read ({type(error).__name__}); it lists the steps in {self._place.path} that a rollback cut off: remove those, then it") from error
 
     def steps(self, *, needed: bool) -> list[int]:
         """The newest complete steps there, oldest first. Where they cannot be listed this raises UserError if they are `needed`, else it warns."""
         found: list[int] = []
         try:
-            found = [s for s in self._steps(self._root) if self._cut is None or s <= self._cut][-MOST:] if parallel.is_lead() else []
+            found = self._valid(self._copies.steps())[-MOST:] if parallel.is_lead() and not self._lost else []
         except Exception as error:  # every client raises errors of its own
             text = f"{self._place.path} cannot be listed ({type(error).__name__}: {str(error)[:100]})"
             if needed:
@@ -272,27 +283,11 @@ class Durable:
 
     def fetch(self, step: int, /, *, into: pathlib.Path) -> bool:
         """Whether `into` now holds the step, every file of which matches the manifest."""
-        wrong = self._bring(f"{self._root}/{step:08d}", step, into) if parallel.is_lead() else ""
+        wrong = self._copies.bring(f"{step:08d}", step=step, into=into) if parallel.is_lead() else ""
         if wrong:
             self.failures += 1
             self._warn(f"the copy of checkpoint {step} in {self._place.path} cannot be used: {wrong}")
         return bool(agreement.from_lead(np.asarray(not wrong)))
-
-    def _bring(self, target: str, step: int, into: pathlib.Path, /) -> str:
-        """Copies a step into a new folder; what is wrong with it, "" for nothing."""
-        try:
-            if into.exists():
-                shutil.rmtree(into)
-            names = [name[len(target):].lstrip("/") for name in self._fs.find(target)]
-            if any(".." in pathlib.PurePosixPath(name).parts for name in names):
-                return "its files lie outside of it"
-            for name in names:
-                (into / name).parent.mkdir(parents=True, exist_ok=True)
-            with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(lambda name: self._fs.get_file(f"{target}/{name}", str(into / name)), names))
-            return manifest.problem(into, step=step)
-        except Exception as error:  # every client raises errors of its own
-            return f"{type(error).__name__}: {error}".splitlines()[0][:160]
 
     def recall(self) -> None:
         """Brings back config, metrics, the best weights and the like into a run directory that is new or gone.
@@ -302,13 +297,12 @@ class Durable:
         if not parallel.is_lead():
             return
         try:
-            self._fs.invalidate_cache()
-            owned = self._fs.exists(f"{self._root}/{OWNER}")
+            texts = self._copies.matching(RUN)
+            owned = OWNER in texts
             if not owned:
-                self._fs.makedirs(self._root, exist_ok=True)  # a file in the way is told now, not by every copy
-            names = [name for pattern in RUN for name in self._fs.glob(f"{self._root}/{pattern}")] if owned else []
-            texts = {posixpath.basename(name): self._fs.cat_file(name) for name in names}
-            best = self._steps(f"{self._root}/{BEST}")[-1:] if owned else []
+                self._copies.make()  # a file in the way is told now, not by every copy
+                texts = {}
+            best = self._copies.steps(BEST)[-1:] if owned else []
         except Exception as error:  # every client raises errors of its own
             text = f"{self._place.path} cannot be used ({type(error).__name__}: {str(error)[:100]})"
             if self._own().get("place") == self._place.path:
@@ -323,7 +317,7 @@ class Durable:
             return
         for step in best:
             into = self._directory / BEST / f"{step:08d}"
-            if wrong := self._bring(f"{self._root}/{BEST}/{step:08d}", step, into):
+            if wrong := self._copies.bring(f"{BEST}/{step:08d}", step=step, into=into):
                 shutil.rmtree(into, ignore_errors=True)
                 self._warn(f"the best weights in {self._place.path}, of step {step}, cannot be used: {wrong}; the run goes on without them")
         for name in sorted(texts, key="config.json".__eq__):  # last: what makes it a run directory

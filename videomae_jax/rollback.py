@@ -61,8 +61,12 @@ class RollBack(Exception):
     def after(self, restored: Cursor, /) -> Cursor:
         """The cursor of a run that goes on from a restored state: past everything drawn since, good or bad.
 
-        Skipped updates changed nothing, so the same data would lead the same state to the same place.
+        Skipped updates changed nothing, so the same data would lead the same state to the same place. Raises UserError for a state from
+        further on, which is none that this run has come from.
         """
+        if restored.samples > self.cursor.samples:
+            raise UserError(f"the checkpoint to go back to was saved at clip {restored.samples} of the stream, and the run is at {self.cursor.samples}; "
+                            f"allowed is one of step {self.cursor.since} or before: move later ones away")
         window = (restored.samples, self.cursor.samples)
         return Cursor(self.cursor.samples, (*self.cursor.skipped, window), self.cursor.passed)
 

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from videomae_jax import config as configs
+from videomae_jax.aside import free
 from videomae_jax.assembly import Assembly
 from videomae_jax.errors import UserError
 
@@ -63,6 +63,5 @@ def set_rows_aside(changed: list[str], directory: pathlib.Path, /, *, step: int)
         return
     for path in (*sorted(directory.glob("quarantine*.jsonl")), *sorted(directory.glob("faults*.jsonl"))):
         if path.stat().st_size:
-            earlier = len(list(directory.glob(f"{path.name}.before_{step}*")))  # set aside by a start that saved nothing
-            os.replace(path, path.with_name(f"{path.name}.before_{step}{f'.{earlier}' if earlier else ''}"))
+            path.rename(free(path.with_name(f"{path.name}.before_{step}")))  # not of that name where a start set lists aside and saved nothing
             path.touch()

@@ -187,8 +187,7 @@ def check_newest(run: Assembly, directory: pathlib.Path, /) -> int:
     saver = Checkpointer(directory / "checkpoints", read_only=True)
     try:
         newest = (saver.steps() or [0])[-1]
-        if newest > run.total:
-            raise UserError(f"the newest checkpoint in {directory} is of step {newest}, beyond the total of {run.total}; allowed are {newest} and more")
+        run.check_step(newest, where=str(directory))
         if newest:
             saver.check_leaves(newest, saver.meta(newest), run.abstract)
     except DamagedError:  # training reports it and goes back to an older one

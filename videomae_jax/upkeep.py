@@ -70,7 +70,11 @@ class Upkeep:
     def begin(self, back: RollBack | None, /) -> tuple[TrainState, int, Cursor, int]:
         """A fresh or restored state, its step, the cursor and the step saved last (-1 = none)."""
         run, state, step, cursor, saved = self.run, None, 0, Cursor(), -1
-        if self.saver.candidates():
+        steps = self.saver.candidates()
+        run.check_step(max(steps, default=0), where=f"{self.directory} and {self.safety.second.path}" if self.second else str(self.directory))
+        if self.second:
+            self.second.take()
+        if steps:
             self.at("restore", 0)
             restored = self.saver.latest_good(run.abstract, rng=run.rng())
             state, step, cursor, saved = restored.state, restored.step, Cursor.of(restored.meta), restored.step

@@ -54,7 +54,8 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
 
     `by` says what the value was `measured` by. Values of the kept ones that are known to come of another measurement cannot be compared
     with it, so the weights that the context shows take their place. A kept step that lies ahead, of a run that went back to an older
-    checkpoint, stays: going on reaches it again. Nothing is saved where a run is only looked at. Kept weights whose metadata are damaged
+    checkpoint, stays: going on reaches it again. Nothing is saved where a run is only looked at, and a value of
+    another measurement is then no answer. Kept weights whose metadata are damaged
     are moved away, and these take their place. A save that fails is told and leaves the kept ones; of several processes it ends all, as
     any save does.
     """
@@ -67,6 +68,8 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
         if kept is not None and kept["metric"] != metric:
             raise UserError(f"{folder(context)} holds the best by {kept['metric']!r}, and the evaluator asks for {metric!r}; move the folder away")
         other = kept is not None and by is not None and kept.get("measured") not in (None, by)
+        if other and not context.training:
+            return value
         if kept is not None and (kept["step"] >= context.step or (kept["value"] >= value and not other)):
             return float(kept["value"])
         if not context.training:

@@ -1,0 +1,117 @@
+"""Starts with a second place of checkpoints: whose it is, what is there, and what must not be written over."""
+
+import pathlib
+import shutil
+
+import places
+import pytest
+from places import Storage, away, everything, go, save, short, two
+from runs import shared_programs  # noqa: F401 (a fixture)
+
+from videomae_jax import durable, run_directory
+from videomae_jax.durable import Durable, Place
+from videomae_jax.errors import UserError
+
+pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"), pytest.mark.usefixtures("collected")]
+quick, storage = places.quick, places.storage
+
+
+def test_an_outage_at_the_start_of_a_run_that_has_begun(tmp_path: pathlib.Path, storage: Storage) -> None:
+    """The run goes on with what is in its directory; one that has never used the place is refused."""
+    said: list[str] = []
+    storage.fault = away
+    (tmp_path / "run").mkdir()
+    place = Durable(Place(str(tmp_path / "place")), tmp_path / "run", warn=said.append)
+    with pytest.raises(UserError, match="cannot be used .*no route to host"):
+        place.recall()
+    (tmp_path / "run" / durable.OWNER).write_text('{"run": "this", "place": "elsewhere"}')
+    with pytest.raises(UserError, match="cannot be used"):
+        place.recall()
+    (tmp_path / "run" / durable.OWNER).unlink()
+    place.own()
+    place.recall()
+    assert place.failures == 1 and "no route to host); the run goes on with what is in" in said[0]
+
+
+def test_a_place_belongs_to_one_run(tmp_path: pathlib.Path) -> None:
+    """Another run directory that holds a run is refused; a new one takes the run up; names that leave the place are refused."""
+    place, saver = two(tmp_path / "a")
+    (tmp_path / "a" / "run" / "config.json").write_text('{"name": "a"}')
+    place.own()
+    save(place, saver, 1)
+    saver.close()
+    (tmp_path / "b").mkdir()
+    other = Durable(Place(str(tmp_path / "a" / "place")), tmp_path / "b")
+    other.recall()
+    assert (tmp_path / "b" / "config.json").read_text() == '{"name": "a"}'
+    (tmp_path / "b" / durable.OWNER).write_text('{"run": "other"}')
+    with pytest.raises(UserError, match="holds checkpoints of another run"):
+        other.recall()
+    with pytest.raises(UserError, match="cannot be reached"):
+        Durable(Place("strange://x"), tmp_path)
+
+
+def test_of_two_live_starts_the_later_has_the_place(tmp_path: pathlib.Path, storage: Storage) -> None:
+    """From a second run directory the same command takes the run up; the first, which still runs, is told once and leaves alone what lies there."""
+    said: list[str] = []
+    directory, there = tmp_path / "one", tmp_path / "place"
+    run_directory.claim(short(), directory, extend=False, fork=False, say=said.append)
+    go(directory, there, stop=5)
+    first = Durable(Place(str(there), keep_last=1), directory, warn=said.append)
+    first.take()
+    first.offer(4)
+    assert first.wait(seconds=60) and not said and first.steps(needed=True) == [4]
+    Durable(Place(str(there)), tmp_path / "two").recall()
+    assert first.wait(seconds=60)  # who only looks takes nothing
+    requests: list[tuple[str, str]] = []
+    storage.fault = lambda operation, path: requests.append((operation, pathlib.Path(path).name))
+    assert go(tmp_path / "two", there).step == 6
+    names = [operation for operation, name in requests if operation == "get_file" or (operation, name) == ("pipe_file", durable.HOLDER)]
+    assert names[0] == "pipe_file" and names.count("pipe_file") == 1 and len(names) > 1  # before it reads what the first might still remove
+    before = everything(there)
+    first.offer(4)
+    assert not first.wait(seconds=60) and everything(there) == before
+    assert len(said) == 2 and f"another start has taken {there} ({tmp_path / 'two'} on " in said[0] and "checkpoint 4 is not in" in said[1]
+    first.forget(0)
+    assert not (directory / durable.CUT).exists() and first.steps(needed=True) == [] and not first.wait(seconds=60) and everything(there) == before
+
+
+def test_a_copy_beyond_the_total_is_told(tmp_path: pathlib.Path) -> None:
+    """Of a longer run whose directory is gone: it would train on without end and write over what lies there."""
+    place = tmp_path / "place"
+    run_directory.claim(short(), tmp_path / "run", extend=False, fork=False, say=lambda line: None)
+    go(tmp_path / "run", place)
+    shutil.rmtree(tmp_path / "run")
+    before, shorter = everything(place), short(4)
+    run_directory.claim(shorter, tmp_path / "run", extend=True, fork=False, say=lambda line: None, place=Durable(Place(str(place)), tmp_path / "run"))
+    with pytest.raises(UserError, match=r"the newest checkpoint in \S+/run and \S+/place is of step 6, beyond the total of 4; allowed are 6 and more"):
+        go(tmp_path / "run", place, total=4, stop=3)
+    assert everything(place) == before
+
+
+def test_a_place_that_is_a_file_is_told_before_the_run_begins(tmp_path: pathlib.Path) -> None:
+    """Every copy would fail for as long as the run lasts; a place that is not there yet is made."""
+    (tmp_path / "file").write_text("x")
+    for place in ("file", "file/below"):
+        with pytest.raises(UserError, match=rf"{place} cannot be used \((FileExists|NotADirectory)Error"):
+            Durable(Place(str(tmp_path / place)), tmp_path / "run").recall()
+    Durable(Place(str(tmp_path / "new" / "place")), tmp_path / "run").recall()
+    assert (tmp_path / "new" / "place").is_dir()
+
+
+def test_a_damaged_list_of_what_was_cut_off_is_told(tmp_path: pathlib.Path) -> None:
+    """The run must not go on with steps of an abandoned part."""
+    for text in ("", "[]", '{"beyond": 1}'):
+        (tmp_path / durable.CUT).write_text(text)
+        with pytest.raises(UserError, match=rf"{durable.CUT} cannot be read .* remove those, then it"):
+            Durable(Place(str(tmp_path / "place")), tmp_path)
+
+
+def test_a_place_that_somebody_emptied_is_filled_again(tmp_path: pathlib.Path) -> None:
+    """No other start has taken it."""
+    place, saver = two(tmp_path)
+    save(place, saver, 1)
+    shutil.rmtree(tmp_path / "place")
+    save(place, saver, 2)
+    assert place.steps(needed=True) == [2] and place.failures == 0
+    saver.close()

@@ -1,0 +1,155 @@
+"""Folders of checkpoints on any file system, each complete once its manifest is there: written, read back, listed, fetched, removed."""
+
+import concurrent.futures
+import fnmatch
+import json
+import pathlib
+import posixpath
+import re
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import fsspec
+
+from videomae_jax import manifest
+from videomae_jax.errors import UserError
+
+TRIES, PAUSE = 5, 0.1  # of one request, and seconds after the first that failed, doubled each time
+THREADS = 4
+
+
+def patiently(call: Callable[[], Any], /) -> Any:
+    """The result of a call that is repeated where it fails, TRIES times in all: a copy of many files would never end where one request in five fails."""
+    for number in range(TRIES - 1):
+        try:
+            return call()
+        except FileNotFoundError:  # an answer
+            raise
+        except Exception:  # every client raises errors of its own
+            time.sleep(PAUSE * 2**number)
+    return call()
+
+
+class _Patient:
+    """A file system whose single operations are tried `patiently`; `plain` is the one itself."""
+
+    def __init__(self, plain: Any, /) -> None:
+        self.plain = plain
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kw: patiently(lambda: getattr(self.plain, name)(*args, **kw))
+
+
+class Copies:
+    """What lies at an address; names are relative to it. Raises UserError where no file system has such addresses, and later what that raises."""
+
+    def __init__(self, address: str, /) -> None:
+        try:
+            fs, root = fsspec.core.url_to_fs(address)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"{address} cannot be reached: {str(error).splitlines()[0]}") from error
+        self._fs, self._root = _Patient(fs), root.rstrip("/")
+
+    def make(self) -> None:
+        """Makes the folder itself."""
+        self._fs.makedirs(self._root, exist_ok=True)
+
+    def write(self, name: str, raw: bytes, /) -> None:
+        """Writes a small file of the folder, which is there."""
+        self._fs.pipe_file(f"{self._root}/{name}", raw)
+
+    def read(self, name: str, /) -> bytes | None:
+        """A small file; None where there is none."""
+        try:
+            return self._fs.cat_file(f"{self._root}/{name}")
+        except FileNotFoundError:
+            return None
+
+    def matching(self, patterns: tuple[str, ...], /) -> dict[str, bytes]:
+        """{name: bytes} of the small files that match one of the patterns."""
+        found = [name for name in self._names() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        return {name: self._fs.cat_file(f"{self._root}/{name}") for name in found}
+
+    def _names(self, folder: str = "", /) -> list[str]:
+        """What a folder holds; `glob` of fsspec would take an outage for an empty one."""
+        self._fs.invalidate_cache()
+        try:
+            return [posixpath.basename(path.rstrip("/")) for path in self._fs.ls(posixpath.join(self._root, folder).rstrip("/"), detail=False)]
+        except FileNotFoundError:
+            return []
+
+    def has(self, name: str, /) -> bool:
+        """Whether there is a file or folder. An outage is an error here: `exists` of fsspec would take it for an answer."""
+        try:
+            self._fs.info(f"{self._root}/{name}")
+        except FileNotFoundError:
+            return False
+        return True
+
+    def put(self, source: pathlib.Path, name: str, /, *, sure: Callable[[], None]) -> None:
+        """Copies the folder of a step, unless it is there; `sure` raises where that must not be completed. Raises OSError where a file reads back otherwise."""
+        text = (source / manifest.NAME).read_bytes()
+        if self.read(f"{name}/{manifest.NAME}") == text:
+            return
+        found, files = json.loads(text), manifest.listed(source, late=manifest.LATE)
+        if manifest.seal(found) != found:
+            raise OSError(f"{source / manifest.NAME} does not match its own checksum")
+        sums = found["files"]
+        if self.has(name):  # of a try that came to nothing, or of an abandoned part of the run
+            self.drop(name)
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda file: self._send(files[file], f"{self._root}/{name}/{file}", sums.get(file)), files))
+        sure()
+        self.write(f"{name}/{manifest.NAME}", text)
+        if self.read(f"{name}/{manifest.NAME}") != text:
+            raise OSError(f"{self._root}/{name}/{manifest.NAME} reads back other than it was written")
+
+    def _send(self, path: pathlib.Path, to: str, wanted: list[int] | None, /) -> None:
+        """Writes a file and reads it back; without a checksum of the manifest it has to be what it is here."""
+        self._fs.makedirs(posixpath.dirname(to), exist_ok=True)
+
+        def write() -> None:
+            with path.open("rb") as source, self._fs.plain.open(to, "wb") as out:
+                shutil.copyfileobj(source, out, manifest.PART)
+
+        def read() -> list[int]:
+            with self._fs.plain.open(to, "rb") as file:
+                return manifest.total(file)
+
+        patiently(write)
+        found = patiently(read)
+        if found != (wanted or manifest.checksum(path)):
+            raise OSError(f"{to} does not match its checksum")
+
+    def drop(self, name: str, /) -> None:
+        """Removes the folder of a step."""
+        if self.has(f"{name}/{manifest.NAME}"):  # first, for the rest is no checkpoint without it
+            self._fs.rm_file(f"{self._root}/{name}/{manifest.NAME}")
+        self._fs.rm(f"{self._root}/{name}", recursive=True)
+
+    def begun(self, folder: str = "", /) -> list[int]:
+        """Steps of which anything is there, in the folder itself or one below it, oldest first."""
+        return sorted(int(name) for name in self._names(folder) if re.fullmatch(r"\d{8}", name))
+
+    def steps(self, folder: str = "", /) -> list[int]:
+        """Those of which everything is there."""
+        return [step for step in self.begun(folder) if self.has(posixpath.join(folder, f"{step:08d}", manifest.NAME))]
+
+    def bring(self, name: str, /, *, step: int, into: pathlib.Path) -> str:
+        """Copies a step into a new folder; what is wrong with it, "" for nothing."""
+        target = f"{self._root}/{name}"
+        try:
+            if into.exists():
+                shutil.rmtree(into)
+            names = [path[len(target):].lstrip("/") for path in self._fs.find(target)]
+            if any(".." in pathlib.PurePosixPath(name).parts for name in names):
+                return "its files lie outside of it"
+            for name in names:
+                (into / name).parent.mkdir(parents=True, exist_ok=True)
+            with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+                list(pool.map(lambda name: self._fs.get_file(f"{target}/{name}", str(into / name)), names))
+            return manifest.problem(into, step=step)
+        except Exception as error:  # every client raises errors of its own
+            return f"{type(error).__name__}: {error}".splitlines()[0][:160]
