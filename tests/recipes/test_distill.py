@@ -160,7 +160,7 @@ def test_a_teacher_has_the_classes_of_the_data(tmp_path: pathlib.Path) -> None:
     tree = parallel.unbox(supervision.Network(TEACHER, head).init(jax.random.key(0)))
     np.savez(tmp_path / "t.npz", **traverse_util.flatten_dict(jax.device_get(tree), sep="/"))
     objective = dataclasses.replace(PLAIN, head=head, teacher_head=head, weights=str(tmp_path / "t.npz"))
-    optimizer = spec(optim.AdamW, schedule=optim.Schedule(base=1e-2))
+    optimizer = configs.spec(optim.AdamW, schedule=optim.Schedule(base=1e-2))
     (tmp_path / "classes.json").write_text('["odd", "even"]')
     with pytest.raises(UserError, match="t.npz has 'odd' as class 0 of 2, and the data 'even'"):
         noise_runs.run_of(objective, optimizer=optimizer).step()
