@@ -138,4 +138,4 @@ def test_the_toy_grid() -> None:
     grown = sorted(sizes.values())
     assert len(grown) == 4 and all(2 < b / a < 4 for a, b in zip(grown, grown[1:], strict=False))
     costs = {c.name: c.cost for c in grid.cells(configs.load("configs/scaling/toy.py"), root="r")}
-    assert costs["l-2000"] / costs["xs-2000"] == pytest.approx(grown[-1] / grown[0], rel=0.05) and costs["s-2000"] == pytest.approx(4 * costs["s-500"])
+    assert costs["l-2000"] / costs["xs-2000"] == pytest.approx(grown[-1] / grown[0], rel=0.05) and costs["s-4000"] == pytest.approx(4 * costs["s-1000"])
