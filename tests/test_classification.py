@@ -339,8 +339,11 @@ def test_a_part_of_the_split() -> None:
     assert_results(evaluate(Classification(batch_size=4, clips=4)), expected(PROBABILITIES[rows, 0, 0], LABELS[rows]) | {"videos": 4})
 
 
-def test_mistakes_are_told_before_training() -> None:
-    """Another number of classes, even where there would be no result yet, and videos without a label."""
+def test_mistakes_are_told_before_training(tmp_path: pathlib.Path) -> None:
+    """Another number of classes or another order, even where there would be no result yet, and videos without a label."""
+    (tmp_path / "classes.json").write_text('["a", "b", "c", "d", "e", "g", "f"]')
+    with pytest.raises(UserError, match="has 'g' as class 5 of 7, the order of the run's head, and the data 'f'"):
+        evaluate(Classification(first=1), step=0, directory=tmp_path)
     with pytest.raises(UserError, match=r"the head has 4 classes and the index 7 \(a, b, c, d, e, f, ...\); set --config.objective.head.classes=7"):
         evaluate(Classification(first=1), classes=4, step=0)
     with pytest.raises(UserError, match="1 of 11 videos of the split have no label"):

@@ -22,6 +22,7 @@ from videomae_jax import assembly, metrics, run_directory, stopping
 from videomae_jax.__main__ import COMMANDS, main
 from videomae_jax.assembly import assemble
 from videomae_jax.commands import arguments
+from videomae_jax.data import sources
 from videomae_jax.errors import StorageError
 from videomae_jax.evals import reconstruction
 
@@ -316,7 +317,7 @@ def test_other_clips_are_another_run(trained: pathlib.Path, index: pathlib.Path,
     try:
         pq.write_table(table.take(kept), index)
         said = refused(capsys, *words, "--extend")
-        assert re.search(r"another config: data: 16 clips, \w{8} -> 8 clips, \w{8}; repeat with --fork", said), said
+        assert re.search(r"another config: data: 16 clips, \w{8} -> 8 clips, \w{8} \(of names and classes\); repeat with --fork", said), said
         lists = {f"{name}{part}.jsonl": '{"row": 3}\n' for name in ("faults", "quarantine") for part in ("", ".1")}
         for name, line in lists.items():
             (copied / name).write_text(line)
@@ -329,6 +330,9 @@ def test_other_clips_are_another_run(trained: pathlib.Path, index: pathlib.Path,
         assert all((copied / f"{name}.before_9").read_text() == line and (copied / f"{name}.before_9.1").read_text() == "again\n" for name, line in lists.items())
         pq.write_table(table.take(kept), index)
         assert main([*words, "--fork"]) == 0
+        (copied / "classes.json").write_text(json.dumps(sources.VideoClips(index=str(index)).classes[::-1]))
+        assert re.search("classes.json has .* as class 0 of", refused(capsys, *words, "--fork"))  # the head would go on with labels in another order
+        (copied / "classes.json").unlink()
         pq.write_table(table, index)
         assert "data: 8 clips" in refused(capsys, *words)
         assert main([*words, "--fork", "--config.optimizers.main.schedule.warmup=0.5ep"]) == 2
@@ -336,7 +340,7 @@ def test_other_clips_are_another_run(trained: pathlib.Path, index: pathlib.Path,
         config.total = "9.0ep"
         (copied / "config.json").write_text(configs.to_json(config))
         before, epochs = listing(copied), ["train", *runs.arguments(index, total="9.0ep"), f"--workdir={copied}", "--fork"]
-        assert re.match(r"data: 8 clips, \w{8} -> 16 clips, \w{8}, and total is '9.0ep': an epoch would have another number", refused(capsys, *epochs))
+        assert re.match(r"data: 8 clips, \w{8} -> 16 clips, \w{8} \(of names and classes\), and total is '9.0ep': an epoch would have another number", refused(capsys, *epochs))
         assert listing(copied) == before
     finally:
         index.write_bytes(text)

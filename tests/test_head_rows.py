@@ -1,7 +1,9 @@
 """Maps of classes and whom they fit: names on both sides, or numbers on both."""
 
+import contextlib
 import json
 import pathlib
+import re
 import types
 
 import pytest
@@ -110,3 +112,13 @@ def test_what_merging_writes_fits(tmp_path: pathlib.Path) -> None:
     named = written(tmp_path, "other", [(CLIP.format(f"a{i}"), label, "train") for i, label in enumerate(("zumba", "abseiling", "knitting"))])
     with pytest.raises(UserError, match="has '0' as class 0 of 3, and the data 'abseiling' of 3"):
         fits("k4", named)
+
+
+@pytest.mark.parametrize(("own", "data", "said"), [
+    (["-10", "-5", "0", "10", "5"], ("-10", "-5", "0", "5", "10"), "has '10' as class 3 of 5, the order of the run's head, and the data '5'"),
+    (["jump", "run"], ("run", "jump"), "has 'jump' as class 0 of 2"), (["Jump", "run"], ("jump", "run"), ""), (["0", "1"], ("run", "jump"), ""), (["a"], ("b", "c"), "")])
+def test_the_data_count_classes_as_the_head_does(own: list[str], data: tuple[str, ...], said: str, tmp_path: pathlib.Path) -> None:
+    """Names in another order would be scored wrongly without a word; numbers are no names, and another count is told elsewhere."""
+    (tmp_path / head_rows.CLASSES).write_text(json.dumps(own))
+    with pytest.raises(UserError, match=re.escape(said)) if said else contextlib.nullcontext():
+        head_rows.check_own(tmp_path, data)

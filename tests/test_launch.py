@@ -1,11 +1,13 @@
 """Launchers: the exact commands and manifests of --dry-run, mistakes, the flags and the environment of a machine."""
 
+import contextlib
 import fcntl
 import os
 import pathlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -36,15 +38,26 @@ CASES = {
 
 
 def run(*argv: str, env: dict[str, str] | None = None, cwd: pathlib.Path = ROOT, timeout: int = 60) -> subprocess.CompletedProcess[str]:
-    """A launcher in bash, in a process group of its own so that nothing outlives a failure."""
+    """A launcher in bash, in a session of its own so that nothing outlives a failure."""
     with subprocess.Popen(["bash", str(ROOT / "launch" / argv[0]), *argv[1:]], cwd=cwd, env=os.environ | {"TMPDIR": "/tmp"} | (env or {}), text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
+            end_session(process.pid)
             raise
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+
+def end_session(leader: int, /) -> list[int]:
+    """Kills what is left of a session, whose processes need not be of one group; their numbers."""
+    left = []
+    for number in (int(path.name) for path in pathlib.Path("/proc").iterdir() if path.name.isdecimal()):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(number) == leader:
+                os.kill(number, signal.SIGKILL)
+                left.append(number)
+    return left
 
 
 def tool(folder: pathlib.Path, name: str, text: str) -> pathlib.Path:
@@ -214,15 +227,20 @@ def test_several_slices_get_flags_of_their_own() -> None:
 
 @pytest.mark.parametrize("slices", [1, 2])
 @pytest.mark.parametrize("chip", topologies.CHIPS)
-def test_flags_are_those_that_plan_compiles_with(chip: str, slices: int) -> None:
+def test_flags_are_those_that_plan_compiles_with(chip: str, slices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One list for both, from any folder; of the package, so that they are there after pip install. What slices get besides is no compiler's."""
     variable = "LIBTPU_INIT_ARGS" if topologies.CHIPS[chip].platform == "tpu" else "XLA_FLAGS"
-    script = f"set -euo pipefail; unset {variable} DETERMINISTIC; source {ROOT}/launch/xla_flags.sh; export_flags {chip} {slices}; echo ${variable}"
+    script = f"set -euo pipefail; unset {variable} DETERMINISTIC JAX_OPTIMIZATION_LEVEL; source {ROOT}/launch/xla_flags.sh; export_flags {chip} {slices}; " \
+             f"echo ${variable}; echo ${{JAX_OPTIMIZATION_LEVEL:-}}"
+    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_OPTIMIZATION_LEVEL"):
+        monkeypatch.delenv(name, raising=False)  # what the user has set `plan` leaves to it
     done = subprocess.run(["bash", "-c", script], cwd="/", capture_output=True, text=True, check=True)
     topology = topologies.find(f"{slices}x{chip}-8" if variable == "LIBTPU_INIT_ARGS" else f"{chip}x{8 * slices}")
     found = topologies.flags(chip, slices=topology.slices)
-    assert topology.slices == slices and found and [w for w in done.stdout.split() if "--megascale_" not in w] == [f"--{name}={value}" for name, value in found.items()]
-    assert topologies.compiler_options(topology).keys() == found.keys()
+    words, level = done.stdout.splitlines()
+    assert topology.slices == slices and found and [w for w in words.split() if "--megascale_" not in w] == [f"--{name}={value}" for name, value in found.items()]
+    options = topologies.compiler_options(topology)
+    assert options.keys() - {"optimization_level"} == found.keys() and ("optimization_level" in options) == (level == "O1") == (variable == "XLA_FLAGS")
     assert ("xla_tpu_enable_megascale_barrier" in found) == ("--megascale_" in done.stdout) == (slices > 1 and variable == "LIBTPU_INIT_ARGS")
 
 

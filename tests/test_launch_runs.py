@@ -22,7 +22,7 @@ from unittest import mock
 
 import jax
 import pytest
-from test_launch import ROOT, run, tool
+from test_launch import ROOT, end_session, run, tool
 
 from videomae_jax import cluster
 from videomae_jax.errors import UserError
@@ -603,7 +603,8 @@ def test_a_jobset_under_way_is_left_alone(tmp_path: pathlib.Path, bin_folder: pa
 
 SRUN = """#!/usr/bin/env bash
 # Tasks are processes on this machine, with the variables that SLURM gives them. The CPUs of a task are what srun itself is told, since 22.05.
-# A task that fails ends the others only where it is told so; the highest code of all tasks comes back.
+# A task that fails ends the others only where it is told so; the highest code of all tasks comes back, and KILLED (137) for one that is killed:
+# newer ones answer 253 where memory was wanting, older ones what a later task ends with.
 words=() cpus=${SRUN_CPUS_PER_TASK:-1} kill=
 for word in "$@"; do
   case "$word" in
@@ -620,7 +621,7 @@ done
 echo "${pids[*]}" >"$STAND_IN/tasks"
 code=0
 for pid in "${pids[@]}"; do
-  wait -n || { ended=$?; [ $code -ne 0 ] || [ -z "$kill" ] || kill -TERM "${pids[@]}" 2>/dev/null; [ $code -gt $ended ] || code=$ended; }
+  wait -n || { ended=$?; [ $ended -ne 137 ] || ended=${KILLED:-137}; [ $code -ne 0 ] || [ -z "$kill" ] || kill -TERM "${pids[@]}" 2>/dev/null; [ $code -gt $ended ] || code=$ended; }
 done
 exit $code
 """
@@ -730,11 +731,12 @@ def test_a_task_that_fails_ends_the_others(tmp_path: pathlib.Path, bin_folder: p
     assert (tmp_path / "logs" / "host_0.log").read_text() == "saved\n"
 
 
-def test_a_task_that_leaves_no_code_is_a_crash(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+@pytest.mark.parametrize(("killed", "code"), [(137, 137), (253, 253), (75, 137)])
+def test_a_task_that_leaves_no_code_is_a_crash(killed: int, code: int, tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
     """It was killed with the shell that would have noted it, for want of memory; the others save, and yet the job would be started for ever."""
     python = tool(bin_folder, "python", failing("kill -KILL $PPID; exit"))
-    done = run("slurm.sh", "--nodes=2", "--gpus=2", "--", "train", env=slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(python), CRASHES="1"), timeout=120)
-    assert done.returncode == 137 and not (tmp_path / "requeued").exists()
+    done = run("slurm.sh", "--nodes=2", "--gpus=2", "--", "train", env=slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(python), CRASHES="1", KILLED=str(killed)), timeout=120)
+    assert done.returncode == code and not (tmp_path / "requeued").exists()
 
 
 # -- one host ---------------------------------------------------------------------------------------------------------------
@@ -776,8 +778,7 @@ def stopped(words: list[str], env: dict[str, str], *, number: int, group: bool, 
             (os.killpg if group else os.kill)(process.pid, number)
             return process.wait(timeout=60)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            end_session(process.pid)
 
 
 @pytest.mark.parametrize("group", [False, True], ids=["alone", "group"])

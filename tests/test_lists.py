@@ -118,10 +118,14 @@ def test_a_label_of_minus_one_is_none(root: pathlib.Path, tmp_path: pathlib.Path
     (["-1", "walk", "run"], "label", ("-1", "run", "walk"), "label (3 classes, 0 videos without)"),
     (["-1", "-3", "1"], "label", ("-3", "-1", "1"), "label (3 classes, 0 videos without)"),
     (["-1", "0", "1"], "label", ("0", "1"), "label (2 classes, 1 videos without; -1 is none where all others are whole numbers, as in official lists)"),
-    (["-1", "2", "10"], "mood", ("-1", "2", "10"), "label (1 classes, 0 videos without)")])
+    (["-1", "2", "10"], "mood", ("-1", "2", "10"), "label (1 classes, 0 videos without)"),
+    (["1", "", "0"], "mood", ("0", "1"), "label (1 classes, 0 videos without)"), (["1", "", "0"], "label", ("0", "1"), "label (2 classes, 1 videos without)")])
 def test_minus_one_in_a_csv(labels: list[str], column: str, classes: tuple[str, ...], said: str, root: pathlib.Path, tmp_path: pathlib.Path,
                             capsys: pytest.CaptureFixture) -> None:
-    """It is none in the column `label` beside whole numbers from 0, and else a class: the command counts those that training and merging have."""
+    """It is none in the column `label` beside whole numbers from 0, and else a class: the command counts those that training and merging have.
+
+    An empty cell is none in every column.
+    """
     names = ("air drumming/a b.mp4", "c.mp4", "d.webm.mp4")
     head, more = ("path,label,split", "") if column == "label" else ("path,mood,split,label", ",x")
     (tmp_path / "l.csv").write_text("\n".join([head, *(f"{name},{label},train{more}" for name, label in zip(names, labels, strict=True))]))
@@ -134,6 +138,19 @@ def test_minus_one_in_a_csv(labels: list[str], column: str, classes: tuple[str, 
         (tmp_path / "bare.csv").write_text("own/frames/y 1 25\n")
         index.write(lists.build([tmp_path / "bare.csv"], root=str(root), form="v2", template="f{:03}.png"), tmp_path / "bare.parquet")
         assert merge.merge([tmp_path / "i.parquet", tmp_path / "bare.parquet"], aliases={}).names == classes
+
+
+def test_what_a_merge_leaves_of_a_class_stays_one(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """-2, -1 and 1 are classes; that the only video of -2 is held out elsewhere does not make -1 an official list's "none"."""
+    names = ("air drumming/a b.mp4", "c.mp4", "d.webm.mp4")
+    for out, text in (("mood", "\n".join(f"{n},{v},train" for n, v in zip(names, ("-2", "-1", "1"), strict=True))), ("held", f"{names[0]},,val")):
+        (tmp_path / f"{out}.csv").write_text(f"path,label,split\n{text}\n")
+        assert command(root / "K400", "--labels", tmp_path / f"{out}.csv", "--out", tmp_path / f"{out}.parquet") == 0
+    both = tmp_path / "both.parquet"
+    assert command(f"--merge={tmp_path / 'mood.parquet'},{tmp_path / 'held.parquet'}", f"--out={both}") == 0
+    made = sources.VideoClips(index=str(both), split="train", frames=2, size=32)
+    assert made.classes == merge.merge([tmp_path / "mood.parquet", tmp_path / "held.parquet"], aliases={}).names == ("-1", "1")
+    assert {made.classes[int(made.read(row, rng=np.random.default_rng(0))["label"][0])] for row in range(len(made))} == {"-1", "1"}
 
 
 def test_a_fine_tuning_list_of_frames(root: pathlib.Path, tmp_path: pathlib.Path) -> None:

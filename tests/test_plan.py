@@ -298,6 +298,7 @@ def test_what_crosses_slices_takes_the_network(groups: str, seconds: float) -> N
     assert time.step == time.exposed == pytest.approx(seconds)
 
 
+COPY = "%copy.1 = f32[100000000]{0} copy(%big)"
 SENT = """ENTRY %main (g: f32[1000000]) -> f32[1000000] {{
   %g = f32[1000000]{{0}} parameter(0)
   %after-all.1 = token[] after-all(), frontend_attributes={{MegascaleRendezvousKeyName="a_0"}}
@@ -307,6 +308,7 @@ _xla_megascale_target={target},_xla_megascale_transfer_type="{kind}"}}, backend_
   %recv.1 = (f32[1000000]{{0:T(1024)}}, u32[], token[]) recv(%after-all.1), channel_id=3, is_host_transfer=true
   {between}
   %send-done.1 = token[] send-done(%send.1), channel_id=6, is_host_transfer=true
+  {late}
   %recv-done.1 = (f32[1000000]{{0:T(1024)}}, token[]) recv-done(%recv.1), channel_id=3, is_host_transfer=true
   ROOT %get-tuple-element.3 = f32[1000000]{{0:T(1024)}} get-tuple-element(%recv-done.1), index=0
 }}"""  # as libtpu 0.0.42 writes it for two slices of four chips
@@ -315,10 +317,12 @@ _xla_megascale_target={target},_xla_megascale_transfer_type="{kind}"}}, backend_
 @pytest.mark.parametrize(("kind", "target", "bytes_"), [
     ("ALL_REDUCE", '"{1,2}x{0:3}"', 4e6), ("ALL_GATHER", '"{1:2}x{0,1,2,3}"', 4e6), ("REDUCE_SCATTER", '"{1,2}x{0:3}"', 2e6), ("ALL_TO_ALL", '"{1,2}x{0:3}"', 2e6),
     ("ONE_TO_ONE", "{{100000->200000},{100001->200001},{200000->100000},{200001->100001}}", 4e6)])
-@pytest.mark.parametrize(("between", "hides"), [("", False), ("%copy.1 = f32[100000000]{0} copy(%big)", True)])
-def test_what_the_host_sends_to_other_slices_takes_the_network(kind: str, target: str, bytes_: float, between: str, hides: bool) -> None:
+@pytest.mark.parametrize(("between", "late", "hides"), [
+    ("", "", False), (COPY, "", True), ("", COPY, True), ("", "%while.1 = (f32[]) while(%g), condition=%c, body=%b", True),
+    (f"%recv-done.0 = (f32[1000000]{{0}}, token[]) recv-done(%recv.1)\n  {COPY}", "", False)])  # what waits for the answer does not run beside the exchange
+def test_what_the_host_sends_to_other_slices_takes_the_network(kind: str, target: str, bytes_: float, between: str, late: str, hides: bool) -> None:
     """libtpu makes the exchanges between slices transfers of the host: of 4 MB, what a device sends to the one device of its place in the other slice."""
-    text = SENT.format(kind=kind, target=target, between=between)
+    text = SENT.format(kind=kind, target=target, between=between, late=late) + "\n%c (p: f32[]) -> pred[] {\n}\n%b (p: f32[]) -> f32[] {\n}\n"
     program = hlo.Program(text, devices=8, slices=2)
     [one] = program.collectives
     assert one.hidden is hides and one.crosses(lambda device: device // 4, 8) and forecast.sent(one, lambda device: device // 4, 8) == (0, bytes_)
@@ -330,7 +334,7 @@ def test_what_the_host_sends_to_other_slices_takes_the_network(kind: str, target
 def test_an_unknown_exchange_between_slices_is_an_error(kind: str, target: str) -> None:
     """What is not understood must not count as nothing."""
     with pytest.raises(ValueError, match="exchange between slices of "):
-        _ = hlo.Program(SENT.format(kind=kind, target=target, between=""), devices=8, slices=2).collectives
+        _ = hlo.Program(SENT.format(kind=kind, target=target, between="", late=""), devices=8, slices=2).collectives
 
 
 @pytest.mark.parametrize(("kind", "groups", "link", "network"), [

@@ -89,6 +89,12 @@ def test_a_large_file_at_an_address_is_no_damage(away: SimpleNamespace, monkeypa
     assert index.describe_job(away.job) == {"status": "timeout: not done after 180 s"}
 
 
+def test_a_chained_address_comes_in_parts(away: SimpleNamespace) -> None:
+    """fsspec takes the parts of a chain from what it reads, but not from the address when it is asked for the size."""
+    address = f"simplecache::{away.job.path}"
+    assert index.describe_job(index.Job(address))["status"] == "ok" and remote.read(address, patience=patience.Patience(60)) == remote.read(address)
+
+
 @pytest.mark.parametrize(("name", "value"), [("size", lambda self, path: None), ("protocol", ("http", "https"))], ids=["size", "http"])
 def test_where_parts_cannot_be_asked_for_a_file_is_read_at_once(name: str, value: Any, away: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a size that is not told, or over HTTP, whose servers may not know of parts."""

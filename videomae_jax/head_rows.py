@@ -109,6 +109,17 @@ def _same(external: External, run: Sequence[str], data: Sequence[str], /) -> Non
                             f"with wrong names; allowed are the same classes in the same order, labels that are the numbers of the head's classes{mapped}")
 
 
+def check_own(directory: pathlib.Path, classes: Sequence[str], /) -> None:
+    """Raises UserError where a run's head counts classes in another order than data with as many, whose names are given; numbers are no names."""
+    own = stored(str(directory))
+    if len(own) != len(classes) or _numbers(own) or _numbers(classes):
+        return
+    for number, (ours, theirs) in enumerate(zip(own, classes, strict=True)):
+        if spelling(ours) != spelling(theirs):
+            raise UserError(f"{directory / CLASSES} has {ours!r} as class {number} of {len(own)}, the order of the run's head, and the data {theirs!r}; allowed are data "
+                            "with the same classes in the same order, as an index of the same labels has them; where names alone changed, change them in that file")
+
+
 def _numbers(classes: Sequence[str], /) -> bool:
     """Whether classes are called 0, 1, ... in this order."""
     return list(classes) == [str(number) for number in range(len(classes))]

@@ -138,13 +138,13 @@ class Program:
         return Collective(kind, size, times, between, loop, hidden, one.name, caller or one.name)
 
     def _exchange(self, one: Instruction, body: Mapping[str, Instruction], crossing: tuple[str, tuple[tuple[int, ...], ...]], times: int, loop: bool, /) -> Collective:
-        """A `send` to other slices; it is ahead of its use where something runs before the last of its ends (that of its `recv`, which shares its token)."""
+        """A `send` to other slices; it is ahead of its use where something runs before the end of the `recv` that shares its token, else before its own."""
         kind, between = crossing
         size = body[one.operands[0]].shapes[0].bytes * (len(between[0]) if kind == "all-gather" else 1)
-        halves = {i.name for i in body.values() if i.op in ("send", "recv") and i.operands[-1] == one.operands[-1]}
+        answer = next((i.name for i in body.values() if i.op == "recv" and i.operands[-1] == one.operands[-1]), one.name)
         order = list(body)
-        ends = [order.index(i.name) for i in body.values() if i.op in ("send-done", "recv-done") and i.operands[0] in halves]
-        amid = (body[name].op for name in order[order.index(one.name) + 1:max(ends, default=0)])
+        end = next((order.index(i.name) for i in body.values() if i.op in ("send-done", "recv-done") and i.operands[0] == answer), 0)
+        amid = (body[name].op for name in order[order.index(one.name) + 1:end])
         return Collective(kind, size, times, between, loop, any(op not in FREE or op in ("while", "call", "conditional") for op in amid), one.name, one.name)
 
     def flops(self, one: Instruction, body: Mapping[str, Instruction], /) -> float:

@@ -37,7 +37,7 @@ def other(source: Any, directory: pathlib.Path, /) -> list[str]:
     if stored == found:
         return []
     before, after = (f"{one['clips']} clips, {one['sha256'][:8]}" for one in (stored, found))
-    return [f"data: {before} -> {after}"]
+    return [f"data: {before} -> {after} (of names and classes)"]
 
 
 def check_epochs(changed: list[str], run: Assembly, directory: pathlib.Path, /) -> None:

@@ -22,7 +22,7 @@ from videomae_jax.data import quarantine
 from videomae_jax.durable import BEST, OWNER, RUN, Durable
 from videomae_jax.errors import StorageError, UserError, unwritable
 from videomae_jax.evals.base import Context, Headlined
-from videomae_jax.head_rows import CLASSES
+from videomae_jax.head_rows import CLASSES, check_own
 from videomae_jax.run_data import DATA
 
 GROUPS = ("objective", "data", "eval_data", "optimizers", "evaluators", "checkpoint", "log", "mesh")
@@ -105,6 +105,8 @@ def _claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: boo
             say(f"changed since the run began: {line}")
         changed = difference["fork"]
         run_data.check_epochs(changed, run, directory)
+        if begun(directory):
+            check_own(directory, run.source.classes)
         newest = check_newest(run, directory)
     parallel.barrier("claimed")
     check_shared(directory)

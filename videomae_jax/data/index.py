@@ -202,7 +202,7 @@ def build(directory: str | pathlib.Path, /, *, labels: pathlib.Path | None = Non
         for name, job, facts in zip(names, jobs, scan(jobs, workers=workers, say=say), strict=True):
             split, label = from_folder(name)
             row = given.get(name, {"label": label, **({"split": split} if split else {})})
-            yield {"path": job.path, "name": name, "label": row["label"] or None, "split": row.get("split"), **facts, **{c: row[c] for c in extra}}
+            yield {"path": job.path, "name": name, "label": row["label"] or None, "split": row.get("split"), **facts, **{c: row[c] or None for c in extra}}
 
     table = columns.table(rows(), schema=pa.schema([*SCHEMA, *(pa.field(column, pa.string()) for column in extra)]))
     drawn = table.select(["name", "split", "status"]).to_pylist()

@@ -47,7 +47,7 @@ class Merged:
     @property
     def names(self) -> tuple[str, ...]:
         """The classes of the table, as loaders number them."""
-        return sources.classes(self.table.column("label").unique().to_pylist())
+        return sources.numbered(set(self.table.column("label").unique().to_pylist()) - {None})  # a -1 that stood for none is null here
 
 
 def spelling(label: str, /) -> str:

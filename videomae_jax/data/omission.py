@@ -41,7 +41,7 @@ def check(now: Outcome, before: Outcome, /, *, then: str = "the same command goe
     """
     if now.error.startswith("io:"):
         raise UserError(f"{now.name}: {now.error}; a video is not left out for what may pass, so the packing ends here: {then}; if it ends here "
-                        "again, use an index without it")
+                        "again, use an index without it and another --out")
     if now.late and before.late:
         raise UserError(f"{now.name}: {now.error}; nor was {before.name} before it read in time, which may pass, so the packing ends here: {then}; if "
-                        "it ends here again, use an index without them")
+                        "it ends here again, use an index without them and another --out")

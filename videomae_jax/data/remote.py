@@ -69,7 +69,7 @@ def read(address: str, /, *, patience: Patience | None = None) -> bytes:
 
 def _in_parts(system: Any, address: str, patience: Patience, /) -> bytes:
     """The bytes of a file, PART after PART; at once where the file system does not know how many there are."""
-    size, whole = system.size(address), io.BytesIO()
+    size, whole = system.size(system._strip_protocol(address)), io.BytesIO()  # of a chain fsspec strips the rest alone
     if not size:
         return system.cat_file(address)
     for start in range(0, size, PART):

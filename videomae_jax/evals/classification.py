@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomae_jax import losses, parallel
+from videomae_jax import head_rows, losses, parallel
 from videomae_jax.data import sources
 from videomae_jax.data.multi_view import MultiView
 from videomae_jax.errors import UserError
@@ -104,6 +104,7 @@ class Classification:
         if classes != head:
             raise UserError(f"the head has {head} classes and the index {classes} ({_shown(source.classes)}); "
                             f"set --config.objective.head.classes={classes}, or --config.data.label to another column")
+        head_rows.check_own(context.directory, source.classes)
         views = self.views.joined(source)  # before the first result is due, so that what these data cannot show is told before training
         if context.step < self.first:
             return {}
