@@ -839,7 +839,7 @@ def test_one_machine_sets_the_flags_of_its_gpu(tmp_path: pathlib.Path, bin_folde
 
 def test_a_gpu_without_its_tools_is_an_error(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
     """It would run without its flags, or not at all. The image looks where GKE puts them; CHIP and JAX_EXTRA=cpu say what is meant."""
-    for name in ("dirname", "hostname", "mkdir", "tee"):
+    for name in ("dirname", "head", "hostname", "mkdir", "tee"):
         (bin_folder / name).symlink_to(shutil.which(name))
     python = tool(bin_folder, "python", f"#!{shutil.which('bash')}\necho ran\n")
     env = environment(tmp_path, VIDEOMAE_PYTHON=str(python), LOGS=str(tmp_path), PATH=str(bin_folder))
@@ -854,7 +854,7 @@ def test_a_gpu_without_its_tools_is_an_error(tmp_path: pathlib.Path, bin_folder:
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert "error: this machine has a GPU, but no nvidia-smi in PATH tells which; add its folder to PATH (on GKE /usr/local/nvidia/bin" in done.stderr
     assert host(CHIP="h100").stdout == host(JAX_EXTRA="cpu").stdout == "ran\n"
-    tool(bin_folder, "nvidia-smi", f"#!{shutil.which('bash')}\necho RTX\n")
+    tool(bin_folder, "nvidia-smi", f"#!{shutil.which('bash')}\necho GPU 0: RTX\n")
     assert host().stdout == "ran\n"
     image = (ROOT / "launch" / "Dockerfile").read_text()
     assert "ENV PATH=/usr/local/nvidia/bin:$PATH LD_LIBRARY_PATH=/usr/local/nvidia/lib64\n" in image
