@@ -87,7 +87,7 @@ def test_labels_from_a_csv(clip: bytes, tmp_path: pathlib.Path, capsys: pytest.C
     assert command(tmp_path / "v", "--out", tmp_path / "i.parquet", "--labels", tmp_path / "l.csv") == 0
     rows = table_of(tmp_path / "i.parquet")
     assert {n: (r["label"], r["split"], r["view"]) for n, r in rows.items()} == {
-        "a.mp4": ("cat", "train", "left"), "b.mp4": (None, "val", "right"), "c,1.mp4": ("dog, big", "test", "")}
+        "a.mp4": ("cat", "train", "left"), "b.mp4": (None, "val", "right"), "c,1.mp4": ("dog, big", "test", None)}
     assert "label (2 classes, 1 videos without)" in capsys.readouterr().out
 
 
