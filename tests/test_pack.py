@@ -406,7 +406,7 @@ def test_views_that_were_not_packed_are_told_before_training(test: Any, folder: 
     objective = types.SimpleNamespace(head=types.SimpleNamespace(classes=len(made.classes)), judge=None)
 
     def evaluate(found: Any, views: Any) -> dict[str, float]:
-        return test(first=1, views=views).run(types.SimpleNamespace(assembly=types.SimpleNamespace(objective=objective), step=0, source=lambda split: found))
+        return test(first=1, views=views).run(types.SimpleNamespace(assembly=types.SimpleNamespace(objective=objective), step=0, directory=tmp_path, source=lambda split: found))
 
     many = classification.Views(sampling=clips.DenseView(stride=3, views=2), crop=three_crop.ThreeCrop())
     with pytest.raises(UserError, match="views: sampling DenseView.* cannot be drawn from this packing; .* many views need the index of the videos in eval_data"):
