@@ -1,14 +1,15 @@
 """Folders of checkpoints on any file system, each complete once its manifest is there: written, read back, listed, fetched, removed."""
 
-import concurrent.futures
 import fnmatch
 import json
 import pathlib
 import posixpath
+import queue
 import re
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import fsspec
@@ -30,6 +31,34 @@ def patiently(call: Callable[[], Any], /) -> Any:
         except Exception:  # every client raises errors of its own
             time.sleep(PAUSE * 2**number)
     return call()
+
+
+def _each(job: Callable[[str], None], names: Iterable[str], /) -> None:
+    """Does a job for every name, THREADS at once; raises the first error, once none is under way.
+
+    The threads of an executor would do all of it before the process could end, where a copy is to be left behind.
+    """
+    left: queue.SimpleQueue[str] = queue.SimpleQueue()
+    errors: list[BaseException] = []
+    for name in names:
+        left.put(name)
+
+    def work() -> None:
+        try:
+            while not errors:
+                job(left.get_nowait())
+        except queue.Empty:
+            pass
+        except BaseException as error:  # raised below
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, daemon=True, name="copies") for _ in range(min(THREADS, left.qsize()))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 class _Patient:
@@ -99,8 +128,7 @@ class Copies:
         sums = found["files"]
         if self.has(name):  # of a try that came to nothing, or of an abandoned part of the run
             self.drop(name)
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda file: self._send(files[file], f"{self._root}/{name}/{file}", sums.get(file)), files))
+        _each(lambda file: self._send(files[file], f"{self._root}/{name}/{file}", sums.get(file)), files)
         sure()
         self.write(f"{name}/{manifest.NAME}", text)
         if self.read(f"{name}/{manifest.NAME}") != text:
@@ -148,8 +176,7 @@ class Copies:
                 return "its files lie outside of it"
             for name in names:
                 (into / name).parent.mkdir(parents=True, exist_ok=True)
-            with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(lambda name: self._fs.get_file(f"{target}/{name}", str(into / name)), names))
+            _each(lambda name: self._fs.get_file(f"{target}/{name}", str(into / name)), names)
             return manifest.problem(into, step=step)
         except Exception as error:  # every client raises errors of its own
             return f"{type(error).__name__}: {error}".splitlines()[0][:160]
