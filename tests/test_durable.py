@@ -220,6 +220,26 @@ def test_copies_slower_than_saves_skip_steps(tmp_path: pathlib.Path, storage: St
     saver.close()
 
 
+def test_a_step_that_is_removed_as_its_copy_begins_leaves_none(tmp_path: pathlib.Path, storage: Storage) -> None:
+    """Between the reading of its manifest and the listing of its files; where no folder is needed, a copy without any would be complete."""
+    said: list[str] = []
+    place, saver = two(tmp_path, said=said.append)
+    step = tmp_path / "run" / "checkpoints" / "00000001"
+
+    def fault(operation: str, path: str) -> None:
+        if operation == "cat_file" and path.endswith(f"00000001/{manifest.NAME}"):
+            shutil.rmtree(step, ignore_errors=True)
+        if operation == "pipe_file":  # as on an object store
+            pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+    storage.fault = fault
+    saver.save(1, checkpoints.state(seed=1)[0], meta={"step": 1})
+    saver.wait()
+    assert place.wait(seconds=60) and not step.exists()
+    assert place.steps(needed=True) == steps_begun(tmp_path / "place") == [] and "checkpoint 1 was removed before its copy" in said[-1]
+    saver.close()
+
+
 def test_a_copy_that_never_ends_holds_up_no_exit(tmp_path: pathlib.Path) -> None:
     """The address answers no more: a run that was told to stop leaves with its own code before it is killed."""
     code = ("import pathlib, sys, threading\nfrom videomae_jax import manifest\nfrom videomae_jax.durable import Durable, Place\n"

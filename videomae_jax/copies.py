@@ -118,7 +118,7 @@ class Copies:
         return True
 
     def put(self, source: pathlib.Path, name: str, /, *, sure: Callable[[], None]) -> None:
-        """Copies the folder of a step, unless it is there; `sure` raises where that must not be completed. Raises OSError where a file reads back otherwise."""
+        """Copies the folder of a step, unless it is there; `sure` raises where that must not be completed. Raises OSError where a file is missing here or reads back otherwise."""
         text = (source / manifest.NAME).read_bytes()
         if self.read(f"{name}/{manifest.NAME}") == text:
             return
@@ -126,6 +126,8 @@ class Copies:
         if manifest.seal(found) != found:
             raise OSError(f"{source / manifest.NAME} does not match its own checksum")
         sums = found["files"]
+        if missing := sorted(sums.keys() - files.keys()):
+            raise FileNotFoundError(f"{source} lacks {len(missing)} of the {len(sums)} files of its manifest, first {missing[0]}")
         if self.has(name):  # of a try that came to nothing, or of an abandoned part of the run
             self.drop(name)
         _each(lambda file: self._send(files[file], f"{self._root}/{name}/{file}", sums.get(file)), files)
