@@ -116,6 +116,24 @@ def test_damage_in_both_places_is_passed_over(tmp_path: pathlib.Path) -> None:
     saver.close()
 
 
+def test_a_damaged_copy_takes_the_place_of_no_good_one(tmp_path: pathlib.Path) -> None:
+    """Where one copy is kept, the steps before the damaged one are there all the same; it goes once the run is past it, or is made anew."""
+    place, saver = two(tmp_path, here=9, keep_last=1)
+    save(place, saver, 1, 5)
+    damaged = tmp_path / "place" / "00000005"
+    checkpoints.damage(damaged, "flipped", random.Random(1))
+    assert not place.fetch(5, into=tmp_path / "fetched")
+    place.offer(1)
+    assert place.wait(seconds=60) and place.steps(needed=True) == [1, 5]
+    place.offer(5)
+    assert place.wait(seconds=60) and place.steps(needed=True) == [5] and manifest.problem(damaged, step=5) == ""
+    checkpoints.damage(damaged, "flipped", random.Random(1))
+    assert not place.fetch(5, into=tmp_path / "fetched")
+    save(place, saver, 6)
+    assert place.steps(needed=True) == steps_begun(tmp_path / "place") == [6]
+    saver.close()
+
+
 def test_an_outage_neither_loses_nor_invents_a_run(tmp_path: pathlib.Path, storage: Storage) -> None:
     """With checkpoints here the run goes on and says so; with none it must not begin anew in silence."""
     said: list[str] = []

@@ -117,10 +117,10 @@ class Copies:
             return False
         return True
 
-    def put(self, source: pathlib.Path, name: str, /, *, sure: Callable[[], None]) -> None:
-        """Copies the folder of a step, unless it is there; `sure` raises where that must not be completed. Raises OSError where a file is missing here or reads back otherwise."""
+    def put(self, source: pathlib.Path, name: str, /, *, sure: Callable[[], None], anew: bool = False) -> None:
+        """Copies the folder of a step, unless it is there and not asked for `anew`; `sure` raises where that must not be completed. Raises OSError where a file is missing here or reads back otherwise."""
         text = (source / manifest.NAME).read_bytes()
-        if self.read(f"{name}/{manifest.NAME}") == text:
+        if not anew and self.read(f"{name}/{manifest.NAME}") == text:
             return
         found, files = json.loads(text), manifest.listed(source, late=manifest.LATE)
         if manifest.seal(found) != found:
@@ -167,18 +167,18 @@ class Copies:
         """Those of which everything is there."""
         return [step for step in self.begun(folder) if self.has(posixpath.join(folder, f"{step:08d}", manifest.NAME))]
 
-    def bring(self, name: str, /, *, step: int, into: pathlib.Path) -> str:
-        """Copies a step into a new folder; what is wrong with it, "" for nothing."""
+    def bring(self, name: str, /, *, step: int, into: pathlib.Path) -> tuple[str, bool]:
+        """Copies a step into a new folder; what is wrong with it, "" for nothing, and whether that is the copy's fault: all of it arrived."""
         target = f"{self._root}/{name}"
         try:
             if into.exists():
                 shutil.rmtree(into)
             names = [path[len(target):].lstrip("/") for path in self._fs.find(target)]
             if any(".." in pathlib.PurePosixPath(name).parts for name in names):
-                return "its files lie outside of it"
+                return "its files lie outside of it", True
             for name in names:
                 (into / name).parent.mkdir(parents=True, exist_ok=True)
             _each(lambda name: self._fs.get_file(f"{target}/{name}", str(into / name)), names)
-            return manifest.problem(into, step=step)
+            return manifest.problem(into, step=step), True
         except Exception as error:  # every client raises errors of its own
-            return f"{type(error).__name__}: {error}".splitlines()[0][:160]
+            return f"{type(error).__name__}: {error}".splitlines()[0][:160], False

@@ -71,6 +71,7 @@ class Durable:
         self._asked: collections.Counter[str] = collections.Counter()  # how often the best weights and a removal were asked for since they were seen to
         # Steps beyond `_cut` are to be removed, but for `_new` ones, as long as the place is that of the start that said so: of `_earlier`, or of this one.
         self._cut, self._new, self._earlier = self._noted() if parallel.is_lead() else (None, set(), None)
+        self._damaged: set[int] = set()  # steps whose copy was found to be wrong and was not made anew yet
         self._ways = 0  # back, so far
         self._closed, self._hurry, self._row = False, False, 0
         self.failures, self.reason = 0, ""
@@ -207,7 +208,8 @@ class Durable:
         for path in (path for pattern in RUN for path in sorted(self._directory.glob(pattern))):
             self._copies.write(path.name, path.read_bytes())
         try:
-            self._copies.put(source, source.name, sure=self._hold)
+            self._copies.put(source, source.name, sure=self._hold, anew=step in self._damaged)
+            self._damaged.discard(step)
         except Exception as error:  # every client raises errors of its own
             if isinstance(error, TakenError) or source.exists():
                 raise
@@ -242,14 +244,16 @@ class Durable:
             self._asked["best"] -= asked
 
     def _tidy(self) -> None:
-        """Removes what a rollback cut off, what is no longer kept, and copies that came to nothing."""
+        """Removes what a rollback cut off, what is no longer kept, and copies that came to nothing. A damaged copy takes the place of no good one."""
         ways, asked, every = self._ways, self._asked["removal"], self._place.keep_every
         begun, steps = self._copies.begun(), self._copies.steps()
         self._hold()
         with self._change:
             steps = self._valid(steps)
+            good = [step for step in steps if step not in self._damaged]
+        first = (good[-self._place.keep_last:] or [0])[0]  # of those that stay; damaged ones among them may be good at another look
         for step in begun:
-            if step not in steps[-self._place.keep_last:] and not (step in steps and every and step % every == 0):
+            if step not in steps or (step < first and not (every and step % every == 0)):
                 self._copies.drop(f"{step:08d}")
         with self._change:
             self._asked["removal"] -= asked
@@ -305,9 +309,11 @@ class Durable:
 
     def fetch(self, step: int, /, *, into: pathlib.Path) -> bool:
         """Whether `into` now holds the step, every file of which matches the manifest."""
-        wrong = self._copies.bring(f"{step:08d}", step=step, into=into) if parallel.is_lead() else ""
+        wrong, damaged = self._copies.bring(f"{step:08d}", step=step, into=into) if parallel.is_lead() else ("", False)
         if wrong:
             self.failures += 1
+            with self._change:
+                self._damaged |= {step} if damaged else set()
             self._warn(f"the copy of checkpoint {step} in {self._place.path} cannot be used: {wrong}")
         return bool(agreement.from_lead(np.asarray(not wrong)))
 
@@ -339,7 +345,7 @@ class Durable:
             return
         for step in best:
             into = self._directory / BEST / f"{step:08d}"
-            if wrong := self._copies.bring(f"{BEST}/{step:08d}", step=step, into=into):
+            if wrong := self._copies.bring(f"{BEST}/{step:08d}", step=step, into=into)[0]:
                 shutil.rmtree(into, ignore_errors=True)
                 self._warn(f"the best weights in {self._place.path}, of step {step}, cannot be used: {wrong}; the run goes on without them")
         for name in sorted(texts, key="config.json".__eq__):  # last: what makes it a run directory
