@@ -63,11 +63,12 @@ def away(operation: str, path: str) -> None:
     raise ConnectionError("no route to host")
 
 
-def two(folder: pathlib.Path, /, *, said: Callable[[str], None] = lambda line: None, here: int = 2, keep_last: int = 2, keep_every: int = 0) -> tuple[Durable, Checkpointer]:
+def two(folder: pathlib.Path, /, *, said: Callable[[str], None] = lambda line: None, here: int = 2, keep_last: int = 2, keep_every: int = 0,
+        run: str = "run") -> tuple[Durable, Checkpointer]:
     """A place and a checkpointer that hands its steps there."""
-    (folder / "run").mkdir(parents=True, exist_ok=True)
-    place = Durable(Place(str(folder / "place"), keep_last, keep_every), folder / "run", warn=said)
-    return place, Checkpointer(folder / "run" / "checkpoints", second=place, warn=said, keep_last=here)
+    (folder / run).mkdir(parents=True, exist_ok=True)
+    place = Durable(Place(str(folder / "place"), keep_last, keep_every), folder / run, warn=said)
+    return place, Checkpointer(folder / run / "checkpoints", second=place, warn=said, keep_last=here)
 
 
 def steps_begun(folder: pathlib.Path, /) -> list[int]:

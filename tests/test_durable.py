@@ -3,6 +3,8 @@
 import pathlib
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,7 +13,7 @@ import pytest
 import test_checkpoint as checkpoints
 import test_train as loops
 from places import Storage, away, go, newest, save, short, steps_begun, two
-from runs import shared_programs  # noqa: F401 (a fixture)
+from runs import ROOT, shared_programs  # noqa: F401 (a fixture)
 
 from videomae_jax import copies, durable, events, manifest, metrics, run_directory
 from videomae_jax.durable import Durable, Place
@@ -111,6 +113,24 @@ def test_damage_in_both_places_is_passed_over(tmp_path: pathlib.Path) -> None:
     assert place.failures == 1
     (tmp_path / "place" / "00000002" / manifest.NAME).unlink()
     assert place.steps(needed=True) == [1]  # a copy without its manifest was never complete
+    saver.close()
+
+
+def test_a_damaged_copy_takes_the_place_of_no_good_one(tmp_path: pathlib.Path) -> None:
+    """Where one copy is kept, the steps before the damaged one are there all the same; it goes once the run is past it, or is made anew."""
+    place, saver = two(tmp_path, here=9, keep_last=1)
+    save(place, saver, 1, 5)
+    damaged = tmp_path / "place" / "00000005"
+    checkpoints.damage(damaged, "flipped", random.Random(1))
+    assert not place.fetch(5, into=tmp_path / "fetched")
+    place.offer(1)
+    assert place.wait(seconds=60) and place.steps(needed=True) == [1, 5]
+    place.offer(5)
+    assert place.wait(seconds=60) and place.steps(needed=True) == [5] and manifest.problem(damaged, step=5) == ""
+    checkpoints.damage(damaged, "flipped", random.Random(1))
+    assert not place.fetch(5, into=tmp_path / "fetched")
+    save(place, saver, 6)
+    assert place.steps(needed=True) == steps_begun(tmp_path / "place") == [6]
     saver.close()
 
 
@@ -216,6 +236,39 @@ def test_copies_slower_than_saves_skip_steps(tmp_path: pathlib.Path, storage: St
     assert place.wait(seconds=60) and place.steps(needed=True) == steps_begun(tmp_path / "place") == [4]
     assert any("checkpoint 1 was removed before its copy" in line for line in said)
     saver.close()
+
+
+def test_a_step_that_is_removed_as_its_copy_begins_leaves_none(tmp_path: pathlib.Path, storage: Storage) -> None:
+    """Between the reading of its manifest and the listing of its files; where no folder is needed, a copy without any would be complete."""
+    said: list[str] = []
+    place, saver = two(tmp_path, said=said.append)
+    step = tmp_path / "run" / "checkpoints" / "00000001"
+
+    def fault(operation: str, path: str) -> None:
+        if operation == "cat_file" and path.endswith(f"00000001/{manifest.NAME}"):
+            shutil.rmtree(step, ignore_errors=True)
+        if operation == "pipe_file":  # as on an object store
+            pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+    storage.fault = fault
+    saver.save(1, checkpoints.state(seed=1)[0], meta={"step": 1})
+    saver.wait()
+    assert place.wait(seconds=60) and not step.exists()
+    assert place.steps(needed=True) == steps_begun(tmp_path / "place") == [] and "checkpoint 1 was removed before its copy" in said[-1]
+    saver.close()
+
+
+def test_a_copy_that_never_ends_holds_up_no_exit(tmp_path: pathlib.Path) -> None:
+    """The address answers no more: a run that was told to stop leaves with its own code before it is killed."""
+    code = ("import pathlib, sys, threading\nfrom videomae_jax import manifest\nfrom videomae_jax.durable import Durable, Place\n"
+            "run = pathlib.Path(sys.argv[1])\nsource = run / 'checkpoints' / '00000001'\nsource.mkdir(parents=True)\n"
+            "for name in 'abcdef':\n    (source / name).touch()\nmanifest.write(source, step=1)\nplace = Durable(Place(sys.argv[2]), run)\n"
+            "plain, reached = place._copies._fs.plain, threading.Event()\nopened = plain.open\n"
+            "def silent(path, mode, *rest, **kw):\n    if mode == 'rb' or '00000001' not in path:\n        return opened(path, mode, *rest, **kw)\n"
+            "    reached.set()\n    threading.Event().wait()\nplain.open = silent\n"
+            "place.offer(1)\nassert reached.wait(60) and not place.wait(seconds=0)\nplace.close()\nsys.exit(75)")
+    words = [sys.executable, "-c", code, str(tmp_path / "run"), str(tmp_path / "place")]
+    assert subprocess.run(words, cwd=ROOT, timeout=120, check=False).returncode == 75
 
 
 def test_a_run_outlives_its_directory_and_an_outage(tmp_path: pathlib.Path, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

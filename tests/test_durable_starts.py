@@ -5,7 +5,7 @@ import shutil
 
 import places
 import pytest
-from places import Storage, away, everything, go, save, short, two
+from places import Storage, away, everything, go, save, short, steps_begun, two
 from runs import shared_programs  # noqa: F401 (a fixture)
 
 from videomae_jax import durable, run_directory
@@ -74,6 +74,110 @@ def test_of_two_live_starts_the_later_has_the_place(tmp_path: pathlib.Path, stor
     assert len(said) == 2 and f"another start has taken {there} ({tmp_path / 'two'} on " in said[0] and "checkpoint 4 is not in" in said[1]
     first.forget(0)
     assert not (directory / durable.CUT).exists() and first.steps(needed=True) == [] and not first.wait(seconds=60) and everything(there) == before
+
+
+def test_what_a_start_cut_off_after_it_lost_the_place_is_left_alone(tmp_path: pathlib.Path) -> None:
+    """It went back before it knew of the loss; its next start removes nothing of what the later start copied."""
+    said: list[str] = []
+    one, saver = two(tmp_path, run="one", here=9, keep_last=9, said=said.append)
+    one.take()
+    save(one, saver, 1, 2, 3)
+    other, others = two(tmp_path, run="other", here=9, keep_last=9)
+    other.take()
+    saver.retreat(2)
+    one.wait(seconds=60)
+    assert "another start has taken" in said[-1] and (tmp_path / "one" / durable.CUT).exists()
+    save(other, others, 6)
+    for closed in (saver, other, others):
+        closed.close()
+    again, saver = two(tmp_path, run="one", here=9, keep_last=9)
+    assert again.steps(needed=True) == [1, 2, 3, 6]
+    again.take()
+    save(again, saver, 7)
+    assert again.steps(needed=True) == steps_begun(tmp_path / "place") == [1, 2, 3, 6, 7] and not (tmp_path / "one" / durable.CUT).exists()
+    saver.close()
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "taken"])
+def test_what_was_cut_off_outlives_a_start_that_ends_while_it_takes_the_place(tmp_path: pathlib.Path, storage: Storage, moment: str) -> None:
+    """Before its token is there, right after, or later: the next start neither takes an abandoned step nor keeps it."""
+    place, saver = two(tmp_path, here=9, keep_last=9)
+    place.take()
+    save(place, saver, 1, 2, 3)
+    storage.fault = lambda operation, path: away("", "") if operation in ("rm", "rm_file") else None
+    saver.retreat(1)
+    place.wait(seconds=60)
+    assert place.failures
+    saver.close()
+    place.close()
+    cut, noted = tmp_path / "run" / durable.CUT, []
+
+    def fault(operation: str, path: str) -> None:
+        if operation == "pipe_file" and path.endswith(durable.HOLDER):
+            noted.append(cut.read_text())
+            if moment == "before":
+                away("", "")
+
+    storage.fault = fault
+    place, saver = two(tmp_path, here=9, keep_last=9)
+    place.take()
+    assert noted and place.failures == (moment == "before")
+    if moment == "after":
+        cut.write_text(noted[0])
+    saver.close()
+    storage.fault = lambda operation, path: None
+    place, saver = two(tmp_path, here=9, keep_last=9)
+    assert place.steps(needed=True) == [1]
+    place.take()
+    save(place, saver, 4)
+    assert steps_begun(tmp_path / "place") == [1, 4] and not cut.exists()
+    saver.close()
+
+
+@pytest.mark.parametrize("operations", [("makedirs",), ("cat_file", "makedirs", "pipe_file")])
+def test_a_start_that_could_not_take_the_place_takes_it_from_no_later_one(tmp_path: pathlib.Path, storage: Storage, operations: tuple[str, ...]) -> None:
+    """Its network was down, for writing or at all, and is back: the later start goes on copying, and the next one takes the place from whom it finds there."""
+    zero, saver = two(tmp_path, run="zero")
+    zero.take()
+    save(zero, saver, 1)
+    saver.close()
+    said: list[str] = []
+    storage.fault = lambda operation, path: away("", "") if operation in operations else None
+    first, saver = two(tmp_path, run="first", said=said.append)
+    first.take()
+    assert "cannot be written to (ConnectionError" in said[0]
+    storage.fault = lambda operation, path: None
+    second, others = two(tmp_path, run="second")
+    second.take()
+    first.take()
+    first.offer(5)
+    assert not first.wait(seconds=60) and f"another start has taken {tmp_path / 'place'} ({tmp_path / 'second'} on " in said[1]
+    save(second, others, 6)
+    assert second.steps(needed=True) == [1, 6]
+    others.close()
+    saver.close()
+    (tmp_path / "place" / durable.HOLDER).write_text("/run on a host, start 1 at 2999-01-01T00:00:00+00:00")  # whose clock is wrong
+    third, saver = two(tmp_path, run="third")
+    third.take()
+    save(third, saver, 7)
+    saver.close()
+
+
+@pytest.mark.parametrize("operations", [("makedirs",), ("cat_file", "makedirs", "pipe_file")])
+def test_after_an_outage_at_its_beginning_a_start_takes_the_place_from_an_earlier_one(tmp_path: pathlib.Path, storage: Storage, operations: tuple[str, ...]) -> None:
+    """With the first copy."""
+    zero, saver = two(tmp_path, run="zero")
+    zero.take()
+    save(zero, saver, 1)
+    saver.close()
+    storage.fault = lambda operation, path: away("", "") if operation in operations else None
+    first, saver = two(tmp_path, run="first")
+    first.take()
+    assert first.failures == 1
+    storage.fault = lambda operation, path: None
+    save(first, saver, 2)
+    assert first.steps(needed=True) == [1, 2] and first.failures == 1
+    saver.close()
 
 
 def test_a_copy_beyond_the_total_is_told(tmp_path: pathlib.Path) -> None:

@@ -1,14 +1,15 @@
 """Folders of checkpoints on any file system, each complete once its manifest is there: written, read back, listed, fetched, removed."""
 
-import concurrent.futures
 import fnmatch
 import json
 import pathlib
 import posixpath
+import queue
 import re
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import fsspec
@@ -30,6 +31,34 @@ def patiently(call: Callable[[], Any], /) -> Any:
         except Exception:  # every client raises errors of its own
             time.sleep(PAUSE * 2**number)
     return call()
+
+
+def _each(job: Callable[[str], None], names: Iterable[str], /) -> None:
+    """Does a job for every name, THREADS at once; raises the first error, once none is under way.
+
+    The threads of an executor would do all of it before the process could end, where a copy is to be left behind.
+    """
+    left: queue.SimpleQueue[str] = queue.SimpleQueue()
+    errors: list[BaseException] = []
+    for name in names:
+        left.put(name)
+
+    def work() -> None:
+        try:
+            while not errors:
+                job(left.get_nowait())
+        except queue.Empty:
+            pass
+        except BaseException as error:  # raised below
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, daemon=True, name="copies") for _ in range(min(THREADS, left.qsize()))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 class _Patient:
@@ -88,19 +117,20 @@ class Copies:
             return False
         return True
 
-    def put(self, source: pathlib.Path, name: str, /, *, sure: Callable[[], None]) -> None:
-        """Copies the folder of a step, unless it is there; `sure` raises where that must not be completed. Raises OSError where a file reads back otherwise."""
+    def put(self, source: pathlib.Path, name: str, /, *, sure: Callable[[], None], anew: bool = False) -> None:
+        """Copies the folder of a step, unless it is there and not asked for `anew`; `sure` raises where that must not be completed. Raises OSError where a file is missing here or reads back otherwise."""
         text = (source / manifest.NAME).read_bytes()
-        if self.read(f"{name}/{manifest.NAME}") == text:
+        if not anew and self.read(f"{name}/{manifest.NAME}") == text:
             return
         found, files = json.loads(text), manifest.listed(source, late=manifest.LATE)
         if manifest.seal(found) != found:
             raise OSError(f"{source / manifest.NAME} does not match its own checksum")
         sums = found["files"]
+        if missing := sorted(sums.keys() - files.keys()):
+            raise FileNotFoundError(f"{source} lacks {len(missing)} of the {len(sums)} files of its manifest, first {missing[0]}")
         if self.has(name):  # of a try that came to nothing, or of an abandoned part of the run
             self.drop(name)
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda file: self._send(files[file], f"{self._root}/{name}/{file}", sums.get(file)), files))
+        _each(lambda file: self._send(files[file], f"{self._root}/{name}/{file}", sums.get(file)), files)
         sure()
         self.write(f"{name}/{manifest.NAME}", text)
         if self.read(f"{name}/{manifest.NAME}") != text:
@@ -137,19 +167,18 @@ class Copies:
         """Those of which everything is there."""
         return [step for step in self.begun(folder) if self.has(posixpath.join(folder, f"{step:08d}", manifest.NAME))]
 
-    def bring(self, name: str, /, *, step: int, into: pathlib.Path) -> str:
-        """Copies a step into a new folder; what is wrong with it, "" for nothing."""
+    def bring(self, name: str, /, *, step: int, into: pathlib.Path) -> tuple[str, bool]:
+        """Copies a step into a new folder; what is wrong with it, "" for nothing, and whether that is the copy's fault: all of it arrived."""
         target = f"{self._root}/{name}"
         try:
             if into.exists():
                 shutil.rmtree(into)
             names = [path[len(target):].lstrip("/") for path in self._fs.find(target)]
             if any(".." in pathlib.PurePosixPath(name).parts for name in names):
-                return "its files lie outside of it"
+                return "its files lie outside of it", True
             for name in names:
                 (into / name).parent.mkdir(parents=True, exist_ok=True)
-            with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(lambda name: self._fs.get_file(f"{target}/{name}", str(into / name)), names))
-            return manifest.problem(into, step=step)
+            _each(lambda name: self._fs.get_file(f"{target}/{name}", str(into / name)), names)
+            return manifest.problem(into, step=step), True
         except Exception as error:  # every client raises errors of its own
-            return f"{type(error).__name__}: {error}".splitlines()[0][:160]
+            return f"{type(error).__name__}: {error}".splitlines()[0][:160], False

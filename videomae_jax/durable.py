@@ -2,9 +2,11 @@
 
 import collections
 import dataclasses
+import datetime
 import json
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import socket
@@ -25,7 +27,7 @@ EXIT = 600.0  # seconds that the end of a run waits for a copy
 MOST = 64  # steps there that are looked at
 OWNER = "durable.json"  # which run the place belongs to: the same number here and there
 HOLDER = "holder.txt"  # there: which start of that run took the place last, the only one that writes
-CUT = "durable_cut.json"  # here: which steps there belong to an abandoned part of the run and are not removed yet
+CUT = "durable_cut.json"  # here: which steps there belong to an abandoned part of the run and are not removed yet, and which start says so
 RUN = (OWNER, "config.json", "data.json", "classes.json", "*.jsonl")  # what a run goes on from beside its state: metrics, replaced clips, events, books
 BEST = "best"  # folder of a run directory with the weights of its best evaluation (evals/best.py), a checkpoint too
 
@@ -61,11 +63,15 @@ class Durable:
     def __init__(self, place: Place, directory: pathlib.Path, /, *, warn: Callable[[str], None] = warnings.warn) -> None:
         self._copies = Copies(place.path)
         self._place, self._directory, self._warn = place, directory, warn
-        self._token = f"{directory.resolve()} on {socket.gethostname()}, start {secrets.token_hex(8)}".encode()
-        self._taken, self._lost = False, False
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
+        self._token = f"{directory.resolve()} on {socket.gethostname()}, start {secrets.token_hex(8)} at {now}"
+        self._holder: str | None = None  # what HOLDER is while no later start has the place: what this one found at its beginning, then its token
+        self._came, self._lost = False, False
         self._waiting: set[int] = set()
         self._asked: collections.Counter[str] = collections.Counter()  # how often the best weights and a removal were asked for since they were seen to
-        self._cut, self._new = self._noted() if parallel.is_lead() else (None, set())  # steps beyond `_cut` are to be removed, but for `_new` ones
+        # Steps beyond `_cut` are to be removed, but for `_new` ones, as long as the place is that of the start that said so: of `_earlier`, or of this one.
+        self._cut, self._new, self._earlier = self._noted() if parallel.is_lead() else (None, set(), None)
+        self._damaged: set[int] = set()  # steps whose copy was found to be wrong and was not made anew yet
         self._ways = 0  # back, so far
         self._closed, self._hurry, self._row = False, False, 0
         self.failures, self.reason = 0, ""
@@ -74,23 +80,37 @@ class Durable:
 
     def take(self) -> None:
         """Makes the place this start's: one that took it before and still runs copies and removes nothing more. After trouble the first copy takes it."""
-        if not parallel.is_lead() or self._taken:
+        if not parallel.is_lead() or self._came:
             return
+        self._came = True
         try:
-            self._hold()
+            self._hold(first=True)
         except Exception as error:  # every client raises errors of its own
             self.failures += 1
             self._warn(f"{self._place.path} cannot be written to ({type(error).__name__}: {str(error)[:100]}); training goes on, it is tried again")
 
-    def _hold(self) -> None:
-        """Raises TakenError where another start has taken the place since this one did."""
-        found = self._copies.read(HOLDER) if self._taken else None
-        if found is None:  # also where somebody has emptied the place
-            self._copies.make()
-            self._copies.write(HOLDER, self._token)
-            self._taken = True
-        elif found != self._token:
-            raise TakenError(found.decode(errors="replace")[:200])
+    def _hold(self, *, first: bool = False) -> None:
+        """Raises TakenError where a later start has taken the place; who has it at the `first` look came before, whatever its clock says."""
+        found = self._held()
+        if not first and not _keeps(found, self._holder, self._token):
+            raise TakenError(found[:200])
+        if found == self._token:
+            return
+        with self._change:  # before the place has a new token: a start that ends in between is to find this cut its own
+            self._holder, self._earlier = found, None
+            self._note()
+        self._copies.make()  # also where somebody has emptied the place
+        self._copies.write(HOLDER, self._token.encode())
+        self._holder = self._token
+
+    def _held(self) -> str:
+        """The token there, "" for none. What an earlier start cut off is forgotten where another has taken the place since: the steps there are not of that part."""
+        found = (self._copies.read(HOLDER) or b"").decode(errors="replace")
+        with self._change:
+            if self._earlier and not _keeps(found, *self._earlier):
+                self._cut, self._new, self._earlier = None, set(), None
+                self._note()
+        return found
 
     def offer(self, step: int, /) -> None:
         """A checkpoint that is committed, to be copied when its turn comes; one that is there already costs a look."""
@@ -188,7 +208,8 @@ class Durable:
         for path in (path for pattern in RUN for path in sorted(self._directory.glob(pattern))):
             self._copies.write(path.name, path.read_bytes())
         try:
-            self._copies.put(source, source.name, sure=self._hold)
+            self._copies.put(source, source.name, sure=self._hold, anew=step in self._damaged)
+            self._damaged.discard(step)
         except Exception as error:  # every client raises errors of its own
             if isinstance(error, TakenError) or source.exists():
                 raise
@@ -223,14 +244,16 @@ class Durable:
             self._asked["best"] -= asked
 
     def _tidy(self) -> None:
-        """Removes what a rollback cut off, what is no longer kept, and copies that came to nothing."""
+        """Removes what a rollback cut off, what is no longer kept, and copies that came to nothing. A damaged copy takes the place of no good one."""
         ways, asked, every = self._ways, self._asked["removal"], self._place.keep_every
         begun, steps = self._copies.begun(), self._copies.steps()
+        self._hold()
         with self._change:
             steps = self._valid(steps)
-        self._hold()
+            good = [step for step in steps if step not in self._damaged]
+        first = (good[-self._place.keep_last:] or [0])[0]  # of those that stay; damaged ones among them may be good at another look
         for step in begun:
-            if step not in steps[-self._place.keep_last:] and not (step in steps and every and step % every == 0):
+            if step not in steps or (step < first and not (every and step % every == 0)):
                 self._copies.drop(f"{step:08d}")
         with self._change:
             self._asked["removal"] -= asked
@@ -250,20 +273,21 @@ class Durable:
                 path.unlink(missing_ok=True)
             else:
                 part = path.with_name(f".{CUT}")
-                part.write_text(json.dumps({"beyond": self._cut, "but": sorted(self._new)}))
+                holder, start = self._earlier or (self._holder, self._token)
+                part.write_text(json.dumps({"beyond": self._cut, "but": sorted(self._new), "holder": holder, "start": start}))
                 os.replace(part, path)
         except OSError as error:
             self.failures += 1
             self._warn(f"{path} cannot be written ({error.strerror}): a new start does not know which steps in {self._place.path} a rollback cut off")
 
-    def _noted(self) -> tuple[int | None, set[int]]:
-        """What `_note` kept."""
+    def _noted(self) -> tuple[int | None, set[int], tuple[str | None, str] | None]:
+        """What `_note` kept: the cut, steps beyond it that stay, and the holder and the token of the start that noted them."""
         path = self._directory / CUT
         try:
             found = json.loads(path.read_text())
-            return int(found["beyond"]), set(map(int, found["but"]))
+            return int(found["beyond"]), set(map(int, found["but"])), (found["holder"], str(found["start"]))
         except (FileNotFoundError, NotADirectoryError):  # which is told where the run directory is claimed
-            return None, set()
+            return None, set(), None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({type(error).__name__}); it lists the steps in {self._place.path} that a rollback cut off: remove those, then it") from error
 
@@ -271,6 +295,8 @@ class Durable:
         """The newest complete steps there, oldest first. Where they cannot be listed this raises UserError if they are `needed`, else it warns."""
         found: list[int] = []
         try:
+            if self._earlier:
+                self._held()
             found = self._valid(self._copies.steps())[-MOST:] if parallel.is_lead() and not self._lost else []
         except Exception as error:  # every client raises errors of its own
             text = f"{self._place.path} cannot be listed ({type(error).__name__}: {str(error)[:100]})"
@@ -283,9 +309,11 @@ class Durable:
 
     def fetch(self, step: int, /, *, into: pathlib.Path) -> bool:
         """Whether `into` now holds the step, every file of which matches the manifest."""
-        wrong = self._copies.bring(f"{step:08d}", step=step, into=into) if parallel.is_lead() else ""
+        wrong, damaged = self._copies.bring(f"{step:08d}", step=step, into=into) if parallel.is_lead() else ("", False)
         if wrong:
             self.failures += 1
+            with self._change:
+                self._damaged |= {step} if damaged else set()
             self._warn(f"the copy of checkpoint {step} in {self._place.path} cannot be used: {wrong}")
         return bool(agreement.from_lead(np.asarray(not wrong)))
 
@@ -317,7 +345,7 @@ class Durable:
             return
         for step in best:
             into = self._directory / BEST / f"{step:08d}"
-            if wrong := self._copies.bring(f"{BEST}/{step:08d}", step=step, into=into):
+            if wrong := self._copies.bring(f"{BEST}/{step:08d}", step=step, into=into)[0]:
                 shutil.rmtree(into, ignore_errors=True)
                 self._warn(f"the best weights in {self._place.path}, of step {step}, cannot be used: {wrong}; the run goes on without them")
         for name in sorted(texts, key="config.json".__eq__):  # last: what makes it a run directory
@@ -338,6 +366,15 @@ class Durable:
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def _keeps(found: str, holder: str | None, start: str, /) -> bool:
+    """Whether no later start than `start` has taken the place, where `found` is the token there, "" for none.
+
+    `holder` is the token that was there before, None where the start could not look; then the times of the starts decide.
+    """
+    times = [match[1] if (match := re.search(r" at (\S+)$", token)) else "" for token in (found, start)]
+    return found in ("", start, holder) or (holder is None and times[0] <= times[1])
 
 
 def of(place: Place, directory: pathlib.Path, /, **kw: Any) -> Durable | None:
