@@ -5,6 +5,7 @@ import shutil
 
 import places
 import pytest
+import test_checkpoint as checkpoints
 from places import Storage, away, everything, go, save, short, steps_begun, two
 from runs import shared_programs  # noqa: F401 (a fixture)
 
@@ -96,6 +97,32 @@ def test_what_a_start_cut_off_after_it_lost_the_place_is_left_alone(tmp_path: pa
     save(again, saver, 7)
     assert again.steps(needed=True) == steps_begun(tmp_path / "place") == [1, 2, 3, 6, 7] and not (tmp_path / "one" / durable.CUT).exists()
     saver.close()
+
+
+@pytest.mark.parametrize("what", ["step", "best"])
+def test_a_start_that_loses_the_place_amid_a_copy_completes_none(what: str, tmp_path: pathlib.Path, storage: Storage) -> None:
+    """Files went over before the other start came; the manifest, which makes a copy of them, is no longer written."""
+    one, saver = two(tmp_path, run="one")
+    other, others = two(tmp_path, run="other")
+    one.take()
+    save(one, saver, 1)
+    lost: list[str] = []
+
+    def fault(operation: str, path: str) -> None:
+        if operation == "open" and f"/{'best/' if what == 'best' else '00000002'}" in path and not lost:
+            lost.append(path)
+            other.take()
+
+    storage.fault = fault
+    if what == "best":
+        shutil.copytree(tmp_path / "one" / "checkpoints" / "00000001", tmp_path / "one" / "best" / "00000001")
+    saver.save(2, checkpoints.state(seed=2)[0], meta={"config": "{}", "samples": 8, "step": 2})
+    saver.wait()
+    assert not one.wait(seconds=60) and lost
+    manifests = {name for name in everything(tmp_path / "place") if name.endswith("files.json")}
+    assert manifests == {"00000001/files.json"} | ({"00000002/files.json"} if what == "best" else set())
+    for closed in (saver, others, one, other):
+        closed.close()
 
 
 @pytest.mark.parametrize("moment", ["before", "after", "taken"])

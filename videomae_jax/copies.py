@@ -118,7 +118,10 @@ class Copies:
         return True
 
     def put(self, source: pathlib.Path, name: str, /, *, sure: Callable[[], None], anew: bool = False) -> None:
-        """Copies the folder of a step, unless it is there and not asked for `anew`; `sure` raises where that must not be completed. Raises OSError where a file is missing here or reads back otherwise."""
+        """Copies the folder of a step, unless it is there and not asked for `anew`; `sure` raises where that must not be completed.
+
+        Raises OSError where a file is missing here or reads back otherwise.
+        """
         text = (source / manifest.NAME).read_bytes()
         if not anew and self.read(f"{name}/{manifest.NAME}") == text:
             return
