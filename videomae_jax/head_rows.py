@@ -100,24 +100,25 @@ def _same(external: External, run: Sequence[str], data: Sequence[str], /) -> Non
 
     Numbers are no names: those of a list may well count a head whose classes have some.
     """
-    if len(run) != len(data) or _numbers(run) or _numbers(data):
-        return
-    for number, (ours, theirs) in enumerate(zip(run, data, strict=True)):
-        if spelling(ours) != spelling(theirs):
-            mapped = "" if external.into.split("/")[0] == "frozen" else ", or a map of classes (objective.classes), as index --merge writes it"
-            raise UserError(f"the head of {external.path} has {ours!r} as class {number} of {len(run)}, and the data {theirs!r}: it would answer "
-                            f"with wrong names; allowed are the same classes in the same order, labels that are the numbers of the head's classes{mapped}")
+    if differs := _difference(run, data):
+        mapped = "" if external.into.split("/")[0] == "frozen" else ", or a map of classes (objective.classes), as index --merge writes it"
+        raise UserError(f"the head of {external.path} has {differs}: it would answer "
+                        f"with wrong names; allowed are the same classes in the same order, labels that are the numbers of the head's classes{mapped}")
 
 
 def check_own(directory: pathlib.Path, classes: Sequence[str], /) -> None:
     """Raises UserError where a run's head counts classes in another order than data with as many, whose names are given; numbers are no names."""
-    own = stored(str(directory))
-    if len(own) != len(classes) or _numbers(own) or _numbers(classes):
-        return
-    for number, (ours, theirs) in enumerate(zip(own, classes, strict=True)):
-        if spelling(ours) != spelling(theirs):
-            raise UserError(f"{directory / CLASSES} has {ours!r} as class {number} of {len(own)}, the order of the run's head, and the data {theirs!r}; allowed are data "
-                            "with the same classes in the same order, as an index of the same labels has them; where names alone changed, change them in that file")
+    if differs := _difference(stored(str(directory)), classes, order=", the order of the run's head"):
+        raise UserError(f"{directory / CLASSES} has {differs}; allowed are data "
+                        "with the same classes in the same order, as an index of the same labels has them; where names alone changed, change them in that file")
+
+
+def _difference(head: Sequence[str], data: Sequence[str], /, *, order: str = "") -> str:
+    """The first class that a head and data with as many count otherwise, in words; "" where there is none, for numbers, which are no names, or another count."""
+    if len(head) != len(data) or _numbers(head) or _numbers(data):
+        return ""
+    pairs = enumerate(zip(head, data, strict=True))
+    return next((f"{ours!r} as class {number} of {len(head)}{order}, and the data {theirs!r}" for number, (ours, theirs) in pairs if spelling(ours) != spelling(theirs)), "")
 
 
 def _numbers(classes: Sequence[str], /) -> bool:
