@@ -8,6 +8,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
+trap 'exit 75' TERM HUP # nothing has begun: what was saved is as it was
 trap 'code=$?; [ $code -eq 0 ] || [ -z "${CODES:-}" ] || echo $code >>"$CODES"' EXIT
 if [ -z "${CHIP:-}" ] && [ "${JAX_EXTRA:-}" != cpu ] && [ "$(chip_here)" = cpu ] && compgen -G "${MACHINE:-}/dev/nvidia[0-9]*" >/dev/null; then
   echo "error: this machine has a GPU, but no nvidia-smi in PATH tells which; add its folder to PATH (on GKE /usr/local/nvidia/bin," \

@@ -695,6 +695,23 @@ def test_a_stopped_job_is_queued_again(tmp_path: pathlib.Path, bin_folder: pathl
     assert run(*call, env=env | {"CODE": "3", "CRASHES": "3", "STEADY": "0"}).returncode == 0, "a start that lasted began the row anew"
 
 
+@pytest.mark.parametrize("place", ["shell", "environment"])
+def test_a_task_that_is_ended_before_it_begins_is_no_crash(tmp_path: pathlib.Path, bin_folder: pathlib.Path, place: str) -> None:
+    """The others saved, and SLURM ends what has not begun: in the start of its shell, which has no trap yet, or in its look at the chips."""
+    waiting = '[ "${SLURM_PROCID:-}" != 1 ] || { touch "$STAND_IN/waits"; for ((i = 0; i < 50; i++)); do sleep 0.1; done; }\n'
+    tool(bin_folder, "python", '#!/usr/bin/env bash\nuntil [ -e "$STAND_IN/waits" ]; do sleep 0.1; done\nexit 75\n')
+    env = slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(bin_folder / "python"), CRASHES="1")
+    if place == "shell":
+        (tmp_path / "start.sh").write_text(f'if [[ $0 = *host.sh ]]; then\n{waiting}fi\n')
+        env["BASH_ENV"] = str(tmp_path / "start.sh")
+    else:
+        tool(bin_folder, "nvidia-smi", f"#!/usr/bin/env bash\ntrap 'exit 1' TERM\n{waiting}")
+    done = run("slurm.sh", "--nodes=1", "--gpus=2", "--", "train", env=env, timeout=120)
+    assert done.returncode == 0 and (tmp_path / "requeued").exists()
+    codes = (tmp_path / "logs" / f"codes.{env['SLURM_JOB_ID']}").read_text()
+    assert codes == ("75\n" if place == "shell" else "75\n75\n")
+
+
 SAVING = """#!/usr/bin/env bash
 trap 'echo saved; exit 75' TERM
 echo begun
