@@ -3,10 +3,11 @@
 # after a stop or a crash (launch/supervise.sh; --max-restarts counts crashes in a row). A slice that was taken away and is granted again starts
 # the same script, and so resumes.
 #   bash launch/queued_resource.sh --name=NAME --zone=ZONE --accelerator-type=v5p-512 --bucket=gs://BUCKET [--mount=gs://BUCKET:/mnt/bucket]
-#       [--slices=N] [--spot=1] [--project=P] [--runtime-version=v2-alpha-tpuv5] [--chip=v5p] [--init-timeout=1800] [--max-restarts=20] [--keep=1]
+#       [--slices=N] [--spot=1] [--project=P] [--runtime-version=VERSION] [--chip=v5p] [--init-timeout=1800] [--max-restarts=20] [--keep=1]
 #       [--dry-run] -- train --workdir=/mnt/bucket/runs/...
 # --bucket takes the source and the logs. --mount gives all hosts a folder that they share: a bucket (gcsfuse; one with a hierarchical namespace
-# renames folders at once), or with HOST:/SHARE:/FOLDER one of an NFS server. Nothing trains before it is there.
+# renames folders at once), or with HOST:/SHARE:/FOLDER one of an NFS server. Nothing trains before it is there. --runtime-version is that of the
+# accelerator type, unless another is named.
 # At the end of the run, and where it is given up, its first machine deletes the queued resource, which is paid for until then: its service account
 # needs the right to (roles/tpu.admin). Not with --keep=1, not after a signal, and not where --workdir is not below the mounted folder: the run
 # would go with the machines. What has ended otherwise makes room for the same command, which resumes; what is under way is an error, and passed
@@ -14,8 +15,19 @@
 set -euo pipefail
 source "$(dirname "$0")/options.sh"
 parse_options "$0" "name zone accelerator-type bucket" \
-  "mount project runtime-version=tpu-ubuntu2204-base slices=1 spot chip init-timeout=1800 max-restarts=20 keep" "$@"
+  "mount project runtime-version slices=1 spot chip init-timeout=1800 max-restarts=20 keep" "$@"
 parse_mount
+# With the system of another generation JAX may find no TPU.
+if [ -z "${OPTION[runtime-version]}" ]; then
+  case "${OPTION[accelerator-type]}" in
+    v6e-*) OPTION[runtime-version]=v2-alpha-tpuv6e ;;
+    v5p-*) OPTION[runtime-version]=v2-alpha-tpuv5 ;;
+    v5litepod-*) OPTION[runtime-version]=v2-alpha-tpuv5-lite ;;
+    tpu*) fail "--accelerator-type=${OPTION[accelerator-type]}; allowed are v2 to v6e, all that queued resources have;" \
+      "launch/gke.sh and launch/xpk.sh take newer ones, and --runtime-version=VERSION asks all the same" ;;
+    *) OPTION[runtime-version]=tpu-ubuntu2204-base ;;
+  esac
+fi
 where=(--zone="${OPTION[zone]}" $(optional project))
 scripts=$(mktemp -d)
 trap 'rm -rf "$scripts"' EXIT

@@ -82,6 +82,17 @@ def test_dry_run(name: str, request: pytest.FixtureRequest) -> None:
     assert text == file.read_text()
 
 
+@pytest.mark.parametrize(("accelerator", "version"), [
+    ("v6e-16", "v2-alpha-tpuv6e"), ("v5p-512", "v2-alpha-tpuv5"), ("v5litepod-256", "v2-alpha-tpuv5-lite"), ("v4-32", "tpu-ubuntu2204-base"),
+    ("v3-8", "tpu-ubuntu2204-base")])
+def test_a_queued_resource_has_the_system_of_its_generation(accelerator: str, version: str) -> None:
+    """As in Google's table of TPU software versions; one that is named is taken, of an accelerator type that is not known, too."""
+    words = ("queued_resource.sh", "--name=a", "--zone=z", "--bucket=gs://b", "--dry-run")
+    assert f" --accelerator-type={accelerator} --runtime-version={version} " in run(*words, f"--accelerator-type={accelerator}", *TRAIN).stdout
+    for given in (accelerator, "tpu7x-8"):
+        assert " --runtime-version=mine " in run(*words, f"--accelerator-type={given}", "--runtime-version=mine", *TRAIN).stdout
+
+
 @pytest.mark.parametrize("name", [n for n in CASES if n not in ("queued_resource", "queued_resource_slices", "gke", "gke_nfs")])
 def test_printed_commands_hold_the_words_of_the_run(name: str) -> None:
     """A shell reads the words behind -- back as they were, through one level of quoting for each machine in between."""
@@ -146,7 +157,8 @@ def test_the_manifest_mounts_what_all_hosts_share(name: str, volume: dict[str, A
     *((["gke.sh", "--name=a", "--image=i", "--accelerator=a", "--torus=2x2", "--hosts=2", f"--mount={mount}", *TRAIN],
        f"--mount={mount}; allowed are gs://BUCKET:/FOLDER and HOST:/SHARE:/FOLDER") for mount in (
         "gs://b", "gs://b/d:/mnt", "gs://b:/", "gs://b:mnt", "/mnt", "host:/mnt")),
-    (["queued_resource.sh", "--name=a", "--zone=z", "--accelerator-type=t", "--bucket=b", "--mount=b:/mnt", *TRAIN], "--mount=b:/mnt; allowed are gs://")])
+    (["queued_resource.sh", "--name=a", "--zone=z", "--accelerator-type=t", "--bucket=b", "--mount=b:/mnt", *TRAIN], "--mount=b:/mnt; allowed are gs://"),
+    (["queued_resource.sh", "--name=a", "--zone=z", "--accelerator-type=tpu7x-8", "--bucket=b", *TRAIN], "--accelerator-type=tpu7x-8; allowed are v2 to v6e")])
 def test_mistakes_are_one_line(argv: list[str], message: str) -> None:
     """Exit code 2 before anything is sent."""
     done = run(*argv, env={"PATH": "/usr/bin:/bin"})
