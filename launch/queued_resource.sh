@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A run on TPUs that do not exist yet: a queued resource whose start-up script fetches the source and trains, and starts again
-# after a stop or a crash (launch/supervise.sh; --max-restarts counts crashes in a row). A slice that was taken away and is granted again starts
-# the same script, and so resumes.
+# after a stop or a crash (launch/supervise.sh; --max-restarts counts crashes in a row). A machine that is started again runs the same script, and
+# so resumes. What was taken away (--spot=1) is granted no second time: the same command deletes it, once it is SUSPENDED, asks anew, and resumes.
 #   bash launch/queued_resource.sh --name=NAME --zone=ZONE --accelerator-type=v5p-512 --bucket=gs://BUCKET [--mount=gs://BUCKET:/mnt/bucket]
 #       [--slices=N] [--spot=1] [--project=P] [--runtime-version=VERSION] [--chip=v5p] [--init-timeout=1800] [--max-restarts=20] [--keep=1]
 #       [--dry-run] -- train --workdir=/mnt/bucket/runs/...
@@ -32,7 +32,7 @@ where=(--zone="${OPTION[zone]}" $(optional project))
 scripts=$(mktemp -d)
 trap 'rm -rf "$scripts"' EXIT
 
-# A name of its own for each commit: a job that runs fetches its archive again whenever its machines are granted again.
+# A name of its own for each commit: a job that runs fetches its archive again whenever one of its machines is started again.
 archive() { echo "${OPTION[bucket]}/$1/source_$commit.tar.gz"; } # archive NAME
 
 # delete HOW NAME WORDS...: the command that gives the machines back; HOW is `quoted` or `do_or_show`.

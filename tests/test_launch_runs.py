@@ -360,7 +360,7 @@ def test_a_job_of_slurm_waits_for_one_of_its_name(tmp_path: pathlib.Path, bin_fo
 
 
 def test_a_name_that_is_taken_leaves_the_source_of_the_job_alone(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
-    """Its machines fetch the archive of their own commit whenever they are granted again, whatever was launched in vain since."""
+    """Its machines fetch the archive of their own commit whenever they are started again, whatever was launched in vain since."""
     tool(bin_folder, "gcloud", """#!/usr/bin/env bash
 case "$1 $2" in
   "compute tpus") [ "$4" != list ] || exit 0 ;;&
