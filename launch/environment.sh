@@ -27,13 +27,22 @@ choose_python() {
   return 1
 }
 
+cuda_here() { # CUDA 13 needs driver 580, and has no code for GPUs before compute capability 7.5 (V100, P100), which that driver still serves
+  local driver capability newest=cuda12
+  while IFS=', ' read -r driver capability; do # one that is too old to know of capabilities says so in words
+    if [[ ! $driver =~ ^[0-9]+\. || ! $capability =~ ^[0-9]+\.[0-9]$ ]] || [ "${driver%%.*}" -lt 580 ] || [ "${capability/./}" -lt 75 ]; then
+      echo cuda12
+      return
+    fi
+    newest=cuda13
+  done < <(nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader)
+  echo $newest
+}
+
 detect_accelerator() {
   if [ -n "${JAX_EXTRA:-}" ]; then echo "$JAX_EXTRA"; return; fi
   if gpu_here; then
-    local major
-    major=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1 | cut -d. -f1)
-    # CUDA 13 wheels need driver 580 or newer.
-    if [ "$major" -ge 580 ]; then echo cuda13; else echo cuda12; fi
+    cuda_here
   elif tpu_here >/dev/null || [ -e "${MACHINE:-}/dev/accel0" ]; then
     echo tpu
   else

@@ -346,6 +346,16 @@ def test_a_gpu_is_a_word_of_the_name_that_it_gives(name: str, chip: str, tmp_pat
     assert here(tmp_path, f"nvidia-smi() {{ {said}; }}; head() {{ read -r line; echo \"$line\"; }}; chip_here").stdout.strip() == chip
 
 
+@pytest.mark.parametrize(("said", "wanted"), [
+    (("580.65.06, 9.0",), "cuda13"), (("590.1, 12.0", "590.1, 7.5"), "cuda13"), (("580.65.06, 7.0",), "cuda12"), (("570.124, 9.0",), "cuda12"),
+    (("580.65.06, 9.0", "580.65.06, 6.1"), "cuda12"), (('Field "compute_cap" is not a valid field to query.', ""), "cuda12"), ((), "cuda12")])
+def test_the_cuda_is_one_that_all_gpus_of_the_machine_can_use(said: tuple[str, ...], wanted: str, tmp_path: pathlib.Path) -> None:
+    """By driver and compute capability: driver 580 is the last of V100 and P100, for which CUDA 13 has no code."""
+    lines = "".join(f"echo '{line}'; " for line in said)
+    done = here(tmp_path, f"nvidia-smi() {{ if [ $1 = -L ]; then echo 'GPU 0: x'; else {lines}:; fi; }}; set -euo pipefail; detect_accelerator")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{wanted}\n", "")
+
+
 def test_the_check_of_a_tpu_asks_no_other_host(tmp_path: pathlib.Path) -> None:
     """What JAX found at its import decides; its devices, which answer when all hosts ask, are left alone."""
     (tmp_path / "venv" / "bin").mkdir(parents=True)
