@@ -69,7 +69,7 @@ installed() { # installed STAMP: whether $VENV has what the stamp stands for, an
 }
 
 install_now() { # install_now EXTRA STAMP REQUIREMENTS...
-  local extra=$1 wanted=$2 python file clear=
+  local extra=$1 wanted=$2 python file said clear=
   shift 2
   ! installed "$wanted" || return 0 # by the process that had the lock before
   if [ ! -x "$VENV/bin/python" ]; then
@@ -77,6 +77,12 @@ install_now() { # install_now EXTRA STAMP REQUIREMENTS...
     # The link to an interpreter that is gone would stay. What is no environment is not cleared.
     [ ! -e "$VENV/pyvenv.cfg" ] || clear=--clear
     "$python" -m venv "$VENV" $clear || return 1
+  elif ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
+    # It was broken off, for pip comes last, or made without, as uv does: what is in it stays.
+    if ! said=$("$VENV/bin/python" -m ensurepip --upgrade 2>&1); then
+      echo "error: $VENV has no pip, and ensurepip brings none (${said##*$'\n'}); install it (Debian: apt install python3-venv) or remove $VENV" >&2
+      return 1
+    fi
   fi
   echo "installing into $VENV for $extra (once)" >&2
   local arguments=()

@@ -416,8 +416,9 @@ PYTHON = """#!/bin/bash
 # Makes environments and installs, slowly; a link that leads nowhere stays, as in the real thing.
 echo "$*" >>"$STAND_IN/calls"
 case "$1 $2" in
-  "-m venv") [ "$4" != --clear ] || rm -r "$3"; mkdir -p "$3/bin" && touch "$3/pyvenv.cfg" && cp "$0" "$3/bin/python" ;;
-  "-m pip") echo "$*" >>"$STAND_IN/pip"; sleep 0.5 ;;
+  "-m venv") [ "$4" != --clear ] || rm -r "$3"; mkdir -p "$3/bin" && touch "$3/pyvenv.cfg" && cp "$0" "$3/bin/python"; [ ! -e "$STAND_IN/no_pip" ] ;;
+  "-m ensurepip") [ ! -e "$STAND_IN/no_pip" ] || { printf 'Looking.\nNo module named ensurepip\n'; exit 1; } ;;
+  "-m pip") [ "$3" != --version ] || exec [ ! -e "$STAND_IN/no_pip" ]; echo "$*" >>"$STAND_IN/pip"; sleep 0.5 ;;
 esac
 """
 
@@ -466,6 +467,22 @@ def test_an_environment_whose_interpreter_is_gone_is_made_anew(tmp_path: pathlib
     assert subprocess.run(words, cwd=ROOT, env=env, timeout=60).returncode == 0
     assert (venv / "bin" / "python").is_file() and not (venv / "bin" / "python").is_symlink() and not (venv / "mine").exists()
     assert (tmp_path / "calls").read_text().count("-m pip") == 2
+
+
+def test_an_environment_that_was_broken_off_gets_its_pip(tmp_path: pathlib.Path) -> None:
+    """Which venv makes last; what is in one that was made without it stays. Where none is to be had that is said, at every try."""
+    words, env = installing(tmp_path, "flock")
+    venv = tmp_path / "new" / ".venv"
+    (tmp_path / "no_pip").touch()
+    assert subprocess.run(words, cwd=ROOT, env=env, timeout=60).returncode == 1
+    (venv / "mine").touch()
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == (f"error: {venv} has no pip, and ensurepip brings none (No module named ensurepip); install it (Debian: apt install python3-venv) "
+                           f"or remove {venv}\n")
+    tool(venv / "bin", "python", PYTHON.replace('"-m ensurepip")', '"-m ensurepip") rm "$STAND_IN/no_pip";'))
+    assert subprocess.run(words, cwd=ROOT, env=env, timeout=60).returncode == 0
+    assert (venv / "mine").exists() and (tmp_path / "pip").read_text().count("install") == 1
 
 
 def test_the_lock_of_the_environment_is_no_change_of_the_checkout() -> None:
