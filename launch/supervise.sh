@@ -6,15 +6,17 @@
 # command) and 130 (Ctrl-C).
 # PAUSE seconds (2) pass before a restart, doubled after each further crash up to PAUSE_MOST (300). After CRASHES (20) in a
 # row it gives up, with the code of the last; a start that lasts STEADY seconds (600) or ends with 75 begins the row anew.
-# SIGTERM and SIGINT go to the command, which saves; then nothing is started any more.
+# SIGTERM and SIGINT go to the command, which saves; then nothing is started any more. Within a pause, and where the command
+# ends with the code of a crash, the code is that of the signal (143, 130): a stop is told from a last crash.
 set -uo pipefail
 pause="${PAUSE:-2}" most="${PAUSE_MOST:-300}" crashes="${CRASHES:-20}" steady="${STEADY:-600}"
 [ $# -gt 0 ] || { sed -n '2,3s/^# *//p' "$0" >&2; exit 2; }
 
-child='' running='' ended='' code=143 waits="$pause" row=0
+child='' running='' ended='' waits="$pause" row=0
+stopped() { if [ "$ended" = INT ]; then exit 130; else exit 143; fi; }
 forward() {
   ended=$1
-  [ -n "$running" ] || exit "$code" # within a pause
+  [ -n "$running" ] || stopped # within a pause
   [ -z "$child" ] || kill "-$1" "$child" 2>/dev/null
 }
 trap '' PIPE # whoever started this may go away
@@ -29,9 +31,15 @@ while :; do
   code=0
   wait "$child" || code=$?
   while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done # a trap ends `wait` before the child ends
-  child='' running=''
+  child=''
   case "$code" in 0 | 2 | 126 | 127 | 130) exit "$code" ;; esac
-  [ -z "$ended" ] || exit "$code"
+  if [ -n "$ended" ]; then
+    [ "$code" != 75 ] || exit 75
+    echo "supervise: exit code $code after SIG$ended" >&2
+    stopped
+  fi
+  running=''
+  [ -z "$ended" ] || stopped # the signal came after the look at it
   if [ "$code" = 75 ] || [ $((SECONDS - begin)) -ge "$steady" ]; then row=0 waits="$pause"; fi
   [ "$code" = 75 ] || row=$((row + 1))
   if [ "$row" -ge "$crashes" ]; then

@@ -282,14 +282,21 @@ STOPPED = """trap 'exit 75' TERM
 up() { sed -n 's/^PPid:[[:space:]]*//p' /proc/$1/status; }
 kill -TERM $(up $(up $PPID)) # launch/supervise.sh, above the shell and launch/host.sh
 for ((i = 0; i < 600; i++)); do sleep 0.1; done"""
+# Somebody stops every run that is within a pause.
+PAUSING = f"""#!/usr/bin/env bash
+[[ $(tr '\\0' ' ' </proc/$PPID/cmdline) != "bash launch/supervise.sh "* ]] || kill -TERM $PPID
+exec {shutil.which("sleep")} "$@"
+"""
 
 
 @pytest.mark.parametrize(("text", "options", "wanted"), [
-    ("exit 0", (), True), ("exit 2", (), True), ("exit 1", ("--max-restarts=0",), True), ("exit 0", ("--keep=1",), False), (STOPPED, (), False)],
-    ids=["done", "mistake", "last crash", "kept", "stopped"])
+    ("exit 0", (), True), ("exit 2", (), True), ("exit 1", ("--max-restarts=0",), True), ("exit 0", ("--keep=1",), False), (STOPPED, (), False),
+    (STOPPED.replace("75", "74"), (), False), ("exit 1", (), False)],
+    ids=["done", "mistake", "last crash", "kept", "stopped", "stopped without saving", "stopped within a pause"])
 def test_a_queued_resource_is_given_back_at_its_end(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str,
                                                     text: str, options: tuple[str, ...], wanted: bool) -> None:
     """Once, by its first machine: after the run, a mistake or the last crash; not where it is to be kept, nor where somebody stopped the run."""
+    tool(bin_folder, "sleep", PAUSING)
     done = queued(tmp_path, bin_folder, metadata, text, *options)
     assert given_back(tmp_path) == [f"{DELETE} --async"] * wanted, done.stderr
 

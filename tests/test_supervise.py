@@ -45,19 +45,23 @@ def test_pauses_grow_and_a_steady_run_begins_anew(tmp_path: pathlib.Path) -> Non
 
 
 def test_a_signal_goes_to_the_command_and_ends_the_loop(tmp_path: pathlib.Path) -> None:
-    """SIGTERM reaches the child, whose code is handed on; SIGTERM within a pause starts nothing any more."""
-    stub = "trap 'exit 75' TERM; echo x >>starts; while :; do sleep 0.05; done"
-    process = supervise(tmp_path, "", stub=stub)
-    wait_for(tmp_path)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 75 and starts(tmp_path) == 1
-    (tmp_path / "starts").unlink()
-    process = supervise(tmp_path, "1", PAUSE=600, PAUSE_MOST=600)
-    assert "next start in 600 s" in process.stderr.readline()
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 1 and starts(tmp_path) == 1
+    """It reaches the child, whose code is handed on, but not that of a crash, which would be a last one; within a pause nothing is started any more."""
+    for ends, code in ((75, 75), (2, 2), (74, 143)):
+        stub = f"trap 'exit {ends}' TERM; echo x >>starts; while :; do sleep 0.05; done"
+        process = supervise(tmp_path, "", stub=stub)
+        wait_for(tmp_path)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == code and starts(tmp_path) == 1
+        assert said == ("supervise: exit code 74 after SIGTERM\n" if ends == 74 else "")
+        (tmp_path / "starts").unlink()
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = supervise(tmp_path, "1", PAUSE=600, PAUSE_MOST=600)
+        assert "next start in 600 s" in process.stderr.readline()
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == code and starts(tmp_path) == 1
+        (tmp_path / "starts").unlink()
 
 
 def test_whoever_started_it_may_go_away(tmp_path: pathlib.Path) -> None:
