@@ -77,17 +77,13 @@ def test_cpu_time_is_of_this_process() -> None:
     assert benchmarks.lap(work, steps=2).cpu >= 0.045 > 0.02 > benchmarks.lap(lambda steps: time.sleep(0.05), steps=1).cpu
 
 
-def test_steps_of_a_repeat() -> None:
-    """A given number stays; otherwise about a second, at least one step; warm-up steps come before."""
+@pytest.mark.parametrize(("wall", "steps"), [(0.2, 5), (0.4, 2), (1.7, 1), (2.5, 1), (1e-5, 1000)])
+def test_steps_of_a_repeat(wall: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A given number stays; otherwise about a second, from one step to a thousand; warm-up steps come before, the last of which is timed."""
     calls: list[int] = []
-
-    def run(steps: int) -> None:
-        calls.append(steps)
-        time.sleep(0.2 * steps)
-
-    assert benchmarks.warmed(run, steps=7, warmup=3) == 7 and sum(calls) == 3
-    assert 3 <= benchmarks.warmed(run, steps=0, warmup=1) <= 5
-    assert benchmarks.warmed(lambda steps: time.sleep(1.7), steps=0, warmup=1) == 1
+    monkeypatch.setattr(benchmarks, "lap", lambda run, steps: (run(steps), Lap(wall, 0.0))[1])
+    assert benchmarks.warmed(calls.append, steps=7, warmup=3) == 7 and calls == [2, 1]
+    assert benchmarks.warmed(calls.append, steps=0, warmup=1) == steps and calls == [2, 1, 1]
 
 
 def test_memory() -> None:
