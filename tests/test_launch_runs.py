@@ -705,18 +705,37 @@ def test_a_stopped_job_is_queued_again(tmp_path: pathlib.Path, bin_folder: pathl
 @pytest.mark.parametrize("place", ["shell", "environment"])
 def test_a_task_that_is_ended_before_it_begins_is_no_crash(tmp_path: pathlib.Path, bin_folder: pathlib.Path, place: str) -> None:
     """The others saved, and SLURM ends what has not begun: in the start of its shell, which has no trap yet, or in its look at the chips."""
-    waiting = '[ "${SLURM_PROCID:-}" != 1 ] || { touch "$STAND_IN/waits"; for ((i = 0; i < 50; i++)); do sleep 0.1; done; }\n'
+    turns = 600 if place == "shell" else 50  # the trap of launch/host.sh waits for its look to end
+    waiting = f'[ "${{SLURM_PROCID:-}}" != 1 ] || {{ touch "$STAND_IN/waits"; for ((i = 0; i < {turns}; i++)); do sleep 0.1; done; }}\n'
     tool(bin_folder, "python", '#!/usr/bin/env bash\nuntil [ -e "$STAND_IN/waits" ]; do sleep 0.1; done\nexit 75\n')
     env = slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(bin_folder / "python"), CRASHES="1")
     if place == "shell":
         (tmp_path / "start.sh").write_text(f'if [[ $0 = *host.sh ]]; then\n{waiting}fi\n')
         env["BASH_ENV"] = str(tmp_path / "start.sh")
+        tool(bin_folder, "nvidia-smi", "#!/bin/sh\nexit 1\n")
     else:
         tool(bin_folder, "nvidia-smi", f"#!/usr/bin/env bash\ntrap 'exit 1' TERM\n{waiting}")
     done = run("slurm.sh", "--nodes=1", "--gpus=2", "--", "train", env=env, timeout=120)
     assert done.returncode == 0 and (tmp_path / "requeued").exists()
-    codes = (tmp_path / "logs" / f"codes.{env['SLURM_JOB_ID']}").read_text()
-    assert codes == ("75\n" if place == "shell" else "75\n75\n")
+    assert codes(tmp_path, env) == ({"0": "75\n"} if place == "shell" else {"0": "75\n", "1": "75\n"})
+
+
+def codes(tmp_path: pathlib.Path, env: Mapping[str, str]) -> dict[str, str]:
+    """What each task has left."""
+    return {file.name: file.read_text() for file in (tmp_path / "logs" / f"codes.{env['SLURM_JOB_ID']}").iterdir()}
+
+
+@pytest.mark.parametrize(("times", "code"), [((2, 1), 1), ((1, 2), 75), ((1, 1), 1)])
+def test_the_code_that_is_the_first_decides(times: tuple[int, int], code: int, tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """By the clock of the file system; where it cannot tell a failure from a stop that saved, the failure."""
+    srun = "#!/usr/bin/env bash\n" + "".join(f'echo {left} >"$CODES/{n}"; touch -d @{at} "$CODES/{n}"\n' for n, (left, at) in enumerate(zip((75, 1), times)))
+    env = slurm(tmp_path, bin_folder, CRASHES="1")
+    before = tmp_path / "logs" / f"codes.{env['SLURM_JOB_ID']}"
+    before.mkdir(parents=True)
+    (before / "7").write_text("2\n")  # of the start before
+    tool(bin_folder, "srun", f"{srun}exit 75\n")
+    done = run("slurm.sh", "--nodes=1", "--gpus=2", "--", "train", env=env)
+    assert done.returncode == (0 if code == 75 else code) and (tmp_path / "requeued").exists() == (code == 75)
 
 
 SAVING = """#!/usr/bin/env bash
