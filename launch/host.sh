@@ -43,8 +43,8 @@ tees=$!
 exec {err}> >(trap '' HUP INT TERM; exec tee -p -a "$log" >&2)
 tees="$tees $!"
 # The scheduler's warning reaches the trainer, which saves and exits with 75. It has a group of its own: Ctrl-C, which goes to all of this one's, would reach it twice.
-child='' early=''
-forward() { if [ -n "$child" ]; then kill "-$1" "$child" 2>/dev/null; else early=$1; fi; }
+child='' early='' told=''
+forward() { told=$1; if [ -n "$child" ]; then kill "-$1" "$child" 2>/dev/null; else early=$1; fi; }
 trap 'forward TERM' TERM HUP
 trap 'forward INT' INT
 set -m; "$python" -m videomae_jax "$@" </dev/null >&"$out" 2>&"$err" & child=$!; set +m
@@ -62,4 +62,5 @@ if [ $code -gt 128 ]; then
   [ $again -eq 127 ] || code=$again
 fi
 wait $tees 2>/dev/null # the log is written to its end
+[ $code -ne 143 ] || [ "$told" != TERM ] || code=75 # told to stop before it listened, which a run does after its imports and its meeting
 exit $code

@@ -725,6 +725,22 @@ def codes(tmp_path: pathlib.Path, env: Mapping[str, str]) -> dict[str, str]:
     return {file.name: file.read_text() for file in (tmp_path / "logs" / f"codes.{env['SLURM_JOB_ID']}").iterdir()}
 
 
+# A task whose code is the first, and ends with the signal, which it has no handler for yet; the others save after it.
+IMPORTING = """#!/usr/bin/env bash
+[ "$SLURM_PROCID" = 1 ] || trap 'until [ -s "$CODES/1" ]; do sleep 0.1; done; exit 75' TERM
+touch "$STAND_IN/begun.$SLURM_PROCID"
+for ((i = 0; i < 600; i++)); do sleep 0.1; done
+"""
+
+
+def test_a_task_that_is_ended_before_it_listens_is_no_crash(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """At the end of the time one is still at its imports, or waits for the others: nothing of it is lost."""
+    env = slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(tool(bin_folder, "python", IMPORTING)), CRASHES="1", ENDING="1")
+    done = run("slurm.sh", "--nodes=1", "--gpus=2", "--", "train", env=env, timeout=120)
+    assert codes(tmp_path, env) == {"0": "75\n", "1": "75\n"}
+    assert done.returncode == 0 and (tmp_path / "requeued").exists()
+
+
 @pytest.mark.parametrize(("times", "code"), [((2, 1), 1), ((1, 2), 75), ((1, 1), 1)])
 def test_the_code_that_is_the_first_decides(times: tuple[int, int], code: int, tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
     """By the clock of the file system; where it cannot tell a failure from a stop that saved, the failure."""
