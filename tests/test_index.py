@@ -1,6 +1,7 @@
 """The index command and its files as a user meets them: any folder, labels, damage, moves, broken caches."""
 
 import fractions
+import hashlib
 import json
 import multiprocessing
 import os
@@ -369,6 +370,25 @@ def test_the_table_is_mapped(written: pathlib.Path) -> None:
 
 
 def test_an_index_edited_by_other_programs(written: pathlib.Path) -> None:
+def test_more_times_than_32_bits_count(written: pathlib.Path) -> None:
+    """Seven million clips of 10 s have them; an index and a cache of lists that end there become one of those that do not."""
+    kinds = {name: index.SCHEMA.field(name).type for name in columns.TIMES}
+    assert set(kinds.values()) == {pa.large_list(pa.int64())}
+    half = pa.table({"pts": pa.LargeListArray.from_arrays(pa.array([0, 1_500_000_000]), pa.nulls(1_500_000_000))})  # nulls take no memory
+    assert pa.concat_tables([half, half]).combine_chunks().column("pts").num_chunks == 1
+    rows, old = index.load(written).to_pylist(), pq.read_table(written)
+    for name in kinds:
+        old = old.set_column(old.schema.get_field_index(name), name, old.column(name).cast(pa.list_(pa.int64())))
+    pq.write_table(old, written)
+    old = old.replace_schema_metadata({index.DIGEST: hashlib.sha256(written.read_bytes()).hexdigest().encode()})
+    with pa.OSFile(str(written.with_suffix(".arrow")), "wb") as sink, pa.ipc.new_file(sink, old.schema) as writer:
+        writer.write_table(old)
+    for _ in range(2):
+        table = index.load(written)
+        assert {name: table.schema.field(name).type for name in kinds} == kinds and table.to_pylist() == rows
+    assert pa.ipc.open_file(str(written.with_suffix(".arrow"))).schema.field("pts").type == kinds["pts"]
+
+
     """Changed types and added columns are read; labels that became numbers are class names again."""
     table = pq.read_table(written)
     table = table.set_column(table.schema.names.index("label"), "label", pa.array([10, 9, None], pa.float64()).cast(pa.int64()))

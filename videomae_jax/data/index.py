@@ -35,8 +35,8 @@ SCHEMA = pa.schema([
     ("path", pa.string()), ("name", pa.string()), ("label", pa.string()), ("split", pa.string()), ("status", pa.string()),
     ("codec", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("rotation", pa.int32()), ("frames", pa.int32()),
     ("fps_num", pa.int64()), ("fps_den", pa.int64()), ("duration", pa.float64()), ("time_base_num", pa.int64()),
-    ("time_base_den", pa.int64()), ("pts_start", pa.int64()), ("pts_step", pa.int64()), ("pts", pa.list_(pa.int64())),
-    ("keys", pa.list_(pa.int64())), ("size", pa.int64()), ("mtime", pa.int64()), ("template", pa.string()), ("stride", pa.int32())])
+    ("time_base_den", pa.int64()), ("pts_start", pa.int64()), ("pts_step", pa.int64()), ("pts", pa.large_list(pa.int64())),
+    ("keys", pa.large_list(pa.int64())), ("size", pa.int64()), ("mtime", pa.int64()), ("template", pa.string()), ("stride", pa.int32())])
 # Columns that may be missing or empty: bytes and seconds since 1970 of the file (not known), how the pictures of a folder are
 # called (the path is a video file), and a stride that goes before that of the sampling (none).
 OPTIONAL = ("size", "mtime", "template", "stride")
@@ -352,13 +352,13 @@ def _beside(path: pathlib.Path, /) -> pathlib.Path:
 
 
 def _mapped(path: pathlib.Path, digest: bytes, /) -> pa.Table | None:
-    """The mapped table of a cache; None where it is missing, half-written, of fewer columns or stems from another Parquet file.
+    """The mapped table of a cache; None where it is missing, half-written, of fewer columns, other types or stems from another Parquet file.
 
     All of it is looked at once: a damaged one would end whoever maps it by a signal.
     """
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        known = (reader.schema.metadata or {}).get(DIGEST) == digest and set(SCHEMA.names) <= set(reader.schema.names)
+        known = (reader.schema.metadata or {}).get(DIGEST) == digest and all(field in reader.schema for field in SCHEMA)
         table = reader.read_all() if known else None
         if table is not None:
             table.validate(full=True)
