@@ -98,6 +98,7 @@ def test_labels_from_a_csv(clip: bytes, tmp_path: pathlib.Path, capsys: pytest.C
     ("path,label\na.mp4,x\n./a.mp4,y\n", ":3 names 'a.mp4' a second time"), ("path,label,split\na.mp4,x,dev\n", ":2: split 'dev'; allowed are train, val, test"),
     ("path,label,split\na.mp4,x\n", "split ''; allowed are"), ("path,label,frames\na.mp4,x,3\n", "column 'frames' is one that the index fills itself"),
     ("path,label,packed\na.mp4,x,3\n", "column 'packed' is one that the index fills itself"),
+    ("path,label,part\na.mp4,-1,hand\n", "column 'part' is one that the index fills itself"),
     ("path,label,a,a\na.mp4,x,1,2\n", "column 'a' occurs 2 times"), ("path,label,\na.mp4,x,1\n", "column '' occurs 1 times"),
     ("path,label\na.mp4,x\nabsent.mp4,y\n../b.mp4,z\n", "names 2 files that are not videos in"), ("path,label\na.txt,x\n", "first 'a.txt'"),
     (b"path,label\na.mp4,\xff\xfe\n", "is no csv file in UTF-8")])
@@ -369,7 +370,6 @@ def test_the_table_is_mapped(written: pathlib.Path) -> None:
     assert pa.total_allocated_bytes() - before < 1000 and len(table) == 3
 
 
-def test_an_index_edited_by_other_programs(written: pathlib.Path) -> None:
 def test_more_times_than_32_bits_count(written: pathlib.Path) -> None:
     """Seven million clips of 10 s have them; an index and a cache of lists that end there become one of those that do not."""
     kinds = {name: index.SCHEMA.field(name).type for name in columns.TIMES}
@@ -389,6 +389,7 @@ def test_more_times_than_32_bits_count(written: pathlib.Path) -> None:
     assert pa.ipc.open_file(str(written.with_suffix(".arrow"))).schema.field("pts").type == kinds["pts"]
 
 
+def test_an_index_edited_by_other_programs(written: pathlib.Path) -> None:
     """Changed types and added columns are read; labels that became numbers are class names again."""
     table = pq.read_table(written)
     table = table.set_column(table.schema.names.index("label"), "label", pa.array([10, 9, None], pa.float64()).cast(pa.int64()))

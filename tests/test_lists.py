@@ -17,6 +17,7 @@ from test_decode import bars, encode, spelt
 
 from videomae_jax import __main__ as entry
 from videomae_jax import head_rows
+from videomae_jax.commands.index import summary
 from videomae_jax.data import clips, columns, decode, frame_folders, index, lists, merge, packed, pictures, pipeline, remote, sources, transforms
 from videomae_jax.errors import UserError
 from videomae_jax.objectives.base import External
@@ -152,6 +153,12 @@ def test_what_a_merge_leaves_of_a_class_stays_one(root: pathlib.Path, tmp_path: 
     made = sources.VideoClips(index=str(both), split="train", frames=2, size=32)
     assert made.classes == merge.merge([tmp_path / "mood.parquet", tmp_path / "held.parquet"], aliases={}).names == ("-1", "1")
     assert {made.classes[int(made.read(row, rng=np.random.default_rng(0))["label"][0])] for row in range(len(made))} == {"-1", "1"}
+    assert any(line.startswith("  label (2 classes, 1 videos without)") for line in summary(index.load(both)))
+    assert command(f"--merge={both},{tmp_path / 'held.parquet'}", f"--out={tmp_path / 'again.parquet'}") == 0
+    assert sources.VideoClips(index=str(tmp_path / "again.parquet"), split="train").classes == ("-1", "1")
+    table = index.load(both)  # edited by hand
+    index.write(table.set_column(table.schema.get_field_index("label"), "label", pa.array(["", "-1", "1"])), both)
+    assert sources.VideoClips(index=str(both), split="train").classes == ("-1", "1")
 
 
 def test_a_fine_tuning_list_of_frames(root: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -116,7 +116,7 @@ def summary(table: Any, /) -> list[str]:
     lines += _counts("status", stages)
     for column in ("codec", "split"):
         lines += _counts(column, collections.Counter(columns[column][i] for i in good))
-    classes = sources.classes(columns["label"])
+    classes = sources.classes(table)
     known = set(classes)
     labels = collections.Counter(label for i in good if (label := columns["label"][i]) in known)
     labels.update(dict.fromkeys(classes, 0))  # a run counts the classes of damaged videos too

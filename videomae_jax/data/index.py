@@ -42,6 +42,7 @@ SCHEMA = pa.schema([
 OPTIONAL = ("size", "mtime", "template", "stride")
 UNKNOWN = "-1"  # the label that official lists give a video without one
 PACKED = "packed"  # column of an index of packed clips
+PART = "part"  # column of a merged index: which index a row comes from
 LISTED = ("path", "name", "label", "split")  # columns that do not come from the file
 
 
@@ -165,7 +166,7 @@ def _check_header(path: pathlib.Path, header: list[str], /) -> None:
     """Raises UserError for missing, reserved, repeated or nameless columns."""
     if not {"path", "label"} <= set(header):
         raise UserError(f"{path} begins with the columns {', '.join(header) or '(none)'}; needed is the header path,label[,split][,more columns]")
-    reserved = sorted((set(header) - {"path", "label", "split"}) & {*SCHEMA.names, PACKED})
+    reserved = sorted((set(header) - {"path", "label", "split"}) & {*SCHEMA.names, PACKED, PART})
     if reserved:
         raise UserError(f"{path}: column {reserved[0]!r} is one that the index fills itself; rename it")
     wrong = [column for column in header if not column or header.count(column) > 1]

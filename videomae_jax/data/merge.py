@@ -26,7 +26,6 @@ COUNTER = re.compile(r"[A-Za-z_-]*\d[\d_-]*")
 WINDOW = re.compile(r"(?P<video>.*)#(?P<start>\d+)")  # a further window of a listed path (`lists.build`)
 NUMBER = re.compile(r"[0-9]+")  # a label of an official list
 HELD_OUT = ("val", "test")
-PART = "part"  # column of the merged index: which index a row comes from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Merged:
     @property
     def names(self) -> tuple[str, ...]:
         """The classes of the table, as loaders number them."""
-        return sources.numbered(set(self.table.column("label").unique().to_pylist()) - {None})  # a -1 that stood for none is null here
+        return sources.classes(self.table)
 
 
 def spelling(label: str, /) -> str:
@@ -65,9 +64,9 @@ def merge(paths: Sequence[pathlib.Path], /, *, aliases: Mapping[str, str], names
     ones before others, then val before test, then labelled ones before others. Class names that differ only in spelling become the first
     one; `aliases` {name: name} joins others. `names` {part: names} are those of a part whose labels are numbers. Raises UserError.
     """
-    parts = _parts(paths)
-    rows = [row for part, path in parts.items() for row in _rows(part, path)]
-    classes, spellings, remarks = _classes(_labels(rows, names=names or {}), aliases=aliases)
+    parts = {part: (_opened(path), path.resolve().parent) for part, path in _parts(paths).items()}
+    rows = [row for part, (table, home) in parts.items() for row in _rows(part, table, home)]
+    classes, spellings, remarks = _classes(_labels({part: sources.classes(table) for part, (table, _) in parts.items()}, names=names or {}), aliases=aliases)
     identify(rows)
     held: dict[str, str] = {}
     for row in (row for row in rows if row["split"] in HELD_OUT):
@@ -88,7 +87,7 @@ def merge(paths: Sequence[pathlib.Path], /, *, aliases: Mapping[str, str], names
             dropped["repeated" if len(both) < 2 else "repeated under another class", row["part"]].append((row["called"], taken[place]["called"]))
         else:
             taken[place] = row
-    return Merged(_table(parts, taken.values()), classes, dropped, spellings, remarks)
+    return Merged(_table({part: table for part, (table, _) in parts.items()}, taken.values()), classes, dropped, spellings, remarks)
 
 
 def _parts(paths: Sequence[pathlib.Path], /) -> dict[str, pathlib.Path]:
@@ -101,11 +100,16 @@ def _parts(paths: Sequence[pathlib.Path], /) -> dict[str, pathlib.Path]:
     return parts
 
 
-def _rows(part: str, path: pathlib.Path, /) -> list[dict[str, Any]]:
-    """What merging asks of the rows of a part. Raises UserError for packed clips, which only the folder that they were packed in can read."""
-    table, home = index.load(path), path.resolve().parent
+def _opened(path: pathlib.Path, /) -> pa.Table:
+    """The table of a part. Raises UserError for packed clips, which only the folder that they were packed in can read."""
+    table = index.load(path)
     if index.PACKED in table.schema.names:
         raise UserError(f"index {path} is of packed clips; allowed are indexes of videos: merge those that were packed, and pack what comes out")
+    return table
+
+
+def _rows(part: str, table: pa.Table, home: pathlib.Path, /) -> list[dict[str, Any]]:
+    """What merging asks of the rows of a part, whose paths are relative to `home`."""
     columns = {c: table.column(c).to_pylist() for c in ("path", "name", "label", "split", "status", "template", "size", "frames", "duration")}
     return [{"part": part, "number": i, "name": name, "called": f"{part}/{name}", "label": label, "split": split, "status": status, "folder": bool(template),
              "path": file if remote.is_remote(file) else home / file, "size": size, "frames": frames, "duration": duration}
@@ -152,14 +156,11 @@ def _compare(name: str, rows: Sequence[dict[str, Any]], /) -> None:
         row["video"] = signs.get(row["video"], row["video"])
 
 
-def _labels(rows: Iterable[Mapping[str, Any]], /, *, names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
-    """{part: {label: class name}}, labels in the order of their numbers. Raises UserError for labels that are numbers without names."""
-    own: dict[str, set[str | None]] = collections.defaultdict(set)
-    for row in rows:
-        own[row["part"]].add(row["label"])
-    classes, named = {part: sources.classes(found) for part, found in own.items()}, {}
-    for stray in (part for part in names if part not in own):
-        raise UserError(f"--names={stray}=...: no index to merge is called {stray}; allowed are {', '.join(own)}")
+def _labels(classes: Mapping[str, Sequence[str]], /, *, names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
+    """{part: {label: class name}} of {part: its labels in the order of their numbers}. Raises UserError for numbers without names."""
+    named = {}
+    for stray in (part for part in names if part not in classes):
+        raise UserError(f"--names={stray}=...: no index to merge is called {stray}; allowed are {', '.join(classes)}")
     for part, labels in classes.items():
         words = [label for label in labels if not NUMBER.fullmatch(label)]
         if part not in names:
@@ -245,18 +246,18 @@ def _hash(path: pathlib.Path, /) -> bytes:
     return total.digest()
 
 
-def _table(parts: Mapping[str, pathlib.Path], rows: Iterable[Mapping[str, Any]], /) -> pa.Table:
+def _table(parts: Mapping[str, pa.Table], rows: Iterable[Mapping[str, Any]], /) -> pa.Table:
     """The kept rows of all parts, in their order, with their own further columns, null where a part has no such column."""
     tables, kept = [], list(rows)
-    for part, path in parts.items():
+    for part, whole in parts.items():
         mine = sorted((row for row in kept if row["part"] == part), key=lambda row: row["number"])
-        table = index.load(path).take(pa.array([row["number"] for row in mine], pa.int64()))
+        table = whole.take(pa.array([row["number"] for row in mine], pa.int64()))
         changed = {"path": [str(row["path"]) for row in mine], "name": [row["called"] for row in mine],
                    "label": [row["class"] for row in mine]}
         for column, values in changed.items():
             table = table.set_column(table.schema.get_field_index(column), column, pa.array(values, pa.string()))
-        table = table.drop_columns([PART]) if PART in table.schema.names else table
-        tables.append(table.append_column(PART, pa.array([part] * len(mine), pa.string())).replace_schema_metadata(None))
+        table = table.drop_columns([index.PART]) if index.PART in table.schema.names else table  # of a merged index, whose names keep its parts
+        tables.append(table.append_column(index.PART, pa.array([part] * len(mine), pa.string())).replace_schema_metadata(None))
     return pa.concat_tables(tables, promote_options="default")
 
 
@@ -339,7 +340,7 @@ def _told(done: Merged, /) -> list[str]:
               for (reason, part), found in sorted(done.dropped.items())]
     lost = sorted({name for own in done.classes.values() for name in own.values()} - set(done.names))
     lines += [f"{len(lost)} classes have no clip left, first {lost[0]!r}"] if lost else []
-    counts = collections.Counter(zip(done.table.column("split").to_pylist(), done.table.column(PART).to_pylist(), strict=True))
+    counts = collections.Counter(zip(done.table.column("split").to_pylist(), done.table.column(index.PART).to_pylist(), strict=True))
     lines += [f"{split}: {sum(n for (s, _), n in counts.items() if s == split)} clips ({', '.join(f'{p} {n}' for (s, p), n in counts.items() if s == split)})"
               for split in index.SPLITS if any(s == split for s, _ in counts)]
     return lines + [f"{len(done.names)} classes"]

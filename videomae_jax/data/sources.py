@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -75,14 +75,16 @@ def numbered(names: set[str], /) -> tuple[str, ...]:
     return tuple(sorted(names, key=(lambda v: (int(v), v)) if numeric else None))
 
 
-def classes(labels: Iterable[str | None], /, *, column: str = "label") -> tuple[str, ...]:
+def classes(table: pa.Table, /, *, column: str = "label") -> tuple[str, ...]:
     """Class names among all labels of a column of an index, in the order of `numbered`; null and "" are none.
 
-    Nor is -1 in the column `label` where all others are whole numbers of 0 and more, for official lists write so; it is a class elsewhere.
+    Nor is -1 in the column `label` where all others are whole numbers of 0 and more, for official lists write so; it is a class elsewhere,
+    and in a merged index, where what was none is null.
     """
-    names = set(labels) - {None, ""}
+    names = set(table.column(column).unique().to_pylist()) - {None, ""}
     listed = names - {index.UNKNOWN}
-    return numbered(listed if column == "label" and all(re.fullmatch("[0-9]+", v) for v in listed) else names)
+    official = column == "label" and index.PART not in table.schema.names and all(re.fullmatch("[0-9]+", v) for v in listed)
+    return numbered(listed if official else names)
 
 
 def fresh(path: pathlib.Path, record: dict[str, Any], /) -> None:
@@ -195,8 +197,7 @@ class VideoClips:
         if not pa.types.is_string(table.schema.field(column).type):
             texts = ", ".join(f.name for f in table.schema if pa.types.is_string(f.type))
             raise UserError(f"column {column!r} of index {self.index} is {table.schema.field(column).type}; allowed as labels are {texts}")
-        # In a merged index what was none is null, so a -1 that is left is a class.
-        names = (numbered if "part" in table.schema.names else functools.partial(classes, column=column))(set(table.column(column).unique().to_pylist()) - {None})
+        names = classes(table, column=column)
         rows = spread(index.readable(table, split=self.split, path=self.index), limit=self.limit)
         return _Opened(table, pathlib.Path(self.index).resolve().parent, rows, column, names, {v: i for i, v in enumerate(names)})
 
