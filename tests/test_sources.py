@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_decode import encode, spelt
 
-from videomae_jax.data import clips, columns, decode, index, pipeline, sources, transforms
+from videomae_jax.data import clips, columns, decode, index, packing, pipeline, planes, sources, transforms
 from videomae_jax.errors import UserError
 
 LABELS = ["10", "9", "9", "100", "", "10", "9", "10", "100", "9", "", "9"]
@@ -199,6 +199,23 @@ def test_times_of_a_long_video_are_not_copied(folder: pathlib.Path, tmp_path: pa
     finally:
         tracemalloc.stop()
     assert info.pts.tolist() == times and info.keys.tolist() == times[::2] and info.pts.dtype == info.keys.dtype == np.int64
+
+
+def test_columns_of_a_large_index_are_taken_without_its_times(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """For the size of the canvas, what it costs and the facts that a packing compares: not a copy of what each video has a thousand of."""
+    row, times = index.load(folder / "index.parquet").slice(0, 1).to_pylist()[0], np.cumsum(np.random.default_rng(0).integers(1, 9, 1000)).tolist()
+    rows = [row | {"name": str(number), "frames": len(times), "pts": times, "keys": times} for number in range(300)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=index.SCHEMA), tmp_path / "index.parquet")
+    plan = packing.planned(str(tmp_path / "index.parquet"), tmp_path / "packed", settings=packing.Settings())
+    made, before = source(tmp_path), pa.default_memory_pool()
+    assert len(made) == plan.rows == 300
+    pa.set_memory_pool(pool := pa.proxy_memory_pool(before))
+    try:
+        assert planes.sides(made) and planes.report(planes.PlaneClips(made))
+        packing.claim(plan)
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 100_000
 
 
 def test_a_file_that_went_away_is_replaced(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -212,7 +212,7 @@ def planned(path: str, folder: pathlib.Path, /, *, settings: Settings, shards: i
 
 def claim(plan: Plan, /) -> None:
     """Makes the folder, or checks that it is one of the same packing. Raises UserError with the differences."""
-    table = plan.source.table
+    table = plan.source.select("name", *FACTS)
     digests = {"names_sha256": "\n".join(table.column("name").to_pylist()), "facts_sha256": json.dumps([table.column(k).to_pylist() for k in FACTS])}
     wanted = {"settings": dataclasses.asdict(plan.settings), "shards": plan.shards, "videos": plan.rows,
               **{k: hashlib.sha256(text.encode()).hexdigest() for k, text in digests.items()}}
@@ -372,10 +372,9 @@ def finish(plan: Plan, manifests: list[dict[str, Any]], /) -> None:
 
 def write_index(plan: Plan, places: list[tuple[pathlib.Path, int]], errors: dict[int, str], /) -> None:
     """The packed index: every row with its (shard, place) and the facts of its packed clips, or why it has none."""
-    table = plan.source.table
-    kept = [name for name in table.schema.names if name in index.LISTED or name not in index.SCHEMA.names]
-    rows = table.select(kept).to_pylist()
-    records = table.select(["width", "height", "fps_num", "fps_den", "stride"]).to_pylist()
+    kept = [name for name in plan.source.columns if name in index.LISTED or name not in index.SCHEMA.names]
+    rows = plan.source.select(*kept).to_pylist()
+    records = plan.source.select("width", "height", "fps_num", "fps_den", "stride").to_pylist()
     for row, (values, record, (path, place)) in enumerate(zip(rows, records, places, strict=True)):
         facts = plan.settings.of(record).facts(record) if row not in errors else {"status": errors[row]}
         values.update(facts, path=str(path.resolve()), **{index.PACKED: str(place)})

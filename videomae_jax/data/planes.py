@@ -77,7 +77,7 @@ def sides(source: sources.VideoClips, /) -> tuple[int, int]:
     """
     if all(source.canvas):
         return source.canvas
-    width, height = (source.table.column(side).to_numpy() for side in ("width", "height"))
+    width, height = (column.to_numpy() for column in source.select("width", "height").columns)
     short, long = (max(source.size, SMALL) * r for r in ROOM)
     limits = (long, short) if (height > width).mean() > 0.5 else (short, long)
     high, wide = (-(-math.ceil(min(limit, side.max())) // 2) * 2 for limit, side in zip(limits, (height, width), strict=True))
@@ -104,7 +104,7 @@ def report(source: sources.Source, /) -> dict[str, Any]:
     if not isinstance(source, PlaneClips):
         return {}
     high, wide = source.sides
-    width, height = (source.source.table.column(side).to_numpy() for side in ("width", "height"))
+    width, height = (column.to_numpy() for column in source.source.select("width", "height").columns)
     covered = np.minimum(width, wide) * np.minimum(height, high) / (wide * high)
     return {"canvas": f"{high} x {wide}", "padding": float(1 - covered.mean()), "larger": float(((width > wide) | (height > high)).mean())}
 

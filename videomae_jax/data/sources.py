@@ -217,9 +217,13 @@ class VideoClips:
         return self._opened.classes
 
     @property
-    def table(self) -> Any:
-        """The rows of the index that this source has, in its order."""
-        return self._opened.table.take(self._opened.rows)
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of the index."""
+        return tuple(self._opened.table.schema.names)
+
+    def select(self, *names: str) -> Any:
+        """Columns of the rows that this source has, in its order, without those of all other columns: the times of a large index are gigabytes."""
+        return self._opened.table.select(names).take(self._opened.rows)
 
     def __len__(self) -> int:
         return len(self._opened.rows)

@@ -66,7 +66,7 @@ class PackedVideos(tfds.core.GeneratorBasedBuilder):
 def rows(plan: packing.Plan, /) -> dict[str, list[int]]:
     """The rows of every split, in order."""
     found: dict[str, list[int]] = {}
-    for row, split in enumerate(plan.source.table.column("split").to_pylist()):
+    for row, split in enumerate(plan.source.select("split").column("split").to_pylist()):
         found.setdefault(split, []).append(row)
     return found
 
