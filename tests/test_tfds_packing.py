@@ -159,6 +159,29 @@ def test_an_outage_ends_in_no_index(stage: str, names: str, told: str, folder: p
     assert windows(tmp_path) == windows(done)
 
 
+@pytest.mark.parametrize(("old", "new", "told"), [
+    ("2.mp4,0,train", "2.mp4,0,val", "holds 5 records, not 4"), ("2.mp4,0,train", "2.mp4,1,train", "says label '0' of 2.mp4, not '1'"),
+    ("0.mp4,0,train", "0.mp4,0,test", "no example in split 'test'"), ("6.mp4,,train", "6.mp4,0,train", "says label '' of 6.mp4, not '0'"),
+    ("4.mp4,0,val", "4.mp4,0,train", "is not 4.mp4 with all its clips"), ("1.mp4,1,val\n", "1.mp4,1,train\n", "is not 1.mp4 with all its clips")])
+def test_other_splits_or_labels_are_another_data_set(old: str, new: str, told: str, folder: pathlib.Path, done: pathlib.Path,
+                                                     tmp_path: pathlib.Path) -> None:
+    """Its examples keep what they were made with: the command says how it is made again, changes nothing before, and then makes that of the index."""
+    shutil.copytree(folder, tmp_path / "v")
+    shutil.copytree(done, out := tmp_path / "out")
+    labels, before = tmp_path / "v/labels.csv", index.load(out / "index.parquet").to_pylist()
+    assert old in labels.read_text()
+    labels.write_text(labels.read_text().replace(old, new))
+    index.write(index.build(tmp_path / "v", labels=labels), tmp_path / "v/index.parquet")
+    said = rf"1\.0\.0 has other splits or labels than the index, or is damaged \(.*({told}).*\); remove it, and the same command makes it again"
+    with pytest.raises(UserError, match=said):
+        tfds_packing.pack(plan(tmp_path / "v", out), None)
+    assert index.load(out / "index.parquet").to_pylist() == before
+    shutil.rmtree(out / "packed_videos/1.0.0")
+    tfds_packing.pack(plan(tmp_path / "v", out), None)
+    rows = {row["name"]: f"{row['label'] or ''},{row['split']}" for row in index.load(out / "index.parquet").to_pylist()}
+    assert new.strip().partition(",")[0::2] in rows.items() and windows(out) == windows(done)
+
+
 def test_mistakes(folder: pathlib.Path, tmp_path: pathlib.Path, done: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Versions, plain shards in the folder, no Beam, records of something else."""
     with pytest.raises(UserError, match="--tfds with 2 versions; allowed is 1"):

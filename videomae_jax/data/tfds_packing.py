@@ -109,8 +109,8 @@ def pack(plan: packing.Plan, options: str | None, /, *, say: Callable[[str], Non
     """Makes the data set, by a Beam pipeline with these options (None = in this process), then reads all of it back and writes the index.
 
     Returns the plan with the number of its shards, and a manifest of each. Raises UserError where Beam is not installed, the plan has several
-    versions, the folder is of another packing or a video was left out for what may pass, RuntimeError where the data set does not hold what was put
-    into it.
+    versions, the folder is of another packing, the data set there of other splits or labels, or a video was left out for what may pass, RuntimeError
+    where the data set does not hold what was just put into it.
     """
     if plan.versions > 1:
         raise UserError(f"--tfds with {plan.versions} versions; allowed is 1: more windows serve as well")
@@ -119,21 +119,18 @@ def pack(plan: packing.Plan, options: str | None, /, *, say: Callable[[str], Non
         raise UserError(f"{plan.folder} holds plain shards of this packing; use another --out for --tfds")
     settings = {} if options is None else {"beam_options": beam_packing.parsed(options)}
     builder = PackedVideos(plan=plan, on_beam=options is not None, data_dir=str(plan.folder), file_format="array_record")
+    home = pathlib.Path(builder.data_dir)
+    made = home.exists()
     tfds.disable_progress_bar()
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(**settings))
-    home = pathlib.Path(builder.data_dir)
-    info = json.loads((home / "dataset_info.json").read_text())
-    places: list[Any] = [None] * plan.rows
-    manifests = []
-    for split, numbers in rows(plan).items():
-        left = iter(numbers)
-        for path, count, _ in tfds_source._shards(home, info, split=split):
-            own = [next(left) for _ in range(count)]
-            manifests.append(verify(path, own, plan=plan))
-            for place, row in enumerate(own):
-                places[row] = path, place
-        if (missing := next(left, None)) is not None:
-            raise RuntimeError(f"{home}: split {split} ends before row {missing}")
+    try:
+        places, manifests = read_back(home, plan=plan)
+    except (RuntimeError, UserError) as error:
+        if not made:
+            raise
+        # Names and sizes of its videos are those of the index: `packing.claim` compares them.
+        raise UserError(f"{home} has other splits or labels than the index, or is damaged ({str(error).splitlines()[0]}); remove it, and the same command "
+                        "makes it again") from error
     errors = {int(row): error for m in manifests for row, error in m["failed"].items()}
     check(plan, errors, home, say=say)
     packing.write_index(plan, places, errors)
@@ -141,18 +138,40 @@ def pack(plan: packing.Plan, options: str | None, /, *, say: Callable[[str], Non
     return dataclasses.replace(plan, shards=len(manifests)), manifests
 
 
+def read_back(home: pathlib.Path, /, *, plan: packing.Plan) -> tuple[list[tuple[pathlib.Path, int]], list[dict[str, Any]]]:
+    """(shard, place in it) of every row of the plan, and a manifest of every shard.
+
+    Raises UserError for a split that is not there, RuntimeError for one of other rows, and what `verify` raises.
+    """
+    info = json.loads((home / "dataset_info.json").read_text())
+    places: list[Any] = [None] * plan.rows
+    manifests = []
+    for split, numbers in rows(plan).items():
+        left = iter(numbers)
+        for path, count, _ in tfds_source._shards(home, info, split=split):
+            own = list(itertools.islice(left, count))
+            manifests.append(verify(path, own, plan=plan))
+            for place, row in enumerate(own):
+                places[row] = path, place
+        if (missing := next(left, None)) is not None:
+            raise RuntimeError(f"split {split} ends before {plan.source.name(missing)}")
+    return places, manifests
+
+
 def verify(path: pathlib.Path, numbers: list[int], /, *, plan: packing.Plan) -> dict[str, Any]:
-    """The manifest of a shard that should hold these rows. Raises RuntimeError where it holds others, or fewer clips than it tells of."""
+    """The manifest of a shard that should hold these rows. Raises RuntimeError where it holds others, fewer clips than it tells of, or other labels."""
     clips, failed, levels = 0, {}, []
     with contextlib.closing(array_record.ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")) as reader:
         if reader.num_records() != len(numbers):
             raise RuntimeError(f"{path} holds {reader.num_records()} records, not {len(numbers)}")
         for place, row in enumerate(numbers):
             found, name = packed.features(reader.read([place])[0]), plan.source.name(row)
-            text, error = (found[k].bytes_list.value[0].decode() for k in ("about", "error"))
+            text, error, label = (found[k].bytes_list.value[0].decode() for k in ("about", "error", "label"))
             count = len(found["clips"].bytes_list.value)
             if found["name"].bytes_list.value[0].decode() != name or (not error and count != len(json.loads(text)["ids"])):
                 raise RuntimeError(f"{path}[{place}] is not {name} with all its clips")
+            if label != (wanted := plan.source.record(row)["label"] or ""):
+                raise RuntimeError(f"{path}[{place}] says label {label!r} of {name}, not {wanted!r}")
             clips += count
             if error:
                 failed[str(row)] = error
