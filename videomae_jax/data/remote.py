@@ -49,16 +49,19 @@ def files(address: str, /) -> Any:
 
 
 def read(address: str, /, *, patience: Patience | None = None) -> bytes:
-    """The bytes of a file. How long it may take is the caller's to limit; with a `patience` it comes in parts, each of which renews that.
+    """The bytes of a file. How long it may take is the caller's to limit; with a `patience` it comes in parts, each of which renews that, but for
+    HTTP and what lies behind a cache (simplecache::...).
 
     Raises DecodeError, of the stage "open" where the file is not there or not allowed to be read, "timeout" where the patience ends, and
     "io" for all else, which may pass.
     """
     system = files(address)
+    last = _last(system)
     try:
-        # Servers of HTTP need not know of parts, and fsspec calls every error of asking one for the size a file that is not there.
-        if patience is None or "http" in system.protocol:
-            return system.cat_file(address)
+        # A cache fetches all of a file for its first part. Servers of HTTP need not know of parts, and fsspec calls every error of asking one for the
+        # size a file that is not there.
+        if patience is None or last is not system or "http" in system.protocol:
+            return _at_once(system, last, address)
         return _in_parts(system, address, patience)
     except DecodeError:
         raise
@@ -67,17 +70,48 @@ def read(address: str, /, *, patience: Patience | None = None) -> bytes:
         raise DecodeError(address, stage, f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
 
-def _in_parts(system: Any, address: str, patience: Patience, /) -> bytes:
-    """The bytes of a file, PART after PART; at once where the file system does not know how many there are."""
-    size, whole = system.size(system._strip_protocol(address)), io.BytesIO()  # of a chain fsspec strips the rest alone
-    if not size:
+def _last(system: Any, /) -> Any:
+    """The file system at the end of a chain such as simplecache::https://..., itself where there is no chain."""
+    while isinstance(inner := getattr(system, "fs", None), fsspec.AbstractFileSystem):
+        system = inner
+    return system
+
+
+def _at_once(system: Any, last: Any, address: str, /) -> bytes:
+    """The bytes of a file in one request; `last` is the end of the chain."""
+    try:
         return system.cat_file(address)
-    for start in range(0, size, PART):
+    except FileNotFoundError:
+        # A cache asks first whether the file is there, which over HTTP every error denies: the server itself says why it gives none.
+        if last is system or "http" not in last.protocol:
+            raise
+        return last.cat_file(system._strip_protocol(address))
+
+
+def _in_parts(system: Any, address: str, patience: Patience, /) -> bytes:
+    """The bytes of a file, PART after PART, and most files are one; at once where the file system does not know how many bytes there are."""
+    path = system._strip_protocol(address)
+    try:
+        first = system.cat_file(address, start=0, end=PART)
+    except LASTING:
+        raise
+    except Exception:  # of a file without a byte, or a file system without parts
+        if system.size(path):
+            raise
+        return system.cat_file(address)
+    patience.renew()
+    if len(first) != PART:
+        return first
+    if (size := system.size(path) or 0) < PART:  # not known, or an older file's
+        return system.cat_file(address)
+    whole = io.BytesIO()
+    whole.write(first)
+    for start in range(PART, size, PART):
+        if patience.over:
+            raise DecodeError(address, "timeout", patience.why())
         # The last one has no end, for a size from a listing may be that of an hour ago.
         whole.write(system.cat_file(address, start=start, end=start + PART if start + PART < size else None))
         patience.renew()
-        if patience.over:
-            raise DecodeError(address, "timeout", patience.why())
     return whole.getvalue()
 
 
