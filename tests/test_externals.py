@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import toy
 import written
 
 from videomae_jax import config as configs
-from videomae_jax import externals, parallel
+from videomae_jax import api, externals, parallel
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.data import clips, parts, planes, sources, transforms
@@ -96,6 +97,31 @@ def test_checkpoints_of_another_run(tmp_path: pathlib.Path, item: str, of_run: b
     changed = next(p for p in (tmp_path / "checkpoints" / "00000002").rglob("*") if p.is_file())
     changed.write_bytes(changed.read_bytes() + b"x")
     assert externals.digest(pathlib.Path(path)) != digest
+
+
+@pytest.mark.parametrize("read", range(3))
+def test_a_step_that_is_removed_has_no_digest(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, read: int) -> None:
+    """Before or after each of its files is read: the digest of none, or of some of them, would pass for the identity of weights."""
+    for step in (1, 2):
+        (tmp_path / "checkpoints" / f"{step:08d}").mkdir(parents=True)
+        for name in "ab":
+            (tmp_path / "checkpoints" / f"{step:08d}" / name).write_text(name)
+    hashed, plain = [], hashlib.file_digest
+
+    def file_digest(file: Any, name: str) -> Any:
+        found = plain(file, name)
+        hashed.append(file.name)
+        if len(hashed) == read:
+            shutil.rmtree(tmp_path / "checkpoints" / "00000001")
+        return found
+
+    assert api.digest(tmp_path, step=1) == api.digest(tmp_path, step=2)
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    if not read:
+        shutil.rmtree(tmp_path / "checkpoints" / "00000001")
+    with pytest.raises(UserError, match="checkpoint 1 in .*checkpoints is there no more: a run in progress removes older ones; repeat the command"):
+        api.digest(tmp_path, step=1)
+    assert len(hashed) == read
 
 
 @pytest.mark.parametrize(("external", "message"), [

@@ -5,6 +5,7 @@ replace. Frozen ones never enter a checkpoint: a resumed run reads its files aga
 whose part maps the data have.
 """
 
+import contextlib
 import hashlib
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -118,12 +119,23 @@ def manifest(externals: Iterable[External], /, *, source: Any = None) -> dict[st
 
 
 def digest(path: pathlib.Path, /, *, step: int | None = None) -> str:
-    """SHA-256 of a file; of a directory of checkpoints, over the names and digests of the files of `step` (None = the newest)."""
+    """SHA-256 of a file; of a directory of checkpoints, over the names and digests of the files of `step` (None = the newest).
+
+    Raises UserError for a step that is there no more, or goes meanwhile, as older ones of a run in progress do.
+    """
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     folder, total = _newest(path), hashlib.sha256()
     folder = folder if step is None else folder.with_name(f"{step:0{len(folder.name)}d}")
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        total.update(f"{file.relative_to(folder).as_posix()} {digest(file)}\n".encode())
-    return total.hexdigest()
+    with contextlib.suppress(FileNotFoundError):  # what is gone is told below
+        files = _files(folder)
+        for file in files:
+            total.update(f"{file.relative_to(folder).as_posix()} {digest(file)}\n".encode())
+        if files and _files(folder) == files:
+            return total.hexdigest()
+    raise UserError(f"checkpoint {int(folder.name)} in {folder.parent} is there no more: a run in progress removes older ones; repeat the command")
+
+
+def _files(folder: pathlib.Path, /) -> list[pathlib.Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file())
