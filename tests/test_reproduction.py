@@ -1,7 +1,9 @@
 """The reproduction kit: every row can be started as it stands, and a run is a match, a miss or nothing."""
 
+import collections
 import json
 import pathlib
+import re
 from typing import Any
 
 import pytest
@@ -90,6 +92,18 @@ V1 L K700 AVA | 36.1 | 0 | code | mAP
 V1 L K700 AVA, with labels of K700 | 39.3 | 0 | code | mAP
 """
 
+# Numbers in the tables of the specification that are no row's, by why; those that a row has as well stand here as often as they are told besides.
+NO_ROWS = {
+    "MAE-ST, whose runs the rows do not compare with": "81.3 84.8 85.1 84.4 72.1 74.1 73.6 75.5 86.8",
+    "one view of a model that has a row: a row is judged by the test with many views": "77.0 81.3 83.2 83.9 69.5 74.0 75.5 75.7 84.6 83.2 83.9 85.0 85.6",
+    "told once more in the table of scaling": "81.5 85.2 86.6 87.2 70.8 74.3 77.0",
+    "told once more in the table of progressive training": "86.9 87.2",
+    "of the paper, where the released weights have 88.4": "88.5 88.5",
+    "measured by others, mmaction2, with the released weights": "83.6 96.3 86.6 97.3",
+    "multiply-adds": "35.48 25.87 25.87 25.87 25.87 31.63 21.06",
+    "shares of the mixture of data": "48.8 12.5 18.5 18.5"}
+ELSEWHERE = "97.3 97.6"  # top-5 of V1 at 32 frames of 320, from its model zoo: the specification tells only their top-1
+
 
 def config_of(stage: Stage) -> Any:
     """The config of a stage with its words."""
@@ -124,10 +138,26 @@ def test_every_published_config_belongs_to_a_row() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS) and sum(row.name.startswith("V1") for row in ROWS) >= 15
 
 
-def test_no_published_figure_is_left_out() -> None:
-    """Names, figures, evidence and metrics as they were copied from the tables of the papers, model zoos and answers of the authors."""
+def test_figures_are_those_that_were_copied() -> None:
+    """Names, figures, evidence and metrics as they stood in the tables of the papers, model zoos and answers of the authors."""
     found = [f"{r.name} | {r.top1:g} | {r.top5:g} | {r.evidence}{f' | {r.metric}' if r.metric != 'top-1' else ''}" for r in ROWS]
     assert found == PUBLISHED.strip().splitlines()
+
+
+def numbers(text: str) -> collections.Counter[float]:
+    """How often each stands in a text."""
+    return collections.Counter(map(float, text.split()))
+
+
+def test_no_published_figure_is_left_out() -> None:
+    """Every number with decimals in the result tables of the specification is a row's, as often as it stands there, or on a list that says why it is none."""
+    file = ROOT.parent / "shared" / "spec" / "videomae_v2.md"
+    if not file.is_file():
+        pytest.skip("no file ../shared/spec/videomae_v2.md beside the checkout")
+    tables = re.search(r"\n## 7\. Results\n(.*?)\n## ", file.read_text(), re.DOTALL)[1]
+    told = collections.Counter(map(float, re.findall(r"(?<![\d.])\d{2,3}\.\d{1,2}(?!\d)", tables)))
+    rows = collections.Counter(figure for row in ROWS for figure in (row.top1, row.top5) if figure)
+    assert told + numbers(ELSEWHERE) == rows + sum(map(numbers, NO_ROWS.values()), collections.Counter())
 
 
 def test_counts_are_those_of_the_lists() -> None:
