@@ -59,10 +59,7 @@ class Coded(sources.NoiseClips):
     broken: tuple[tuple[int, int], ...] = ()
     reads: Any = None
     unlabelled: int = -1
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple("abcdefg")
+    classes: tuple[str, ...] = tuple("abcdefg")
 
     def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
         rows = sources.spread(np.arange(VIDEOS), limit=self.limit)
@@ -339,16 +336,30 @@ def test_a_part_of_the_split() -> None:
     assert_results(evaluate(Classification(batch_size=4, clips=4)), expected(PROBABILITIES[rows, 0, 0], LABELS[rows]) | {"videos": 4})
 
 
-def test_mistakes_are_told_before_training(tmp_path: pathlib.Path) -> None:
-    """Another number of classes or another order, even where there would be no result yet, and videos without a label."""
+@pytest.mark.parametrize("evaluator", [Classification(first=1), attentive.Heads(first=1)], ids=lambda e: type(e).__name__)
+def test_mistakes_are_told_before_training(evaluator: Any, tmp_path: pathlib.Path) -> None:
+    """No classes, another number of them or another order, even where there would be no result yet."""
+    def told(directory: pathlib.Path, /, *, count: int = CLASSES, **fields: Any) -> dict[str, float]:
+        assembly = run(count)
+        if isinstance(evaluator, attentive.Heads):
+            assembly = dataclasses.replace(assembly, objective=types.SimpleNamespace(judge=None, head=assembly.objective.head))
+        return evaluator.run(Toy(assembly, {}, {}, 0, directory, fields=tuple(fields.items())))
+
+    assert told(tmp_path) == {}
+    with pytest.raises(UserError, match="the index has no labels, so there are no classes to test; index the videos with class folders or --labels=FILE.csv"):
+        told(tmp_path, classes=())
+    with pytest.raises(UserError, match=r"the head has 4 classes and the index 7 \(a, b, c, d, e, f, ...\); set --config.objective.head.classes=7"):
+        told(tmp_path, count=4)
     (tmp_path / "classes.json").write_text('["a", "b", "c", "d", "e", "g", "f"]')
     with pytest.raises(UserError, match="has 'g' as class 5 of 7, the order of the run's head, and the data 'f'"):
-        evaluate(Classification(first=1), step=0, directory=tmp_path)
-    with pytest.raises(UserError, match=r"the head has 4 classes and the index 7 \(a, b, c, d, e, f, ...\); set --config.objective.head.classes=7"):
-        evaluate(Classification(first=1), classes=4, step=0)
+        told(tmp_path)
+
+
+def test_results_begin_with_the_first_step() -> None:
+    """None before it; videos without a label are a mistake from then on."""
+    assert evaluate(Classification(first=1), step=0) == {} and evaluate(Classification(first=1, batch_size=4), step=1)
     with pytest.raises(UserError, match="1 of 11 videos of the split have no label"):
         evaluate(Classification(batch_size=4), unlabelled=3)
-    assert evaluate(Classification(first=1), step=0) == {} and evaluate(Classification(first=1, batch_size=4), step=1)
 
 
 @pytest.mark.parametrize(("height", "width", "places"), [(16, 30, ((0, 0), (0, 7), (0, 14))), (25, 16, ((0, 0), (4, 0), (9, 0))), (16, 16, ((0, 0),) * 3)])

@@ -113,6 +113,20 @@ def check_own(directory: pathlib.Path, classes: Sequence[str], /) -> None:
                         "with the same classes in the same order, as an index of the same labels has them; where names alone changed, change them in that file")
 
 
+def check_labels(directory: pathlib.Path, classes: Sequence[str], /, *, head: int) -> None:
+    """Raises UserError where a run's head of `head` classes cannot be scored by the labels of data with these: there are none, another number of them,
+    or others than the run tells (`check_own`).
+    """
+    if not classes:
+        raise UserError("the index has no labels, so there are no classes to test; index the videos with class folders or --labels=FILE.csv, or name "
+                        "another column with --config.data.label")
+    if len(classes) != head:
+        shown = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
+        raise UserError(f"the head has {head} classes and the index {len(classes)} ({shown}); "
+                        f"set --config.objective.head.classes={len(classes)}, or --config.data.label to another column")
+    check_own(directory, classes)
+
+
 def _difference(head: Sequence[str], data: Sequence[str], /, *, order: str = "") -> str:
     """The first class that a head and data with as many count otherwise, in words; "" where there is none, for numbers, which are no names, or another count."""
     if len(head) != len(data) or _numbers(head) or _numbers(data):

@@ -14,16 +14,18 @@ import pytest
 import substitutes
 import written
 from flax import traverse_util
-from noise_runs import CLIP, Noise, batch, clips_of
+from noise_runs import CLIP, batch, clips_of
 
 import videomae_jax
 from videomae_jax import config as configs
 from videomae_jax import artefact, externals, losses, optim, parallel, supervision
 from videomae_jax.assembly import Assembly
 from videomae_jax.checkpoint import Checkpointer
+from videomae_jax.data import sources
 from videomae_jax.erasing import Erasing
 from videomae_jax.errors import UserError
 from videomae_jax.evals.agreement import Agreement
+from videomae_jax.evals.base import Context
 from videomae_jax.mixing import Mixing
 from videomae_jax.models import heads, vit
 from videomae_jax.objectives.distill import Distill
@@ -32,6 +34,24 @@ STUDENT, TEACHER = vit.Encoder(width=16, depth=1, heads=2, hidden=16, **CLIP), v
 HEAD = heads.Classifier(classes=3, init_scale=20.0)  # large enough that classes differ
 PLAIN = Distill(encoder=STUDENT, head=HEAD, teacher=TEACHER, teacher_head=HEAD, weights="", mixing=Mixing(probability=0.0))
 LABELS = (0, 2, -1, 1)  # one clip has none
+
+
+@dataclasses.dataclass(frozen=True)
+class Named(sources.NoiseClips):
+    """Noise whose classes have these names; labels are 0 and 1 by turns."""
+
+    classes: tuple[str, ...] = ("even", "odd", "other")
+
+
+@dataclasses.dataclass(frozen=True)
+class Few(Context):
+    """A context whose splits are six clips of these classes, as many as the head's."""
+
+    classes: tuple[str, ...] = ("even", "odd", "other")
+
+    def source(self, split: str, /) -> Any:
+        """They."""
+        return Named(frames=4, size=16, length=6, classes=self.classes)
 
 
 @functools.cache
@@ -186,7 +206,7 @@ def test_a_student_goes_without_its_teacher(tmp_path: pathlib.Path) -> None:
 def test_agreement(tmp_path: pathlib.Path) -> None:
     """A student that is the teacher agrees in all clips; another by counting."""
     run, params = running()
-    context = Noise(run, jax.device_put(params), run.seen({}), 1, tmp_path)
+    context = Few(run, jax.device_put(params), run.seen({}), 1, tmp_path)
     found = Agreement(batch_size=4).run(context)
     rows = batch((0, 1, 0, 1, 0, 1)) | {"video": clips_of(context.source("val"))}
     student = jax.jit(PLAIN.predict)(params, {}, rows, jax.random.key(0)).logits
@@ -209,9 +229,21 @@ def test_every_distillation_tells_the_agreement() -> None:
 def test_agreement_without_substitutes_and_padding(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five of six clips can be read; what is shown besides counts nowhere."""
     run, params = running()
-    context = Noise(run, jax.device_put(params), run.seen({}), 1, tmp_path)
+    context = Few(run, jax.device_put(params), run.seen({}), 1, tmp_path)
     one, other = substitutes.outcomes(monkeypatch, lambda: Agreement(batch_size=4).run(context))
     assert one == pytest.approx(other, rel=1e-6) and all(one[k] / 20 == pytest.approx(round(one[k] / 20)) for k in ("agreement", "student_top1", "teacher_top1"))
+
+
+def test_agreement_about_labels_of_the_head_alone(tmp_path: pathlib.Path) -> None:
+    """Those of other classes, or of the same in another order, would be accuracies of unrelated names; clips without classes have none."""
+    run, params = running()
+    context = Few(run, jax.device_put(params), run.seen({}), 1, tmp_path)
+    with pytest.raises(UserError, match=r"the head has 3 classes and the index 2 \(even, odd\)"):
+        Agreement(batch_size=4).run(dataclasses.replace(context, classes=("even", "odd")))
+    (tmp_path / "classes.json").write_text('["other", "odd", "even"]')
+    with pytest.raises(UserError, match="classes.json has 'other' as class 0 of 3, the order of the run's head, and the data 'even'"):
+        Agreement(batch_size=4).run(context)
+    assert Agreement(batch_size=4).run(dataclasses.replace(context, classes=()))["agreement"] >= 0
 
 
 def test_mistakes() -> None:

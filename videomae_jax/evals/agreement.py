@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomae_jax import losses
+from videomae_jax import head_rows, losses
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context
 from videomae_jax.types import Array, Batch
@@ -17,7 +17,8 @@ from videomae_jax.types import Array, Batch
 class Agreement:
     """Share of clips with the same first class in percent, mean KL(teacher || student), and the top-1 of both where clips have labels.
 
-    One view of every readable clip of a split, `clips` of them spread over it (0 = all).
+    One view of every readable clip of a split, `clips` of them spread over it (0 = all). Raises UserError where head and labels disagree
+    about the classes.
     """
 
     every: str = "10%"
@@ -30,6 +31,9 @@ class Agreement:
         objective = context.assembly.objective
         if not hasattr(objective, "teach"):
             raise UserError(f"{type(objective).__name__} has no teacher to agree with; allowed is a distillation")
+        source = dataclasses.replace(context.source(self.split), limit=self.clips)
+        if source.classes:
+            head_rows.check_labels(context.directory, source.classes, head=objective.head.classes)
 
         def compared(params: Any, extra: Any, batch: Batch, rng: Any) -> dict[str, Array]:
             student, teacher = objective.predict(params, extra, batch, rng).logits.astype(jnp.float32), objective.teach(extra, batch)
@@ -38,7 +42,7 @@ class Agreement:
                     "student": losses.ranks(student, batch["label"]) < 1, "teacher": losses.ranks(teacher, batch["label"]) < 1,
                     "kept": batch["valid"] & (batch["fault"] == 0), "labelled": batch["label"] >= 0}
 
-        compare, source = context.assembly.evaluator(compared), dataclasses.replace(context.source(self.split), limit=self.clips)
+        compare = context.assembly.evaluator(compared)
         found = list(context.results(lambda batch: compare(context.params, context.extra, batch, context.rng), source, batch_size=self.batch_size))
         rows = {k: np.concatenate([part[k] for part in found]) for k in found[0]}
         if not rows["kept"].any():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax import config as configs
-from videomae_jax import losses, metrics
+from videomae_jax import head_rows, losses, metrics
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context, evaluation_source
 from videomae_jax.evals.classification import ROWS, OneView
@@ -24,6 +24,8 @@ class Heads:
     of each half of the videos on the other half (rows alternate), so that no video takes part in the choice of its own head.
 
     Deviation: V-JEPA joins the tokens of a video's temporal views before the pooler; here their probabilities are averaged.
+
+    Raises UserError where heads and index disagree about the classes.
     """
 
     every: str = "10%"
@@ -40,8 +42,7 @@ class Heads:
         classes = len(source.classes)
         if not hasattr(objective, "judge"):
             raise UserError(f"{type(objective).__name__} has no heads to compare; allowed is a probe")
-        if classes != objective.head.classes:
-            raise UserError(f"the heads have {objective.head.classes} classes and the index {classes}; set --config.objective.head.classes={classes}")
+        head_rows.check_labels(context.directory, source.classes, head=objective.head.classes)
         views = self.views.joined(source)  # before the first result is due, so that what these data cannot show is told before training
         if context.step < self.first:
             return {}

@@ -97,14 +97,8 @@ class Classification:
     def run(self, context: Context, /) -> dict[str, float]:
         """{"top1", "top5", "class_top1", "loss", "videos", "unreadable", "chance"}, and "best" or "best_step" where asked for."""
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
-        classes, head = len(source.classes), context.assembly.objective.head.classes
-        if not classes:
-            raise UserError("the index has no labels, so there are no classes to test; index the videos with class folders or --labels=FILE.csv, or name "
-                            "another column with --config.data.label")
-        if classes != head:
-            raise UserError(f"the head has {head} classes and the index {classes} ({_shown(source.classes)}); "
-                            f"set --config.objective.head.classes={classes}, or --config.data.label to another column")
-        head_rows.check_own(context.directory, source.classes)
+        classes = len(source.classes)
+        head_rows.check_labels(context.directory, source.classes, head=context.assembly.objective.head.classes)
         views = self.views.joined(source)  # before the first result is due, so that what these data cannot show is told before training
         if context.step < self.first:
             return {}
@@ -184,7 +178,3 @@ def results(sums: Sums, /) -> dict[str, float]:
     own = [np.mean(place[label == c] < 1) for c in np.unique(label)]
     return {"top1": 100 * float(np.mean(place < 1)), "top5": 100 * float(np.mean(place < 5)), "class_top1": 100 * float(np.mean(own)),
             "loss": float(loss), "videos": float(read.sum()), "unreadable": float((~read).sum())}
-
-
-def _shown(classes: tuple[str, ...], /) -> str:
-    return ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
