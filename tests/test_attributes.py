@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 import pathlib
 from typing import Any
@@ -12,10 +13,10 @@ import pytest
 import substitutes
 
 from videomae_jax import config as configs
-from videomae_jax import losses, parallel
+from videomae_jax import losses, parallel, run_directory
 from videomae_jax.assembly import assemble
 from videomae_jax.data import attributes as data
-from videomae_jax.data import clips, index, synthetic, transforms
+from videomae_jax.data import clips, index, mixture, planes, sources, synthetic, transforms
 from videomae_jax.errors import UserError
 from videomae_jax.evals import attributes as evals
 from videomae_jax.evals.base import Context
@@ -149,6 +150,45 @@ def test_evaluator_sees_every_clip_of_the_split_once(folder: pathlib.Path, tmp_p
     others = evals.scores(np.delete(logits, 2, 0), np.delete(rows["attributes"], 2, 0))
     for found in substitutes.outcomes(monkeypatch, lambda: evals.AttributeAccuracy(split="train", batch_size=3).run(Context(run, state.params, {}, 0, tmp_path))):
         assert found == pytest.approx(others, nan_ok=True)
+
+
+def test_a_head_keeps_its_attributes(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Their names lie beside the weights: who goes on with the head, takes it over or scores it asks for the same ones in the same order."""
+    def made(*names: str, **fields: Any) -> Any:
+        config = configs.load("configs/tiny.py")
+        config.unlock()
+        config.objective = configs.plain(dataclasses.replace(OBJECTIVE, head=heads.Classifier(classes=2), **fields))
+        config.data, config.eval_data = configs.plain(dataclasses.replace(source(folder, *names), frames=4)), {"repeats": 1}
+        return assemble(config, devices=jax.devices()[:1])
+
+    def claim(*names: str) -> None:
+        run_directory.claim(made(*names), tmp_path / "run", extend=False, fork=True, say=lambda line: None)
+
+    claim("smile", "hat")
+    assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["smile", "hat"]
+    (tmp_path / "run" / "summary.json").touch()  # it has saved something
+    claim("smile", "hat")
+    with pytest.raises(UserError, match="has 'smile' as class 0 of 2, the order of the run's head, and the data 'hat'"):
+        claim("hat", "smile")
+    with pytest.raises(UserError, match="run has 'smile' as class 0 of 2, and the data 'hat': it would answer with wrong names"):
+        made("hat", "smile", pretrained=str(tmp_path / "run"), start="model").create()
+    with pytest.raises(UserError, match="run holds no checkpoint"):  # only weights are missing
+        made("smile", "hat", pretrained=str(tmp_path / "run"), start="model").create()
+    for names, message in ((("hat", "smile"), "has 'smile' as class 0 of 2, the order of the run's head, and the data 'hat'"),
+                           (("smile",), r"the head has 2 classes and a clip 1 attributes \(smile\); allowed in --config.data.attributes are those of the head")):
+        with pytest.raises(UserError, match=message):
+            evals.AttributeAccuracy(split="train").run(Context(made(*names), {}, {}, 0, tmp_path / "run"))
+
+
+def test_names_of_attributes_are_found_through_what_holds_their_source(folder: pathlib.Path) -> None:
+    """Clips that the devices cut, and mixtures, whose parts have to agree about their order; other sources have none."""
+    one, other = source(folder, "smile", "hat"), source(folder, "hat", "smile")
+    mixed = mixture.Concat({"a": mixture.Part(one), "b": mixture.Part(one)})
+    for found in (one, planes.PlaneClips(one), mixed, planes.shipped(mixed)):
+        assert sources.names(found, "attributes") == ("smile", "hat")
+    assert sources.names(sources.NoiseClips(frames=4, size=16), "attributes") == () and sources.names(mixed, "classes") == ("x",)
+    with pytest.raises(UserError, match=r"attributes of source 'b' are \('hat', 'smile'\), those of 'a' \('smile', 'hat'\); allowed is that they agree"):
+        mixture.Concat({"a": mixture.Part(one), "b": mixture.Part(other)})
 
 
 def test_the_norm_of_pretraining_becomes_the_heads() -> None:

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 import jax
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import runs
@@ -23,7 +24,7 @@ from videomae_jax.__main__ import COMMANDS, main
 from videomae_jax.assembly import assemble
 from videomae_jax.commands import arguments
 from videomae_jax.data import sources
-from videomae_jax.errors import StorageError
+from videomae_jax.errors import StorageError, UserError
 from videomae_jax.evals import reconstruction
 
 
@@ -391,6 +392,28 @@ def test_names_of_classes_lie_beside_the_weights(index: pathlib.Path, tmp_path: 
     configs.override(config, {"objective.head.classes": str(len(names)), "objective.pretrained": ""})
     run_directory.claim(assemble(config), tmp_path / "run", extend=False, fork=False, say=print)
     assert json.loads((tmp_path / "run" / "classes.json").read_text()) == list(names)
+
+
+def test_names_of_classes_outlast_a_fork_to_their_numbers(index: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Official lists have numbers alone: without the names nothing could say what the head answers, or refuse other names after that."""
+    table, other = pq.read_table(index), tmp_path / "index.parquet"
+    names = sources.classes(table.column("label").to_pylist())
+
+    def claim(change: Any) -> None:
+        """With the label of every video changed, in an index of its own."""
+        labels = [change(label) for label in table.column("label").to_pylist()]
+        pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", pa.array(labels)), other)
+        config = configs.load("configs/finetune/shapes.py")
+        configs.override(config, {"data.index": str(other), "data.label": "", "objective.head.classes": str(len(names)), "objective.pretrained": ""})
+        run_directory.claim(assemble(config), tmp_path / "run", extend=False, fork=True, say=lambda line: None)
+        assert json.loads((tmp_path / "run" / "classes.json").read_text()) == list(names)
+
+    claim(lambda label: label)
+    (tmp_path / "run" / "summary.json").touch()  # it has saved something
+    claim(lambda label: str(names.index(label)))
+    with pytest.raises(UserError, match=f"has '{names[0]}' as class 0 of {len(names)}, the order of the run's head, and the data 'not "):
+        claim(lambda label: f"not {label}")
+    claim(lambda label: label)
 
 
 def test_a_storage_fault_ends_the_process_at_once() -> None:

@@ -122,3 +122,4 @@ def test_the_data_count_classes_as_the_head_does(own: list[str], data: tuple[str
     (tmp_path / head_rows.CLASSES).write_text(json.dumps(own))
     with pytest.raises(UserError, match=re.escape(said)) if said else contextlib.nullcontext():
         head_rows.check_own(tmp_path, data)
+    head_rows.check_own(tmp_path / "inner", data)  # which tells no classes; those of the folder around it are another run's

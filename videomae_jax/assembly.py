@@ -11,6 +11,7 @@ import ml_collections
 
 from videomae_jax import config as configs
 from videomae_jax import externals, head_rows, ingest, optim, parallel
+from videomae_jax.data import sources
 from videomae_jax.errors import UserError
 from videomae_jax.objectives import base
 from videomae_jax.programs import Programs
@@ -62,7 +63,7 @@ class Assembly:
         initial = [e for e in self.objective.externals() if e.into.split("/")[0] == "params"]
         if not initial:
             return self.programs.jit(fresh, out_shardings=self.shardings)(self.rng())
-        head_rows.check(initial, source=self.source)
+        head_rows.check(initial, source=self.source, kind=self.objective.head_kind)
         encoder = getattr(self.objective, "encoder", None)
         externals.check_positions(initial, encoders={"params": encoder, "params/encoder": encoder})
         loaded = externals.load(self.programs.jit(params, out_shardings=self.shardings.params)(self.rng()), initial, root="params")
@@ -80,7 +81,7 @@ class Assembly:
         if not jax.tree.leaves(self.abstract_frozen):
             return {}
         read = [e for e in self.objective.externals() if e.into.split("/")[0] == "frozen"]
-        head_rows.check(read, source=self.source)
+        head_rows.check(read, source=self.source, kind=self.objective.head_kind)
         networks = {f"frozen/{name}": getattr(self.objective, name, None) for name in ("encoder", "teacher")}
         externals.check_positions(read, encoders=networks)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_frozen)
@@ -96,6 +97,11 @@ class Assembly:
         """Raises UserError where the newest checkpoint, of step `newest`, lies beyond the total: the run would never come to its end."""
         if newest > self.total:
             raise UserError(f"the newest checkpoint in {where} is of step {newest}, beyond the total of {self.total}; allowed are {newest} and more")
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """What the outputs of a head are called in the data, in their order: classes or attributes; () where the data do not tell."""
+        return sources.names(self.source, self.objective.head_kind)
 
     def rng(self) -> Any:
         """The run's key, replicated over the mesh."""

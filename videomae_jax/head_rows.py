@@ -19,12 +19,13 @@ import jax
 import numpy as np
 
 from videomae_jax import optim, parallel
+from videomae_jax.data import sources
 from videomae_jax.data.merge import spelling
 from videomae_jax.errors import UserError
 from videomae_jax.objectives.base import External
 from videomae_jax.types import Params
 
-CLASSES = "classes.json"  # of a run directory: names of the classes in the order of the head
+CLASSES = "classes.json"  # of a run directory: names of the classes, or of the attributes, in the order of the head
 
 
 def read(path: str, /) -> dict[str, Any]:
@@ -45,8 +46,10 @@ def read(path: str, /) -> dict[str, Any]:
     return found | {"rows": np.asarray(rows, np.int64)}
 
 
-def check(externals: Iterable[External], /, *, source: Any) -> None:
+def check(externals: Iterable[External], /, *, source: Any, kind: str = "classes") -> None:
     """Raises UserError where a map of classes counts those of the data `source`, or of the run that the weights are of, in another order.
+
+    `kind` "attributes" takes those of the data for classes (`sources.names`).
 
     A run tells its classes in `classes.json`. A map with names is refused for weights that tell none, a list where there are names.
     A head that is taken as it is, without a map, has the classes of data with as many; of other data its labels are none, as those of noise,
@@ -54,7 +57,7 @@ def check(externals: Iterable[External], /, *, source: Any) -> None:
     """
     for external in externals:
         for _, name in external.rows:
-            data, run = tuple(source.classes), stored(external.path)
+            data, run = sources.names(source, kind), stored(external.path)
             if not name:
                 _same(external, run, data)
                 continue
@@ -70,16 +73,30 @@ def check(externals: Iterable[External], /, *, source: Any) -> None:
 
 def stored(path: str, /) -> tuple[str, ...]:
     """The classes of the run whose directory or checkpoints `path` is, in the order of its head; () where it does not tell them. Raises UserError."""
-    for file in (folder / CLASSES for folder in (pathlib.Path(path), pathlib.Path(path).parent)):
-        if file.is_file():
-            try:
-                found = json.loads(file.read_text())
-            except (OSError, ValueError) as error:
-                raise UserError(f"names of classes {file} cannot be read: {error}") from error
-            if not _texts(found):
-                raise UserError(f"{file} is no list of class names")
-            return tuple(found)
-    return ()
+    return _own(pathlib.Path(path)) or _own(pathlib.Path(path).parent)
+
+
+def _own(directory: pathlib.Path, /) -> tuple[str, ...]:
+    """The names in the file CLASSES of a directory, () where there is none. Raises UserError."""
+    file = directory / CLASSES
+    if not file.is_file():
+        return ()
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"names of classes {file} cannot be read: {error}") from error
+    if not _texts(found):
+        raise UserError(f"{file} is no list of class names")
+    return tuple(found)
+
+
+def told(directory: pathlib.Path, data: Sequence[str], /) -> tuple[str, ...]:
+    """What the file CLASSES of a run directory is to tell of a head of data with these classes: names that it tells stay where those of the data are numbers.
+
+    Without them nobody could say any more what the head answers, or that later data count in another order.
+    """
+    known = _own(directory)
+    return known if _numbers(data) and not _numbers(known) and len(known) == len(data) else tuple(data)
 
 
 def _agree(name: str, listed: Sequence[str] | None, classes: Sequence[str], /, *, whose: str) -> None:
@@ -108,9 +125,10 @@ def _same(external: External, run: Sequence[str], data: Sequence[str], /) -> Non
 
 def check_own(directory: pathlib.Path, classes: Sequence[str], /) -> None:
     """Raises UserError where a run's head counts classes in another order than data with as many, whose names are given; numbers are no names."""
-    if differs := _difference(stored(str(directory)), classes, order=", the order of the run's head"):
+    if differs := _difference(_own(directory), classes, order=", the order of the run's head"):
         raise UserError(f"{directory / CLASSES} has {differs}; allowed are data "
-                        "with the same classes in the same order, as an index of the same labels has them; where names alone changed, change them in that file")
+                        "with the same classes in the same order, as an index of the same labels has them, and attributes in the order of that file; where names alone "
+                        "changed, change them in that file")
 
 
 def check_labels(directory: pathlib.Path, classes: Sequence[str], /, *, head: int) -> None:

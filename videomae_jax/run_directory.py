@@ -22,7 +22,7 @@ from videomae_jax.data import quarantine
 from videomae_jax.durable import BEST, OWNER, RUN, Durable
 from videomae_jax.errors import StorageError, UserError, unwritable
 from videomae_jax.evals.base import Context, Headlined
-from videomae_jax.head_rows import CLASSES, check_own
+from videomae_jax.head_rows import CLASSES, check_own, told
 from videomae_jax.run_data import DATA
 
 GROUPS = ("objective", "data", "eval_data", "optimizers", "evaluators", "checkpoint", "log", "mesh")
@@ -106,7 +106,7 @@ def _claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: boo
         changed = difference["fork"]
         run_data.check_epochs(changed, run, directory)
         if begun(directory):
-            check_own(directory, run.source.classes)
+            check_own(directory, run.head_names)
         newest = check_newest(run, directory)
     parallel.barrier("claimed")
     check_shared(directory)
@@ -130,8 +130,8 @@ def _write_first(run: Assembly, directory: pathlib.Path, /) -> None:
         for path in (directory / CLASSES, *directory.glob("quarantine*.jsonl"), *directory.glob("faults*.jsonl")):
             path.unlink(missing_ok=True)
     head = getattr(run.objective, "head", None)
-    if getattr(head, "classes", 0) == len(run.source.classes) > 0 and "attributes" not in run.fields:
-        renew(directory / CLASSES, json.dumps(run.source.classes))  # for whoever has the weights without the data
+    if getattr(head, "classes", 0) == len(run.head_names) > 0:
+        renew(directory / CLASSES, json.dumps(told(directory, run.head_names)))  # for whoever has the weights without the data
     renew(directory / DATA, json.dumps(run_data.contents(run.source)))
     renew(directory / "config.json", configs.to_json(run.config))  # last: what makes it a run directory
 

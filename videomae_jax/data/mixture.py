@@ -53,8 +53,8 @@ class Concat:
             raise UserError(f"limit is {self.limit}, max_bad_fraction {self.max_bad_fraction}; allowed are 0 and more, and shares from 0 to 1")
         first, *others = self._present
         for name in others:
-            for what in ("repeats", "fields"):
-                here, there = (getattr(self.parts[n].source, what) for n in (name, first))
+            for what in ("repeats", "fields", "attributes"):
+                here, there = (getattr(self.parts[n].source, what, ()) for n in (name, first))
                 if here != there:
                     raise UserError(f"{what} of source {name!r} are {here}, those of {first!r} {there}; allowed is that they agree")
 
@@ -115,6 +115,11 @@ class Concat:
     def classes(self) -> tuple[str, ...]:
         """Class names of all parts; a name that two parts have is one class."""
         return sources.numbered({name for source in self._sources for name in source.classes})
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the yes-or-no labels, the same in all parts; () where they have none."""
+        return sources.names(self.parts[self._present[0]].source, "attributes")
 
     @functools.cached_property
     def _numbers(self) -> list[np.ndarray]:

@@ -69,6 +69,13 @@ def spread(rows: np.ndarray, /, *, limit: int) -> np.ndarray:
     return rows if limit in (0, len(rows)) or limit > len(rows) else rows[np.arange(limit) * len(rows) // limit]
 
 
+def names(source: Any, kind: str, /) -> tuple[str, ...]:
+    """The `kind`, "classes" or "attributes", of a source or of the one that it holds; () where it has none of that kind."""
+    while not hasattr(source, kind) and hasattr(source, "source"):  # clips that the devices cut
+        source = source.source
+    return tuple(getattr(source, kind, ()))
+
+
 def numbered(names: set[str], /) -> tuple[str, ...]:
     """Class names in the order of their numbers: by value where all are integers, else sorted."""
     numeric = all(re.fullmatch("-?[0-9]+", v) for v in names)

@@ -28,6 +28,7 @@ class Attributes(Classify):
     mixing: Mixing = Mixing(probability=0.0)
     smoothing: float = 0.0
 
+    head_kind = "attributes"
     tiny = types.MappingProxyType({"pretrained": "", "classes": ""})
 
     def __post_init__(self) -> None:

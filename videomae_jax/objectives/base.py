@@ -154,6 +154,7 @@ class Objective:
 
     training_only = ()  # parts of the frozen weights that no method but `loss` reads, such as a teacher
     batch_coupled = False  # contrastive losses, BatchNorm projectors: accumulation would change the loss
+    head_kind = "classes"  # of the names that a source has for the outputs of the head, in their order (`sources.names`)
     inert = ()  # patterns of trained leaves whose gradient is exactly 0 by construction
     tiny = types.MappingProxyType({})  # {"field.path": value}: what the contract test's rules for shrinking a config do not guess
 
