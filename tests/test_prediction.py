@@ -193,6 +193,8 @@ def test_attributes_are_answered_each_for_itself(videos: list[tuple[str, pathlib
     assert row["class1"] == "forged" and float(row["probability1"]) == pytest.approx(want.mean(), abs=2e-6)
     artefact.write(model, tmp_path / "program", what="classes")
     np.testing.assert_allclose(Program(tmp_path / "program")(found)["probabilities"], want, atol=1e-5)
+    about = json.loads((tmp_path / "program" / "about.json").read_text())
+    assert not (run / "classes.json").exists() and model.classify(found).names == ("forged",) and about["classes"] == ["forged"]
 
 
 @pytest.mark.parametrize("long", [False, True])

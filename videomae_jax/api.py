@@ -275,10 +275,12 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, best: bool = F
     params = transfer(shapes, stored.params)
     extra = extra_of(objective, kept.checkpoints(path, best=best), step=stored.step, example=example, shapes=shapes)
     shared = parallel.replicated(mesh)
+    # Runs of before attributes had their names written down have them in the config alone.
+    classes = stored.classes or tuple(config.data.get("attributes", ()) if objective.head_kind == "attributes" else ())
 
     def place(tree: Any) -> Any:
         return jax.tree.map(lambda x: parallel.place(np.asarray(x), shared), tree)
-    return Model(objective, place(params), place(extra), config, stored.classes, stored.step, mesh, trust)
+    return Model(objective, place(params), place(extra), config, classes, stored.step, mesh, trust)
 
 
 def is_run(path: pathlib.Path, /) -> bool:

@@ -97,7 +97,7 @@ def names(model: Model, /, *, given: Sequence[str] = ()) -> tuple[str, ...]:
         raise UserError(f"{type(model.objective).__name__} has no classes; allowed are fine-tuned runs")
     if given and len(given) != count:
         raise UserError(f"{len(given)} names of classes for a head of {count}")
-    found = tuple(given) or model.classes or tuple(model.config.data.get("attributes", ()))
+    found = tuple(given) or model.classes
     if not found:
         try:
             found = tuple(configs.build(model.config.data, trust=model.trust).classes)
