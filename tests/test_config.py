@@ -265,6 +265,21 @@ def test_files_that_are_no_config(name: str, content: str | None, message: str, 
         configs.load(str(tmp_path / name))
 
 
+@pytest.mark.parametrize(("text", "said"), [
+    ("import json\n\ndef get_config():\n    return json.loads('{\\n')\n", "line 4: JSONDecodeError: "),
+    ("import re\nre.compile('\\n\\n(')\n", "line 2: (error|PatternError): "),
+    ("import sys\n\nimport broken_beside\n", r"line 3: SyntaxError: .*\(broken_beside.py, line 1\)"),
+    ("def get_config():\n    return eval('1 +')\n", "line 2: SyntaxError: "),
+    ("x = 1\ny = 2\nz = (\n", r"line 3: SyntaxError: '\(' was never closed")])
+def test_the_line_is_one_of_the_config_file(text: str, said: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors about text that it reads, and about a module that it imports, have lines of their own; a syntax error of the file itself is the file's."""
+    (tmp_path / "broken_beside.py").write_text("x = (\n\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(UserError, match=rf"^config file {tmp_path}/own.py, {said}"):
+        configs.load(f"{tmp_path}/own.py")
+
+
 @pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h", "vit_g"])
 def test_published_configs_load_and_build(name: str) -> None:
     """By their name relative to the project; the objective and the optimiser exist."""

@@ -142,8 +142,9 @@ def load(path: str, /) -> ml_collections.ConfigDict:
         raise
     except Exception as error:  # a config file is the user's program
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if pathlib.Path(frame.filename).resolve() == file]
-        line = getattr(error, "lineno", None) or (lines or ["?"])[-1]
-        raise UserError(f"config file {path}, line {line}: {type(error).__name__}: {error}") from error
+        if isinstance(error, SyntaxError) and pathlib.Path(error.filename or "").resolve() == file:  # of the file itself, which then never ran
+            lines.append(error.lineno or "?")
+        raise UserError(f"config file {path}, line {(lines or ['?'])[-1]}: {type(error).__name__}: {error}") from error
     finally:
         for root in roots:
             sys.path.remove(root)
