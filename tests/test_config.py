@@ -233,6 +233,16 @@ def test_parameters_that_are_new_had_their_defaults(now: str, never: list[str]) 
     assert len(configs.compare(before, new)["never"]) == 1 + len(never)
 
 
+def test_either_side_may_be_of_an_earlier_version() -> None:
+    """A stored config is no other than itself, nor than the one that its run has now; what differs otherwise is still told."""
+    before = json.loads(configs.to_json(example()))
+    del before["objective"]["encoder"]["eps"]
+    for old, new in ((before, before), (example(), before), (before, example())):
+        assert not any(configs.compare(old, new).values())
+    assert configs.compare(overridden(objective__encoder__eps="1e-5"), before)["never"] == ["objective.encoder.eps: 1e-05 -> 1e-06"]
+    assert configs.compare(before, {**before, "seed": 1}) == {"free": [], "extend": [], "fork": ["seed: 0 -> 1"], "never": []}
+
+
 def test_lists_and_tuples_are_the_same_once_stored() -> None:
     """JSON has no tuples."""
     assert not any(configs.compare({"a": [1, 2]}, {"a": (1, 2)}).values())
