@@ -233,6 +233,16 @@ def test_parameters_that_are_new_had_their_defaults(now: str, never: list[str]) 
     assert len(configs.compare(before, new)["never"]) == 1 + len(never)
 
 
+def test_either_side_may_be_of_an_earlier_version() -> None:
+    """A stored config is no other than itself, nor than the one that its run has now; what differs otherwise is still told."""
+    before = json.loads(configs.to_json(example()))
+    del before["objective"]["encoder"]["eps"]
+    for old, new in ((before, before), (example(), before), (before, example())):
+        assert not any(configs.compare(old, new).values())
+    assert configs.compare(overridden(objective__encoder__eps="1e-5"), before)["never"] == ["objective.encoder.eps: 1e-05 -> 1e-06"]
+    assert configs.compare(before, {**before, "seed": 1}) == {"free": [], "extend": [], "fork": ["seed: 0 -> 1"], "never": []}
+
+
 def test_lists_and_tuples_are_the_same_once_stored() -> None:
     """JSON has no tuples."""
     assert not any(configs.compare({"a": [1, 2]}, {"a": (1, 2)}).values())
@@ -263,6 +273,21 @@ def test_files_that_are_no_config(name: str, content: str | None, message: str, 
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         configs.load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("import json\n\ndef get_config():\n    return json.loads('{\\n')\n", "line 4: JSONDecodeError: "),
+    ("import re\nre.compile('\\n\\n(')\n", "line 2: (error|PatternError): "),
+    ("import sys\n\nimport broken_beside\n", r"line 3: SyntaxError: .*\(broken_beside.py, line 1\)"),
+    ("def get_config():\n    return eval('1 +')\n", "line 2: SyntaxError: "),
+    ("x = 1\ny = 2\nz = (\n", r"line 3: SyntaxError: '\(' was never closed")])
+def test_the_line_is_one_of_the_config_file(text: str, said: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors about text that it reads, and about a module that it imports, have lines of their own; a syntax error of the file itself is the file's."""
+    (tmp_path / "broken_beside.py").write_text("x = (\n\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(UserError, match=rf"^config file {tmp_path}/own.py, {said}"):
+        configs.load(f"{tmp_path}/own.py")
 
 
 @pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h", "vit_g"])

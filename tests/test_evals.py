@@ -237,6 +237,17 @@ def test_completion_without_substitutes_and_padding(tmp_path: pathlib.Path, monk
     assert one == pytest.approx(other, rel=1e-6) and len(one) == 5
 
 
+def test_completion_of_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask that hides no token, and a split of which no clip can be read, are mistakes in one line."""
+    toy = context(tmp_path, length=5)
+    with pytest.raises(UserError, match=r"^Centre\(ratio=0.0\) hides none of the 32 tokens of a clip; allowed is a mask that hides 1 and more"):
+        completion.Completion(batch_size=5, mask=masking.Centre(ratio=0.0)).run(toy)
+    plain = type(toy).sweep
+    monkeypatch.setattr(type(toy), "sweep", lambda *a, **kw: (batch | {"fault": jnp.ones_like(batch["fault"])} for batch in plain(*a, **kw)))
+    with pytest.raises(UserError, match="no clip of split 'val' that can be read has a hidden token"):
+        completion.Completion(batch_size=5).run(toy)
+
+
 def test_at_most_the_clips_asked_for_are_used(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six of 32 clips in batches of four: not eight."""
     seen: list[int] = []

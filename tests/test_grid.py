@@ -72,6 +72,16 @@ def test_fields_of_every_cell_count_for_all_that_is_said_of_it(tmp_path: pathlib
     assert "# 1 of 1 cells" in (said := capsys.readouterr().out) and said.splitlines()[-1].endswith("--config.seed=2")
 
 
+def test_a_run_of_an_earlier_version_stays_finished(tmp_path: pathlib.Path) -> None:
+    """Its stored config lacks a parameter that has been added since; an override of that is compared with the default."""
+    stored = json.loads(configs.to_json(configs.load("configs/tiny.py")))
+    del stored["objective"]["encoder"]["eps"]
+    for name, text in (("summary.json", '{"steps": 98}'), ("recipe_card.json", '{"steps": 98}'), ("config.json", json.dumps(stored))):
+        (tmp_path / name).write_text(text)
+    assert grid.finished(tmp_path, {}) and grid.finished(tmp_path, {"objective.encoder.eps": "1e-6"})
+    assert not grid.finished(tmp_path, {"objective.encoder.eps": "1e-5"})
+
+
 def test_mistakes() -> None:
     """A config without cells; a config beside a grid; neither."""
     with pytest.raises(UserError, match="no cells in config.grid"):

@@ -229,10 +229,18 @@ def test_filter_is_a_part_of_the_optimiser_in_a_config() -> None:
 
 
 def test_norms_by_layer_are_those_of_the_slices() -> None:
-    """Leaves under a stack give one norm a layer; all of them together are the norm of the gradient."""
+    """Leaves under a stack give one norm a layer, also those of one modality, and of many heads; all of them together are the norm of the gradient."""
     rng = np.random.default_rng(0)
-    grads = {"encoder": {"stack": {"a": {"kernel": rng.normal(size=(3, 4, 5)).astype(np.float32)}}, "norm": {"scale": rng.normal(size=7).astype(np.float32)}}}
+    def leaf(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    joint, sound, heads = leaf(3, 4, 5), leaf(2, 4, 5), leaf(6, 3, 4, 5)
+    grads = {"encoder": {"stack": {"a": {"kernel": joint}}, "audio_stack": {"a": {"kernel": sound}}, "norm": {"scale": leaf(7)}},
+             "heads": {"pooler": {"stack": {"a": {"kernel": heads}}, "cross": {"kernel": leaf(6, 4)}}}}
     found = guards.norms(jax.tree.map(jnp.asarray, grads))
-    assert list(found) == ["norm/encoder/norm/scale", "norm/encoder/stack/a/kernel"]
-    np.testing.assert_allclose(found["norm/encoder/stack/a/kernel"], [np.linalg.norm(x) for x in grads["encoder"]["stack"]["a"]["kernel"]], rtol=1e-6)
+    layers = {"encoder/stack": joint, "encoder/audio_stack": sound, "heads/pooler/stack": heads.swapaxes(0, 1)}
+    assert found.keys() == {"norm/encoder/norm/scale", "norm/heads/pooler/cross/kernel", *(f"norm/{path}/a/kernel" for path in layers)}
+    for path, leaves in layers.items():
+        np.testing.assert_allclose(found[f"norm/{path}/a/kernel"], [np.linalg.norm(x) for x in leaves], rtol=1e-6)
+    assert found["norm/encoder/norm/scale"].shape == found["norm/heads/pooler/cross/kernel"].shape == ()
     np.testing.assert_allclose(np.sqrt(sum(np.sum(np.square(v)) for v in found.values())), optax.tree.norm(grads), rtol=1e-6)

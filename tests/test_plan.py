@@ -104,6 +104,20 @@ def test_state_is_counted_by_the_shardings(run: Any) -> None:
     assert split == pytest.approx(params + 3 * norms * 3 / 4, abs=64)
 
 
+def test_blocks_of_all_stacks_are_counted() -> None:
+    """Of two modalities and what they share, and the layers of a probe, not its heads."""
+    def layers(**params: Any) -> int:
+        return footprint.layers(types.SimpleNamespace(abstract=types.SimpleNamespace(params=params)))
+
+    def stack(*shape: int) -> dict[str, Any]:
+        return {"block": {"a": jax.ShapeDtypeStruct((*shape, 4, 5), "float32"), "b": jax.ShapeDtypeStruct((*shape, 4), "float32")}}
+
+    embed = {"kernel": jax.ShapeDtypeStruct((9, 4), "float32")}
+    assert layers(encoder={"embed": embed, "stack": stack(12)}, decoder={"stack": stack(4)}) == 16
+    assert layers(encoder={"audio_stack": stack(5), "stack": stack(2), "video_stack": stack(5)}, decoder={"stack": stack(4)}) == 16
+    assert layers(heads={"pooler": {"stack": stack(20, 3), "cross": embed}}) == 3 and layers(head=embed) == 1
+
+
 def test_what_is_kept_grows_with_rows_and_shrinks_with_recomputation(run: Any) -> None:
     """Linear in the rows; "full" keeps the inputs of blocks alone, "dots" the products too."""
     kept = {remat: footprint.kept(assemble(Choice(remat, 1, 1, 1, 1).apply(small()), devices=jax.devices()[:1]), rows=4) for remat in plan.RECOMPUTE}

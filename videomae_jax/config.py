@@ -142,8 +142,9 @@ def load(path: str, /) -> ml_collections.ConfigDict:
         raise
     except Exception as error:  # a config file is the user's program
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if pathlib.Path(frame.filename).resolve() == file]
-        line = getattr(error, "lineno", None) or (lines or ["?"])[-1]
-        raise UserError(f"config file {path}, line {line}: {type(error).__name__}: {error}") from error
+        if isinstance(error, SyntaxError) and pathlib.Path(error.filename or "").resolve() == file:  # of the file itself, which then never ran
+            lines.append(error.lineno or "?")
+        raise UserError(f"config file {path}, line {(lines or ['?'])[-1]}: {type(error).__name__}: {error}") from error
     finally:
         for root in roots:
             sys.path.remove(root)
@@ -291,8 +292,15 @@ EXTEND = (r"total",)
 FORK = (r"batch_size", r"seed", r"data\..*", r"optimizers\.\w+\.(?!__symbol__).*", r"ema")  # another optimiser has another state
 
 
+def completed(config: Any, /) -> ml_collections.ConfigDict:
+    """`config` as stored (a list equals a tuple), with the parameters that its symbols have gained since, at their defaults.
+
+    That is what was meant when there were none.
+    """
+    return from_json(to_json(_completed(config)))
+
+
 def _completed(node: Any, /) -> Any:
-    """Config data with the parameters that its symbols have gained since, at their defaults: what was meant when there were none."""
     if isinstance(node, (list, tuple)):
         return tuple(_completed(v) for v in node)
     if not isinstance(node, (ml_collections.ConfigDict, dict)):
@@ -308,7 +316,7 @@ def _completed(node: Any, /) -> Any:
 
 def compare(old: Any, new: Any, /) -> dict[str, list[str]]:
     """Differences of two configs by what a resumed run needs to accept them: {"free" | "extend" | "fork" | "never": lines}."""
-    before, after = flat(_completed(from_json(to_json(old)))), flat(from_json(to_json(new)))  # as stored: a list equals a tuple
+    before, after = flat(completed(old)), flat(completed(new))  # both, for either may be of an earlier version
     result: dict[str, list[str]] = {"free": [], "extend": [], "fork": [], "never": []}
     for key in sorted(before.keys() | after.keys()):
         left, right = before.get(key, "<absent>"), after.get(key, "<absent>")

@@ -129,12 +129,11 @@ def batch_bytes(run: Assembly, /) -> float:
 
 
 def layers(run: Assembly, /) -> int:
-    """Blocks of all stacks together: the first lengths of the parameters below a stack."""
+    """Blocks of all stacks together; those of a probe's heads, which one pass computes side by side, count once."""
     depths = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(run.abstract.params):
-        name = jax.tree_util.keystr(path)
-        if "stack" in name:
-            depths[name.split("stack")[0]] = x.shape[0]
+    for path, x in zip(jax.tree.leaves(optim.paths(run.abstract.params)), jax.tree.leaves(run.abstract.params), strict=True):
+        if (axis := optim.layer_axis(path)) is not None:
+            depths[path.rpartition("stack/")[0]] = x.shape[axis]
     return max(1, sum(depths.values()))
 
 

@@ -96,7 +96,7 @@ def finished(directory: pathlib.Path, overrides: Mapping[str, str], /) -> bool:
         stored = configs.from_json((directory / "config.json").read_text())
     except (OSError, ValueError, KeyError):
         return False  # no run, one that goes on, or one whose end was cut: it resumes
-    changed = configs.from_json(configs.to_json(stored))
+    changed = configs.completed(stored)  # an override may be of a field that the run's version did not have
     configs.override(changed, {k: v for k, v in overrides.items() if k != "data.index"})
     return steps == total and not any(changes for kind, changes in configs.compare(stored, changed).items() if kind != "free")
 

@@ -81,10 +81,10 @@ def accepted(state: Any, /) -> Array | None:
 
 
 def norms(grads: Params, /) -> dict[str, Array]:
-    """{"norm/a/b/c": f32 [] or f32 [L]} of every leaf; leaves under a stack of layers [L ...] keep their first axis."""
+    """{"norm/a/b/c": f32 [] or f32 [L]} of every leaf; those of a stack keep their axis of layers (`optim.layer_axis`), all heads of a probe in one."""
     def norm(path: str, leaf: Array) -> Array:
-        axes = tuple(range(1, leaf.ndim)) if "/stack/" in f"/{path}" else None
-        return jnp.sqrt(jnp.sum(jnp.square(leaf.astype(jnp.float32)), axis=axes))
+        layers = optim.layer_axis(path)
+        return jnp.sqrt(jnp.sum(jnp.square(leaf.astype(jnp.float32)), axis=tuple(axis for axis in range(leaf.ndim) if axis != layers)))
 
     named = optim.paths(grads)
     return {f"norm/{path}": norm(path, leaf) for path, leaf in zip(jax.tree.leaves(named), jax.tree.leaves(grads), strict=True)}

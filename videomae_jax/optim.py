@@ -25,6 +25,15 @@ def path_name(path: Any, /) -> str:
     return "/".join(str(getattr(p, "key", getattr(p, "idx", ""))) for p in path if hasattr(p, "key") or hasattr(p, "idx"))
 
 
+def layer_axis(path: str, /) -> int | None:
+    """The axis of layers of the leaf at "a/b/c": 0 under a stack of blocks, of one modality too ("audio_stack"), 1 under "heads", where
+    every leaf begins with an axis of heads; None outside of stacks.
+    """
+    if not re.search(r"(^|/)(\w+_)?stack/", path):
+        return None
+    return 1 if path.startswith("heads/") else 0
+
+
 def select(params: Params, pattern: str, /) -> Params:
     """The sub-tree of leaves whose "a/b/c" path fully matches `pattern`.
 

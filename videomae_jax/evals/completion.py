@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from videomae_jax import masking
+from videomae_jax.errors import UserError
 from videomae_jax.evals import reconstruction
 from videomae_jax.evals.base import Context, readable
 from videomae_jax.masking import Grid
@@ -31,12 +32,17 @@ class Completion:
     mask: Any = masking.Centre()
 
     def run(self, context: Context, /) -> dict[str, float]:
-        """{"loss", "loss_copy", "loss_linear", "loss_space", "loss_trivial"} and for raw targets the same as "psnr"."""
+        """{"loss", "loss_copy", "loss_linear", "loss_space", "loss_trivial"} and for raw targets the same as "psnr".
+
+        Raises UserError where no clip can be read, or the mask hides no token.
+        """
         objective = context.assembly.objective
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
 
         def predict(params: Any, extra: Any, batch: Batch, rng: Any) -> tuple[Any, ...]:
             masks = masking.draw(row_keys(rng, batch["key"]), encoder=self.mask, decoder=masking.Hidden(), grid=objective.encoder.grid)
+            if not masks.target.shape[1]:
+                raise UserError(f"{self.mask} hides none of the {objective.encoder.grid.tokens} tokens of a clip; allowed is a mask that hides 1 and more")
             return objective.predict(params, extra, batch, rng, masks=masks), objective.patchify(batch), readable(batch)
 
         jitted, totals = context.assembly.evaluator(predict), {}
@@ -45,6 +51,7 @@ class Completion:
             for key, value in self.sums(objective, pixels, predicted, valid).items():
                 totals[key] = totals.get(key, 0.0) + value
         tokens = totals.pop("tokens")
+        reconstruction.check_hidden(tokens, split=self.split)
         losses = {k: v / tokens for k, v in totals.items() if k.startswith("loss")}
         levels = {k: float(-10 * np.log10(max(v / tokens, 1e-12))) for k, v in totals.items() if k.startswith("psnr")}
         best = {"loss_trivial": min(v for k, v in losses.items() if k != "loss")}

@@ -36,8 +36,7 @@ class Reconstruction:
         for predicted, pixels, valid in predictions(context, source, batch_size=min(self.batch_size, self.clips or self.batch_size)):
             sums = self.sums(objective, pixels, predicted, valid)
             totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
-        if not totals["weight"]:
-            raise UserError(f"no clip of split {self.split!r} that can be read has a hidden token under this mask, so there is no loss")
+        check_hidden(totals["weight"], split=self.split)
         losses = {f"loss{k}": v / totals["weight"] for k, v in totals.items() if k != "weight"}
         return losses | {"loss_trivial": min(losses["loss_nearest"], losses["loss_linear"])}
 
@@ -57,6 +56,12 @@ class Reconstruction:
         for name, guess in arrays.items():
             result[name] = float((np.mean((guess - predicted.targets) ** 2, axis=-1, dtype=np.float64) * weight).sum())
         return result
+
+
+def check_hidden(weight: float, /, *, split: str) -> None:
+    """Raises UserError where the hidden tokens of a split, or their weights, sum to 0."""
+    if not weight:
+        raise UserError(f"no clip of split {split!r} that can be read has a hidden token under this mask, so there is no loss")
 
 
 def predictions(context: Context, source: Any, /, *, batch_size: int) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
