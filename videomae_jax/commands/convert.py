@@ -13,7 +13,8 @@ TO = ("hf", "videomae")
 def main(argv: list[str]) -> int:
     """Converts in one direction and prints the account of all arrays."""
     parser = arguments.Parser("convert", description="Weights of other codebases -> a run directory that train (as a start), evaluate, extract, predict "
-                              "and export open; or a run -> weights of Hugging Face or the official code. Nothing but arrays is ever read from a file.")
+                              "and export open; or a run -> weights of Hugging Face or the official code. Nothing that a file holds is ever run: PyTorch "
+                              "files, which are pickles, go through the restricted reader.")
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--from", dest="source", choices=FROM, help="whose weights PATH holds: hf (transformers, V1), videomae, videomae_v2, mae_st, marlin, videoprism")
     way.add_argument("--to", choices=TO, help="whose format the run directory PATH is written in")
