@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import math
 import os
 import pathlib
 from fractions import Fraction
@@ -19,14 +18,15 @@ def main(argv: list[str]) -> int:
     if any(word.partition("=")[0] == "--merge" for word in argv):
         return merge(argv)
     options = _options(argv)
-    from videomae_jax.data import index, lists
+    from videomae_jax.data import clips, index, lists
     from videomae_jax.errors import UserError
 
     out = pathlib.Path(options.out)
     if out.suffix != ".parquet":
         raise UserError(f"--out={options.out}; allowed is a file name that ends in .parquet")
-    if not 0 < options.fps < math.inf:
-        raise UserError(f"--fps={options.fps}; allowed are numbers above 0")
+    low, high = clips.RATES
+    if not low <= options.fps <= high:
+        raise UserError(f"--fps={options.fps}; allowed are {low:g} to {high:g}")
     if options.workers < 1:
         raise UserError(f"--workers={options.workers}; allowed are 1 and more")
     fps = Fraction(options.fps).limit_denominator(1001)
