@@ -267,6 +267,20 @@ def test_every_command_names_the_line_of_a_config_that_fails(words: str, tmp_pat
     assert said == f"config file {tmp_path / 'own.py'}, line 2: ZeroDivisionError: division by zero"
 
 
+@pytest.mark.parametrize("words", [
+    "index v --out={}.parquet", "index --merge=a.parquet,b.parquet --out={}.parquet", "index --merge=a.parquet,{}.parquet --out=c.parquet",
+    "synthesize {} --train=1 --val=1 --test=1", "pack i.parquet --out={}", "train --config=configs/tiny.py --workdir={}", "evaluate --suite=evidence --config=configs/evidence.py --workdir={}",
+    "extract run v.mp4 --out={}", "predict run v.mp4 --out={}.csv", "predict run v.mp4 --sheet={}.png", "export run --out={}", "convert --from=hf w --out={}",
+    "convert --to=videomae run --out={}", "report run --curve={}.json", "report --compare run run --out={}", "report --scaling run run --out={}",
+    "bench step --config=configs/tiny.py --profile={}", "plan --grid=configs/scaling/toy.py --root={}", "evaluate {}",
+    "visualize {}", "report {}", "predict {} v.mp4"])
+def test_an_address_is_no_place_to_write(words: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line before anything is read, and no folder that is called like the address."""
+    monkeypatch.chdir(tmp_path)
+    assert re.search(r"gs://b/x\S* is (an address|no folder); allowed ", refused(capsys, *words.format("gs://b/x").split()))
+    assert not list(tmp_path.iterdir())
+
+
 def test_unknown_commands_and_missing_options(capsys: pytest.CaptureFixture[str]) -> None:
     """The allowed ones are listed."""
     assert refused(capsys, "trian").startswith("unknown command 'trian'; allowed are train, ")
