@@ -225,6 +225,40 @@ def test_mistakes_in_a_config_file_name_its_line(tmp_path: pathlib.Path, capsys:
     assert "defines no get_config()" in said("x = 1\n")
 
 
+OWN = "import ml_collections\nfrom videomae_jax import masking\nfrom videomae_jax.evals.reconstruction import Reconstruction\n" \
+    "from configs import base, tiny\n\n\ndef get_config():\n    config = tiny.get_config()\n"
+LACKS = "the config lacks name, total, ema, seed, batch_size, microbatches, workers, "
+
+
+@pytest.mark.parametrize(("lines", "message"), [
+    (["config.seed = 1"], "config file {}: get_config() returns 'None'; allowed is the config that it fills, begun by get_config() of configs/base.py"),
+    (["return {'total': '1'}"], "config file {}: get_config() returns \"{{'total': '1'}}\"; allowed is the config that it fills"),
+    (["return ml_collections.ConfigDict()"], f"config file {{}}: {LACKS}"),
+    (["return ml_collections.ConfigDict({k: v for k, v in config.items() if k not in ('batch_size', 'data')})"],
+     "config file {}: the config lacks batch_size, data; allowed is one begun by get_config() of configs/base.py"),
+    (["config.evaluators.reconstruction = Reconstruction()", "return config"],
+     "config file {}: config.evaluators.reconstruction is of type Reconstruction; write spec(Reconstruction, ...)"),
+    (["config.objective.encoder_mask = masking.Random", "return config"],
+     "config file {}: config.objective.encoder_mask is the class Random; write spec(Random, ...)"),
+    (["config.evidence = {'arms': ((1, {2}),)}", "return config"],
+     "config file {}: config.evidence.arms[0][1] is of type set; allowed are numbers and strings of Python, None, and tuples and groups of them"),
+    (["config.batch_size = '64'", "return config"], "config file {}: batch_size is '64', of type str; allowed is type int"),
+    (["config.data = 'index.parquet'", "return config"], "config file {}: data is 'index.parquet', of type str; allowed is type ConfigDict"),
+    (["return base.get_config()"], "config.objective names no class; allowed is spec(...) of one, such as config.objective = spec(mae.MAE, ...)"),
+    (["config.data = {}", "return config"], "config.data names no class; allowed is spec(...) of one"),
+    (["config.optimizers.main = {'base': 1e-3}", "return config"], "config.optimizers.main names no class"),
+    (["config.evaluators.probe = {'every': '5%'}", "return config"], "config.evaluators.probe names no class")])
+def test_mistakes_in_what_a_config_file_returns(lines: list[str], message: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is one line for whoever looks at the config and for whoever trains it, which no supervisor starts again; no run directory appears."""
+    file = tmp_path / "own.py"
+    file.write_text(OWN + "".join(f"    {line}\n" for line in lines))
+    for words in (["config"], ["train", f"--workdir={tmp_path / 'run'}"]):
+        assert main([*words, f"--config={file}"]) == 2
+        err = capsys.readouterr().err.splitlines()
+        assert err[-1].startswith("error: " + message.format(file)) and [line for line in err if line.startswith("error: ")] == err[-1:], err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("words", ["bench step --config={}", "plan --config=configs/tiny.py --topology=h100x1 --then={},5,5", "plan --grid={}",
                                    "train --config={} --workdir=none", "evaluate --suite=evidence --config={} --workdir=none"])
 def test_every_command_names_the_line_of_a_config_that_fails(words: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,6 +266,20 @@ def test_every_command_names_the_line_of_a_config_that_fails(words: str, tmp_pat
     (tmp_path / "own.py").write_text("def get_config():\n    return 1 / 0\n")
     said = refused(capsys, *words.format(tmp_path / "own.py").split())
     assert said == f"config file {tmp_path / 'own.py'}, line 2: ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("words", [
+    "index v --out={}.parquet", "index --merge=a.parquet,b.parquet --out={}.parquet", "index --merge=a.parquet,{}.parquet --out=c.parquet",
+    "synthesize {} --train=1 --val=1 --test=1", "pack i.parquet --out={}", "train --config=configs/tiny.py --workdir={}", "evaluate --suite=evidence --config=configs/evidence.py --workdir={}",
+    "extract run v.mp4 --out={}", "predict run v.mp4 --out={}.csv", "predict run v.mp4 --sheet={}.png", "export run --out={}", "convert --from=hf w --out={}",
+    "convert --to=videomae run --out={}", "report run --curve={}.json", "report --compare run run --out={}", "report --scaling run run --out={}",
+    "bench step --config=configs/tiny.py --profile={}", "plan --grid=configs/scaling/toy.py --root={}", "evaluate {}",
+    "visualize {}", "report {}", "predict {} v.mp4"])
+def test_an_address_is_no_place_to_write(words: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line before anything is read, and no folder that is called like the address."""
+    monkeypatch.chdir(tmp_path)
+    assert re.search(r"gs://b/x\S* is (an address|no folder); allowed ", refused(capsys, *words.format("gs://b/x").split()))
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_commands_and_missing_options(capsys: pytest.CaptureFixture[str]) -> None:

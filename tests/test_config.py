@@ -249,9 +249,10 @@ def test_lists_and_tuples_are_the_same_once_stored() -> None:
 
 
 CONFIG = '''"""A config."""
-import ml_collections
+from configs import base
 def get_config():
-    config = ml_collections.ConfigDict({"seed": 1})
+    config = base.get_config()
+    config.seed = 1
     return config
 '''
 
@@ -261,7 +262,7 @@ def test_load(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(CONFIG)
     config = configs.load(str(file))
-    assert config.seed == 1 and config.is_locked
+    assert config.seed == 1 and config.is_locked and set(config) == set(configs.FIELDS)
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [

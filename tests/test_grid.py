@@ -66,8 +66,8 @@ def test_fields_of_every_cell_count_for_all_that_is_said_of_it(tmp_path: pathlib
     assert cell(total="2ep").cost == pytest.approx(2 * cell().cost) and cell(objective__encoder__depth="12").cost > cell().cost
     with pytest.raises(UserError, match="sead"):
         cell(sead="2")
-    (tmp_path / "g.py").write_text("import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'name': 'g', 'grid': {'a': {\n"
-                                   "        'config': 'configs/tiny.py', 'videos': 400, 'overrides': (('total', '1ep'),)}}})\n")
+    (tmp_path / "g.py").write_text("from configs import base\ndef get_config():\n    config = base.get_config().unlock()\n    config.grid = {'a': {\n"
+                                   "        'config': 'configs/tiny.py', 'videos': 400, 'overrides': (('total', '1ep'),)}}\n    return config\n")
     assert command.main([f"--grid={tmp_path}/g.py", f"--root={tmp_path}", "--config.seed=2"]) == 0
     assert "# 1 of 1 cells" in (said := capsys.readouterr().out) and said.splitlines()[-1].endswith("--config.seed=2")
 

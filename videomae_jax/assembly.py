@@ -169,9 +169,19 @@ def check_numbers(config: ml_collections.ConfigDict, /) -> None:
         raise UserError(f"ema is {config.ema}; allowed are 0 (none) and decays below 1")
 
 
+def check_named(config: ml_collections.ConfigDict, /) -> None:
+    """Raises UserError for a part of the run that names no class."""
+    several = {f"{group}.{name}": node for group in ("optimizers", "evaluators") for name, node in config[group].items()}
+    parts = {"objective": config.objective, "data": config.data, **several}
+    for name, node in parts.items():
+        if not hasattr(node, "keys") or configs.SYMBOL not in node:
+            raise UserError(f"config.{name} names no class; allowed is spec(...) of one, such as config.objective = spec(mae.MAE, ...)")
+
+
 def assemble(config: ml_collections.ConfigDict, /, *, trust: tuple[str, ...] = (), devices: list[Any] | None = None) -> Assembly:
     """Builds and checks a run; allocates nothing on devices."""
     check_numbers(config)
+    check_named(config)
     layout = parallel.Layout(**config.mesh)
     mesh = layout.mesh(devices)
     objective = configs.build(config.objective, trust=trust)

@@ -16,6 +16,7 @@ import pathlib
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -23,6 +24,11 @@ import ml_collections
 from videomae_jax.errors import UserError, is_number
 
 SYMBOL = "__symbol__"
+COUNTS = ("seed", "batch_size", "microbatches", "workers", "threads", "prefetch")
+GROUPS = ("mesh", "optimizers", "objective", "data", "eval_data", "evaluators", "evidence", "grid", "checkpoint", "log")
+FIELDS: dict[str, tuple[type, ...]] = {  # of configs/base.py, and what they hold
+    "name": (str,), "total": (str, int), "ema": (float, int), **dict.fromkeys(COUNTS, (int,)), **dict.fromkeys(GROUPS, (ml_collections.ConfigDict,))}
+PLAIN = (str, int, float, type(None))  # what JSON stores as it is; True and False are whole numbers to Python
 _LINEN_FIELDS = ("parent", "name")
 
 
@@ -119,7 +125,7 @@ def build(node: Any, /, *, trust: tuple[str, ...] = ()) -> Any:
 def load(path: str, /) -> ml_collections.ConfigDict:
     """`get_config()` of a config file, looked up as given and then among the configs that the package installs.
 
-    Raises UserError that names file and line when the file itself fails.
+    Raises UserError that names file and line when the file itself fails, and the field where what it returns is no config.
     """
     found = find(path)
     if found.suffix != ".py":
@@ -137,6 +143,7 @@ def load(path: str, /) -> ml_collections.ConfigDict:
         if not hasattr(module, "get_config"):
             raise UserError(f"config file {path!r} defines no get_config()")
         config = module.get_config()
+        _check(config, path=path)
         config.lock()
     except UserError:
         raise
@@ -149,6 +156,37 @@ def load(path: str, /) -> ml_collections.ConfigDict:
         for root in roots:
             sys.path.remove(root)
     return config
+
+
+def _check(config: Any, /, *, path: str) -> None:
+    """Raises UserError unless `config` has the fields of configs/base.py and holds nothing but plain data, so that it can be stored."""
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"config file {path}: get_config() returns {str(config)[:40]!r}; allowed is the config that it fills, begun by "
+                        "get_config() of configs/base.py")
+    for place, value in _leaves(config, "config"):
+        if not isinstance(value, PLAIN):
+            made = value if isinstance(value, type) else type(value)
+            told = f"write spec({made.__name__}, ...)" if dataclasses.is_dataclass(made) else \
+                "allowed are numbers and strings of Python, None, and tuples and groups of them"
+            raise UserError(f"config file {path}: {place} is {'the class' if value is made else 'of type'} {made.__name__}; {told}")
+    if missing := [name for name in FIELDS if name not in config]:
+        raise UserError(f"config file {path}: the config lacks {', '.join(missing)}; allowed is one begun by get_config() of configs/base.py")
+    for name, kinds in FIELDS.items():
+        if not isinstance(config[name], kinds) or isinstance(config[name], bool):
+            raise UserError(f"config file {path}: {name} is {str(config[name])[:40]!r}, of type {type(config[name]).__name__}; "
+                            f"allowed is type {' or '.join(kind.__name__ for kind in kinds)}")
+
+
+def _leaves(node: Any, place: str, /) -> Iterator[tuple[str, Any]]:
+    """(place, value) of everything in a config that is no group, list or tuple."""
+    if isinstance(node, (ml_collections.ConfigDict, dict)):
+        for name in node:
+            yield from _leaves(node[name], f"{place}.{name}")
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            yield from _leaves(value, f"{place}[{i}]")
+    else:
+        yield place, node
 
 
 def find(path: str, /) -> pathlib.Path:

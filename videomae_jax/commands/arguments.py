@@ -29,6 +29,13 @@ def at_home(word: str, /) -> str:
     return re.sub(r"(^|[=,])~(?=[/,]|$)", lambda found: found[1] + os.path.expanduser("~"), word)
 
 
+def path(word: str, /) -> str:
+    """The type of an option that names a place on a file system. Argparse says the option's name before the error of an address."""
+    if "://" in word:
+        raise argparse.ArgumentTypeError(f"{word} is an address; allowed is a path (a bucket that is mounted has one, too)")
+    return word
+
+
 def add_config(parser: argparse.ArgumentParser, /, *, required: bool = True) -> None:
     """--config, --config.a.b=value and --trust."""
     parser.add_argument("--config", required=required, metavar="FILE", help="config file, e.g. configs/smoke.py")
@@ -72,7 +79,7 @@ def add_processes(parser: argparse.ArgumentParser, /) -> None:
 
 def add_model(parser: argparse.ArgumentParser, /) -> None:
     """RUN, --step, --best, --allow and --trust of commands that use a trained model."""
-    parser.add_argument("workdir", metavar="RUN", help="run directory, or weights of others as for convert --from=auto")
+    parser.add_argument("workdir", type=path, metavar="RUN", help="run directory, or weights of others as for convert --from=auto")
     parser.add_argument("--step", type=int, default=None, help="checkpoint to use (default: the newest)")
     parser.add_argument("--best", action="store_true", help="weights of the best evaluation, where the run keeps them (evaluators.NAME.best); so does RUN/best")
     parser.add_argument("--allow", action="append", default=[], metavar="CLASS[:PATTERN]", help="for weights of others: accepted differences, as for convert")

@@ -44,7 +44,8 @@ def options_of_step(argv: list[str], /) -> tuple[argparse.Namespace, dict[str, s
     parser.add_argument("--against", choices=("torch",), help="also time the same in PyTorch on this machine, in turns: Hugging Face's VideoMAE, or V2 on its blocks")
     parser.add_argument("--torch-compile", default="", metavar="WAYS", help="with --against: of none,blocks,whole those that torch.compile tries "
                         "(default: all on GPUs, none on CPUs)")
-    parser.add_argument("--profile", default="", metavar="DIR", help="also trace three steps into DIR (for TensorBoard) and say where their time goes")
+    parser.add_argument("--profile", type=arguments.path, default="", metavar="DIR",
+                        help="also trace three steps into DIR (for TensorBoard) and say where their time goes")
     options, assignments = arguments.parse(parser, argv)
     check(options)
     return options, assignments

@@ -13,12 +13,13 @@ TO = ("hf", "videomae")
 def main(argv: list[str]) -> int:
     """Converts in one direction and prints the account of all arrays."""
     parser = arguments.Parser("convert", description="Weights of other codebases -> a run directory that train (as a start), evaluate, extract, predict "
-                              "and export open; or a run -> weights of Hugging Face or the official code. Nothing but arrays is ever read from a file.")
+                              "and export open; or a run -> weights of Hugging Face or the official code. Nothing that a file holds is ever run: PyTorch "
+                              "files, which are pickles, go through the restricted reader.")
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--from", dest="source", choices=FROM, help="whose weights PATH holds: hf (transformers, V1), videomae, videomae_v2, mae_st, marlin, videoprism")
     way.add_argument("--to", choices=TO, help="whose format the run directory PATH is written in")
-    parser.add_argument("path", metavar="PATH", help="file or folder with weights, or with --to a run directory")
-    parser.add_argument("--out", required=True, metavar="OUT", help="new folder (--to=videomae: new .pth file)")
+    parser.add_argument("path", type=arguments.path, metavar="PATH", help="file or folder with weights, or with --to a run directory")
+    parser.add_argument("--out", type=arguments.path, required=True, metavar="OUT", help="new folder (--to=videomae: new .pth file)")
     parser.add_argument("--key", default="", metavar="NAME", help="entry of a PyTorch file that holds the weights (default: model, module, ...)")
     parser.add_argument("--heads", type=int, default=0, metavar="N", help="attention heads of the encoder, where the weights do not tell")
     parser.add_argument("--decoder-heads", type=int, default=0, metavar="N", help="likewise of the decoder")

@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
         return suite(argv)
     parser = arguments.Parser("evaluate", description="Run the evaluators of a run directory; prints one JSON line. With --suite=evidence "
                               "--config=FILE --workdir=DIR: train and compare the arms that a config declares (--suite=evidence --help).")
-    parser.add_argument("workdir", metavar="DIR", help="run directory")
+    parser.add_argument("workdir", type=arguments.path, metavar="DIR", help="run directory")
     parser.add_argument("--step", type=int, default=None, help="checkpoint to use (default: the newest)")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="only this evaluator; may be repeated")
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="also build symbols of this package")
@@ -40,7 +40,8 @@ def suite(argv: list[str]) -> int:
                               "first; prints one JSON line and a table row.")
     parser.add_argument("--suite", choices=["evidence"], required=True, help="what to run")
     arguments.add_config(parser)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder: protocol.json, runs/ARM/seedN, evidence.json, evidence.png")
+    parser.add_argument("--workdir", type=arguments.path, required=True, metavar="DIR",
+                        help="folder: protocol.json, runs/ARM/seedN, evidence.json, evidence.png")
     parser.add_argument("--seeds", type=int, default=0, metavar="N", help="number of seeds (default: the number that the config states)")
     parser.add_argument("--budget", type=float, default=0.0, metavar="MINUTES", help="stop after so long, with a checkpoint; the same command goes on")
     parser.add_argument("--arms", default="", metavar="A,B", help="train only these arms now")

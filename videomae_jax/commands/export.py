@@ -10,7 +10,7 @@ def main(argv: list[str]) -> int:
     parser = arguments.Parser("export", description="Write the encoder of a run, or its classifier, as a StableHLO program for any batch: a folder with "
                               "program, weights and a runner that needs jax and numpy alone.")
     arguments.add_model(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="new folder")
+    parser.add_argument("--out", type=arguments.path, required=True, metavar="DIR", help="new folder")
     parser.add_argument("--what", choices=("features", "classes"), default="features", help="tokens and pooled features, or probabilities of the classes")
     parser.add_argument("--layer", type=int, default=-1, metavar="L", help="block whose raw output is taken, from 0 (default -1: what the recipe represents a clip by)")
     parser.add_argument("--platforms", default="cpu", metavar="A,B", help="cpu, cuda, rocm, tpu: where the program may run (default: cpu)")

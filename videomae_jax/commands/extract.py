@@ -12,7 +12,7 @@ def main(argv: list[str]) -> int:
                               "seconds of each tubelet, which tokens are real. Tokens are in the order (time, rows, columns).")
     arguments.add_model(parser)
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, folders (searched recursively) or an index of video files (.parquet)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the features")
+    parser.add_argument("--out", type=arguments.path, required=True, metavar="DIR", help="folder for the features")
     parser.add_argument("--layer", type=int, default=-1, metavar="L", help="block whose raw output is taken, from 0 (default -1: what the recipe represents a clip by)")
     parser.add_argument("--keep", choices=("pooled", "tokens"), default="pooled", help="one vector a window, or all tokens")
     parser.add_argument("--frames", type=int, default=0, metavar="T", help="frames of a window (default: as trained; others resize the position table)")

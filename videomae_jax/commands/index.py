@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import math
 import os
 import pathlib
 from fractions import Fraction
@@ -19,14 +18,15 @@ def main(argv: list[str]) -> int:
     if any(word.partition("=")[0] == "--merge" for word in argv):
         return merge(argv)
     options = _options(argv)
-    from videomae_jax.data import index, lists
+    from videomae_jax.data import clips, index, lists
     from videomae_jax.errors import UserError
 
     out = pathlib.Path(options.out)
     if out.suffix != ".parquet":
         raise UserError(f"--out={options.out}; allowed is a file name that ends in .parquet")
-    if not 0 < options.fps < math.inf:
-        raise UserError(f"--fps={options.fps}; allowed are numbers above 0")
+    low, high = clips.RATES
+    if not low <= options.fps <= high:
+        raise UserError(f"--fps={options.fps}; allowed are {low:g} to {high:g}")
     if options.workers < 1:
         raise UserError(f"--workers={options.workers}; allowed are 1 and more")
     fps = Fraction(options.fps).limit_denominator(1001)
@@ -54,7 +54,8 @@ def merge(argv: list[str], /) -> int:
     """Makes one index of several."""
     parser = arguments.Parser("index", description="Merge indexes: classes of one name become one, no held-out clip of any part stays in training.")
     parser.add_argument("--merge", required=True, metavar="A.parquet,B.parquet,...", help="indexes, the preferred one first; their names name the parts")
-    parser.add_argument("--out", required=True, metavar="FILE.parquet", help="index to write, with maps of classes to and from every part beside it")
+    parser.add_argument("--out", type=arguments.path, required=True, metavar="FILE.parquet",
+                        help="index to write, with maps of classes to and from every part beside it")
     parser.add_argument("--names", action="append", default=[], metavar="PART=FILE", help="for an index whose labels are numbers, as official lists "
                         "have them: names of its classes, one a line in the order of the numbers, e.g. k400=label_map_k400.txt; may be repeated")
     parser.add_argument("--aliases", default=None, metavar="FILE.json", help='further names of one class: {"name": "name that it is merged into"}, as in '
@@ -71,7 +72,8 @@ def merge(argv: list[str], /) -> int:
 def _options(argv: list[str], /) -> argparse.Namespace:
     parser = arguments.Parser("index", description=HELP)
     parser.add_argument("directory", nargs="?", default="", metavar="DIR", help="folder or address with videos, searched recursively")
-    parser.add_argument("--out", required=True, metavar="FILE.parquet", help="index to write; a cached .arrow file appears beside it")
+    parser.add_argument("--out", type=arguments.path, required=True, metavar="FILE.parquet",
+                        help="index to write; a cached .arrow file appears beside it")
     parser.add_argument("--labels", default=None, metavar="FILE.csv", help="csv with the header path,label[,split][,more columns]; only these files are listed")
     parser.add_argument("--val-fraction", type=float, default=None, metavar="X", help="share of videos held out where no split is given (default 0.1)")
     parser.add_argument("--list", action="append", default=[], metavar="FILE", help="official list instead of DIR; several are joined, val.csv and test.csv as those splits")

@@ -14,8 +14,9 @@ def main(argv: list[str]) -> int:
                               "goes on where it stopped.")
     arguments.add_model(parser)
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, folders (searched recursively) or an index of video files (.parquet)")
-    parser.add_argument("--out", default="predictions.csv", metavar="FILE.csv", help="table to write (default: predictions.csv)")
-    parser.add_argument("--sheet", default="", metavar="FILE.png", help="contact sheet to write (default: the name of the table, ending in .png)")
+    parser.add_argument("--out", type=arguments.path, default="predictions.csv", metavar="FILE.csv", help="table to write (default: predictions.csv)")
+    parser.add_argument("--sheet", type=arguments.path, default="", metavar="FILE.png",
+                        help="contact sheet to write (default: the name of the table, ending in .png)")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes a video (default 5, or all where there are fewer)")
     parser.add_argument("--classes", default="", metavar="FILE", help="names of the classes in the order of the head: a JSON list, or one a line")
     options = parser.parse_args(argv)

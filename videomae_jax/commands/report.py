@@ -14,14 +14,18 @@ def main(argv: list[str]) -> int:
     if any(word.partition("=")[0] == "--against" for word in argv):
         return against(argv)
     parser = arguments.Parser("report", description="Write report.html of a run directory, finished or not; it needs no network to be read.")
-    parser.add_argument("workdir", metavar="DIR", nargs="?", default="", help="run directory")
-    parser.add_argument("--compare", nargs=2, default=[], metavar="RUN", help="a page about two runs side by side instead")
+    parser.add_argument("workdir", type=arguments.path, metavar="DIR", nargs="?", default="", help="run directory")
+    parser.add_argument("--compare", type=arguments.path, nargs=2, default=[], metavar="RUN", help="a page about two runs side by side instead")
     parser.add_argument("--against", metavar="paper", help="the published tables with the commands of every row and which runs match; see --against=paper --help")
-    parser.add_argument("--scaling", nargs="+", default=[], metavar="RUN", help="fit a power law to finished runs, predict the largest from the others")
+    parser.add_argument("--scaling", type=arguments.path, nargs="+", default=[], metavar="RUN",
+                        help="fit a power law to finished runs, predict the largest from the others")
     parser.add_argument("--metric", default="reconstruction/loss", help="with --scaling: result to fit (default: %(default)s)")
-    parser.add_argument("--out", default="", metavar="FILE.html", help="with --compare or --scaling: page to write (default: comparison.html, scaling.html)")
-    parser.add_argument("--curve", default="", metavar="FILE.json", help="write the reference curve of the finished run DIR instead, and of further seeds --with")
-    parser.add_argument("--with", dest="others", nargs="+", default=[], metavar="RUN", help="with --curve: runs that differ in nothing but the seed")
+    parser.add_argument("--out", type=arguments.path, default="", metavar="FILE.html",
+                        help="with --compare or --scaling: page to write (default: comparison.html, scaling.html)")
+    parser.add_argument("--curve", type=arguments.path, default="", metavar="FILE.json",
+                        help="write the reference curve of the finished run DIR instead, and of further seeds --with")
+    parser.add_argument("--with", dest="others", type=arguments.path, nargs="+", default=[], metavar="RUN",
+                        help="with --curve: runs that differ in nothing but the seed")
     parser.add_argument("--goodput", action="store_true", help="print where the time of the run went instead, over all its restarts; one JSON line on "
                         "standard output")
     options = parser.parse_args(argv)

@@ -11,7 +11,7 @@ def main(argv: list[str]) -> int:
     """Writes an embedded data set and its index."""
     parser = arguments.Parser("synthesize", description="Write a seeded synthetic world as mp4 files with labels, and index it.",
                               epilog="Any parameter of the world can be set: --world.FIELD=VALUE, e.g. --world.size=64 or --world.crop=tight.")
-    parser.add_argument("directory", metavar="DIR", help="folder to write; an interrupted writing goes on")
+    parser.add_argument("directory", type=arguments.path, metavar="DIR", help="folder to write; an interrupted writing goes on")
     parser.add_argument("--family", default="shapes", metavar="NAME", help="shapes (default), faces or collisions")
     parser.add_argument("--train", type=int, default=2000, help="training clips")
     parser.add_argument("--val", type=int, default=400, help="validation clips")

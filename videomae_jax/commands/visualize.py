@@ -9,7 +9,7 @@ from videomae_jax.errors import UserError
 def main(argv: list[str]) -> int:
     """Draws held-out clips of a run and says where the files are."""
     parser = arguments.Parser("visualize", description="Draw input | visible | prediction | pasted for held-out clips of a run.")
-    parser.add_argument("workdir", metavar="DIR", help="run directory")
+    parser.add_argument("workdir", type=arguments.path, metavar="DIR", help="run directory")
     parser.add_argument("--step", type=int, default=None, help="checkpoint to use (default: the newest)")
     parser.add_argument("--clips", type=int, default=8, help="number of clips to draw")
     parser.add_argument("--split", default="val", help="split of the index to draw from")

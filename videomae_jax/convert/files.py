@@ -41,7 +41,7 @@ def read(path: pathlib.Path, /, *, key: str = "") -> Weights:
     """Weights of a file or of a folder of Hugging Face. `key` names the entry of a PyTorch file that holds them ("" = the
     first of KEYS that is there, else the file itself).
 
-    Raises UserError for a file that cannot be read, or that asks for more than arrays.
+    Raises UserError for a file that cannot be read, or that asks for more than arrays and ALLOWED.
     """
     if not path.exists():
         raise UserError(f"no weights in {path}: there is no such file or folder")

@@ -11,7 +11,7 @@ import numpy as np
 
 from videomae_jax.errors import UserError, allow
 
-RATES = (0.01, 1000.0)  # frames a second that a sampling or a packing may ask for
+RATES = (0.01, 1000.0)  # frames a second that a sampling or a packing may ask for, or pictures be said to have
 
 
 def strided(frames: int, /, *, start: int, clip: int, stride: int) -> np.ndarray:

@@ -317,7 +317,7 @@ def merged(words: str, /, *, out: pathlib.Path, aliases: str | None = None, name
     """Merges the indexes that `words` names, separated by commas, writes index and maps, and tells of it in lines for people."""
     if out.suffix != ".parquet":
         raise UserError(f"--out={out}; allowed is a file name that ends in .parquet")
-    paths = [pathlib.Path(word) for word in words.split(",") if word]
+    paths = [remote.local(word, what="index") for word in words.split(",") if word]
     if out.resolve() in [path.resolve() for path in paths]:
         raise UserError(f"--out={out} is one of the indexes to merge; give another name")
     if out.stem in [path.stem for path in paths]:
