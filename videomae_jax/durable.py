@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import datetime
 import json
-import os
 import pathlib
 import re
 import secrets
@@ -19,7 +18,8 @@ import numpy as np
 
 from videomae_jax import agreement, parallel
 from videomae_jax.copies import Copies
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, unwritable
+from videomae_jax.whole import write
 
 RETRY = (10.0, 300.0)  # seconds to the first new try after a failed copy, doubled each time up to the second
 ROW = 4  # failures in a row after which the end of a run waits no longer
@@ -272,10 +272,8 @@ class Durable:
             if self._cut is None:
                 path.unlink(missing_ok=True)
             else:
-                part = path.with_name(f".{CUT}")
                 holder, start = self._earlier or (self._holder, self._token)
-                part.write_text(json.dumps({"beyond": self._cut, "but": sorted(self._new), "holder": holder, "start": start}))
-                os.replace(part, path)
+                write(path, json.dumps({"beyond": self._cut, "but": sorted(self._new), "holder": holder, "start": start}))
         except OSError as error:
             self.failures += 1
             self._warn(f"{path} cannot be written ({error.strerror}): a new start does not know which steps in {self._place.path} a rollback cut off")
@@ -320,7 +318,8 @@ class Durable:
     def recall(self) -> None:
         """Brings back config, metrics, the best weights and the like into a run directory that is new or gone.
 
-        Raises UserError where the place belongs to another run, or cannot be read or made and this run has not used it before.
+        Raises UserError where the place belongs to another run, or cannot be read or made and this run has not used it before,
+        and what `unwritable` says where the run directory cannot be written.
         """
         if not parallel.is_lead():
             return
@@ -348,16 +347,18 @@ class Durable:
             if wrong := self._copies.bring(f"{BEST}/{step:08d}", step=step, into=into)[0]:
                 shutil.rmtree(into, ignore_errors=True)
                 self._warn(f"the best weights in {self._place.path}, of step {step}, cannot be used: {wrong}; the run goes on without them")
-        for name in sorted(texts, key="config.json".__eq__):  # last: what makes it a run directory
-            self._directory.mkdir(parents=True, exist_ok=True)
-            (self._directory / name).write_bytes(texts[name])
+        try:
+            for name in sorted(texts, key="config.json".__eq__):  # last: what makes it a run directory
+                write(self._directory / name, texts[name])
+        except OSError as error:
+            raise unwritable(self._directory, error) from error
         if texts:
             self._warn(f"the run directory {self._directory} is taken up again from {self._place.path}")
 
     def own(self) -> None:
         """Marks the run directory, which holds a run by now, so that no other run takes the place for its own."""
         if parallel.is_lead() and not (self._directory / OWNER).exists():
-            (self._directory / OWNER).write_text(json.dumps({"run": secrets.token_hex(16), "place": self._place.path}))
+            write(self._directory / OWNER, json.dumps({"run": secrets.token_hex(16), "place": self._place.path}))
 
     def _own(self) -> dict[str, Any]:
         """What the run directory says of the place that it uses; {} where it says nothing."""
