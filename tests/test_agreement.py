@@ -48,10 +48,15 @@ def test_one_process_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_checkpoints_are_those_of_the_first_process(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The choice of a checkpoint asks."""
+    """The choice of a checkpoint asks, and so does the way back."""
     from videomae_jax.checkpoint import Checkpointer
 
     saver = Checkpointer(tmp_path / "checkpoints")
     monkeypatch.setattr(agreement, "numbers", lambda own, what: [*own(), 7])
     assert saver.steps() == [] and saver.candidates() == [7]
+    aside: list[list[int]] = []
+    monkeypatch.setattr(agreement, "numbers", lambda own, what: [3, 7])
+    monkeypatch.setattr(saver, "_set_aside", lambda steps, why: aside.append(steps))
+    saver.retreat(5)
+    assert aside == [[7]]  # and no other, nor none, where the own listing is late: all wait for each other there
     saver.close()

@@ -3,6 +3,9 @@
 import functools
 import pathlib
 import random
+import shutil
+import time
+import types
 from typing import Any
 
 import jax
@@ -183,11 +186,57 @@ def test_metadata_that_one_of_several_cannot_read(tmp_path: pathlib.Path, monkey
     saver.close()
 
 
-def as_two(asked: Any, monkeypatch: pytest.MonkeyPatch, wrong: str) -> str:
+def as_two(asked: Any, monkeypatch: pytest.MonkeyPatch, *args: Any, **kw: Any) -> Any:
     """`asked` as one of two processes; the storage layer would wait for the other."""
     with monkeypatch.context() as patch:
         patch.setattr(jax, "process_count", lambda: 2)
-        return asked(wrong)
+        return asked(*args, **kw)
+
+
+class Late:
+    """A second place of the second of two processes, with steps 1 and 2. The first brings 2 back, which the file system shows here `late`."""
+
+    def __init__(self, directory: pathlib.Path, /, *, stale: bool) -> None:
+        self.directory, self.stale, self.asked = directory, stale, []
+        self.hidden = directory.with_name("hidden") / "00000002"
+        shutil.copytree(directory / self.hidden.name, self.hidden)
+        if not stale:
+            shutil.rmtree(directory / self.hidden.name)
+
+    def steps(self, *, needed: bool) -> list[int]:
+        """Both."""
+        return [1, 2]
+
+    def fetch(self, step: int, /, *, into: pathlib.Path) -> bool:
+        """Only the first process has `into`."""
+        self.asked.append(f"fetch {step}")
+        return True
+
+    def late(self, seconds: float) -> None:
+        """As time goes by."""
+        self.hidden.rename(self.directory / self.hidden.name)
+
+    def offer(self, step: int, /) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_step_that_is_brought_back_is_seen_by_all(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, stale: bool) -> None:
+    """Where a shared file system shows it late, or still shows an old one: no process takes another step, or part in what the others do not do."""
+    directory = tmp_path / "run" / "checkpoints"
+    save(directory, (1, 2)).close()
+    place, told = Late(directory, stale=stale), [[1], [1, 2]]
+    saver = Checkpointer(directory, keep_last=9, warn=lambda line: None, second=place)
+    plain = saver._readable
+    monkeypatch.setattr(saver, "_readable", lambda step, *a, **kw: [place.asked.append(f"restore {step}"), plain(step, *a, **kw)][1])
+    monkeypatch.setattr(parallel, "is_lead", lambda: False)
+    monkeypatch.setattr("jax.experimental.multihost_utils.broadcast_one_to_all", lambda mine: np.resize([*told.pop(0), *[-1] * agreement.MOST], len(mine)))
+    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", lambda bad: np.asarray([False, bool(bad)]))
+    monkeypatch.setattr(agreement, "numbers", functools.partial(as_two, agreement.numbers, monkeypatch))
+    monkeypatch.setattr(agreement, "time", types.SimpleNamespace(monotonic=time.monotonic, sleep=place.late))
+    assert saver.latest_good(state()[1], rng=state()[0].rng).step == 2
+    assert place.asked == ["fetch 2", "restore 2"] and not told
+    saver.close()
 
 
 def test_a_lost_process_is_no_damage(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

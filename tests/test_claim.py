@@ -12,7 +12,7 @@ import test_train as loops
 from runs import shared_programs  # noqa: F401 (a fixture)
 
 from videomae_jax import config as configs
-from videomae_jax import occupancy, run_directory
+from videomae_jax import occupancy, run_directory, whole
 from videomae_jax import train as loop
 from videomae_jax.assembly import assemble
 from videomae_jax.checkpoint import Checkpointer
@@ -48,7 +48,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException, /, *, number:
             raise error
         plain(source, target)
 
-    monkeypatch.setattr(run_directory.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
 
 
 def test_another_config_between_claim_and_training(tmp_path: pathlib.Path) -> None:
@@ -126,7 +126,7 @@ def test_a_full_disk_is_no_mistake(tmp_path: pathlib.Path, monkeypatch: pytest.M
         def refuse(path: pathlib.Path, text: str, /, number: int = number) -> None:
             raise OSError(number, os.strerror(number), str(path))
 
-        monkeypatch.setattr(run_directory, "write", refuse)
+        monkeypatch.setattr(whole, "write", refuse)
         claim(tmp_path)
         with pytest.raises(kind, match=f"cannot write to --workdir={tmp_path}: {os.strerror(number)}"):
             claim(tmp_path, log__every=3)

@@ -156,68 +156,6 @@ def test_an_outage_neither_loses_nor_invents_a_run(tmp_path: pathlib.Path, stora
     saver.close()
 
 
-def test_a_rollback_is_one_in_both_places(tmp_path: pathlib.Path, storage: Storage) -> None:
-    """Later steps are not taken from there while they cannot be removed, and are removed when they can."""
-    place, saver = two(tmp_path, here=9, keep_last=9)
-    save(place, saver, 1, 2, 3)
-    storage.fault = lambda operation, path: away("", "") if operation in ("rm", "rm_file") else None
-    saver.retreat(1)
-    assert saver.steps() == [1] and saver.candidates() == [1] and newest(saver) == 1
-    storage.fault = lambda operation, path: None
-    deadline = time.monotonic() + 60
-    while (tmp_path / "place" / "00000002").exists() or (tmp_path / "place" / "00000003").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    save(place, saver, 2)
-    assert place.steps(needed=True) == [1, 2] and not (tmp_path / "run" / durable.CUT).exists()
-    saver.close()
-
-
-def test_what_a_rollback_cut_off_outlives_the_process(tmp_path: pathlib.Path, storage: Storage) -> None:
-    """While nothing can be removed there, copies of new steps go on, and the next start takes these and none that was cut off, and removes those."""
-    place, saver = two(tmp_path, here=9, keep_last=9)
-    save(place, saver, 1, 2, 3)
-    storage.fault = lambda operation, path: away("", "") if operation in ("rm", "rm_file") else None
-    saver.retreat(1)
-    for step in (2, 4):  # the first would take the place of one that was cut off
-        saver.save(step, checkpoints.state(seed=step)[0], meta={"config": "{}", "samples": 4 * step, "step": step})
-        saver.wait()
-        place.wait(seconds=60)
-    place.close()
-    saver.close()
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
-    place, saver = two(tmp_path, here=9, keep_last=9)
-    assert place.steps(needed=True) == saver.candidates() == [1, 4] and (tmp_path / "place" / "00000003").exists()
-    storage.fault = lambda operation, path: None
-    assert newest(saver) == 4 and place.wait(seconds=60)
-    assert steps_begun(tmp_path / "place") == [1, 4] and not (tmp_path / "run" / durable.CUT).exists()
-    saver.close()
-
-
-def test_a_copy_of_an_abandoned_step_is_none_of_the_new_one(tmp_path: pathlib.Path, storage: Storage) -> None:
-    """It was under way when the run went back, and ended when the same step was saved anew."""
-    place, saver = two(tmp_path, here=9, keep_last=9)
-    save(place, saver, 1)
-    reached, gate = threading.Event(), threading.Event()
-
-    def hold(operation: str, path: str) -> None:
-        if operation == "pipe_file" and path.endswith(f"00000003/{manifest.NAME}"):
-            reached.set()
-            assert gate.wait(60)
-
-    storage.fault = hold
-    for seed in (3, 30):
-        saver.save(3, checkpoints.state(seed=seed)[0], meta={"config": "{}", "samples": seed, "step": 3})
-        saver.wait()
-        assert reached.wait(60)
-        if seed == 3:
-            saver.retreat(1)
-    gate.set()
-    assert place.wait(seconds=60) and place.steps(needed=True) == [1, 3]
-    assert len({(tmp_path / folder / "00000003" / manifest.NAME).read_bytes() for folder in ("place", "run/checkpoints")}) == 1
-    saver.close()
-
-
 def test_copies_slower_than_saves_skip_steps(tmp_path: pathlib.Path, storage: Storage) -> None:
     """While one is under way only the newest waits; a step that is removed meanwhile is given up, loudly, and nothing else is."""
     said: list[str] = []

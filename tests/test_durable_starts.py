@@ -1,7 +1,10 @@
 """Starts with a second place of checkpoints: whose it is, what is there, and what must not be written over."""
 
+import errno
+import os
 import pathlib
 import shutil
+from typing import Any
 
 import places
 import pytest
@@ -9,9 +12,9 @@ import test_checkpoint as checkpoints
 from places import Storage, away, everything, go, save, short, steps_begun, two
 from runs import shared_programs  # noqa: F401 (a fixture)
 
-from videomae_jax import durable, run_directory
+from videomae_jax import copies, durable, run_directory
 from videomae_jax.durable import Durable, Place
-from videomae_jax.errors import UserError
+from videomae_jax.errors import StorageError, UserError
 
 pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"), pytest.mark.usefixtures("collected")]
 quick, storage = places.quick, places.storage
@@ -67,12 +70,13 @@ def test_of_two_live_starts_the_later_has_the_place(tmp_path: pathlib.Path, stor
     requests: list[tuple[str, str]] = []
     storage.fault = lambda operation, path: requests.append((operation, pathlib.Path(path).name))
     assert go(tmp_path / "two", there).step == 6
-    names = [operation for operation, name in requests if operation == "get_file" or (operation, name) == ("pipe_file", durable.HOLDER)]
+    names = [operation for operation, name in requests if operation == "get_file" or (operation, name) == ("pipe_file", durable.HOLDER + copies.PART)]
     assert names[0] == "pipe_file" and names.count("pipe_file") == 1 and len(names) > 1  # before it reads what the first might still remove
     before = everything(there)
     first.offer(4)
     assert not first.wait(seconds=60) and everything(there) == before
     assert len(said) == 2 and f"another start has taken {there} ({tmp_path / 'two'} on " in said[0] and "checkpoint 4 is not in" in said[1]
+    assert not first.fetch(4, into=tmp_path / "fetched") and "cannot be used: another start has taken the place" in said[2]
     first.forget(0)
     assert not (directory / durable.CUT).exists() and first.steps(needed=True) == [] and not first.wait(seconds=60) and everything(there) == before
 
@@ -140,7 +144,7 @@ def test_what_was_cut_off_outlives_a_start_that_ends_while_it_takes_the_place(tm
     cut, noted = tmp_path / "run" / durable.CUT, []
 
     def fault(operation: str, path: str) -> None:
-        if operation == "pipe_file" and path.endswith(durable.HOLDER):
+        if operation == "pipe_file" and path.endswith(durable.HOLDER + copies.PART):
             noted.append(cut.read_text())
             if moment == "before":
                 away("", "")
@@ -232,10 +236,11 @@ def test_a_place_that_is_a_file_is_told_before_the_run_begins(tmp_path: pathlib.
 
 def test_a_damaged_list_of_what_was_cut_off_is_told(tmp_path: pathlib.Path) -> None:
     """The run must not go on with steps of an abandoned part."""
+    (tmp_path / "run").mkdir()
     for text in ("", "[]", '{"beyond": 1}'):
-        (tmp_path / durable.CUT).write_text(text)
+        (tmp_path / "run" / durable.CUT).write_text(text)
         with pytest.raises(UserError, match=rf"{durable.CUT} cannot be read .* remove those, then it"):
-            Durable(Place(str(tmp_path / "place")), tmp_path)
+            Durable(Place(str(tmp_path / "place")), tmp_path / "run")
 
 
 def test_a_place_that_somebody_emptied_is_filled_again(tmp_path: pathlib.Path) -> None:
@@ -246,3 +251,81 @@ def test_a_place_that_somebody_emptied_is_filled_again(tmp_path: pathlib.Path) -
     save(place, saver, 2)
     assert place.steps(needed=True) == [2] and place.failures == 0
     saver.close()
+
+
+@pytest.mark.parametrize("place", ["run", "run/checkpoints", "link/best", "file://{home}/run", "."])
+def test_the_run_directory_is_no_place_for_its_copies(tmp_path: pathlib.Path, place: str) -> None:
+    """What is no longer kept there would be removed here: the milestones of the run, or a run directory whose name is a date."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    address = place.format(home=tmp_path) if "://" in place else str(tmp_path / place)
+    with pytest.raises(UserError, match=r"are one folder or lie in one another; allowed is a folder apart from it, or an address"):
+        Durable(Place(address), tmp_path / "run")
+    for other in (str(tmp_path / "run_place"), "memory://run"):
+        Durable(Place(other), tmp_path / "run")
+
+
+def test_a_copy_that_is_cut_off_leaves_what_the_place_says_of_the_run_whole(tmp_path: pathlib.Path, storage: Storage) -> None:
+    """A kill or a full disk amid one of its files: the old one stays. Those that did not change are not written again."""
+    place, saver = two(tmp_path)
+    config = tmp_path / "run" / "config.json"
+    config.write_text('{"seed": 0}')
+    save(place, saver, 1)
+    written: list[str] = []
+
+    def fault(operation: str, path: str) -> None:
+        written.extend([pathlib.Path(path).name] if operation == "pipe_file" else [])
+        if operation == "mv" and path.endswith(f"config.json{copies.PART}"):
+            away("", "")
+
+    storage.fault = fault
+    save(place, saver, 2)
+    assert written and not {f"{name}{copies.PART}" for name in ("config.json", durable.OWNER)} & set(written)
+    assert all(name.endswith(copies.PART) for name in written)  # opening one by its own name empties it
+    config.write_text('{"seed": 1, "more": 2}')
+    place.offer(2)
+    assert not place.wait(seconds=60) and (tmp_path / "place" / "config.json").read_text() == '{"seed": 0}'
+    storage.fault = lambda operation, path: None
+    assert place.wait(seconds=60) and (tmp_path / "place" / "config.json").read_text() == config.read_text()
+    assert not list((tmp_path / "place").rglob(f"*{copies.PART}"))
+    saver.close()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_full_disk_while_a_run_is_taken_up_leaves_no_half_of_it(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """One line that says so, and the same start goes once there is room."""
+    there, run, calls, plain = tmp_path / "place", tmp_path / "run", [], os.replace
+    there.mkdir()
+    texts = {durable.OWNER: b'{"run": "1"}', "metrics.jsonl": b'{"step": 1}', "config.json": b"{}"}
+    for name, raw in texts.items():
+        (there / name).write_bytes(raw)
+
+    def replace(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) == number:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        plain(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match=f"cannot write to --workdir={run}: No space left on device"):
+        patch.setattr(os, "replace", replace)
+        Durable(Place(str(there)), run, warn=lambda line: None).recall()
+    assert all(texts[path.name] == path.read_bytes() for path in run.iterdir()) and not (run / "config.json").exists()
+    (run / ".metrics.jsonl.7").write_text("{")  # of a start that was killed there
+    run_directory.check_free(run, also=durable.RUN)
+    Durable(Place(str(there)), run, warn=lambda line: None).recall()
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == texts | {".metrics.jsonl.7": b"{"}
+
+
+def test_a_full_disk_leaves_no_half_mark_in_the_run_directory(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it would be told from the one in the place, and the run refused its own copies."""
+    def full(source: Any, target: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    (tmp_path / "run").mkdir()
+    place = Durable(Place(str(tmp_path / "place")), tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left on device"):
+        patch.setattr(os, "replace", full)
+        place.own()
+    assert not list((tmp_path / "run").iterdir())
+    place.own()
+    assert (tmp_path / "run" / durable.OWNER).exists()

@@ -279,8 +279,12 @@ class Checkpointer:
 
         Raises UserError where nothing is here and the second place cannot be asked, StorageError where another process sees less.
         """
+        return self._told()[1]
+
+    def _told(self) -> tuple[list[int], list[int]]:
+        """Those here, by which every process decides what to do with the others, and `candidates`."""
         here = agreement.numbers(self._listed, what="checkpoint")
-        return sorted({*here, *self._second.steps(needed=not here)}) if self._second else here
+        return here, sorted({*here, *self._second.steps(needed=not here)}) if self._second else here
 
     def _listed(self) -> list[int]:
         self._manager.reload()
@@ -292,16 +296,17 @@ class Checkpointer:
         They must not stay: their steps will be saved again. They are moved only once another is read, so that a run
         whose checkpoints are all damaged never starts afresh in silence.
         """
-        damaged, steps = [], self.candidates()
+        damaged, (here, steps) = [], self._told()
         for step in reversed(steps):
-            restored = self._readable(step, abstract, rng=rng) if step in self.steps() else None
-            if restored is None and self._second and self._fetched(step):
+            restored = self._readable(step, abstract, rng=rng) if step in here else None
+            if restored is None and self._second and self._fetched(step, here=step in here):
+                here = [*here, step]
                 restored = self._readable(step, abstract, rng=rng)
             if restored is not None:
                 self._set_aside(damaged, "damaged")
                 self._offer(step)
                 return restored
-            if step in self.steps():
+            if step in here:
                 damaged.append(step)
         raise UserError(f"no readable checkpoint in {self.directory}; its steps are {steps}. Use a new --workdir, or repair or remove them")
 
@@ -315,15 +320,14 @@ class Checkpointer:
             self._warn(f"{error}; trying the one before")
             return None
 
-    def _fetched(self, step: int, /) -> bool:
-        """Whether the second place gave its copy of a step, which takes the place of a damaged one."""
+    def _fetched(self, step: int, /, *, here: bool) -> bool:
+        """Whether the second place gave its copy of a step, which takes the place of a damaged one where one is `here`."""
         fetched = self.directory.with_name(f"{self.directory.name}_fetched") / f"{step:08d}"
         if good := self._second.fetch(step, into=fetched):
-            self._set_aside([step] if step in self.steps() else [], "damaged")
+            self._set_aside([step] if here else [], "damaged")
             if parallel.is_lead():
                 fetched.rename(self.directory / fetched.name)
-            parallel.barrier("checkpoint fetched")
-            self._manager.reload()
+            agreement.numbers(self._listed, what="checkpoint")  # a shared file system shows it to the others late
             self._warn(f"checkpoint {step} is brought back from the durable place")
         return good
 
@@ -333,9 +337,10 @@ class Checkpointer:
         The updates since `step` were skipped and changed nothing: where no checkpoint as old as that is kept, the oldest one serves.
         """
         self.check(wait=True)
-        step = max(step, min(self.candidates(), default=step))
-        self._set_aside([s for s in self.steps() if s > step], "abandoned")
-        self._step, self._offered = min(step, self._step), min(step, self._offered)
+        here, steps = self._told()
+        step = max(step, min(steps, default=step))
+        self._set_aside([s for s in here if s > step], "abandoned")
+        self._step, self._offered = -1, -1  # as at a start: what is restored next is offered to the second place, which may hold none as old
         if self._second:
             self._second.forget(step)
 

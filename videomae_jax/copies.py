@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import os
 import pathlib
 import posixpath
 import queue
@@ -19,6 +20,7 @@ from videomae_jax.errors import UserError
 
 TRIES, PAUSE = 5, 0.1  # of one request, and seconds after the first that failed, doubled each time
 THREADS = 4
+PART = ".part"  # ends the name of a file of a folder that is not yet whole
 
 
 def patiently(call: Callable[[], Any], /) -> Any:
@@ -72,7 +74,10 @@ class _Patient:
 
 
 class Copies:
-    """What lies at an address; names are relative to it. Raises UserError where no file system has such addresses, and later what that raises."""
+    """What lies at an address; names are relative to it. Raises UserError where no file system has such addresses, and later what that raises.
+
+    `folder` is where it lies on this host, all links followed; None for an address elsewhere.
+    """
 
     def __init__(self, address: str, /) -> None:
         try:
@@ -80,14 +85,26 @@ class Copies:
         except (ImportError, ValueError) as error:
             raise UserError(f"{address} cannot be reached: {str(error).splitlines()[0]}") from error
         self._fs, self._root = _Patient(fs), root.rstrip("/")
+        local = fsspec.core.split_protocol(address)[0] in (None, "file", "local")
+        self.folder = pathlib.Path(os.path.realpath(root)) if local else None
 
     def make(self) -> None:
         """Makes the folder itself."""
         self._fs.makedirs(self._root, exist_ok=True)
 
     def write(self, name: str, raw: bytes, /) -> None:
-        """Writes a small file of the folder, which is there."""
-        self._fs.pipe_file(f"{self._root}/{name}", raw)
+        """Writes a small file of the folder, which is there. Of one that is cut off no part stays under the name, here as on object stores."""
+        path = f"{self._root}/{name}"
+        if self.folder is None:
+            self._fs.pipe_file(path, raw)
+        else:
+            self._fs.pipe_file(path + PART, raw)
+            self._fs.mv(path + PART, path)
+
+    def renew(self, name: str, raw: bytes, /) -> None:
+        """`write` where what is there differs."""
+        if self.read(name) != raw:
+            self.write(name, raw)
 
     def read(self, name: str, /) -> bytes | None:
         """A small file; None where there is none."""

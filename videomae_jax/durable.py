@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import datetime
 import json
-import os
 import pathlib
 import re
 import secrets
@@ -19,7 +18,8 @@ import numpy as np
 
 from videomae_jax import agreement, parallel
 from videomae_jax.copies import Copies
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, unwritable
+from videomae_jax.whole import write
 
 RETRY = (10.0, 300.0)  # seconds to the first new try after a failed copy, doubled each time up to the second
 ROW = 4  # failures in a row after which the end of a run waits no longer
@@ -57,11 +57,16 @@ class Durable:
     the manifest says. Trouble with the place never raises: `warn` is told, `failures` counts it, and it is tried again.
     Where saves are faster than copies, only the newest waits, beside those that are kept for ever. Of several processes the
     first does all of this, and the others get its answers; they see the same run directory. Of several starts on one place,
-    each with a run directory of its own, the last writes there, and the others are told.
+    each with a run directory of its own, the last writes there, and the others are told. Raises UserError for a folder that is
+    the run's own, lies in it or holds it: what is removed there may be what lies here.
     """
 
     def __init__(self, place: Place, directory: pathlib.Path, /, *, warn: Callable[[str], None] = warnings.warn) -> None:
         self._copies = Copies(place.path)
+        there, here = self._copies.folder, directory.resolve()
+        if there and (there.is_relative_to(here) or here.is_relative_to(there)):
+            raise UserError(f"the durable place {place.path} and the run directory {directory} are one folder or lie in one another; "
+                            "allowed is a folder apart from it, or an address")
         self._place, self._directory, self._warn = place, directory, warn
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
         self._token = f"{directory.resolve()} on {socket.gethostname()}, start {secrets.token_hex(8)} at {now}"
@@ -206,7 +211,7 @@ class Durable:
         self._hold()
         self.own()
         for path in (path for pattern in RUN for path in sorted(self._directory.glob(pattern))):
-            self._copies.write(path.name, path.read_bytes())
+            self._copies.renew(path.name, path.read_bytes())
         try:
             self._copies.put(source, source.name, sure=self._hold, anew=step in self._damaged)
             self._damaged.discard(step)
@@ -244,20 +249,24 @@ class Durable:
             self._asked["best"] -= asked
 
     def _tidy(self) -> None:
-        """Removes what a rollback cut off, what is no longer kept, and copies that came to nothing. A damaged copy takes the place of no good one."""
+        """Removes what a rollback cut off, what is no longer kept, and copies that came to nothing. A damaged copy takes the place of no good one.
+
+        What was cut off stays until a good one is there: a run whose directory is lost goes on from it sooner than from nothing.
+        """
         ways, asked, every = self._ways, self._asked["removal"], self._place.keep_every
-        begun, steps = self._copies.begun(), self._copies.steps()
+        begun, complete = self._copies.begun(), self._copies.steps()
         self._hold()
         with self._change:
-            steps = self._valid(steps)
+            steps = self._valid(complete)
             good = [step for step in steps if step not in self._damaged]
         first = (good[-self._place.keep_last:] or [0])[0]  # of those that stay; damaged ones among them may be good at another look
+        stay = steps if good else complete
         for step in begun:
-            if step not in steps or (step < first and not (every and step % every == 0)):
+            if step not in stay or (step < first and not (every and step % every == 0)):
                 self._copies.drop(f"{step:08d}")
         with self._change:
             self._asked["removal"] -= asked
-            if self._cut is not None and ways == self._ways:
+            if self._cut is not None and ways == self._ways and stay == steps:
                 self._cut, self._new = None, set()
                 self._note()
 
@@ -272,10 +281,8 @@ class Durable:
             if self._cut is None:
                 path.unlink(missing_ok=True)
             else:
-                part = path.with_name(f".{CUT}")
                 holder, start = self._earlier or (self._holder, self._token)
-                part.write_text(json.dumps({"beyond": self._cut, "but": sorted(self._new), "holder": holder, "start": start}))
-                os.replace(part, path)
+                write(path, json.dumps({"beyond": self._cut, "but": sorted(self._new), "holder": holder, "start": start}))
         except OSError as error:
             self.failures += 1
             self._warn(f"{path} cannot be written ({error.strerror}): a new start does not know which steps in {self._place.path} a rollback cut off")
@@ -308,8 +315,10 @@ class Durable:
         return [step for step in told.tolist() if step >= 0]
 
     def fetch(self, step: int, /, *, into: pathlib.Path) -> bool:
-        """Whether `into` now holds the step, every file of which matches the manifest."""
-        wrong, damaged = self._copies.bring(f"{step:08d}", step=step, into=into) if parallel.is_lead() else ("", False)
+        """Whether `into` now holds the step, every file of which matches the manifest; never one that `steps` leaves out."""
+        with self._change:
+            wrong = "another start has taken the place" if self._lost else "" if self._valid([step]) else "it is of an abandoned part of the run"
+        wrong, damaged = (wrong, False) if wrong or not parallel.is_lead() else self._copies.bring(f"{step:08d}", step=step, into=into)
         if wrong:
             self.failures += 1
             with self._change:
@@ -320,7 +329,8 @@ class Durable:
     def recall(self) -> None:
         """Brings back config, metrics, the best weights and the like into a run directory that is new or gone.
 
-        Raises UserError where the place belongs to another run, or cannot be read or made and this run has not used it before.
+        Raises UserError where the place belongs to another run, or cannot be read or made and this run has not used it before,
+        and what `unwritable` says where the run directory cannot be written.
         """
         if not parallel.is_lead():
             return
@@ -348,16 +358,18 @@ class Durable:
             if wrong := self._copies.bring(f"{BEST}/{step:08d}", step=step, into=into)[0]:
                 shutil.rmtree(into, ignore_errors=True)
                 self._warn(f"the best weights in {self._place.path}, of step {step}, cannot be used: {wrong}; the run goes on without them")
-        for name in sorted(texts, key="config.json".__eq__):  # last: what makes it a run directory
-            self._directory.mkdir(parents=True, exist_ok=True)
-            (self._directory / name).write_bytes(texts[name])
+        try:
+            for name in sorted(texts, key="config.json".__eq__):  # last: what makes it a run directory
+                write(self._directory / name, texts[name])
+        except OSError as error:
+            raise unwritable(self._directory, error) from error
         if texts:
             self._warn(f"the run directory {self._directory} is taken up again from {self._place.path}")
 
     def own(self) -> None:
         """Marks the run directory, which holds a run by now, so that no other run takes the place for its own."""
         if parallel.is_lead() and not (self._directory / OWNER).exists():
-            (self._directory / OWNER).write_text(json.dumps({"run": secrets.token_hex(16), "place": self._place.path}))
+            write(self._directory / OWNER, json.dumps({"run": secrets.token_hex(16), "place": self._place.path}))
 
     def _own(self) -> dict[str, Any]:
         """What the run directory says of the place that it uses; {} where it says nothing."""

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import fnmatch
 import json
-import os
 import pathlib
 import secrets
 import sys
@@ -19,37 +18,19 @@ from videomae_jax import config as configs
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer, DamagedError
 from videomae_jax.data import quarantine
-from videomae_jax.durable import BEST, OWNER, RUN, Durable
+from videomae_jax.durable import BEST, CUT, OWNER, RUN, Durable
 from videomae_jax.errors import StorageError, UserError, unwritable
 from videomae_jax.evals.base import Context, Headlined
 from videomae_jax.head_rows import CLASSES, check_own, told
 from videomae_jax.run_data import DATA
+from videomae_jax.whole import renew, write
 
 GROUPS = ("objective", "data", "eval_data", "optimizers", "evaluators", "checkpoint", "log", "mesh")
 NEEDED: dict[str, Any] = {**dict.fromkeys(GROUPS, dict), "total": (str, int), "batch_size": int}  # of a stored config
 FIRST = ("recipe_card.json", "recipe_card.txt", CLASSES, DATA, "config.json")  # what a start writes before it trains
-TEMPORARY = tuple(f".{name}.[0-9]*" for name in FIRST)  # names of theirs that a killed start leaves
+TEMPORARY = tuple(f".{name}.[0-9]*" for name in (*FIRST, *RUN, CUT))  # of files that a start was killed amid, a durable place's too
 SHARED = ".shared."  # begins the name of a file by which processes see whether they share the run directory
 WINDOW = 1000  # decoded clips over which the share of unreadable ones is taken
-
-
-def write(path: pathlib.Path, text: str, /) -> None:
-    """Replaces `path` as a whole, so that a killed process leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):  # what went wrong is told
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def renew(path: pathlib.Path, text: str, /) -> None:
-    """`write` where the text differs: a full disk keeps no start away that changes nothing."""
-    if not path.is_file() or path.read_bytes() != text.encode():
-        write(path, text)
 
 
 def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool, say: Any, place: Durable | None = None) -> None:

@@ -72,8 +72,8 @@ class Watchdog:
     The first step after a compilation, a save or an evaluation has the limit of that: another process may be at it still,
     and this one waits for it in the step.
     Time counts only as the thread itself gets to run, so that a stopped process or a starved machine is no false alarm.
-    With several processes each leaves its place in `stacks/<number>.json`: whoever writes stacks names the process that
-    is behind, and all others write theirs when they see his. `tick` runs every second or more often; `broken` names what can
+    With several processes each leaves its place in `stacks/<number>.json`: whoever finds itself stuck names the process that
+    is behind, and all others write their stacks when they see his, and name him. `tick` runs every second or more often; `broken` names what can
     no longer work, whatever the limits are; `end` ends the process.
     The thread itself never touches the run directory, whose storage may be what is stuck: that is for others (`Board`, `within`).
     """
@@ -160,7 +160,7 @@ class Watchdog:
             number += 1
         return number
 
-    def _give_up(self, place: tuple[str, int], seconds: float, limit: float, /, *, broken: str, follows: bool) -> None:
+    def _give_up(self, place: tuple[str, int], seconds: float, limit: float, /, *, broken: str, follows: str) -> None:
         try:
             self._tell(place, seconds, limit, broken=broken, follows=follows)
         finally:  # whatever fails on the way there, no process stays
@@ -168,12 +168,14 @@ class Watchdog:
                 child.kill()
             self._end(STUCK)
 
-    def _tell(self, place: tuple[str, int], seconds: float, limit: float, /, *, broken: str, follows: bool) -> None:
+    def _tell(self, place: tuple[str, int], seconds: float, limit: float, /, *, broken: str, follows: str) -> None:
         """Says on standard error, in the stacks and in the log where the process stands; what does not answer is left alone."""
         phase, step = place
         stacks, path = within(GRACE, _stacks) or "(none)", self._folder / f"{self._rank}.txt"
-        stuck = "another process has given up" if follows else f"{WHAT[phase]} is stuck"
-        why = broken or f"{stuck}{within(GRACE, lambda: self._culprit(place)) or ''}"
+        if follows:  # who has given up says why: reading the places takes of GRACE, and they are too old where something broke a moment ago
+            why = broken or f"process {follows} has given up"
+        else:
+            why = broken or f"{WHAT[phase]} is stuck{within(GRACE, lambda: self._culprit(place)) or ''}"
         line = (f"watchdog: process {self._rank} made no progress for {seconds:.0f} s (limit {limit:.0f}) in {phase} at step {step}: "
                 f"{why}; its stacks are in {path}; exit code {STUCK}")
         within(GRACE, lambda: _say(f"\n{line}\n"))
@@ -200,7 +202,7 @@ class Watchdog:
 class Board:
     """The folder in which processes tell each other where they stand, and `tick`, in a thread of its own: storage that never answers holds up only this.
 
-    `called` is set, and `wake` runs, once another process has written stacks since the start; those of an earlier start lie there too.
+    `called` names another process, and `wake` runs, once that has written stacks since the start; those of an earlier start lie there too.
     `place` gives phase and step of this process, which are left there at once where a phase is none of LOCKSTEP, else every `between`
     seconds; a look comes every `every` seconds.
     """
@@ -209,7 +211,7 @@ class Board:
                  wake: Callable[[], None], every: float, between: float) -> None:
         self._folder, self._rank, self._ranks, self._every, self._between = folder, rank, ranks, every, between
         self._tick, self._place, self._wake = tick, place, wake
-        self.called = False
+        self.called = ""
         self._known: dict[str, int] | None = None  # stacks of the others that were there first
         self._left: tuple[str, int] | None = None
         self._left_at = self._looked_at = -float("inf")
@@ -248,8 +250,9 @@ class Board:
         with contextlib.suppress(OSError):  # they may be seen the next time
             found = {p.name: p.stat().st_mtime_ns for p in self._folder.glob("*.txt") if p.stem != str(self._rank)}
             self._known = found if self._known is None else self._known
-            if any(at > self._known.get(name, -1) for name, at in found.items()):
-                self.called = True
+            new = [(at, name) for name, at in found.items() if at > self._known.get(name, -1)]
+            if new:
+                self.called = self.called or pathlib.Path(min(new)[1]).stem
                 self._wake()
 
     def _leave(self, place: tuple[str, int], /) -> None:
