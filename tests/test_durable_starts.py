@@ -265,6 +265,19 @@ def test_the_run_directory_is_no_place_for_its_copies(tmp_path: pathlib.Path, pl
         Durable(Place(other), tmp_path / "run")
 
 
+def test_folders_that_no_run_began_are_not_taken_for_copies(tmp_path: pathlib.Path) -> None:
+    """A folder of days beside one another, given as the place: they would go with the first removal."""
+    day = tmp_path / "place" / "20261127"
+    day.mkdir(parents=True)
+    place = Durable(Place(str(tmp_path / "place")), tmp_path / "run")
+    with pytest.raises(UserError, match=r"holds 20261127, which no run's copies began"):
+        place.recall()
+    (tmp_path / "run").mkdir()
+    place.own()  # a run that used it before: somebody removed its mark there
+    place.recall()
+    assert day.is_dir()
+
+
 def test_a_copy_that_is_cut_off_leaves_what_the_place_says_of_the_run_whole(tmp_path: pathlib.Path, storage: Storage) -> None:
     """A kill or a full disk amid one of its files: the old one stays. Those that did not change are not written again."""
     place, saver = two(tmp_path)

@@ -337,6 +337,7 @@ class Durable:
         try:
             texts = self._copies.matching(RUN)
             owned = OWNER in texts
+            strange = [] if owned else self._copies.begun()
             if not owned:
                 self._copies.make()  # a file in the way is told now, not by every copy
                 texts = {}
@@ -348,6 +349,8 @@ class Durable:
                 self._warn(f"{text}; the run goes on with what is in {self._directory}")
                 return
             raise UserError(text) from error
+        if strange and self._own().get("place") != self._place.path:
+            raise UserError(f"{self._place.path} holds {strange[0]:08d}, which no run's copies began: it would be removed as one of those; allowed is a new folder")
         if (self._directory / "config.json").exists():
             own = self._directory / OWNER
             if owned and not (own.exists() and own.read_bytes() == texts[OWNER]):
