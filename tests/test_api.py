@@ -13,7 +13,7 @@ import pytest
 import written
 
 import videomae_jax
-from videomae_jax import api, artefact, frame_targets
+from videomae_jax import api, artefact, frame_targets, run_directory
 from videomae_jax import config as configs
 from videomae_jax.__main__ import main
 from videomae_jax.convert import videomae
@@ -152,6 +152,20 @@ def test_averages_that_begin_later(pretrained: pathlib.Path, tmp_path: pathlib.P
     (run / "config.json").write_text(json.dumps(config | {"ema": 0.99}))
     model = videomae_jax.load(run)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(model.params), written.tree(model.objective))
+
+
+def test_a_run_of_an_earlier_version_takes_new_fields(pretrained: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """What its config could not say yet has its default, and may be said now, to Python and to the commands."""
+    run = shutil.copytree(pretrained, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    assert config["objective"]["encoder"].pop("eps")
+    (run / "config.json").write_text(json.dumps(config))
+    video = clips(plain := videomae_jax.load(run))
+    np.testing.assert_array_equal(plain.encode(video).pooled, videomae_jax.load(pretrained).encode(video).pooled)
+    said = {"objective.encoder.eps": "100.0"}
+    assert np.abs(videomae_jax.load(run, assignments=said).encode(video).pooled - plain.encode(video).pooled).max() > 0.01
+    with pytest.raises(UserError, match="no index absent"):  # not that the field is none
+        run_directory.context(run, assignments=said)
 
 
 class Mine(vit.Encoder):

@@ -245,6 +245,8 @@ LACKS = "the config lacks name, total, ema, seed, batch_size, microbatches, work
     (["config.batch_size = '64'", "return config"], "config file {}: batch_size is '64', of type str; allowed is type int"),
     (["config.data = 'index.parquet'", "return config"], "config file {}: data is 'index.parquet', of type str; allowed is type ConfigDict"),
     (["return base.get_config()"], "config.objective names no class; allowed is spec(...) of one, such as config.objective = spec(mae.MAE, ...)"),
+    (["config.objective = config.objective.encoder_mask", "return config"],
+     "config.objective is a Random; allowed is a class that begins from objectives.base.Objective"),
     (["config.data = {}", "return config"], "config.data names no class; allowed is spec(...) of one"),
     (["config.optimizers.main = {'base': 1e-3}", "return config"], "config.optimizers.main names no class"),
     (["config.evaluators.probe = {'every': '5%'}", "return config"], "config.evaluators.probe names no class")])

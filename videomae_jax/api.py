@@ -296,7 +296,7 @@ def of_run(path: pathlib.Path, /, *, step: int | None, best: bool = False) -> St
     if best and step is not None:
         raise UserError(f"step {step} and the best weights are asked for; allowed is one of them")
     folder = kept.checkpoints(path, best=best)
-    config, names, found = run_directory.open_run(path), path / run_directory.CLASSES, chosen(folder, step=step)
+    config, names, found = configs.completed(run_directory.open_run(path)), path / run_directory.CLASSES, chosen(folder, step=step)
     params = load_params(folder, step=found, item="ema" if config.ema and "ema" in saved(folder, step=found) else "params")
     return Stored(config, params, tuple(json.loads(names.read_text())) if names.is_file() else (), found)
 

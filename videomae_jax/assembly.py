@@ -186,6 +186,8 @@ def assemble(config: ml_collections.ConfigDict, /, *, trust: tuple[str, ...] = (
     mesh = layout.mesh(devices)
     objective = configs.build(config.objective, trust=trust)
     source = configs.build(config.data, trust=trust)
+    if not isinstance(objective, base.Objective):
+        raise UserError(f"config.objective is a {type(objective).__name__}; allowed is a class that begins from objectives.base.Objective")
     base.check_phases(objective.phases())
     drawn = base.draws(objective.phases())
     parallel.check_batch(config.batch_size * source.repeats, mesh=mesh, microbatches=config.microbatches)

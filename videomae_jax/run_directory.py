@@ -212,7 +212,7 @@ def check_stored(values: Any, /, *, name: str) -> None:
 
 def context(directory: pathlib.Path, /, *, step: int | None = None, trust: tuple[str, ...] = (), assignments: dict[str, str] | None = None) -> Context:
     """A run's checkpoint as an evaluator sees it, on whatever devices there are; `assignments` override config fields."""
-    config = open_run(directory)
+    config = configs.completed(open_run(directory))
     configs.override(config, assignments or {})
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     ways = jax.device_count()
