@@ -3,15 +3,15 @@
 #   bash launch/host.sh train --config=FILE --workdir=DIR ...
 # COORDINATOR (default: auto, JAX detects the cluster, or what xpk gives the pods of GPUs; none: this machine alone) and INIT_TIMEOUT (seconds)
 # go to the command, in front of its own words, of which the last counts; CHIP chooses the flags;
-# LOGS (default: logs) is the folder of the log, CODES a folder in which a file keeps an exit code other than 0;
+# LOGS (default: logs) is the folder of the log, CODES a folder in which a file keeps an exit code other than 0 (or one file for all);
 # VIDEOMAE_PYTHON is an interpreter that has everything, and nothing is installed. MACHINE: see environment.sh.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 trap 'exit 75' TERM HUP # nothing has begun: what was saved is as it was
 number=${SLURM_PROCID:-${TPU_WORKER_ID:-${JOB_COMPLETION_INDEX:-$(hostname)}}}
-# A file for each process: NFS loses what several machines append to one.
-trap 'code=$?; [ $code -eq 0 ] || [ -z "${CODES:-}" ] || echo $code >"$CODES/$number"' EXIT
+# A file for each process: NFS loses what several machines append to one, which a job that was submitted before still asks for.
+trap 'code=$?; [ $code -eq 0 ] || [ -z "${CODES:-}" ] || if [ -d "$CODES" ]; then echo $code >"$CODES/$number"; else echo $code >>"$CODES"; fi' EXIT
 if [ -z "${CHIP:-}" ] && [ "${JAX_EXTRA:-}" != cpu ] && [ "$(chip_here)" = cpu ] && compgen -G "${MACHINE:-}/dev/nvidia[0-9]*" >/dev/null; then
   echo "error: this machine has a GPU, but no nvidia-smi in PATH tells which; add its folder to PATH (on GKE /usr/local/nvidia/bin," \
     "with /usr/local/nvidia/lib64 in LD_LIBRARY_PATH), or set CHIP to a100, h100, h200, b200 or cpu" >&2

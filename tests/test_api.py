@@ -158,10 +158,11 @@ def test_a_run_of_an_earlier_version_takes_new_fields(pretrained: pathlib.Path, 
     """What its config could not say yet has its default, and may be said now, to Python and to the commands."""
     run = shutil.copytree(pretrained, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
-    assert config["objective"]["encoder"].pop("eps")
+    assert config["objective"]["encoder"].pop("eps") and config["data"].pop("max_bad_fraction")
     (run / "config.json").write_text(json.dumps(config))
     video = clips(plain := videomae_jax.load(run))
     np.testing.assert_array_equal(plain.encode(video).pooled, videomae_jax.load(pretrained).encode(video).pooled)
+    assert configs.to_json(plain.config.data) == configs.to_json(run_directory.open_run(run).data)  # by which an interrupted `predict` knows its views
     said = {"objective.encoder.eps": "100.0"}
     assert np.abs(videomae_jax.load(run, assignments=said).encode(video).pooled - plain.encode(video).pooled).max() > 0.01
     with pytest.raises(UserError, match="no index absent"):  # not that the field is none

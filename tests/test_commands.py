@@ -447,7 +447,7 @@ def test_names_of_classes_lie_beside_the_weights(index: pathlib.Path, tmp_path: 
 def test_names_of_classes_outlast_a_fork_to_their_numbers(index: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Official lists have numbers alone: without the names nothing could say what the head answers, or refuse other names after that."""
     table, other = pq.read_table(index), tmp_path / "index.parquet"
-    names = sources.classes(table.column("label").to_pylist())
+    names = sources.classes(table)
 
     def claim(change: Any) -> None:
         """With the label of every video changed, in an index of its own."""

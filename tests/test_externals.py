@@ -17,7 +17,7 @@ from videomae_jax import api, externals, parallel
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.data import clips, parts, planes, sources, transforms
-from videomae_jax.errors import UserError
+from videomae_jax.errors import StorageError, UserError
 from videomae_jax.models import heads, mae_st, probing, resized, vit
 from videomae_jax.objectives import mae
 from videomae_jax.objectives.base import External
@@ -119,7 +119,7 @@ def test_a_step_that_is_removed_has_no_digest(tmp_path: pathlib.Path, monkeypatc
     monkeypatch.setattr(hashlib, "file_digest", file_digest)
     if not read:
         shutil.rmtree(tmp_path / "checkpoints" / "00000001")
-    with pytest.raises(UserError, match="checkpoint 1 in .*checkpoints is there no more: a run in progress removes older ones; repeat the command"):
+    with pytest.raises(StorageError, match="checkpoint 1 in .*checkpoints is there no more: a run in progress removes older ones; repeat the command"):
         api.digest(tmp_path, step=1)
     assert len(hashed) == read
 

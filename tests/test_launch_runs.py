@@ -754,6 +754,15 @@ def test_the_code_that_is_the_first_decides(times: tuple[int, int], code: int, t
     assert done.returncode == (0 if code == 75 else code) and (tmp_path / "requeued").exists() == (code == 75)
 
 
+def test_a_job_of_before_has_one_file_of_codes(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """SLURM keeps the script of a job through every start, while host.sh is that of the checkout."""
+    codes = tmp_path / "codes"
+    codes.write_text("75\n")
+    python = tool(bin_folder, "python", "#!/usr/bin/env bash\nexit 3\n")
+    assert run("host.sh", "train", env=environment(tmp_path, VIDEOMAE_PYTHON=str(python), LOGS=str(tmp_path), CODES=str(codes))).returncode == 3
+    assert codes.read_text() == "75\n3\n"
+
+
 SAVING = """#!/usr/bin/env bash
 trap 'echo saved; exit 75' TERM
 echo begun

@@ -261,7 +261,7 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, best: bool = F
     if run and conversion or not run and chosen_by:
         raise UserError(f"{next(iter(conversion), chosen_by)} is for {'weights of others' if run else 'run directories'}; {path} is {'a run directory' if run else 'none'}")
     stored = of_run(path, step=step, best=best) if run else of_weights(path, {**conversion, "assignments": assignments})
-    config = stored.config
+    config = configs.completed(stored.config) if run and assignments else stored.config  # fields that the run could not say yet may be said
     if table := next((name for name in assignments or () if run and re.fullmatch(r"objective\.encoder\.(frames|size)", name)), None):
         raise UserError(f"{table} would leave the positions of the weights as they are; `frames` and `size` open a model for other clips")
     with config.unlocked():
@@ -296,7 +296,7 @@ def of_run(path: pathlib.Path, /, *, step: int | None, best: bool = False) -> St
     if best and step is not None:
         raise UserError(f"step {step} and the best weights are asked for; allowed is one of them")
     folder = kept.checkpoints(path, best=best)
-    config, names, found = configs.completed(run_directory.open_run(path)), path / run_directory.CLASSES, chosen(folder, step=step)
+    config, names, found = run_directory.open_run(path), path / run_directory.CLASSES, chosen(folder, step=step)
     params = load_params(folder, step=found, item="ema" if config.ema and "ema" in saved(folder, step=found) else "params")
     return Stored(config, params, tuple(json.loads(names.read_text())) if names.is_file() else (), found)
 

@@ -18,7 +18,7 @@ from flax import traverse_util
 from videomae_jax import config as configs
 from videomae_jax import head_rows, parallel
 from videomae_jax.checkpoint import load_params
-from videomae_jax.errors import DAMAGED, UserError
+from videomae_jax.errors import DAMAGED, StorageError, UserError
 from videomae_jax.models import resized
 from videomae_jax.objectives.base import External
 from videomae_jax.transfer import transfer
@@ -121,7 +121,7 @@ def manifest(externals: Iterable[External], /, *, source: Any = None) -> dict[st
 def digest(path: pathlib.Path, /, *, step: int | None = None) -> str:
     """SHA-256 of a file; of a directory of checkpoints, over the names and digests of the files of `step` (None = the newest).
 
-    Raises UserError for a step that is there no more, or goes meanwhile, as older ones of a run in progress do.
+    Raises StorageError for a step that is there no more, or goes meanwhile, as older ones of a run in progress do.
     """
     if not path.is_dir():
         with path.open("rb") as file:
@@ -134,7 +134,7 @@ def digest(path: pathlib.Path, /, *, step: int | None = None) -> str:
             total.update(f"{file.relative_to(folder).as_posix()} {digest(file)}\n".encode())
         if files and _files(folder) == files:
             return total.hexdigest()
-    raise UserError(f"checkpoint {int(folder.name)} in {folder.parent} is there no more: a run in progress removes older ones; repeat the command")
+    raise StorageError(f"checkpoint {int(folder.name)} in {folder.parent} is there no more: a run in progress removes older ones; repeat the command")
 
 
 def _files(folder: pathlib.Path, /) -> list[pathlib.Path]:

@@ -353,16 +353,19 @@ def _beside(path: pathlib.Path, /) -> pathlib.Path:
 
 
 def _mapped(path: pathlib.Path, digest: bytes, /) -> pa.Table | None:
-    """The mapped table of a cache; None where it is missing, half-written, of fewer columns, other types or stems from another Parquet file.
+    """The mapped table of a cache; None where it is missing, half-written, of fewer columns, or stems from another Parquet file.
 
     All of it is looked at once: a damaged one would end whoever maps it by a signal.
     """
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        known = (reader.schema.metadata or {}).get(DIGEST) == digest and all(field in reader.schema for field in SCHEMA)
+        known = (reader.schema.metadata or {}).get(DIGEST) == digest and set(SCHEMA.names) <= set(reader.schema.names)
         table = reader.read_all() if known else None
         if table is not None:
             table.validate(full=True)
+            for field in SCHEMA:  # of an earlier version: the values stay where they are, the offsets of lists grow
+                if table.schema.field(field.name).type != field.type:
+                    table = table.set_column(table.schema.get_field_index(field.name), field.name, table.column(field.name).cast(field.type))
         return table
     except (OSError, ValueError, pa.ArrowException):
         return None

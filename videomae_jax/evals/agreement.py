@@ -15,10 +15,10 @@ from videomae_jax.types import Array, Batch
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """Share of clips with the same first class in percent, mean KL(teacher || student), and the top-1 of both where clips have labels.
+    """Share of clips with the same first class in percent, mean KL(teacher || student), and the top-1 of both where clips have labels of as many classes.
 
-    One view of every readable clip of a split, `clips` of them spread over it (0 = all). Raises UserError where head and labels disagree
-    about the classes.
+    One view of every readable clip of a split, `clips` of them spread over it (0 = all). Raises UserError where the head counts
+    as many classes in another order.
     """
 
     every: str = "10%"
@@ -32,15 +32,15 @@ class Agreement:
         if not hasattr(objective, "teach"):
             raise UserError(f"{type(objective).__name__} has no teacher to agree with; allowed is a distillation")
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
-        if source.classes:
-            head_rows.check_labels(context.directory, source.classes, head=objective.head.classes)
+        if counted := len(source.classes) == objective.head.classes:
+            head_rows.check_own(context.directory, source.classes)
 
         def compared(params: Any, extra: Any, batch: Batch, rng: Any) -> dict[str, Array]:
             student, teacher = objective.predict(params, extra, batch, rng).logits.astype(jnp.float32), objective.teach(extra, batch)
             p, q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
             return {"same": student.argmax(-1) == teacher.argmax(-1), "divergence": jnp.sum(jnp.exp(p) * (p - q), -1),
                     "student": losses.ranks(student, batch["label"]) < 1, "teacher": losses.ranks(teacher, batch["label"]) < 1,
-                    "kept": batch["valid"] & (batch["fault"] == 0), "labelled": batch["label"] >= 0}
+                    "kept": batch["valid"] & (batch["fault"] == 0), "labelled": (batch["label"] >= 0) & counted}
 
         compare = context.assembly.evaluator(compared)
         found = list(context.results(lambda batch: compare(context.params, context.extra, batch, context.rng), source, batch_size=self.batch_size))
