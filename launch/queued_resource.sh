@@ -123,6 +123,7 @@ INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }$(sup
 bash launch/host.sh "\$@" & child=\$! # its output goes to the bucket after every start
 trap "kill -TERM \$child" TERM
 while :; do wait \$child; code=\$?; kill -0 \$child 2>/dev/null || break; done
+if [ \$code -gt 128 ]; then wait \$child; again=\$?; [ \$again -eq 127 ] || code=\$again; fi # the trap ended the wait right before the child ended
 gcloud storage cp logs/*.log "\$BUCKET_LOGS" || true
 exit \$code' start $(shift && quoted "$@")
 code=\$?

@@ -11,10 +11,15 @@ python=${VIDEOMAE_PYTHON:-$here/.venv/bin/python}
 free_port() { "$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])'; }
 
 start() { # start NAME COMMAND...
-  local i out err tees=() pids=() code=0 stopped= ended port=${OPTION[port]} one log
+  local i out err tees=() pids=() code=0 told= whole= stopped= ended port=${OPTION[port]} one log
   shift
   [ -n "$port" ] || port=$([ -n "$DRY_RUN" ] && echo PORT || free_port)
   do_or_show mkdir -p "${OPTION[logs]}"
+  stop() { # all of them, once all are there
+    told=1
+    if [ -n "$whole" ] && [ -z "$stopped" ]; then stopped=1; kill -TERM ${pids[@]+"${pids[@]}"} 2>/dev/null || true; fi
+  }
+  [ -n "$DRY_RUN" ] || trap stop TERM INT
   for ((i = 0; i < OPTION[processes]; i++)); do
     one=(env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="${OPTION[devices]}" "$python" -m videomae_jax "$@" --coordinator="localhost:$port"
       --processes="${OPTION[processes]}" --process="$i" --init-timeout="${OPTION[init-timeout]}")
@@ -31,8 +36,8 @@ start() { # start NAME COMMAND...
     exec {out}>&- {err}>&-
   done
   [ -z "$DRY_RUN" ] || return 0
-  stop() { [ -n "$stopped" ] || kill -TERM ${pids[@]+"${pids[@]}"} 2>/dev/null || true; stopped=1; }
-  trap stop TERM INT
+  whole=1
+  [ -z "$told" ] || stop
   # `wait` would end with a trap, and cannot tell its code from one of a process.
   while [ ${#pids[@]} -gt 0 ]; do
     for i in "${!pids[@]}"; do

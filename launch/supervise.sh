@@ -31,6 +31,11 @@ while :; do
   code=0
   wait "$child" || code=$?
   while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done # a trap ends `wait` before the child ends
+  if [ "$code" -gt 128 ]; then # also right before it ends; a second `wait` of one that was already asked says 127
+    again=0
+    wait "$child" || again=$?
+    [ "$again" = 127 ] || code=$again
+  fi
   child=''
   case "$code" in 0 | 2 | 126 | 127 | 130) exit "$code" ;; esac
   if [ -n "$ended" ]; then

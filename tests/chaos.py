@@ -106,7 +106,7 @@ def once(words: list[str], plan: tuple[str, int, str] | None, /, *, processes: i
     if processes == 1:
         group = [start(words, plan)]
     else:
-        address = _address()
+        address = f"localhost:{runs.free_port()}"
         group = [start([*words, f"--coordinator={address}", f"--processes={processes}", f"--process={i}"], plan if i == victim else None) for i in range(processes)]
     return ended(group, seconds=seconds, what=str(plan))
 
@@ -121,14 +121,6 @@ def ended(group: list["subprocess.Popen[str]"], /, *, seconds: float, what: str)
     finally:
         for p in group:
             p.kill()
-
-
-def _address() -> str:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return f"localhost:{free.getsockname()[1]}"
 
 
 def differences(directory: pathlib.Path, reference: pathlib.Path, /, *, step: int) -> list[str]:

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 from typing import Any
@@ -78,11 +77,9 @@ def drive(steps: int, processes: int, process: int, coordinator: str, /) -> None
 
 def run(steps: int, processes: int, /) -> dict[str, list[float]]:
     """The losses of every mesh of so many processes; the last one of each is shown as soon as it is there."""
-    from runs import THREADS
+    from runs import THREADS, free_port
 
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}" if processes > 1 else ""
+    address = f"localhost:{free_port()}" if processes > 1 else ""
     flags = f"--xla_force_host_platform_device_count={DEVICES // processes} --xla_cpu_collective_call_terminate_timeout_seconds=600"
     env = os.environ | THREADS | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     words = [[sys.executable, __file__, f"--steps={steps}", f"--drive={processes},{i},{address}"] for i in range(processes)]

@@ -12,6 +12,7 @@ import functools
 import gc
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -254,12 +255,25 @@ def recorded(path: pathlib.Path, /, *, hosts: int) -> dict[int, list[str]]:
     return {batches[0]["first"]: [row for batch in batches for row in batch["rows"]] for batches in zip(*parts, strict=False)}
 
 
+PORTS = itertools.count(20000 + os.getpid() % 500 * 20)
+
+
+def free_port() -> int:
+    """A port that nobody has, of those that the system gives to nobody by itself: what asks for it listens seconds later."""
+    for port in PORTS:
+        with socket.socket() as found:
+            try:
+                found.bind(("localhost", port))
+                return port
+            except OSError:
+                continue
+    raise AssertionError("ports never end")
+
+
 def pair(words: list[str], /, *, codes: tuple[int, int], point: tuple[str, int] = ("", 0), trace: pathlib.Path | None = None,
          each: Sequence[Sequence[str]] = ((), ())) -> list[str]:
     """What two processes of one device each, which form one run, wrote on standard error; the second has the point, `each` words of its own."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     both = [command(*words, *each[i], f"--coordinator={address}", "--processes=2", f"--process={i}", point=point if i else ("", 0), trace=trace) for i in range(2)]
     with concurrent.futures.ThreadPoolExecutor(len(both)) as readers:  # both pipes are read at a time: a full one would stop its process
         waits = [readers.submit(finish, process, code=code) for process, code in zip(both, codes, strict=True)]
@@ -300,7 +314,7 @@ def send(number: int, /) -> None:
     import jax
 
     os.kill(os.getpid(), number)
-    time.sleep(3 if jax.process_count() > 1 else 0)
+    time.sleep(6 if jax.process_count() > 1 else 0)
 
 
 def main(argv: list[str], /) -> int:

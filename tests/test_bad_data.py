@@ -100,7 +100,7 @@ def test_at_indexing(kind: str, good: bytes, tmp_path: pathlib.Path, monkeypatch
 @pytest.mark.parametrize("kind", [k for k in DAMAGE if k != "hanging"])
 def test_at_reading(kind: str, folder: pathlib.Path) -> None:
     """Path and stage; what is read in spite of all is right."""
-    made = source(folder)
+    made = source(folder, timeout=60.0)
     row = next(r for r in range(len(made)) if made.name(r) == f"{kind}.mp4")
     try:
         numbers = [spelt(p) for p in made.read(row, rng=np.random.default_rng(0))["video"][0]]
@@ -112,7 +112,7 @@ def test_at_reading(kind: str, folder: pathlib.Path) -> None:
 
 def test_every_loader_replaces_alike(folder: pathlib.Path) -> None:
     """The same batches, faults and substitutes from threads and processes, at every position, the hanging file among them."""
-    made = source(folder)
+    made = source(folder, timeout=8.0)
 
     def drawn(**options: Any) -> list[dict[str, np.ndarray]]:
         with pipeline.stream(made, batch_size=6, seed=4, **options) as stream:
@@ -141,7 +141,7 @@ class Slow(sources.NoiseClips):
 
     hang: str = ""
     log: str = ""
-    timeout: float = 0.5
+    timeout: float = 2.5  # each hang costs it; no other read may
     max_bad_fraction: float = 0.2
 
     def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -204,7 +204,7 @@ class Failing(sources.NoiseClips):
 
     hang: str = ""
     broken: str = ""
-    timeout: float = 0.5
+    timeout: float = 2.5  # each hang costs it; no other read may
     max_bad_fraction: float = 1.0
 
     def read(self, row: int, /, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -344,7 +344,7 @@ def test_a_file_is_read_again(kind: str, number: int, good: bytes, tmp_path: pat
         Image.new("RGB", (32, 32), (frame, 0, 0)).save(folder / f"{frame}.png")
     table = index.build(tmp_path) if kind == "video" else index.build(tmp_path / "pictures", template="{}.png")
     index.write(table, tmp_path / "index.parquet")
-    made = source(tmp_path) if kind == "video" else frame_folders.FrameClips(
+    made = source(tmp_path, timeout=60.0) if kind == "video" else frame_folders.FrameClips(
         index=str(tmp_path / "index.parquet"), frames=2, size=32, crop=transforms.WholeFrame(), split="all", sampling=clips.DenseRandom(stride=1))
     wanted, fault = pipeline.read(made, 0, seed=0, position=0)
     owner, name = (av, "open") if kind == "video" else (pictures, "open")
@@ -379,13 +379,14 @@ class Ending(sources.NoiseClips):
         return super().read(row, rng=rng)
 
 
-@pytest.mark.parametrize(("how", "workers", "said"), [("exit", 2, "exit code 70"), ("system", 1, "tried to end the process"), ("system", 0, "tried to end the process")])
-def test_a_read_that_ends_its_process_is_an_error(how: str, workers: int, said: str) -> None:
+@pytest.mark.parametrize(("how", "processes", "said"), [("exit", 2, "exit code 70"), ("system", 1, "tried to end the process"), ("system", 0, "tried to end the process")])
+def test_a_read_that_ends_its_process_is_an_error(how: str, processes: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a hang of the loader, nor a quiet end of the run; another stream beside it goes on."""
+    monkeypatch.setattr(workers, "LOOK", 0.05)
     with pipeline.stream(Ending(frames=1, size=8, length=64), batch_size=4, seed=0, workers=1) as beside:
         next(beside)
         begin = time.monotonic()
-        with pipeline.stream(Ending(frames=1, size=8, length=64, how=how), batch_size=4, seed=0, workers=workers) as stream, pytest.raises(RuntimeError, match=said):
+        with pipeline.stream(Ending(frames=1, size=8, length=64, how=how), batch_size=4, seed=0, workers=processes) as stream, pytest.raises(RuntimeError, match=said):
             for _ in range(40):
                 next(stream)
         assert time.monotonic() - begin < 60

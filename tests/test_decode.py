@@ -375,9 +375,9 @@ def test_files_are_not_held_open(constant: bytes, tmp_path: pathlib.Path) -> Non
                 decode.decode(broken, [90, 119], info=info)
 
     many(20)
-    files, memory = len(os.listdir("/proc/self/fd")), runs.held()
+    memory, files = runs.held(), len(os.listdir("/proc/self/fd"))  # in this order: it collects what tests before left, descriptors too
     many(100)
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert len(os.listdir("/proc/self/fd")) <= files
     assert runs.held() - memory < 30
 
 

@@ -48,7 +48,8 @@ def test_a_fifth_of_all_requests_fails(tmp_path: pathlib.Path, storage: Storage,
             failed.append(operation)
             raise ConnectionError("reset by peer")
 
-    rng, failed, storage.fault = random.Random(0), [], fail
+    rng, failed, storage.fault = random.Random(0), [], fail  # which request has which draw is the threads' affair: no request fails twelve times
+    monkeypatch.setattr(copies, "TRIES", 12)
     place, saver = two(tmp_path / "a", keep_last=3)
     save(place, saver, 1, 2, 3)
     assert place.steps(needed=True) == [1, 2, 3] and len(failed) > 20
@@ -76,7 +77,7 @@ def test_what_was_written_is_read_back(tmp_path: pathlib.Path, storage: Storage)
     saver.wait()
     assert not place.wait(seconds=60)
     assert place.steps(needed=True) == [] and place.failures >= durable.ROW
-    assert "does not match its checksum" in said[0] and "training goes on" in said[0] and "checkpoint 1 is not in" in said[-1]
+    assert "does not match its checksum" in said[0] and "training goes on" in said[0] and any("checkpoint 1 is not in" in line for line in said)
     storage.spoil = lambda path, raw: raw
     assert place.wait(seconds=60) and place.steps(needed=True) == [1]
     place.close()
@@ -160,17 +161,19 @@ def test_copies_slower_than_saves_skip_steps(tmp_path: pathlib.Path, storage: St
     """While one is under way only the newest waits; a step that is removed meanwhile is given up, loudly, and nothing else is."""
     said: list[str] = []
     place, saver = two(tmp_path, said=said.append, keep_last=9)
-    gate = [True]
+    reached, gate = threading.Event(), threading.Event()
 
     def slow(operation: str, path: str) -> None:
-        while gate[0] and operation == "open" and "00000001" in path:
-            time.sleep(0.01)
+        if operation == "open" and "00000001" in path:
+            reached.set()
+            assert gate.wait(60)
 
     storage.fault = slow
     for step in (1, 2, 3, 4):
         saver.save(step, checkpoints.state(seed=step)[0], meta={"step": step})
         saver.wait()
-    gate[0] = False
+        assert reached.wait(60)
+    gate.set()
     assert place.wait(seconds=60) and place.steps(needed=True) == steps_begun(tmp_path / "place") == [4]
     assert any("checkpoint 1 was removed before its copy" in line for line in said)
     saver.close()
@@ -289,7 +292,7 @@ def test_best_weights_that_fail_hold_up_no_checkpoint(tmp_path: pathlib.Path, st
     assert reached.wait(60)
     gate.set()
     monkeypatch.setattr(durable, "RETRY", (0.02, 0.02))
-    assert not place.wait(seconds=60) and place.steps(needed=True) == list(range(1, 9)) and "the best weights are not in" in said[-1]
+    assert not place.wait(seconds=60) and place.steps(needed=True) == list(range(1, 9)) and any("the best weights are not in" in line for line in said)
     saver.close()
 
 
@@ -310,8 +313,8 @@ def test_best_weights_that_cannot_be_copied_or_used(tmp_path: pathlib.Path) -> N
     shutil.rmtree(tmp_path / "place" / "best")
     saver.save(3, checkpoints.state(seed=3)[0], meta={"config": "{}", "samples": 12, "step": 3})
     saver.wait()
-    assert not place.wait(seconds=60) and 3 in place.steps(needed=True) and "the best weights are not in" in said[-1]
-    assert place.failures >= durable.ROW and all("the best weights cannot be copied" in line for line in said[:-1])
+    assert not place.wait(seconds=60) and 3 in place.steps(needed=True) and any("the best weights are not in" in line for line in said)
+    assert place.failures >= durable.ROW and all("the best weights cannot be copied" in line for line in said if " not in " not in line)
     shutil.rmtree(tmp_path / "run" / "best")
     shutil.copytree(tmp_path / "run" / "checkpoints" / "00000003", tmp_path / "run" / "best" / "00000003")
     save(place, saver, 4)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import socket
 import subprocess
 import sys
 from typing import Any
@@ -137,9 +136,7 @@ for spoil in (False, True):
 
 def test_bad_row_of_one_process_costs_all_the_update() -> None:
     """Two processes of jax.distributed agree: neither takes the update, both end with the bits of a run without it."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = str(runs.free_port())
     env = os.environ | runs.THREADS | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
     started = [subprocess.Popen([sys.executable, "-c", RANK, str(i), port], env=env, text=True, stdout=subprocess.PIPE) for i in range(2)]
     try:

@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,6 +21,7 @@ from unittest import mock
 
 import jax
 import pytest
+import runs
 from test_launch import ROOT, end_session, run, tool
 
 from videomae_jax import cluster
@@ -653,6 +653,7 @@ export SLURM_NTASKS=$((nodes * SLURM_NTASKS_PER_NODE)) REQUEUE=$(asked "requeue$
 bash "${words[@]}" >>"$output" 2>&1 & job=$!
 if [ -n "${ENDING:-}" ] && [[ $(asked signal=) =~ ^([A-Z]+)@([0-9]+)$ ]] && [ ${BASH_REMATCH[2]} -ge 60 ]; then
   while [ "$(ls "$STAND_IN" | grep -c '^begun')" -lt $SLURM_NTASKS ] && kill -0 $job 2>/dev/null; do sleep 0.1; done
+  while [ ! -s "$STAND_IN/tasks" ] && kill -0 $job 2>/dev/null; do sleep 0.1; done # srun is a process like them
   kill -${BASH_REMATCH[1]} $(cat "$STAND_IN/tasks") # without B: the steps get it, not the script
 fi
 wait $job
@@ -793,9 +794,8 @@ def failing(command: str) -> str:
 def test_a_task_that_fails_ends_the_others(tmp_path: pathlib.Path, bin_folder: pathlib.Path, code: int) -> None:
     """They would wait for it, and the job with them until its time is over; its own code decides, of a mistake or a crash, though the others save."""
     env = slurm(tmp_path, bin_folder, VIDEOMAE_PYTHON=str(tool(bin_folder, "python", failing(f"exit {code}"))), TURNS="300", CRASHES="1")
-    begin = time.monotonic()
     done = run("slurm.sh", "--nodes=2", "--gpus=2", "--", "train", env=env, timeout=120)
-    assert done.returncode == code and time.monotonic() - begin < 25 and not (tmp_path / "requeued").exists()
+    assert done.returncode == code and not (tmp_path / "requeued").exists()
     assert (tmp_path / "logs" / "host_0.log").read_text() == "saved\n"
 
 
@@ -962,6 +962,15 @@ def test_simulate_waits_for_processes_that_save_on_a_signal(tmp_path: pathlib.Pa
     assert [(tmp_path / f"host_{n}.log").read_text() for n in (0, 1)] == ["ready\nsaved\n"] * 2
 
 
+def test_simulate_hears_a_signal_from_the_first_process_on(tmp_path: pathlib.Path) -> None:
+    """On a busy machine all of them may be at work before the shell goes on behind their start."""
+    late = {"BASH_FUNC_trap%%": '() { [ "$1" != stop ] || command sleep 1; builtin trap "$@"; }'}
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(tool(tmp_path, "python", STOPPING))) | late
+    words = ["bash", str(ROOT / "launch" / "simulate.sh"), f"--logs={tmp_path}", "--", "train"]
+    assert stopped(words, env, number=signal.SIGTERM, group=False, ready=2) == 75
+    assert [(tmp_path / f"host_{n}.log").read_text() for n in (0, 1)] == ["ready\nsaved\n"] * 2
+
+
 def test_simulate_ends_all_when_one_fails(tmp_path: pathlib.Path) -> None:
     """The others would wait for ever."""
     fake = tmp_path / "python"
@@ -1014,13 +1023,6 @@ def training(tmp_path: pathlib.Path) -> list[str]:
     return ["train", f"--config={tmp_path}/noise.py", f"--workdir={tmp_path}/run", *SMALL]
 
 
-def free_port() -> str:
-    """A port for JAX's coordinator."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return str(found.getsockname()[1])
-
-
 @pytest.mark.slow
 def test_jax_finds_the_processes_of_slurm(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
     """Through --coordinator=auto: JAX reads the variables of SLURM."""
@@ -1033,7 +1035,7 @@ def test_jax_finds_the_processes_of_slurm(tmp_path: pathlib.Path, bin_folder: pa
 @pytest.mark.slow
 def test_the_processes_of_xpk_train_together(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
     """With the coordinator that its pods are told."""
-    done = xpk(tmp_path, bin_folder, *training(tmp_path), XLA_FLAGS=ONE_DEVICE, PORT=free_port(), timeout=600)
+    done = xpk(tmp_path, bin_folder, *training(tmp_path), XLA_FLAGS=ONE_DEVICE, PORT=str(runs.free_port()), timeout=600)
     assert done.returncode == 0, done.stderr
     trained(tmp_path, [tmp_path / "logs" / f"host_{n}.log" for n in range(HOSTS)])
 
@@ -1041,7 +1043,7 @@ def test_the_processes_of_xpk_train_together(tmp_path: pathlib.Path, bin_folder:
 @pytest.mark.slow
 def test_jax_finds_the_processes_of_two_slices_on_gke(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
     """Through --coordinator=auto: JAX reads the variables that GKE gives the pods of a TPU."""
-    done = gke(tmp_path, bin_folder, *training(tmp_path), XLA_FLAGS=ONE_DEVICE, JAX_FORCE_TPU_INIT="1", JAX_COORDINATOR_PORT=free_port(), timeout=600)
+    done = gke(tmp_path, bin_folder, *training(tmp_path), XLA_FLAGS=ONE_DEVICE, JAX_FORCE_TPU_INIT="1", JAX_COORDINATOR_PORT=str(runs.free_port()), timeout=600)
     assert done.returncode == 0, done.stderr
     trained(tmp_path, [tmp_path / "container" / f"{i}-{n}" / f"host_{i}_{n}.log" for i, n in PODS])
 
@@ -1050,7 +1052,7 @@ def test_jax_finds_the_processes_of_two_slices_on_gke(tmp_path: pathlib.Path, bi
 def test_jax_finds_the_processes_of_a_tpu_vm(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str) -> None:
     """Through --coordinator=auto: JAX asks the metadata server of each host."""
     tool(bin_folder, "python", CHIPS)
-    env = cloud_tpu(tmp_path, bin_folder, METADATA=metadata, XLA_FLAGS=ONE_DEVICE, JAX_FORCE_TPU_INIT="1", JAX_COORDINATOR_PORT=free_port())
+    env = cloud_tpu(tmp_path, bin_folder, METADATA=metadata, XLA_FLAGS=ONE_DEVICE, JAX_FORCE_TPU_INIT="1", JAX_COORDINATOR_PORT=str(runs.free_port()))
     done = run("tpu_vm.sh", "--name=pod", "--zone=z", f"--logs={tmp_path}/logs", "--init-timeout=400", "--max-restarts=0",
                "--", *training(tmp_path), env=env, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 import re
 import shutil
-import socket
 import sys
 
 import chaos
@@ -40,7 +39,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     straight, chained = folder / "straight" / "run", folder / "chained" / "run"
     words = ["train", *runs.arguments(runs.world(folder / "world"), total=TOTAL)]
     runs.finish(runs.command(*words, f"--workdir={straight}", devices=2, trace=straight.parent / "trace"), code=0)
-    words = [*words, f"--workdir={chained}", f"--durable={folder / 'durable'}", "--durable-grace=300"]
+    words = [*words, f"--workdir={chained}", f"--durable={folder / 'durable'}", "--durable-grace=300", "--peer-limit=120"]
     said = [runs.pair(words, codes=(75, 130), point=("step:SIGINT", 4), trace=chained.parent / "leg0")]
     kept = sorted(p.name for p in (chained / "checkpoints").iterdir())
     said += [[runs.finish(runs.command(*words, devices=2, point=("step:SIGTERM", 3), trace=chained.parent / "leg1"), code=75)[1]]]
@@ -106,7 +105,7 @@ def test_a_disk_of_each_host_is_no_run_directory(tmp_path: pathlib.Path) -> None
 RING = """
 import sys
 from videomae_jax import cluster, parallel
-cluster.initialize(coordinator=sys.argv[1], processes=2, process=int(sys.argv[2]))
+cluster.initialize(coordinator=sys.argv[1], processes=2, process=int(sys.argv[2]), peer_limit=120)
 import jax, numpy as np
 from videomae_jax.data import pipeline, sources
 for order in ([0, 1, 2, 3], [0, 2, 3, 1], [2, 0, 1, 3], [3, 2, 1, 0]):
@@ -121,9 +120,7 @@ def test_rows_follow_the_stream_in_any_order_of_devices(tmp_path: pathlib.Path) 
     """Two processes of two devices, which a mesh takes in turns, as it does where it follows a torus: row r is position r all the same."""
     path = tmp_path / "ring.py"
     path.write_text(RING)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{runs.free_port()}"
     both = [runs.command(devices=2, shell=f"exec {sys.executable} {path} {address} {i}") for i in range(2)]
     for process in both:
         said, _ = runs.finish(process, code=0)

@@ -64,6 +64,16 @@ def test_a_signal_goes_to_the_command_and_ends_the_loop(tmp_path: pathlib.Path) 
         (tmp_path / "starts").unlink()
 
 
+@pytest.mark.parametrize("code", [0, 2, 75])
+def test_a_command_that_ends_right_after_the_signal_keeps_its_code(tmp_path: pathlib.Path, code: int) -> None:
+    """The trap ends `wait`, and the command has ended before the script looks: a look that comes late, as on a busy machine."""
+    late = {"BASH_FUNC_kill%%": '() { [ "$1" != -0 ] || command sleep 1; builtin kill "$@"; }'}
+    process = supervise(tmp_path, "", stub=f"trap 'exit {code}' TERM; echo x >>starts; while :; do sleep 0.05; done", **late)
+    wait_for(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60) == (None, "") and process.returncode == code
+
+
 def test_whoever_started_it_may_go_away(tmp_path: pathlib.Path) -> None:
     """A connection that broke is a pipe that nobody reads: the run is started again all the same."""
     process = supervise(tmp_path, "1 1 0")

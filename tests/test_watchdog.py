@@ -79,10 +79,10 @@ def test_each_phase_has_a_limit_of_its_own(tmp_path: pathlib.Path) -> None:
             dog.enter(phase, 0)
             time.sleep(0.7)
         assert not ended
-    dog, ended = watched(tmp_path, Limits(step=0.3, evaluation=0.6))
+    dog, ended = watched(tmp_path, Limits(step=0.3, evaluation=2.0))
     with dog:
         dog.enter("evaluation", 0)
-        for _ in range(8):
+        for _ in range(12):
             time.sleep(0.2)
             dog.beat()
         assert not ended
@@ -91,7 +91,7 @@ def test_each_phase_has_a_limit_of_its_own(tmp_path: pathlib.Path) -> None:
 
 def test_slow_steps_raise_the_limit(tmp_path: pathlib.Path) -> None:
     """The limit is ten median steps where that is more; devices that finish steps are progress although Python waits."""
-    dog, ended = watched(tmp_path, Limits(step=0.3, factor=10))
+    dog, ended = watched(tmp_path, Limits(step=1.0, factor=10))
     with dog:
         for step in range(4):
             device = Device()
@@ -103,7 +103,7 @@ def test_slow_steps_raise_the_limit(tmp_path: pathlib.Path) -> None:
         dog.enter("data_wait", 4)
         begin = time.monotonic()
         until(lambda: ended)
-    assert time.monotonic() - begin > 0.9  # not 0.3; on a busy machine later
+    assert time.monotonic() - begin > 1.5  # not 1; on a busy machine later
 
 
 def test_who_waits_for_another_process_has_its_limit(tmp_path: pathlib.Path) -> None:
@@ -189,7 +189,6 @@ def test_a_cpu_is_given_more_time() -> None:
 
 def test_the_process_that_is_behind_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes: the one that waits in the step names the one that is in the loader at the same step."""
-    monkeypatch.setattr(watchdog, "GRACE", 0.1)
     monkeypatch.setattr(watchdog, "LOOK", 1000.0)  # none follows the other
     stuck, ended_stuck = watched(tmp_path, rank=1, ranks=2)
     waiting, ended_waiting = watched(tmp_path, rank=0, ranks=2)
@@ -208,7 +207,7 @@ STORAGE = ("ledger.alive", "stacks/0.txt", "stacks/0.tmp", "stacks/1.json")
 @pytest.mark.parametrize("name", [*STORAGE, "stacks", "events.jsonl"])
 def test_storage_that_never_answers_keeps_no_process_alive(name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """A pipe that nobody reads, for each file that is written or read on the way, a folder that is never listed, an alarm that never returns."""
-    monkeypatch.setattr(watchdog, "GRACE", 0.2)
+    monkeypatch.setattr(watchdog, "GRACE", 2.0)
     books, answer = Ledger(tmp_path, lead=True), threading.Event()
     (tmp_path / "stacks").mkdir()
     if name in STORAGE:
@@ -253,7 +252,6 @@ def unreadable(folder: pathlib.Path, pattern: str) -> None:
 
 def test_all_processes_write_their_stacks(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has no limit of its own follows the one that gives up; what an earlier start left is no reason, nor is its going or a folder that cannot be read."""
-    monkeypatch.setattr(watchdog, "GRACE", 0.1)
     monkeypatch.setattr(watchdog, "LOOK", 0.0)
     (tmp_path / "stacks").mkdir()
     for name in ("0.txt", "7.txt"):
