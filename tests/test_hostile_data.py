@@ -19,7 +19,7 @@ WORDS: tuple[Any, ...] = (None, "", "/etc/passwd", "../../etc", "\0", "a" * 5000
 NUMBERS: tuple[Any, ...] = (None, 0, -1, 1, 2**31 - 1)
 LONG: tuple[Any, ...] = (*NUMBERS, 2**62, -(2**63))
 LISTS: tuple[Any, ...] = (None, [], [-1], [5, 3, 1], [None], [2**62] * 3)
-HOSTILE = {"string": WORDS, "int32": NUMBERS, "int64": LONG, "double": (None, float("nan"), -1.0, 1e300), "list": LISTS}
+HOSTILE = {"string": WORDS, "int32": NUMBERS, "int64": LONG, "double": (None, float("nan"), -1.0, 1e300), "large_list": LISTS}
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.special
 import substitutes
+import test_optim
 import written
 
 import videomae_jax
@@ -658,3 +659,10 @@ def test_a_run_is_exported(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     model, video = videomae_jax.load(run), clips(26, 26)["video"]
     artefact.write(model, tmp_path / "out")
     np.testing.assert_allclose(Program(tmp_path / "out")(video)["pooled"], model.encode(video).pooled, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["early", "separate", "mid", "shared"])
+def test_the_axis_of_layers_is_the_one_that_the_stacks_name(layout: str) -> None:
+    """Stacks of one modality and of both, in encoder and decoder."""
+    objective = recipe(layout, "joint" if layout == "separate" else "separate")
+    test_optim.check_axis_of_layers(jax.eval_shape(lambda key: objective.init(key, {}), jax.random.key(0)))
