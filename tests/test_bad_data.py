@@ -394,22 +394,6 @@ def test_a_read_that_ends_its_process_is_an_error(how: str, processes: int, said
             next(beside)
 
 
-def test_a_process_that_nobody_saw_is_missed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It began and ended, with code 0, between two looks: Grain would wait for it for ever, and the watchdog ends what is `lost`."""
-    monkeypatch.setattr(workers, "LOOK", 600)
-    watched = workers.Workers(2, name=f"vmae_test_{os.getpid()}")
-    workers.announce(f"vmae_test_{os.getpid()}", 0)  # one that lives
-    watched.look()
-    assert not workers.lost()
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    watched._pids[1] = ended.pid
-    watched.look()
-    assert workers.lost() == f"decoding process {ended.pid} ended as soon as it had begun"
-    watched.close()
-    assert not workers.lost()
-
-
 def test_a_finished_sweep_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that come to the end of the data, in turns with those of another stream, end nothing, however long the sweep then stays open."""
     monkeypatch.setattr(workers, "LOOK", 0.05)

@@ -64,8 +64,6 @@ class Workers:
                 return
             for pid in self._pids.tolist():
                 process = _seen.get(pid)
-                if process is None and pid and _gone(pid):  # before the first look, as where this process stood still meanwhile
-                    _lost.setdefault(pid, f"decoding process {pid} ended as soon as it had begun")
                 code = None if process is None else process.exitcode
                 if code is None:
                     continue
@@ -85,17 +83,6 @@ class Workers:
             del self._pids  # it holds the memory
             self._segment.close()
             self._segment.unlink()
-
-
-def _gone(pid: int, /) -> bool:
-    """Whether there is no process of this number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
 
 
 def announce(name: str, number: int, /) -> None:
