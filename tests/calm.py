@@ -64,7 +64,7 @@ def burners(count: int, /) -> Iterator[None]:
 def run(words: list[str], /, *, processes: int, compile_: float, storage: float, seconds: float = 3600) -> tuple[list[int], str]:
     """Exit codes and what all processes said."""
     begin = [sys.executable, str(pathlib.Path(__file__).resolve()), "--drive", str(compile_), str(storage), *words]
-    several = [f"--coordinator={chaos._address()}", f"--processes={processes}"] if processes > 1 else []
+    several = [f"--coordinator=localhost:{runs.free_port()}", f"--processes={processes}"] if processes > 1 else []
     lines = [shlex.join(["exec", "env", *(f"{k}={v}" for k, v in chaos.ENV.items()), *begin, *several, *([f"--process={i}"] if several else [])])
              for i in range(processes)]
     return chaos.ended([runs.command(shell=line) for line in lines], seconds=seconds, what="a calm run")

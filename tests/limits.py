@@ -21,6 +21,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1]), str(pathlib.Path(__file__).resolve().parent)]
 
 import chaos
+import runs
 
 # Place, number, event, options, seconds allowed: the limit of a peer's silence (15, looked at now and then), or of a step and the moment in
 # which others write their stacks too.
@@ -72,7 +73,7 @@ def _is_there(path: pathlib.Path, /) -> bool:
 def measure(words: list[str], case: str, directory: pathlib.Path, /) -> dict[str, object]:
     """{"seconds", "codes", "orphans", "said"} of a case; the second process is the one that something happens to."""
     place, number, event, options, _ = CASES[case]
-    address = chaos._address()
+    address = f"localhost:{runs.free_port()}"
     words = [*(w for w in words if not w.startswith("--peer-limit")), *options, f"--workdir={directory}", f"--coordinator={address}", "--processes=2"]
     group = [Reader(chaos.start([*words, f"--process={i}"], (place, number, event) if i else None)) for i in range(2)]
     try:
