@@ -8,6 +8,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
+source launch/awaited.sh
 trap 'exit 75' TERM HUP # nothing has begun: what was saved is as it was
 number=${SLURM_PROCID:-${TPU_WORKER_ID:-${JOB_COMPLETION_INDEX:-$(hostname)}}}
 # A file for each process: NFS loses what several machines append to one, which a job that was submitted before still asks for.
@@ -50,17 +51,7 @@ trap 'forward INT' INT
 set -m; "$python" -m videomae_jax "$@" </dev/null >&"$out" 2>&"$err" & child=$!; set +m
 [ -z "$early" ] || kill "-$early" "$child" 2>/dev/null # the signal came before the child had a name
 exec {out}>&- {err}>&-
-# A trap ends `wait` before the child has ended; a second `wait` of an ended child that was already asked says 127.
-while :; do
-  wait $child
-  code=$?
-  kill -0 $child 2>/dev/null || break
-done
-if [ $code -gt 128 ]; then
-  wait $child
-  again=$?
-  [ $again -eq 127 ] || code=$again
-fi
+awaited $child
 wait $tees 2>/dev/null # the log is written to its end
 [ $code -ne 143 ] || [ "$told" != TERM ] || code=75 # told to stop before it listened, which a run does after its imports and its meeting
 exit $code

@@ -120,10 +120,10 @@ SCRIPT
   mounting
   cat <<SCRIPT
 INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }$(supervised) bash -c '
+source launch/awaited.sh
 bash launch/host.sh "\$@" & child=\$! # its output goes to the bucket after every start
 trap "kill -TERM \$child" TERM
-while :; do wait \$child; code=\$?; kill -0 \$child 2>/dev/null || break; done
-if [ \$code -gt 128 ]; then wait \$child; again=\$?; [ \$again -eq 127 ] || code=\$again; fi # the trap ended the wait right before the child ended
+awaited \$child
 gcloud storage cp logs/*.log "\$BUCKET_LOGS" || true
 exit \$code' start $(shift && quoted "$@")
 code=\$?

@@ -9,6 +9,7 @@
 # SIGTERM and SIGINT go to the command, which saves; then nothing is started any more. Within a pause, and where the command
 # ends with the code of a crash, the code is that of the signal (143, 130): a stop is told from a last crash.
 set -uo pipefail
+source "$(dirname "$0")/awaited.sh"
 pause="${PAUSE:-2}" most="${PAUSE_MOST:-300}" crashes="${CRASHES:-20}" steady="${STEADY:-600}"
 [ $# -gt 0 ] || { sed -n '2,3s/^# *//p' "$0" >&2; exit 2; }
 
@@ -28,14 +29,7 @@ while :; do
   # A job in the background ignores SIGINT unless it has a process group of its own; this shell passes signals on.
   set -m; "$@" & child=$!; set +m
   [ -z "$ended" ] || kill "-$ended" "$child" 2>/dev/null # the signal came before the child had a name
-  code=0
-  wait "$child" || code=$?
-  while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done # a trap ends `wait` before the child ends
-  if [ "$code" -gt 128 ]; then # also right before it ends; a second `wait` of one that was already asked says 127
-    again=0
-    wait "$child" || again=$?
-    [ "$again" = 127 ] || code=$again
-  fi
+  awaited "$child"
   child=''
   case "$code" in 0 | 2 | 126 | 127 | 130) exit "$code" ;; esac
   if [ -n "$ended" ]; then

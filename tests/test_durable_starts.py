@@ -165,19 +165,25 @@ def test_what_was_cut_off_outlives_a_start_that_ends_while_it_takes_the_place(tm
     saver.close()
 
 
-@pytest.mark.parametrize("operations", [("makedirs",), ("cat_file", "makedirs", "pipe_file")])
-def test_a_start_that_could_not_take_the_place_takes_it_from_no_later_one(tmp_path: pathlib.Path, storage: Storage, operations: tuple[str, ...]) -> None:
-    """Its network was down, for writing or at all, and is back: the later start goes on copying, and the next one takes the place from whom it finds there."""
+def begun_amid_an_outage(tmp_path: pathlib.Path, storage: Storage, operations: tuple[str, ...], **kw: Any) -> tuple[Durable, Any]:
+    """A start that could not take the place of an earlier one, which had saved step 1, because these operations failed; they work again."""
     zero, saver = two(tmp_path, run="zero")
     zero.take()
     save(zero, saver, 1)
     saver.close()
-    said: list[str] = []
     storage.fault = lambda operation, path: away("", "") if operation in operations else None
-    first, saver = two(tmp_path, run="first", said=said.append)
+    first, saver = two(tmp_path, run="first", **kw)
     first.take()
-    assert "cannot be written to (ConnectionError" in said[0]
     storage.fault = lambda operation, path: None
+    return first, saver
+
+
+@pytest.mark.parametrize("operations", [("makedirs",), ("cat_file", "makedirs", "pipe_file")])
+def test_a_start_that_could_not_take_the_place_takes_it_from_no_later_one(tmp_path: pathlib.Path, storage: Storage, operations: tuple[str, ...]) -> None:
+    """Its network was down, for writing or at all, and is back: the later start goes on copying, and the next one takes the place from whom it finds there."""
+    said: list[str] = []
+    first, saver = begun_amid_an_outage(tmp_path, storage, operations, said=said.append)
+    assert "cannot be written to (ConnectionError" in said[0]
     second, others = two(tmp_path, run="second")
     second.take()
     first.take()
@@ -197,15 +203,8 @@ def test_a_start_that_could_not_take_the_place_takes_it_from_no_later_one(tmp_pa
 @pytest.mark.parametrize("operations", [("makedirs",), ("cat_file", "makedirs", "pipe_file")])
 def test_after_an_outage_at_its_beginning_a_start_takes_the_place_from_an_earlier_one(tmp_path: pathlib.Path, storage: Storage, operations: tuple[str, ...]) -> None:
     """With the first copy."""
-    zero, saver = two(tmp_path, run="zero")
-    zero.take()
-    save(zero, saver, 1)
-    saver.close()
-    storage.fault = lambda operation, path: away("", "") if operation in operations else None
-    first, saver = two(tmp_path, run="first")
-    first.take()
+    first, saver = begun_amid_an_outage(tmp_path, storage, operations)
     assert first.failures == 1
-    storage.fault = lambda operation, path: None
     save(first, saver, 2)
     assert first.steps(needed=True) == [1, 2] and first.failures == 1
     saver.close()
