@@ -118,6 +118,7 @@ def input_(argv: list[str], /) -> int:
 
 
 KINDS = {"step": step, "input": input_}
+NO_FILES = {"pretrained": "", "weights": "", "classes": "", "initial": None}  # fields of objectives that name files: no step's time depends on their content
 
 
 def nodes(objective: Any, *fields: str) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def check(options: argparse.Namespace, /) -> None:
 
 
 def prepared(options: argparse.Namespace, assignments: dict[str, str], /) -> tuple[Any, str]:
-    """The config to run, on noise instead of its data, and the dtype of its computation."""
+    """The config to run, on noise instead of its data and with fresh weights in place of files, and the dtype of its computation."""
     import jax
 
     from videomae_jax import config as configs
@@ -181,5 +182,8 @@ def prepared(options: argparse.Namespace, assignments: dict[str, str], /) -> tup
     else:
         noise["repeats"] = config.data.get("repeats", 1)
     config.data = configs.spec(sources.NoiseClips, **noise)
+    with config.ignore_type():
+        for name in NO_FILES.keys() & set(objective):
+            objective[name] = NO_FILES[name]
     configs.override(config, assignments)
     return config, dtype
