@@ -1,8 +1,10 @@
 """Crops on the device against crops on the host: pixels, draws, canvases, what is refused."""
 
 import dataclasses
+import math
 import pathlib
 import pickle
+import re
 from typing import Any
 
 import jax
@@ -251,22 +253,58 @@ def test_real_videos(real_videos: pathlib.Path, tmp_path: pathlib.Path) -> None:
         assert np.abs(difference(both(made, row, seed=1))).mean() < (2.5 if larger else 1), made.name(row)
 
 
+def training(folder: pathlib.Path, /, **more: str) -> assembly.Assembly:
+    """A small model on two copies of every scene, on two devices."""
+    config = configs.load("configs/tiny.py")
+    assignments = {"objective.encoder.width": "32", "objective.encoder.hidden": "64", "objective.encoder.depth": "1", "objective.decoder.width": "32",
+                   "objective.decoder.hidden": "64", "objective.encoder.size": "32", "data.size": "32", "data.index": str(folder / "index.parquet"),
+                   "data.sampling.stride": "1", "batch_size": "2"}
+    configs.override(config, assignments | {name.replace("__", "."): value for name, value in more.items()})
+    return assembly.assemble(config, devices=jax.devices()[:2])
+
+
 def test_a_training_step_takes_planes(folder: pathlib.Path) -> None:
     """On two devices, by a config's own enum: the same masks and draws, a loss that differs by the rounding of pixels alone."""
     losses = {}
     for where in ("host", "device"):
-        config = configs.load("configs/tiny.py")
-        assignments = {"objective.encoder.width": "32", "objective.encoder.hidden": "64", "objective.encoder.depth": "1", "objective.decoder.width": "32",
-                       "objective.decoder.hidden": "64", "objective.encoder.size": "32", "data.size": "32", "data.index": str(folder / "index.parquet"),
-                       "data.sampling.stride": "1", "data.crops": where, "batch_size": "2"}
-        configs.override(config, assignments)
-        run = assembly.assemble(config, devices=jax.devices()[:2])
+        run = training(folder, data__crops=where)
         assert isinstance(run.source, planes.PlaneClips) == (where == "device") and run.clips == 4
         with pipeline.stream(run.source, batch_size=2, seed=0) as stream:
             batch = parallel.to_device(next(stream), mesh=run.mesh)
         assert {k: (x.shape, x.dtype, x.sharding) for k, x in run.abstract_batch().items()} == {k: (x.shape, x.dtype, x.sharding) for k, x in batch.items()}
         losses[where] = float(run.step()(run.create(), batch)[1]["loss"])
     assert losses["device"] != losses["host"] and losses["device"] == pytest.approx(losses["host"], rel=1e-2)
+
+
+def test_clips_are_cut_a_micro_batch_at_a_time(folder: pathlib.Path) -> None:
+    """Four copies of four decodes in two micro-batches on two devices: no device ever holds its eight clips, only the four of a micro-batch, whose
+    gradients make the step of the whole batch."""
+    states, most = [], []
+    for microbatches in ("1", "2"):
+        run = training(folder, data__crops="device", data__repeats="4", batch_size="4", microbatches=microbatches)
+        with pipeline.stream(run.source, batch_size=4, seed=0) as stream:
+            batch = parallel.to_device(next(stream), mesh=run.mesh)
+        compiled = run.compile()
+        clip = run.config.data.frames * 32 * 32 * 3
+        most.append(max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"u8\[([\d,]+,3)\]", compiled.as_text())) / clip)
+        states.append(compiled(run.create(), run.frozen, batch))
+    assert most == [8, 4]
+    for a, b in zip(*(jax.tree.leaves((s.params, m["loss"])) for s, m in states), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-5, atol=2e-6)
+
+
+def test_who_needs_the_clips_of_a_whole_batch(folder: pathlib.Path) -> None:
+    """Objectives that prepare it, and batches whose decodes do not divide among micro-batches and devices."""
+    made = training(folder, data__crops="device", data__repeats="4", batch_size="4", microbatches="2")
+    assert [made.defers(ways=ways, microbatches=m) for ways, m in ((2, 2), (1, 4), (2, 1), (2, 4))] == [True, True, False, False]
+
+    class Preparing(type(made.objective)):  # type: ignore[misc]
+        def prepare(self, batch: Any, rng: Any, /, **kw: Any) -> Any:
+            return batch
+
+    whole = Preparing(**{f.name: getattr(made.objective, f.name) for f in dataclasses.fields(made.objective)})
+    for run in (dataclasses.replace(made, objective=whole), dataclasses.replace(made, stages=((1, whole),))):
+        assert not run.defers(ways=2, microbatches=2)
 
 
 def test_devices_cut_their_own_crops(folder: pathlib.Path) -> None:

@@ -450,13 +450,22 @@ def test_bfloat16_moments_are_a_way_out() -> None:
     assert first.startswith(f"{best.choice.options()} --config.optimizers.main.first_moment=bfloat16: {(best.bytes - params / 2) / 1e9:.1f} GB a chip")
 
 
-def test_a_cap_of_memory_leads_to_accumulation() -> None:
-    """ViT-B at the paper's batch on one 24 GB device, where two batches of uint8 frames, which its crops are cut from, lie whole."""
-    config = forecast.without_index(configs.load("configs/pretrain/vit_b.py"), videos=10**6)
-    planner = Planner(config, topologies.find("h100x1"), fixed=frozenset(), trust=(), memory=24e9)
+@pytest.mark.parametrize(("size", "memory"), [("b", 24e9), ("b", 16e9), ("l", 24e9), ("l", 16e9)])
+def test_a_cap_of_memory_leads_to_accumulation(size: str, memory: float) -> None:
+    """B and L at the paper's batch, four copies a video, on one device: two batches of planes lie whole beside the state, and the clips of a
+    micro-batch; all clips of the batch would need 9.9 and 14.8 GB more."""
+    config = forecast.without_index(configs.load(f"configs/pretrain/vit_{size}.py"), videos=10**6)
+    planner = Planner(config, topologies.find("h100x1"), fixed=frozenset(), trust=(), memory=memory)
     best, compiled = forecast.choose(planner)
-    lie = 2 * parallel.nbytes(planner.run.abstract_batch())
-    assert 4e9 < lie < compiled.bytes <= plan.USABLE * 24e9 and best.choice.microbatches > 1
+    videos, clip = config.batch_size, 16 * 224 * 224 * 3
+    assert planner.run.clips == 4 * videos == {"b": 4096, "l": 6144}[size]
+    planes = videos * 16 * (256 * 342 * 3 // 2)
+    parts = 12 * parallel.nbytes(planner.run.abstract.params) / 4 + 2 * planes + 4 * videos // best.choice.microbatches * clip
+    assert parts < compiled.bytes <= plan.USABLE * memory and best.choice.microbatches > 1
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1}
+    assert footprint.cut_clip(planner.run) == clip
+    assert footprint.rows_cut(planner.run, sizes, microbatches=3) == 4 * videos // (3 if videos % 3 == 0 else 1)
+    assert footprint.rows_cut(planner.run, sizes, microbatches=1) * clip == pytest.approx({"b": 9.87e9, "l": 14.8e9}[size], rel=1e-3)
 
 
 def test_plan_of_local_devices_compiles_the_real_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.config import spec
 from videomae_jax.errors import UserError
 from videomae_jax.objectives.base import Output, Phase, Stage, draws
-from videomae_jax.step import check_aux, gradients, init_state, join, make_train_step, split
+from videomae_jax.step import check_aux, cut, gradients, init_state, join, make_train_step
 
 HEARD = np.array([1, 0, 1, 0, 1, 0, 0, 0])  # with two micro-batches all of them lie in the first
 
@@ -105,13 +105,35 @@ def test_the_first_pass_runs_no_network() -> None:
     assert products(4) == products(1) > 0
 
 
+def parted(rows: dict[str, Any], microbatches: int) -> dict[str, Any]:
+    """All micro-batches one behind the other, [m B/m ...]."""
+    return jax.vmap(lambda i: cut(rows, i, microbatches=microbatches))(jnp.arange(microbatches))
+
+
 def test_micro_batches_keep_the_rows_of_a_device_and_join_in_order() -> None:
     """Micro-batch i holds rows i, i + m, ...; `join` undoes it."""
     rows = {"a": jnp.arange(24).reshape(12, 2), "b": jnp.arange(12)}
-    cut = split(rows, microbatches=3)
-    np.testing.assert_array_equal(cut["b"][1], [1, 4, 7, 10])
-    for key, value in join(cut).items():
+    parts = parted(rows, 3)
+    np.testing.assert_array_equal(parts["b"][1], [1, 4, 7, 10])
+    for key, value in join(parts).items():
         np.testing.assert_array_equal(value, rows[key])
+
+
+def test_copies_stay_with_their_decode() -> None:
+    """Two copies of six decodes: micro-batch i holds both of decodes i, i + 3, and what they share."""
+    rows = {"key": jnp.arange(12), "luma": jnp.arange(6)}
+    parts = parted(rows, 3)
+    np.testing.assert_array_equal(parts["luma"][1], [1, 4])
+    np.testing.assert_array_equal(parts["key"][1], [2, 3, 8, 9])
+    np.testing.assert_array_equal(join({"key": parts["key"]}, copies=2)["key"], rows["key"])
+
+
+def test_micro_batches_make_no_second_copy_of_the_batch() -> None:
+    """The rows of a micro-batch are cut where they are used: temporaries shrink with the micro-batch, whatever the batch takes."""
+    params = parallel.unbox(toy.Toy().init(jax.random.key(1), None))
+    batch = {k: jnp.asarray(v) for k, v in toy.batch(4096).items()}
+    fn = jax.jit(lambda p, b: gradients(loss_of(toy.Toy()), p, b, microbatches=16, constrain=lambda t: t)[0])
+    assert fn.lower(params, batch).compile().memory_analysis().temp_size_in_bytes < 0.5 * parallel.nbytes(batch)
 
 
 @pytest.mark.parametrize("microbatches", [1, 2, 4])

@@ -113,17 +113,27 @@ class Assembly:
 
     def jitted_step(self, *, norms: bool = False) -> Any:
         """The jitted pure step (state, frozen, *batches); with `norms` its metrics hold the norm of every gradient."""
+        deferred = self.defers(ways=parallel.batch_ways(self.mesh), microbatches=self.config.microbatches)
+
         def made(objective: base.Objective) -> Any:
-            return make_train_step(objective, self.updates, microbatches=self.config.microbatches, ema=self.config.ema,
-                                   params_sharding=self.shardings.params, norms=norms)
+            return make_train_step(objective, self.updates, microbatches=self.config.microbatches, ema=self.config.ema, params_sharding=self.shardings.params,
+                                   norms=norms, ingest=functools.partial(ingest.ingest, fields=self.fields), deferred=deferred)
 
         fn = staged([(end, made(objective)) for end, objective in self.stages], made(self.objective))
 
         def traced(state: TrainState, frozen: Params, *batches: Any) -> Any:
             with parallel.use(self.mesh):
-                return fn(state, frozen, *(ingest.ingest(b, fields=self.fields) for b in batches))
+                return fn(state, frozen, *batches)
 
         return jax.jit(traced, donate_argnums=0, out_shardings=(self.shardings, parallel.replicated(self.mesh)))
+
+    def defers(self, *, ways: int, microbatches: int) -> bool:
+        """Whether clips are cut from planes a micro-batch at a time: in the whole batch, of which `ways` devices hold a part each, they may be larger than all else.
+
+        Not where an objective prepares whole batches, nor where the decodes do not divide.
+        """
+        objectives = (self.objective, *(objective for _, objective in self.stages))
+        return microbatches > 1 and all(map(base.leaves_as_is, objectives)) and self.config.batch_size % (ways * microbatches) == 0
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and shardings of a global batch."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from videomae_jax import ingest, losses, optim, parallel
 from videomae_jax.assembly import Assembly
 from videomae_jax.models import layers as stacks
-from videomae_jax.objectives.base import with_frozen
+from videomae_jax.objectives import base
 from videomae_jax.topologies import Topology
 
 # Bytes of element-wise traffic for each token, channel and layer of a training step, all passes together. That of GPUs is fitted to the
@@ -50,7 +50,7 @@ def kept(run: Assembly, /, *, rows: int) -> Kept:
     for phase in run.objective.phases():
         def saved(part: Any, params: Any, extra: Any, frozen: Any, rng: Any, batch: Any, phase: Any = phase) -> Any:
             def loss(part: Any) -> Any:
-                out = phase.loss(optim.merge(params, part), with_frozen(extra, frozen), batch, rng, step=step, train=True)
+                out = phase.loss(optim.merge(params, part), base.with_frozen(extra, frozen), batch, rng, step=step, train=True)
                 return losses.value(out.terms, denominators=losses.denominators(out.terms))
             return jax.tree.leaves(jax.vjp(loss, part)[1])
 
@@ -83,11 +83,11 @@ def device_bytes(run: Assembly, sizes: dict[str, int], /, *, microbatches: int, 
     multiplies what the compiler lays out as it likes, activations, and not what is known to the byte.
     """
     rows = run.clips // (sizes["data"] * sizes["fsdp"])
-    clip = batch_bytes(run) / run.clips
-    pixels = 3 * 4 * clip * max(1, rows // microbatches)
+    cut, together = cut_clip(run), rows_cut(run, sizes, microbatches=microbatches)
+    pixels = 3 * 4 * (cut or batch_bytes(run) / run.clips) * max(1, rows // microbatches)
     split = sizes["fsdp"] * sizes["tensor"]
     loose = (saved.activations + layer) / sizes["tensor"] + saved.weights / split + pixels
-    return state_bytes(run, sizes) + margin * loose + clip * rows * max(1, run.config.prefetch)
+    return state_bytes(run, sizes) + margin * loose + cut * together + in_flight(run, rows)
 
 
 def gpu_bytes(run: Assembly, sizes: dict[str, int], /, *, microbatches: int, saved: Kept, layer: float) -> float:
@@ -106,7 +106,23 @@ def gpu_bytes(run: Assembly, sizes: dict[str, int], /, *, microbatches: int, sav
         held = sums * gradients + kept + saved.weights / split + block
     else:
         held = max(gradients, kept) + (block if recomputed(run) else 0.0) + (saved.weights / sizes["tensor"] if sizes["fsdp"] > 1 else 0.0)
-    return state_bytes(run, sizes) - gradients + held + batch_bytes(run) / run.clips * rows * max(1, run.config.prefetch)
+    return state_bytes(run, sizes) - gradients + held + cut_clip(run) * rows_cut(run, sizes, microbatches=microbatches) + in_flight(run, rows)
+
+
+def cut_clip(run: Assembly, /) -> float:
+    """Bytes of a clip that the step cuts from planes, 0 where clips arrive as they are."""
+    return _bytes(base.dummy({"video": run.fields["video"]})["video"]) if "luma" in run.source.fields else 0.0
+
+
+def rows_cut(run: Assembly, sizes: dict[str, int], /, *, microbatches: int) -> int:
+    """Clips of a device that are cut at a time: those of a micro-batch, or all of them."""
+    ways = sizes["data"] * sizes["fsdp"]
+    return run.clips // ways // (microbatches if run.defers(ways=ways, microbatches=microbatches) else 1)
+
+
+def in_flight(run: Assembly, rows: int, /) -> float:
+    """Bytes of the batches of `rows` clips that lie on a device."""
+    return batch_bytes(run) / run.clips * rows * max(1, run.config.prefetch)
 
 
 def looped(run: Assembly, /) -> bool:

@@ -57,22 +57,33 @@ def state_of(objective: Objective, updates: Mapping[str, Updates], rng: Key, par
     return TrainState(jnp.zeros((), jnp.int32), rng, params, opt, extra, jax.tree.map(jnp.copy, params) if ema else {})
 
 
-def split(batch: Batch, /, *, microbatches: int) -> Batch:
-    """[B ...] -> [m B/m ...]: micro-batch i holds rows i, i + m, ..., so every device keeps its own rows."""
-    def cut(x: Array) -> Array:
-        y = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
-        return parallel.shard(y, None, "batch", *(None,) * (y.ndim - 2))
-    return jax.tree.map(cut, batch)
+def cut(batch: Batch, index: Array | int, /, *, microbatches: int) -> Batch:
+    """[B ...] -> [B/m ...], the rows index, index + m, ...: every device keeps its own, and no second copy of the batch is made.
+
+    Where copies share rows (`shared` of a source's fields), neighbours with one decode stay together: those of decode index, index + m, ...
+    """
+    n = min(x.shape[0] for x in jax.tree.leaves(batch))
+
+    def rows(x: Array) -> Array:
+        parts = x.reshape(n // microbatches, microbatches, x.shape[0] // n, *x.shape[1:])
+        y = jax.lax.dynamic_index_in_dim(parts, index, axis=1, keepdims=False).reshape(-1, *x.shape[1:])
+        return parallel.shard(y, "batch", *(None,) * (y.ndim - 1))
+    return jax.tree.map(rows, batch)
 
 
-def join(tree: Any, /) -> Any:
-    """Inverse of `split` for every leaf."""
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
+def join(tree: Any, /, *, copies: int = 1) -> Any:
+    """[m B/m ...] of `cut` -> [B ...], for leaves that have all B rows, `copies` of a decode."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, copies, *x.shape[2:]).swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
+def rows_of(batch: Batch, /) -> int:
+    """Clips of a batch, some of whose leaves may have a row for several of them."""
+    return max(x.shape[0] for x in jax.tree.leaves(batch))
 
 
 def check_aux(aux: Any, batch: Batch, /) -> None:
     """Raises ValueError when a leaf of `aux` does not begin with the rows of `batch`, so that `join` could not order it."""
-    rows = jax.tree.leaves(batch)[0].shape[0]
+    rows = rows_of(batch)
     for path, leaf in jax.tree_util.tree_leaves_with_path(aux):
         if leaf.shape[:1] != (rows,):
             raise ValueError(f"aux{jax.tree_util.keystr(path)} is {leaf.shape}; without batch_coupled it must begin with the {rows} rows of the batch")
@@ -95,20 +106,22 @@ def gradients(loss: Callable[[Params, Batch], Output], params: Params, batch: Ba
     if microbatches == 1:
         grads, out = grad(params, batch, None)
         return constrain(grads), reduce_output(out)
-    parts = split(batch, microbatches=microbatches)
-    weights = jax.lax.map(lambda rows: losses.denominators(loss(params, rows).terms), parts)
+    numbers = jnp.arange(microbatches)
+    weights = jax.lax.map(lambda i: losses.denominators(loss(params, cut(batch, i, microbatches=microbatches)).terms), numbers)
     denominators = jax.tree.map(lambda x: x.sum(0), weights)
 
-    def body(total: Params, rows: Batch) -> tuple[Params, Output]:
+    def body(total: Params, index: Array) -> tuple[Params, Output]:
+        rows = cut(batch, index, microbatches=microbatches)
         grads, out = grad(params, rows, denominators)
         check_aux(out.aux, rows)
         return constrain(jax.tree.map(jnp.add, total, grads)), reduce_output(out)
 
-    grads, outs = jax.lax.scan(body, constrain(jax.tree.map(jnp.zeros_like, params)), parts)
+    grads, outs = jax.lax.scan(body, constrain(jax.tree.map(jnp.zeros_like, params)), numbers)
     summed = jax.tree.map(lambda x: x.sum(0), (outs.terms, outs.metrics))
     # Coefficients are constants of the step, so their mean over micro-batches is the value itself.
     terms = {k: t.replace(coefficient=t.coefficient / microbatches) for k, t in summed[0].items()}
-    return grads, Output(terms=terms, metrics=summed[1], aux=join(outs.aux))
+    copies = rows_of(batch) // min(x.shape[0] for x in jax.tree.leaves(batch))
+    return grads, Output(terms=terms, metrics=summed[1], aux=join(outs.aux, copies=copies))
 
 
 def reduce_output(out: Output, /) -> Output:
@@ -127,9 +140,11 @@ def logged(phase: Phase, out: Output, before: Mapping[str, Array], own: Mapping[
     return {prefix + k: v + before.get(prefix + k, 0) if k in flags else v for k, v in (values | others).items()}
 
 
-def make_train_step(objective: Objective, updates: Mapping[str, Updates], /, *, microbatches: int, ema: float,
-                    params_sharding: Any, norms: bool = False) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+def make_train_step(objective: Objective, updates: Mapping[str, Updates], /, *, microbatches: int, ema: float, params_sharding: Any, norms: bool = False,
+                    ingest: Callable[[Batch], Batch] = dict, deferred: bool = False) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """The pure function (state, frozen, *batches) -> (state, metrics); one batch for each of `draws(objective.phases())`.
+
+    `ingest` makes what the objective works on of a batch; `deferred`, of the rows of every micro-batch by themselves, without `prepare`.
 
     Phases run in order on the updated parameters. The schedule is read once a step; Adam counts its own updates. A pass
     whose loss or gradient is not finite, or that a spike filter refuses, changes nothing but the count of steps: no
@@ -144,7 +159,8 @@ def make_train_step(objective: Objective, updates: Mapping[str, Updates], /, *, 
         if len(batches) != draws(phases):
             raise UserError(f"step was given {len(batches)} batches; its phases draw {draws(phases)}")
         rng = jax.random.fold_in(state.rng, state.step)
-        prepared = [objective.prepare(b, jax.random.fold_in(rng, 1000 + i), step=state.step, train=True) for i, b in enumerate(batches)]
+        prepared = batches if deferred else [objective.prepare(ingest(b), jax.random.fold_in(rng, 1000 + i), step=state.step, train=True)
+                                             for i, b in enumerate(batches)]
         fresh = iter(prepared[int(any(p.data == "same" for p in phases)):])
         params, extra, opt, metrics, moved = state.params, state.extra, dict(state.opt), {}, jnp.bool_(False)
         for index, phase in enumerate(phases):
@@ -156,6 +172,7 @@ def make_train_step(objective: Objective, updates: Mapping[str, Updates], /, *, 
                 part = optim.select(params, phase.trains)
 
                 def loss(part: Params, rows: Batch) -> Output:
+                    rows = ingest(rows) if deferred else rows
                     return phase.loss(optim.merge(params, part), with_frozen(extra, frozen), rows, key, step=state.step, train=True)
 
                 grads, out = gradients(loss, part, batch, microbatches=microbatches,

@@ -219,6 +219,11 @@ class Objective:
         raise NotImplementedError
 
 
+def leaves_as_is(objective: Objective, /) -> bool:
+    """Whether `prepare` gives every batch back as it is: then nothing asks for the clips of a whole batch at once."""
+    return type(objective).prepare is Objective.prepare
+
+
 def check_phases(phases: tuple[Phase, ...], /) -> None:
     """Raises UserError when two phases share a name, and so an optimiser state."""
     names = [p.name for p in phases]
