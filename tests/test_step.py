@@ -16,7 +16,8 @@ from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.config import spec
 from videomae_jax.errors import UserError
 from videomae_jax.objectives.base import Output, Phase, Stage, draws
-from videomae_jax.step import check_aux, cut, gradients, init_state, join, make_train_step
+from videomae_jax.accumulation import check_aux, cut, gradients, join
+from videomae_jax.step import init_state, make_train_step
 
 HEARD = np.array([1, 0, 1, 0, 1, 0, 0, 0])  # with two micro-batches all of them lie in the first
 

@@ -1,10 +1,16 @@
 """Pixel targets of VideoMAE and MAE-ST against published values and plain numpy."""
 
+import math
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videomae_jax import losses, targets
+from videomae_jax import assembly, losses, targets
+from videomae_jax import config as configs
+from videomae_jax.data import sources
 from videomae_jax.errors import UserError
 from videomae_jax.models import patches
 
@@ -111,3 +117,17 @@ def test_unknown_normalisation_is_refused_when_it_is_named() -> None:
     """Before any data is seen."""
     with pytest.raises(UserError, match="normalisation 'patch'; allowed are 'channel', 'joint' and 'none'"):
         targets.Pixels(normalise="patch")
+
+
+def test_no_grid_of_floats_is_made() -> None:
+    """Only the patches that are embedded or predicted become floats: no float32 array of the compiled step has the values of all clips."""
+    config = configs.load("configs/tiny.py")
+    with config.unlocked(), config.ignore_type():
+        config.data = configs.spec(sources.NoiseClips, frames=8, size=64)
+    configs.override(config, {"objective.encoder.depth": "1", "objective.decoder.depth": "1", "batch_size": "8"})
+    run = assembly.assemble(config, devices=jax.devices()[:1])
+    counts = run.objective.counts()
+    text, values = run.compile().as_text(), 8 * run.objective.encoder.values
+    found = {math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text)}
+    assert counts["decoded"] * values in found and counts["visible"] < counts["decoded"] < counts["all"]
+    assert counts["all"] * values not in found

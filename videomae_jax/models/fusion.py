@@ -34,10 +34,7 @@ class Video(patches.Tubelets):
 
     def patchify(self, batch: Batch, /) -> Array:
         """Patches f32 [B N P] in [0, 1]. Raises UserError for clips of another shape."""
-        shape, wanted = batch["video"].shape[1:], (self.frames, self.size, self.size, self.channels)
-        if shape != wanted:
-            raise UserError(f"clips of {shape} reach an encoder built for {wanted} (frames, rows, columns, channels)")
-        return patches.patchify(patches.to_unit(batch["video"]), patch=self.patch)
+        return patches.to_unit(patches.stored(batch["video"], to=self))
 
     def valid(self, batch: Batch, /) -> Array:
         """bool [B N]: tokens whose pictures exist, all of them where the batch tells of no padding (`patches.present`)."""

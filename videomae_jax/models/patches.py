@@ -44,6 +44,17 @@ def patchify(video: Array, /, *, patch: tuple[int, int, int]) -> Array:
     return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, -1, p0 * p1 * p2 * c)
 
 
+def stored(video: Array, /, *, to: Tubelets) -> Array:
+    """Patches [B N P] of clips in their own dtype: where few are taken, `to_unit` comes afterwards, so that no grid of floats is ever made.
+
+    Raises UserError for clips of another shape than `to`'s.
+    """
+    wanted = (to.frames, to.size, to.size, to.channels)
+    if video.shape[1:] != wanted:
+        raise UserError(f"clips of {video.shape[1:]} reach an encoder built for {wanted} (frames, rows, columns, channels)")
+    return patchify(video, patch=to.patch)
+
+
 def unpatchify(patches: Array, /, *, grid: Grid, patch: tuple[int, int, int]) -> Array:
     """Inverse of `patchify`: [B N P] -> [B T H W C]."""
     p0, p1, p2 = patch

@@ -52,10 +52,7 @@ class MAE(Objective):
 
     def patchify(self, batch: Batch, /) -> Array:
         """Patches f32 [B N P] in [0, 1] of `batch["video"]`."""
-        video, e = batch["video"], self.encoder
-        if video.shape[1:] != (e.frames, e.size, e.size, e.channels):
-            raise UserError(f"clips of {video.shape[1:]} reach an encoder built for {(e.frames, e.size, e.size, e.channels)} (frames, rows, columns, channels)")
-        return patches.patchify(patches.to_unit(video), patch=e.patch)
+        return patches.to_unit(patches.stored(batch["video"], to=self.encoder))
 
     def masks(self, batch: Batch, rng: Key, /) -> Mask:
         """The mask of every row, keyed by its place in the stream."""
@@ -63,12 +60,12 @@ class MAE(Objective):
         return mask if self.loss_on == "hidden" else mask.replace(weight=jnp.ones_like(mask.weight))
 
     def targets(self, x: Array, masks: Mask, /) -> Array:
-        """Regression targets f32 [B M P] for patches [B N P]: taken first, so that no others are ever made."""
-        return self.target(masking.take(x, ids=masks.target))
+        """Regression targets f32 [B M P] for patches [B N P], in [0, 1] or bytes: taken first, so that no others are ever made."""
+        return self.target(patches.to_unit(masking.take(x, ids=masks.target)))
 
     def forward(self, params: Params, x: Array, masks: Mask, /, *, keys: Key | None) -> Array:
-        """Predictions f32 [B M P] for patches [B N P]."""
-        visible = masking.take(x, ids=masks.visible)
+        """Predictions f32 [B M P] for patches [B N P], in [0, 1] or bytes."""
+        visible = patches.to_unit(masking.take(x, ids=masks.visible))
         tokens = self.encoder.apply({"params": params["encoder"]}, visible, ids=masks.visible, keys=keys).tokens
         return self.decoder.apply({"params": params["decoder"]}, tokens, visible=masks.visible, target=masks.target,
                                   grid=self.encoder.grid, values=self.encoder.values)
@@ -77,7 +74,7 @@ class MAE(Objective):
         """Masked mean squared error; metric `loss_zero` is the loss of predicting 0 for the same tokens."""
         keys = jax.random.split(rng)
         masks = self.masks(batch, keys[0]) if masks is None else masks
-        x = self.patchify(batch)
+        x = patches.stored(batch["video"], to=self.encoder)
         predicted = self.forward(params, x, masks, keys=row_keys(keys[1], batch["key"]) if train else None)
         target = jax.lax.stop_gradient(self.targets(x, masks))
         weight = masks.weight * batch["valid"][:, None]
@@ -88,7 +85,7 @@ class MAE(Objective):
     def predict(self, params: Params, extra: Extra, batch: Batch, rng: Key, /, *, masks: Mask | None = None) -> Prediction:
         """Predicted and true targets at the decoded tokens."""
         masks = self.masks(batch, jax.random.split(rng)[0]) if masks is None else masks
-        x = self.patchify(batch)
+        x = patches.stored(batch["video"], to=self.encoder)
         return Prediction(patches=self.forward(params, x, masks, keys=None), targets=self.targets(x, masks), masks=masks)
 
     def represent(self, params: Params, extra: Extra, batch: Batch, /, *, inputs: tuple[str, ...] | None = None, layer: int = -1) -> dict[str, Features]:
