@@ -6,9 +6,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from test_decode import encode
+from test_decode import encode, timed
 
-from videomae_jax.data import clips, columns, index, packing, sources
+from videomae_jax.data import clips, columns, decode, index, packing, sources
 from videomae_jax.errors import UserError
 
 
@@ -150,6 +150,13 @@ def test_files_are_read_and_packed_by_their_times(tmp_path: pathlib.Path) -> Non
     offsets = [int(i * plain.fps / 9) for i in range(8)]
     starts = settings.starts(90, span=offsets[-1] + 1, rng=np.random.default_rng(1))
     assert [found.tolist() for found in settings.ids(plain, rng=np.random.default_rng(1))] == [[start + offset for offset in offsets] for start in starts]
+
+
+def test_a_header_of_another_rate_changes_no_distance() -> None:
+    """A camera that was to deliver 30 frames a second and gave 10: 5 a second lie 0.2 s apart, for the source and the packing."""
+    info, rng = decode.probe(timed(range(0, 10_000, 100))), np.random.default_rng(0)
+    for ids in (clips.of(clips.PerSecond(rate=5.0), info).ids(info.frames, clip=8, rng=rng), *packing.Settings(frames=8, rate=5.0, windows=2).ids(info, rng=rng)):
+        assert np.diff(info.pts[ids] * float(info.time_base)) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("step", [3003, 3000, 1501, 100])

@@ -6,6 +6,7 @@ import io
 import pathlib
 import tempfile
 import threading
+from collections.abc import Sequence
 
 import av
 import numpy as np
@@ -55,6 +56,21 @@ def _encode(path: str, frames: int, codec: str, container: str, variable: bool, 
                 frame.pts = number
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
+
+
+def timed(times: Sequence[int], /, *, rate: int | decode.Fraction = 30, codec: str = "mpeg4", container: str = "matroska") -> bytes:
+    """A file of bars at `times` in ms, or of AVI in frames, whose header says `rate` frames a second whatever they are."""
+    file, ticks = io.BytesIO(), decode.Fraction(1, 1000) if container != "avi" else 1 / decode.Fraction(rate)
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.time_base = stream.codec_context.time_base = ticks
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(bars(number % 2**BITS), format="rgb24")
+            frame.pts, frame.time_base = time, ticks
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return file.getvalue()
 
 
 def sequential(source: decode.Video, /, *, rotation: int = 0) -> list[np.ndarray]:
@@ -126,6 +142,33 @@ def test_presentation_times_of_a_variable_rate() -> None:
     seconds = (info.pts - info.pts[0]) * info.time_base
     assert [round(float(s) * 90000) for s in seconds[:5]] == [0, 9000, 12000, 15000, 24000]
     assert info.keys.tolist() == [int(info.pts[k]) for k in (0, 30, 60, 90)]
+
+
+@pytest.mark.parametrize(("container", "codec"), [("matroska", "mpeg4"), ("webm", "libvpx")])
+def test_the_mean_rate_is_that_of_the_times(container: str, codec: str) -> None:
+    """A header of 30 frames a second counts for nothing where a camera gave 10, wherever its times begin, or changed its rate on the way."""
+    for begin in (0, 5000):
+        info = decode.probe(timed(range(begin, begin + 10_000, 100), container=container, codec=codec))
+        assert (info.frames, info.fps, info.duration) == (100, 10, 10)
+    info = decode.probe(timed([*(1000 * i // 30 for i in range(150)), *range(5000, 605_000, 1000)], container=container, codec=codec))
+    assert info.frames == 750 and info.duration == pytest.approx(604 + 604 / 749, abs=0.01)
+    assert decode.probe(timed([0, 50], container=container, codec=codec)).fps == 20
+
+
+def test_an_exact_rate_of_the_header_stays() -> None:
+    """Times in ms tell it less exactly; AVI has times only of frames that it stores, which are no reason to count fewer a second."""
+    ntsc = decode.Fraction(30000, 1001)
+    for frames in (2, 3, 20, 300):
+        assert decode.probe(timed([round(1000 * i / ntsc) for i in range(frames)], rate=ntsc)).fps == ntsc
+    assert decode.probe(timed([0, 20, 40, 60], rate=48)).fps == 48
+    info = decode.probe(timed([*range(20), *range(40, 60)], codec="mjpeg", container="avi"))
+    assert info.frames == 40 and info.fps == 30
+
+
+def test_absurd_times_have_a_rate() -> None:
+    """Which an index can hold and a duration be divided by."""
+    fps = decode._rate(None, np.asarray([-2**62, 2**62]), decode.Fraction(1), timed=True)
+    assert fps > 0 and max(fps.numerator, fps.denominator) < 2**62
 
 
 def test_seeks_to_the_key_frame(constant: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import types
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
-from test_decode import encode, encoded, flipped, spelt
+from test_decode import bars, encode, encoded, flipped, spelt, timed
 
 from videomae_jax import __main__ as entry
 from videomae_jax import config as configs
@@ -131,6 +132,29 @@ def test_rates(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert np.diff(numbers(made, row)).tolist() == [6, 6]
     with pytest.raises(UserError, match=r"allowed are PerSecond with a rate that divides 10"):
         source(tmp_path / "p", frames=3, sampling=clips.PerSecond(rate=4.0)).read(0, rng=rng())
+
+
+@pytest.mark.parametrize("fps", [Fraction(1, 3600), Fraction(1, 100), Fraction(9_510_000, 1001), Fraction(4_003_999, 1001)], ids=str)
+@pytest.mark.parametrize("stride", [1, 4, 32])
+def test_any_frame_rate_is_packed(fps: Fraction, stride: int) -> None:
+    """At the nearest rate that the clock of an mp4 carries."""
+    settings = packing.Settings(**SMALL | {"stride": stride})
+    facts = settings.facts({"fps_num": fps.numerator, "fps_den": fps.denominator, "width": 64, "height": 32})
+    packed_fps = Fraction(facts["fps_num"], facts["fps_den"])
+    assert packed_fps == pytest.approx(min(max(fps / stride, 1 / 1001), 4000), rel=1e-3)
+    video = np.stack([bars(number, width=64, height=32) for number in range(6)])
+    encoding.compare(video, encoding.encode(video, fps=packed_fps, preset="ultrafast", crf=20, gop=4), facts=facts, name="a")
+
+
+def test_slides_with_minutes_between_them_are_packed(tmp_path: pathlib.Path) -> None:
+    """They end no packing."""
+    (tmp_path / "slides.mov").write_bytes(timed([0, 900_000, 1_800_000], codec="mjpeg", container="mov"))
+    assert entry.main(["index", str(tmp_path), f"--out={tmp_path / 'index.parquet'}"]) == 0
+    assert entry.main(command(tmp_path, tmp_path / "out", "--shards=1", "--stride=4")) == 0
+    made = source(tmp_path / "out")
+    assert len(made) == 1 and columns.info(made.record(0)).fps == Fraction(1, 1001)
+    told = packing.about(packed._reader(str(tmp_path / "out/v0/00000.array_record")).read([0])[0])
+    assert set(told["pts"][0]) <= {0, 14_400_000, 28_800_000}
 
 
 def test_pixels_stay(real_videos: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations.cached import SimpleCacheFileSystem
+from fsspec.implementations.cached import SimpleCacheFileSystem, WholeFileCacheFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.spec import AbstractBufferedFile
 from test_bad_data import Refusal
 from test_decode import encode
 from test_failing_reads import broken
@@ -151,25 +153,59 @@ def test_a_file_without_a_byte_has_no_part(away: SimpleNamespace, monkeypatch: p
     assert index.describe_job(index.Job("memory://large/empty.mp4"))["status"].startswith("open: Invalid data")
 
 
-def test_an_address_behind_a_cache_is_read_at_once(away: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cache", [SimpleCacheFileSystem, WholeFileCacheFileSystem])
+def test_an_address_behind_a_cache_is_read_at_once(cache: Any, away: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache fetches all of it for its first part, so that parts would give it no more time."""
-    address, asked, plain = f"simplecache::{away.job.path}", [], SimpleCacheFileSystem.cat_file
-    monkeypatch.setattr(SimpleCacheFileSystem, "cat_file", lambda self, path, *part, **kw: asked.append((part, kw)) or plain(self, path, *part, **kw))
+    address, asked, plain = f"{cache.protocol}::{away.job.path}", [], cache.cat_file
+    monkeypatch.setattr(cache, "cat_file", lambda self, path, *part, **kw: asked.append((part, kw)) or plain(self, path, *part, **kw))
     np.testing.assert_equal(index.describe_job(index.Job(address)), away.wanted)
     assert asked == [((), {})] and remote.read(address) == remote.read(away.job.path)
 
 
+class Blocks(AbstractBufferedFile):
+    """A file that is read in blocks, which the one of fsspec's memory is not."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return self.fs.cat_file(self.path, start, end)
+
+
+class Rooted(DirFileSystem):
+    """The folder of `away` as a file system of its own."""
+
+    protocol = "rooted"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path="/large", fs=fsspec.filesystem("memory"), **options)
+
+
+@pytest.mark.parametrize("address", ["blockcache::memory://large/a.mp4", "rooted://a.mp4"])
+@pytest.mark.parametrize("protocol", ["memory", "http"])
+def test_an_address_behind_what_fetches_parts_is_read_in_parts(protocol: str, address: str, away: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one is then indexed, however long it takes; over HTTP it is read at once, whatever is before it."""
+    fsspec.register_implementation("rooted", Rooted, clobber=True)
+    monkeypatch.setattr(away.kind, "_open", lambda self, path, mode="rb", **kw: Blocks(self, path, mode, block_size=remote.PART, cache_type="none"))
+    monkeypatch.setattr(away.kind, "protocol", protocol)
+    asked, kind, plain = [], type(remote.files(address)), type(remote.files(address)).cat_file
+    monkeypatch.setattr(kind, "cat_file", lambda self, path, start=None, end=None: asked.append(start) or plain(self, path, start, end))
+    assert len(remote.read(address, patience=patience.Patience(decode.TIMEOUT, whole=decode.WHOLE))) == away.wanted["size"]
+    assert asked == ([None] if protocol == "http" else [i * remote.PART for i in range(8)])
+
+
 @pytest.mark.parametrize(("error", "count", "status"), [
     (Refusal(503), 3, "ok"), (Refusal(503), 4, "io: Refusal: status 503"), (FileNotFoundError("gone"), 1, "open: FileNotFoundError: gone")], ids=str)
-def test_a_cache_over_http_hides_no_outage(error: Exception, count: int, status: str, away: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("protocol", ["http", "sftp"])
+@pytest.mark.parametrize("cache", ["simplecache", "filecache"])
+def test_a_cache_hides_no_outage(cache: str, protocol: str, error: Exception, count: int, status: str, away: SimpleNamespace,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
     """It asks first whether the file is there, and a 503 is no answer to that; the server itself tells which it is."""
-    name = f"/large/{count}.mp4"  # what an earlier test fetched stays in the cache
-    fsspec.filesystem("memory").pipe_file(name, fsspec.filesystem("memory").cat_file("/large/a.mp4"))
-    monkeypatch.setattr(away.kind, "protocol", ("http", "https"))
+    address = f"{cache}::memory://large/{cache}{protocol}{count}.mp4"  # what an earlier test fetched stays in the cache
+    fsspec.filesystem("memory").pipe_file(address.partition("::")[2], fsspec.filesystem("memory").cat_file("/large/a.mp4"))
+    monkeypatch.setattr(away.kind, "protocol", protocol)
     monkeypatch.setattr(away.kind, "exists", lambda self, path, **kw: False)
-    monkeypatch.setattr(away.kind, "size", lambda self, path: (_ for _ in ()).throw(FileNotFoundError(path)))
+    if protocol == "http":
+        monkeypatch.setattr(away.kind, "size", lambda self, path: (_ for _ in ()).throw(FileNotFoundError(path)))
     failing(away, monkeypatch, error, when=lambda start: True, count=count)
-    assert index.describe_job(index.Job(f"simplecache::memory:/{name}"))["status"].startswith(status)
+    assert index.describe_job(index.Job(address))["status"].startswith(status)
 
 
 class Renewed:

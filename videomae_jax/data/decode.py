@@ -62,9 +62,9 @@ class DecodeError(Exception):
 class VideoInfo:
     """What a demux-only pass tells of a video stream.
 
-    `width` and `height` are those of the displayed picture (after rotation, in stored pixels: the pixel aspect ratio is
-    not applied); `rotation` is counter-clockwise in degrees, a multiple of 90. `pts` i64 [frames] are presentation times in
-    units of `time_base` seconds, ascending; `keys` i64 [keys] are those of key frames.
+    `width` and `height` are those of the displayed picture (after rotation, in stored pixels: the pixel aspect ratio is not applied); `rotation` is
+    counter-clockwise in degrees, a multiple of 90; `fps` is the mean number of frames per second. `pts` i64 [frames] are presentation times in units of
+    `time_base` seconds, ascending; `keys` i64 [keys] are those of key frames.
     """
 
     codec: str
@@ -128,16 +128,20 @@ def probe(source: Video, /, *, timeout: float | Patience | None = None) -> Video
         turn = round(first.rotation / 90) * 90 % 360
         sizes = (first.width, first.height)[:: -1 if turn % 180 else 1]
         times = np.unique(np.asarray(pts, np.int64))
-        return VideoInfo(codec=stream.codec_context.name, width=sizes[0], height=sizes[1], rotation=turn, fps=_rate(stream, times),
-                         time_base=Fraction(stream.time_base), pts=times, keys=np.unique(np.asarray(keys, np.int64)))
+        fps = _rate(stream.average_rate, times, Fraction(stream.time_base), timed=container.format.name != UNTIMED)
+        return VideoInfo(codec=stream.codec_context.name, width=sizes[0], height=sizes[1], rotation=turn, fps=fps, time_base=Fraction(stream.time_base),
+                         pts=times, keys=np.unique(np.asarray(keys, np.int64)))
 
 
-def _rate(stream: Any, times: np.ndarray, /) -> Fraction:
-    """Mean frames per second: the header's, else that of the presentation times, else 1."""
-    if stream.average_rate:
-        return Fraction(stream.average_rate)
-    span = Fraction(int(times[-1] - times[0])) * stream.time_base
-    return ((len(times) - 1) / span).limit_denominator(1001) if span else Fraction(1)
+def _rate(header: Fraction | None, times: np.ndarray, time_base: Fraction, /, *, timed: bool) -> Fraction:
+    """Mean frames per second: by the presentation times where the file stores some (`timed`), else the header's, else 1."""
+    header, steps, span = Fraction(header or 0), len(times) - 1, (int(times[-1]) - int(times[0])) * time_base
+    # A header may say what a camera was to deliver, or what the first frames had. One that differs by less than a frame at the end, as rounding and the
+    # length of the last frame make it, is the exact one (30000/1001); for few frames that is any rate, but ticks of 1 ms are 5 % of 50 frames a second.
+    if not span or not timed or abs(span * header - steps) <= min(Fraction(1), Fraction(steps, 20)):
+        return header or Fraction(1)
+    mean = max(steps / span, Fraction(1, 10**9))  # absurd times must not exceed the integers of an index
+    return mean.limit_denominator(1001) if mean > 1 else 1 / (1 / mean).limit_denominator(1001)
 
 
 def decode(source: Video, ids: Sequence[int] | np.ndarray, /, *, info: VideoInfo | None = None, timeout: float = TIMEOUT) -> np.ndarray:

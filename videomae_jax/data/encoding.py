@@ -13,6 +13,7 @@ from videomae_jax.data import columns, decode, index
 BLOCK = 16  # pixels a side over which verification compares means: encoders keep these even of noise
 TOLERANCE = 16.0  # grey levels, mean over the blocks of a frame
 TICKS = 512  # units of an mp4 clock per frame
+RATES = (Fraction(1, 1001), Fraction(4000))  # frames a second, with denominators to 1001: 4000 x 1001 x TICKS still fits the 31 bits of an mp4 clock
 
 
 def encode(video: np.ndarray, /, *, fps: Fraction, preset: str, crf: int, gop: int) -> bytes:

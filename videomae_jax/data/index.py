@@ -100,7 +100,7 @@ def describe_job(job: Job, /) -> dict[str, Any]:
     """`describe` for whatever a job is; `status` is "ok", or "stage: cause" of what cannot be read, after further tries where it may pass.
 
     A read is given up where no byte comes for twice the time that a file may take, or after an hour; at an address, where no
-    `remote.PART` bytes do, or over HTTP and through a cache (simplecache::...) not the whole file.
+    `remote.PART` bytes do, or over HTTP and through a cache of whole files (simplecache::...) not the file.
     """
     try:
         if job.verify and not remote.is_remote(job.path):  # what hangs does so at once, while decoding all of a film takes its time

@@ -99,8 +99,9 @@ class Settings:
         return [chosen.after(start, frames=info.frames, clip=self.frames) for start in self.starts(info.frames, span=span, rng=rng)]
 
     def facts(self, record: dict[str, Any], /) -> dict[str, Any]:
-        """The columns of `index.describe` that every window of an index row has."""
-        fps = (Fraction(record["fps_num"], record["fps_den"]) / self.step(Fraction(record["fps_num"], record["fps_den"]))).limit_denominator(1001)
+        """The columns of `index.describe` that every window of an index row has; its rate is the nearest that its clock can carry (`encoding.RATES`)."""
+        source = Fraction(record["fps_num"], record["fps_den"])
+        fps = min(max(source / self.step(source), encoding.RATES[0]), encoding.RATES[1]).limit_denominator(1001)
         width, height = self.size(width=record["width"], height=record["height"])
         return {"status": "ok", "codec": "h264", "width": width, "height": height, "rotation": 0, "frames": self.frames, "fps_num": fps.numerator,
                 "fps_den": fps.denominator, "duration": float(self.frames / fps), "time_base_num": 1, "time_base_den": fps.numerator * encoding.TICKS,

@@ -17,6 +17,7 @@ import warnings
 from typing import Any
 
 import fsspec
+from fsspec.implementations.cached import CachingFileSystem, WholeFileCacheFileSystem
 
 from videomae_jax.data.decode import DecodeError
 from videomae_jax.data.patience import Patience
@@ -50,19 +51,21 @@ def files(address: str, /) -> Any:
 
 def read(address: str, /, *, patience: Patience | None = None) -> bytes:
     """The bytes of a file. How long it may take is the caller's to limit; with a `patience` it comes in parts, each of which renews that, but for
-    HTTP and what lies behind a cache (simplecache::...).
+    HTTP and what lies behind a cache of whole files (simplecache::..., filecache::...).
 
     Raises DecodeError, of the stage "open" where the file is not there or not allowed to be read, "timeout" where the patience ends, and
     "io" for all else, which may pass.
     """
     system = files(address)
-    last = _last(system)
+    source = _behind_caches(system)
     try:
-        # A cache fetches all of a file for its first part. Servers of HTTP need not know of parts, and fsspec calls every error of asking one for the
-        # size a file that is not there.
-        if patience is None or last is not system or "http" in system.protocol:
-            return _at_once(system, last, address)
-        return _in_parts(system, address, patience)
+        try:
+            return _fetch(system, address, patience)
+        except FileNotFoundError:
+            # A cache asks first whether the file is there, which most file systems deny on any error: the one behind it says itself why it gives none.
+            if source is system:
+                raise
+            return _fetch(source, system._strip_protocol(address), patience)
     except DecodeError:
         raise
     except Exception as error:  # every client raises errors of its own
@@ -70,22 +73,25 @@ def read(address: str, /, *, patience: Patience | None = None) -> bytes:
         raise DecodeError(address, stage, f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
 
-def _last(system: Any, /) -> Any:
-    """The file system at the end of a chain such as simplecache::https://..., itself where there is no chain."""
-    while isinstance(inner := getattr(system, "fs", None), fsspec.AbstractFileSystem):
-        system = inner
+def _behind_caches(system: Any, /) -> Any:
+    """The file system that the caches of a chain such as simplecache::sftp://... stand for, which has the same paths."""
+    while isinstance(system, CachingFileSystem):
+        system = system.fs
     return system
 
 
-def _at_once(system: Any, last: Any, address: str, /) -> bytes:
-    """The bytes of a file in one request; `last` is the end of the chain."""
-    try:
-        return system.cat_file(address)
-    except FileNotFoundError:
-        # A cache asks first whether the file is there, which over HTTP every error denies: the server itself says why it gives none.
-        if last is system or "http" not in last.protocol:
-            raise
-        return last.cat_file(system._strip_protocol(address))
+def _fetch(system: Any, address: str, patience: Patience | None, /) -> bytes:
+    """The bytes of a file, in parts where there is a patience and parts are what is fetched."""
+    return system.cat_file(address) if patience is None or _whole(system) else _in_parts(system, address, patience)
+
+
+def _whole(system: Any, /) -> bool:
+    """Whether a file system or one that it wraps fetches all of a file for its first part, or is HTTP, whose servers need not know of parts, and of
+    which fsspec calls every error of asking one for the size a file that is not there.
+    """
+    while not isinstance(system, WholeFileCacheFileSystem) and isinstance(inner := getattr(system, "fs", None), fsspec.AbstractFileSystem):
+        system = inner
+    return isinstance(system, WholeFileCacheFileSystem) or "http" in system.protocol
 
 
 def _in_parts(system: Any, address: str, patience: Patience, /) -> bytes:
