@@ -117,6 +117,11 @@ class Product:
 
     def __call__(self, steps: int, /) -> None:
         """Multiplies `steps` times."""
+def at_once(devices: list[Any], /) -> int:
+    """How many times the rate of one device all of them give: forced devices of a CPU share its cores, so one already uses all of them."""
+    return 1 if devices[0].platform == "cpu" else len(devices)
+
+
         for _ in range(steps):
             result = self._product(*self._factors)
         jax.block_until_ready(result)
@@ -186,8 +191,7 @@ def step(run: Assembly, /, *, steps: int, repeats: int, warmup: int, peak_tflops
         runs["rival"] = (rival, warmed(rival, steps=steps, warmup=warmup))
     laps = interleaved(runs, repeats=repeats)
     if not peak:
-        # Forced host devices share the cores, so one product already uses all of them.
-        peak = Peak(product.flops / min(x.wall for x in laps["peak"]) / 1e12, f"measured: {product.name}, best of {repeats}")
+        peak = Peak(at_once(devices) * product.flops / min(x.wall for x in laps["peak"]) / 1e12, f"measured: {product.name}, best of {repeats}")
     flops, clips = run.objective.cost().train_flops, run.clips * run.draws
     result = {
         "bench": "step", "name": run.config.name, "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
