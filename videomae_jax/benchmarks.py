@@ -204,12 +204,21 @@ def step(run: Assembly, /, *, steps: int, repeats: int, warmup: int, peak_tflops
     if not np.isfinite(training.loss):
         raise UserError(f"the loss of the benchmarked step is {training.loss}; its figures would mean nothing")
     if profile:
-        taken = profiling.profile(training, training.compiled.as_text(), profile, wall=statistics.median(x.wall for x in laps["ours"]))
-        result["profile"] = {"folder": profile, "ms_by_kind": _rounded({k: 1e3 * v for k, v in taken.by(0).items()}),
-                             "ms_by_part": _rounded({k: 1e3 * v for k, v in taken.by(1).items()})}
-        for line in taken.lines():
-            say(line)
+        result |= profiled(training, profile, wall=statistics.median(x.wall for x in laps["ours"]), say=say)
     if rival is not None:
+def profiled(training: Training, folder: str, /, *, wall: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """{"profile": where the time of a step of `wall` seconds goes}; {} where the trace does not tell, which is said: other figures are there."""
+    try:
+        taken = profiling.profile(training, training.compiled.as_text(), folder, wall=wall)
+    except UserError as error:
+        say(f"no profile: {error}")
+        return {}
+    for line in taken.lines():
+        say(line)
+    return {"profile": {"folder": folder, "ms_by_kind": _rounded({k: 1e3 * v for k, v in taken.by(0).items()}),
+                        "ms_by_part": _rounded({k: 1e3 * v for k, v in taken.by(1).items()})}}
+
+
         result["against"] = {"name": rival.name, **rival.about, "steps": runs["rival"][1],
                              **figures(laps["rival"], clips=clips, flops=flops, peak=peak), "times_longer": ratio(laps["rival"], laps["ours"])}
     return result
