@@ -25,7 +25,8 @@ from videomae_jax.assembly import assemble
 from videomae_jax.commands import arguments
 from videomae_jax.data import sources
 from videomae_jax.errors import StorageError, UserError
-from videomae_jax.evals import reconstruction
+from videomae_jax.evals import pictures, reconstruction
+from videomae_jax.models import attention
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,21 @@ def test_visualize_names_the_files_it_wrote(trained: pathlib.Path, tmp_path: pat
     paths = capsys.readouterr().out.split()
     assert sorted(pathlib.Path(p).name for p in paths) == [f"step00000009_{i}.{end}" for i in range(3) for end in ("gif", "png")]
     assert all(pathlib.Path(p).stat().st_size > 1000 for p in paths)
+
+
+@pytest.mark.parametrize("kernel", ["cudnn", "splash"])
+def test_runs_of_a_gpu_or_tpu_are_drawn_and_evaluated_elsewhere(kernel: str, trained: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their kernels become attention in blocks, with the same results."""
+    copied = pathlib.Path(shutil.copytree(trained, tmp_path / "run"))
+    text = (copied / "config.json").read_text()
+    (copied / "config.json").write_text(re.sub('"attention": "[a-z]+"', f'"attention": "{kernel}"', text))
+    monkeypatch.setitem(attention.IMPLEMENTATIONS, kernel, None)
+    assert main(["visualize", str(copied), "--clips=1"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(copied), "--only=reconstruction"]) == 0
+    found, summary = json.loads(capsys.readouterr().out), json.loads((trained / "summary.json").read_text())["results"]
+    assert all(found[name] == pytest.approx(summary[name], rel=1e-4) for name in found.keys() - {"step"})
 
 
 def test_config_prints_every_field_as_it_is_set(index: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
