@@ -534,6 +534,30 @@ def test_what_is_compiled_is_what_the_launchers_run(run: Any, monkeypatch: pytes
     assert topologies.compiler_options(dataclasses.replace(topologies.find("v5e-4"), name="local")) == {}
 
 
+COMPILER = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+
+
+@pytest.mark.parametrize(("said", "told"), [
+    (f"{COMPILER}vmem. Used 59.79M of 16.00M vmem. Exceeded vmem capacity by 43.79M.", r"a kernel does not fit into the vmem of its device \(.*59.79M of 16.00M.*attention=xla"),
+    (f"{COMPILER}smem. Used 1.50M of 1.00M smem. Exceeded smem capacity by 512.0K.", "a kernel does not fit into the smem of .*--config.objective.encoder.attention=xla"),
+    ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 5 bytes.", "the run does not fit into the memory of its devices .*--config.microbatches")])
+def test_only_the_memory_of_a_device_that_is_too_small_is_a_size_of_the_step(said: str, told: str, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes of the memories within a TPU's cores are no step's, which would fit; other errors of the compiler stay."""
+    def compiled(*_: Any, **__: Any) -> Any:
+        raise jax.errors.JaxRuntimeError(texts[0])
+
+    monkeypatch.setattr(topologies, "devices", lambda topology: jax.devices()[:4])
+    monkeypatch.setattr(type(run), "compile", compiled)
+    one, choice, texts = Planner(small(), topologies.find("v5e-4"), fixed=frozenset(), trust=()), Choice("none", 1, 4, 1, 1), [said]
+    with pytest.raises(UserError, match=told):
+        one.compile(choice)
+    texts[0] = f"{COMPILER}hbm. Used 17.50G of 15.75G hbm. Exceeded hbm capacity by 1.75G.\nTotal hbm usage >= 18.00G"
+    assert one.compile(choice).bytes == 17.5 * 2**30
+    texts[0] = "INTERNAL: broken"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        one.compile(choice)
+
+
 def test_options_reach_the_compiler(run: Any) -> None:
     """Which refuses one that it does not know, and takes those of GPUs on any backend."""
     jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=topologies.compiler_options(topologies.find("h100x1")))
