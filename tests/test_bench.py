@@ -8,6 +8,7 @@ import pathlib
 import time
 import types
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -142,33 +143,68 @@ def test_the_step_is_the_trainers(run: assembly.Assembly, monkeypatch: pytest.Mo
 
 
 def test_a_step_that_means_nothing_is_refused(run: assembly.Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NaN losses and exhausted memory are mistakes of the user, other failures are not hidden."""
-    class Fake:
-        compile_seconds, loss = 0.0, math.nan
-
-        def __init__(self, run: Any) -> None:
-            pass
-
-        def __call__(self, steps: int) -> None:
-            pass
-
-    monkeypatch.setattr(benchmarks, "Training", Fake)
+    """A NaN loss is a mistake of the user."""
+    monkeypatch.setattr(benchmarks, "Training", Done)
+    monkeypatch.setattr(Done, "loss", math.nan)
     with pytest.raises(UserError, match="loss of the benchmarked step is nan"):
         benchmarks.step(run, steps=1, repeats=1, warmup=1, peak_tflops=1.0, dtype="float32")
 
 
-@pytest.mark.parametrize(("message", "kind"), [("RESOURCE_EXHAUSTED: out of memory", UserError), ("INTERNAL: broken", jax.errors.JaxRuntimeError)])
-def test_exhausted_memory_is_one_line(message: str, kind: type[Exception]) -> None:
-    """The advice is given for that error only."""
-    training = object.__new__(benchmarks.Training)
-    training._state, training._frozen, training._batches = None, {}, []
+class Done:
+    """A training whose steps take no time."""
 
-    def compiled(*_: Any) -> Any:
-        raise jax.errors.JaxRuntimeError(message)
+    compile_seconds, loss, compiled = 0.0, 1.0, types.SimpleNamespace(as_text=str)
 
-    training.compiled = compiled
-    with pytest.raises(kind, match="smaller --batch" if kind is UserError else "INTERNAL"):
-        training(1)
+    def __init__(self, run: Any) -> None:
+        pass
+
+    def __call__(self, steps: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("platform", "count", "tflops"), [("gpu", 1, 50.0), ("gpu", 4, 200.0), ("cpu", 4, 50.0)])
+def test_the_measured_peak_is_of_all_devices(platform: str, count: int, tflops: float, run: assembly.Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many times one's as there are; those of a CPU share its cores."""
+    device = types.SimpleNamespace(device_kind="NVIDIA L4", platform=platform, memory_stats=dict)
+    monkeypatch.setattr(benchmarks, "Training", Done)
+    monkeypatch.setattr(benchmarks, "Product", lambda dtype: mock.Mock(flops=100e12))
+    monkeypatch.setattr(benchmarks, "lap", lambda run, steps: Lap(2.0, 2.0))
+    mesh = types.SimpleNamespace(devices=np.array([device] * count), shape={"data": count})
+    there = types.SimpleNamespace(mesh=mesh, **{name: getattr(run, name) for name in ("objective", "clips", "draws", "config", "abstract")})
+    found = benchmarks.step(there, steps=1, repeats=2, warmup=1, peak_tflops=0.0, dtype="float32")
+    assert found["peak"]["tflops"] == tflops and found["devices"] == count
+
+
+def test_figures_outlast_a_trace_that_tells_nothing(run: assembly.Assembly, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are measured by then; what is wrong with the trace is said."""
+    said: list[str] = []
+    monkeypatch.setattr(benchmarks, "Training", Done)
+    monkeypatch.setattr(benchmarks.profiling, "read", lambda folder: [])
+    found = benchmarks.step(run, steps=1, repeats=1, warmup=1, peak_tflops=1.0, dtype="float32", profile=str(tmp_path), say=said.append)
+    assert "profile" not in found and found["ms_per_step"]["median"] >= 0
+    assert said[-1] == f"no profile: the trace under {tmp_path} has no operations: the profiler of this device does not tell them"
+
+
+@pytest.mark.parametrize(("owner", "name"), [(assembly.Assembly, "compile"), (assembly.Assembly, "create"), (benchmarks.Training, "__call__"), (benchmarks, "Product")])
+def test_exhausted_memory_is_one_line(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where it compiles, as on TPUs, where it makes the state, at a step and in the product that measures the peak; the advice is given for that error only."""
+    said = ["RESOURCE_EXHAUSTED: out of memory\nbuffers", "INTERNAL: broken"]
+
+    def exhausted(*_: Any, **__: Any) -> Any:
+        raise jax.errors.JaxRuntimeError(said[0])
+
+    if owner is not assembly.Assembly:
+        monkeypatch.setattr(benchmarks.Training, "__init__", Done.__init__)
+        monkeypatch.setattr(benchmarks.Training, "__call__", Done.__call__)
+        monkeypatch.setattr(benchmarks.Training, "compile_seconds", 0.0, raising=False)
+    monkeypatch.setattr(owner, name, exhausted)
+    words = ["bench", "step", "--config=configs/tiny.py", "--batch=8", "--steps=1", "--repeats=1", "--warmup=1", *SMALL]
+    assert command_line.main(words) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: the run does not fit into the memory of its devices (RESOURCE_EXHAUSTED: out of memory); what helps: a smaller --batch")
+    said.pop(0)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        command_line.main(words)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -19,13 +19,14 @@ import runs
 from runs import shared_programs  # noqa: F401 (a fixture)
 
 from videomae_jax import config as configs
-from videomae_jax import assembly, metrics, run_directory, stopping
+from videomae_jax import api, assembly, metrics, run_directory, stopping
 from videomae_jax.__main__ import COMMANDS, main
 from videomae_jax.assembly import assemble
 from videomae_jax.commands import arguments
 from videomae_jax.data import sources
 from videomae_jax.errors import StorageError, UserError
-from videomae_jax.evals import reconstruction
+from videomae_jax.evals import pictures, reconstruction
+from videomae_jax.models import attention
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,21 @@ def test_visualize_names_the_files_it_wrote(trained: pathlib.Path, tmp_path: pat
     paths = capsys.readouterr().out.split()
     assert sorted(pathlib.Path(p).name for p in paths) == [f"step00000009_{i}.{end}" for i in range(3) for end in ("gif", "png")]
     assert all(pathlib.Path(p).stat().st_size > 1000 for p in paths)
+
+
+@pytest.mark.parametrize("kernel", ["cudnn", "splash"])
+def test_runs_of_a_gpu_or_tpu_are_drawn_and_evaluated_elsewhere(kernel: str, trained: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their kernels become attention in blocks, with the same results."""
+    copied = pathlib.Path(shutil.copytree(trained, tmp_path / "run"))
+    text = (copied / "config.json").read_text()
+    (copied / "config.json").write_text(re.sub('"attention": "[a-z]+"', f'"attention": "{kernel}"', text))
+    monkeypatch.setitem(attention.IMPLEMENTATIONS, kernel, None)
+    assert main(["visualize", str(copied), "--clips=1"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(copied), "--only=reconstruction"]) == 0
+    found, summary = json.loads(capsys.readouterr().out), json.loads((trained / "summary.json").read_text())["results"]
+    assert all(found[name] == pytest.approx(summary[name], rel=1e-4) for name in found.keys() - {"step"})
 
 
 def test_config_prints_every_field_as_it_is_set(index: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -508,24 +524,46 @@ def test_an_address_is_no_run_directory(index: pathlib.Path, tmp_path: pathlib.P
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("where", ["state", "step", "evaluation"])
+@pytest.mark.parametrize("where", ["program", "state", "step", "evaluation"])
 def test_memory_of_devices_that_is_too_small_is_one_line(where: str, index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the state is made, at a step and in an evaluator: it says what makes the run smaller; other errors of the runtime keep their traceback."""
+    """Where a dry run compiles, where the state is made, at a step and in an evaluator: it says what makes the run smaller; other errors of the runtime keep their traceback."""
     said = ["RESOURCE_EXHAUSTED: Out of memory while trying to allocate 88888 bytes.\nBufferAssignment ...", "INTERNAL: broken"]
 
     def exhausted(*_: Any, **__: Any) -> None:
         raise jax.errors.JaxRuntimeError(said[0])
 
-    owner, name = {"state": (assembly.Assembly, "create"), "step": (assembly.Step, "__call__"), "evaluation": (reconstruction.Reconstruction, "run")}[where]
+    owner, name = {"program": (assembly.Assembly, "compile"), "state": (assembly.Assembly, "create"), "step": (assembly.Step, "__call__"), "evaluation": (reconstruction.Reconstruction, "run")}[where]
     monkeypatch.setattr(owner, name, exhausted)
-    words = ["train", *runs.arguments(index), f"--workdir={tmp_path / 'run'}"]
+    words = ["train", *runs.arguments(index), f"--workdir={tmp_path / 'run'}", *["--dry-run"] * (where == "program")]
     line = refused(capsys, *words)
     assert line.startswith("the run does not fit into the memory of its devices (RESOURCE_EXHAUSTED: Out of memory while trying to allocate 88888 bytes.); ")
     assert all(word in line for word in ("--config.microbatches", ".remat=full", "--config.batch_size", "plan --config=FILE --topology=local"))
     said.pop(0)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         main(words)
+
+
+@pytest.mark.parametrize(("words", "owner", "name", "helps"), [
+    (("extract", "{run}", "{videos}", "--out={out}"), api.Model, "submit", "a smaller --batch"),
+    (("evaluate", "{run}"), reconstruction.Reconstruction, "run", "a smaller --config.evaluators.NAME.batch_size, and of a suite more --config.microbatches"),
+    (("visualize", "{run}"), pictures.Pictures, "run", "fewer --clips"),
+    (("export", "{run}", "--out={out}"), api.Model, "check_layer", "a device with more memory, or JAX_PLATFORMS=cpu")])
+def test_exhausted_memory_names_the_option_of_each_command(words: tuple[str, ...], owner: Any, name: str, helps: str, trained: pathlib.Path, index: pathlib.Path,
+                                                           tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line; of a memory within a TPU's core it says what attention does without; other errors of the runtime keep their traceback."""
+    said = ["RESOURCE_EXHAUSTED: Out of memory", "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 2.00M of 1.00M vmem.", "INTERNAL: broken"]
+
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise jax.errors.JaxRuntimeError(said[0])
+
+    monkeypatch.setattr(owner, name, exhausted)
+    given = [word.format(run=trained, videos=index, out=tmp_path / "out") for word in words]
+    assert refused(capsys, *given).startswith(f"the run does not fit into the memory of its devices ({said.pop(0)}); what helps: {helps}")
+    line, kernel = refused(capsys, *given), "attention without a kernel" if words[0] == "evaluate" else "a device with more memory, or JAX_PLATFORMS=cpu"
+    assert line.startswith(f"a kernel does not fit into the vmem of its device ({said.pop(0)}); what helps: {kernel}")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        main(given)
 
 
 @pytest.mark.parametrize(("said", "code", "told"), [("RESOURCE_EXHAUSTED: full", 2, "error: the run does not fit into the memory"), ("INTERNAL: x", 1, "jax.errors.JaxRuntimeError: INTERNAL: x")])

@@ -448,14 +448,16 @@ def test_a_cluster_that_tells_too_little_is_one_line(monkeypatch: pytest.MonkeyP
 SAYS = ["Kubernetes API Error: {e.status} - {e.reason}", "does not have a controller.",
         "Pods within a job need a headless service in order to communicate with each other.", "cluster automatic bootstrap only supports Job/JobSet.",
         "jobs must be indexed by setting `completionMode: \"Indexed\"`.", "expected HOSTNAME env variable to be defined",
-        "Could not parse coordinator IP address from Open MPI environment."]
+        "Could not parse coordinator IP address from Open MPI environment.", "Open MPI 5 or newer requires mpi4py for distributed initialization."]
+LATER = {SAYS[-1]: (0, 12)}  # the first version that says it
 
 
 @pytest.mark.parametrize(("pattern", "text"), list(zip(cluster.MISTAKES.split("|"), SAYS, strict=True)))
 def test_mistakes_are_known_by_what_jax_says(monkeypatch: pytest.MonkeyPatch, pattern: str, text: str) -> None:
-    """Each text is in the installed version, and a mistake, wherever its lines are broken."""
+    """Each text is in the installed version, if that is new enough, and a mistake, wherever its lines are broken."""
     folder = pathlib.Path(jax.__file__).parent / "_src" / "clusters"
-    assert any(text in ast.unparse(ast.parse(file.read_text())) for file in folder.glob("*.py"))
+    later = jax.__version_info__ < LATER.get(text, ())
+    assert later or any(text in ast.unparse(ast.parse(file.read_text())) for file in folder.glob("*.py"))
     said = text.format(e=mock.Mock(status=403, reason="Forbidden"))
     assert re.search(pattern, said)
     monkeypatch.setattr(jax.distributed, "initialize", mock.Mock(side_effect=RuntimeError("\n".join(said.split()))))

@@ -8,12 +8,13 @@ import math
 import pathlib
 import types
 from typing import Any
+from unittest import mock
 
 import jax
 import pytest
 
 from videomae_jax import config as configs
-from videomae_jax import footprint, forecast, hlo, parallel, plan, program_text, topologies
+from videomae_jax import benchmarks, footprint, forecast, hlo, parallel, plan, program_text, topologies
 from videomae_jax.assembly import assemble
 from videomae_jax.commands import plan as command
 from videomae_jax.data import audiovisual, sources
@@ -59,6 +60,34 @@ def test_an_unknown_topology_is_one_line(name: str) -> None:
 def test_a_chip_is_a_word_of_the_name_that_jax_gives(kind: str, name: str) -> None:
     """Another device in whose name it lies has other figures."""
     assert topologies.chip_of(kind) is topologies.CHIPS.get(name)
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, kind: str, count: int, platform: str) -> None:
+    """JAX sees so many devices of a kind here."""
+    device = types.SimpleNamespace(device_kind=kind, platform=platform, memory_stats=lambda: {"bytes_limit": 72e9})
+    for name, found in (("devices", [device] * count), ("local_devices", [device] * count), ("device_count", count), ("local_device_count", count)):
+        monkeypatch.setattr(jax, name, lambda found=found: found)
+
+
+@pytest.mark.parametrize(("kind", "count", "platform", "chips"), [
+    ("NVIDIA H100 80GB HBM3", 1, "gpu", 1), ("NVIDIA H100 80GB HBM3", 8, "gpu", 8), ("TPU v5 lite", 8, "tpu", 8), ("TPU7x", 8, "tpu", 4)])
+def test_the_hosts_of_local_chips_are_this_machine(kind: str, count: int, platform: str, chips: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cores and its chips, not those of the cloud's machine with such chips; rates are the data sheet's."""
+    machine(monkeypatch, kind, count, platform)
+    monkeypatch.setattr(topologies.os, "cpu_count", lambda: 13)
+    found = forecast.here()
+    assert (found.all_chips, found.hosts, found.chip.per_host, found.chip.cores) == (chips, 1, chips, 13) and found.devices == count
+    listed = topologies.chip_of(kind)
+    assert found.chip.hbm == 72e9 * listed.devices and (found.chip.tflops, found.chip.network) == (listed.tflops, listed.network)
+
+
+@pytest.mark.parametrize(("platform", "count", "tflops"), [("gpu", 1, 50.0), ("gpu", 4, 50.0), ("cpu", 1, 50.0), ("cpu", 4, 12.5)])
+def test_devices_that_are_not_listed_have_the_rate_of_a_product(platform: str, count: int, tflops: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each that of one; devices of a CPU share its cores."""
+    machine(monkeypatch, "NVIDIA L4", count, platform)
+    monkeypatch.setattr(benchmarks, "Product", lambda dtype: mock.Mock(flops=100e12))
+    monkeypatch.setattr(benchmarks, "lap", lambda run, steps: benchmarks.Lap(2.0, 2.0))
+    assert forecast.here().chip.tflops == tflops
 
 
 def test_without_libtpu_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,6 +532,30 @@ def test_what_is_compiled_is_what_the_launchers_run(run: Any, monkeypatch: pytes
     monkeypatch.setenv("JAX_OPTIMIZATION_LEVEL", "O2")
     assert "optimization_level" not in topologies.compiler_options(topologies.find("h100x4"))
     assert topologies.compiler_options(dataclasses.replace(topologies.find("v5e-4"), name="local")) == {}
+
+
+COMPILER = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+
+
+@pytest.mark.parametrize(("said", "told"), [
+    (f"{COMPILER}vmem. Used 59.79M of 16.00M vmem. Exceeded vmem capacity by 43.79M.", r"a kernel does not fit into the vmem of its device \(.*59.79M of 16.00M.*attention=xla"),
+    (f"{COMPILER}smem. Used 1.50M of 1.00M smem. Exceeded smem capacity by 512.0K.", "a kernel does not fit into the smem of .*--config.objective.encoder.attention=xla"),
+    ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 5 bytes.", "the run does not fit into the memory of its devices .*--config.microbatches")])
+def test_only_the_memory_of_a_device_that_is_too_small_is_a_size_of_the_step(said: str, told: str, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes of the memories within a TPU's cores are no step's, which would fit; other errors of the compiler stay."""
+    def compiled(*_: Any, **__: Any) -> Any:
+        raise jax.errors.JaxRuntimeError(texts[0])
+
+    monkeypatch.setattr(topologies, "devices", lambda topology: jax.devices()[:4])
+    monkeypatch.setattr(type(run), "compile", compiled)
+    one, choice, texts = Planner(small(), topologies.find("v5e-4"), fixed=frozenset(), trust=()), Choice("none", 1, 4, 1, 1), [said]
+    with pytest.raises(UserError, match=told):
+        one.compile(choice)
+    texts[0] = f"{COMPILER}hbm. Used 17.50G of 15.75G hbm. Exceeded hbm capacity by 1.75G.\nTotal hbm usage >= 18.00G"
+    assert one.compile(choice).bytes == 17.5 * 2**30
+    texts[0] = "INTERNAL: broken"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        one.compile(choice)
 
 
 def test_options_reach_the_compiler(run: Any) -> None:

@@ -1,6 +1,8 @@
 """Traces are read right: nested events, kinds of work, parts of the model, kernels whose instruction only their name tells."""
 
 import pathlib
+import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +54,24 @@ def test_loops_count_without_what_runs_in_them() -> None:
     """Own times add up to the time that is covered, at every depth."""
     events = [(0, 100, "while"), (10, 40, "call"), (15, 25, "dot"), (50, 90, "dot"), (120, 130, "add")]
     assert sorted(profiling.own_times(events)) == [("add", 10), ("call", 20), ("dot", 10), ("dot", 40), ("while", 30)]
+
+
+def test_a_trace_of_a_tpu(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events have their HLO text for a name and say no `hlo_op`; lines that tell the same once more and those of the host do not count."""
+    def event(name: str, start: int, **stats: Any) -> types.SimpleNamespace:
+        return types.SimpleNamespace(name=name, start_ns=start, duration_ns=1_000_000, stats=list(stats.items()))
+
+    call = '%custom-call.4 = (bf16[8,8]{1,0}, s8[4]{0}) custom-call(%transpose.1, %b), custom_call_target="x"'
+    events = [event("%loop_fusion.3 = f32[4,8,8]{2,1,0} fusion(%reduce.7), kind=kLoop", 0, hlo_category="loop fusion", tf_op="x"), event(call, 1_000_000, flops=3),
+              event("%add.5 = f32[8,8]{1,0} add(%a, %b)", 2_000_000, hlo_op="add.5"), event("%copy.8 = f32[8]{0} copy(%dot.1)", 3_000_000)]
+    lines = [types.SimpleNamespace(name="XLA Modules", events=[event("jit_traced(7)", 0, hlo_op="x")]), types.SimpleNamespace(name="XLA Ops", events=events)]
+    planes = [types.SimpleNamespace(name="/device:TPU:0", lines=lines),
+              types.SimpleNamespace(name="/host:CPU", lines=[types.SimpleNamespace(name="python", events=[event("main", 0)])])]
+    (tmp_path / "a.xplane.pb").touch()
+    monkeypatch.setattr(jax.profiler, "ProfileData", types.SimpleNamespace(from_file=lambda path: types.SimpleNamespace(planes=planes)))
+    assert profiling.summed(profiling.read(str(tmp_path)), PROGRAM) == pytest.approx({
+        ("stacking of layers", "decoder/mlp backward"): 1e-3, ("matrix product", "encoder/attn"): 1e-3, ("element-wise", "other"): 1e-3,
+        ("copy", "library kernels"): 1e-3})
 
 
 @pytest.mark.usefixtures("optimised")

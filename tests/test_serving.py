@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ import videomae_jax
 from videomae_jax import artefact, parallel, runner
 from videomae_jax.__main__ import main
 from videomae_jax.data import clips, decode, three_crop
-from videomae_jax.models import attention, probing, vit
+from videomae_jax.models import attention, kernels, probing, vit
 from videomae_jax.objectives.probe import Probe
 from videomae_jax.runner import Program
 
@@ -175,19 +176,48 @@ def test_bfloat16_weights_are_served(tmp_path: pathlib.Path) -> None:
     assert Program(tmp_path / "old")(clip)["probabilities"].shape == (3, 3)
 
 
+def named(run: pathlib.Path, kernel: str, /) -> None:
+    """The config of a run names a kernel."""
+    text = (run / "config.json").read_text()
+    assert '"attention": "xla"' in text
+    (run / "config.json").write_text(text.replace('"attention": "xla"', f'"attention": "{kernel}"'))
+
+
 @pytest.mark.parametrize("kernel", ["cudnn", "splash"])
 def test_runs_of_a_gpu_or_tpu_open_and_export_elsewhere(run: pathlib.Path, tmp_path: pathlib.Path, kernel: str) -> None:
     """Attention by a kernel of theirs becomes attention in blocks: the same features as by plain attention, also for any batch."""
     gpu = written.write(tmp_path / "gpu", written.classifier())
-    text = (gpu / "config.json").read_text()
-    assert text.count('"attention": "xla"') == 1
-    (gpu / "config.json").write_text(text.replace('"attention": "xla"', f'"attention": "{kernel}"'))
+    named(gpu, kernel)
     model, video = videomae_jax.load(gpu), np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
     assert model.objective.encoder.attention == "chunked"
     want = videomae_jax.load(run).encode(video).pooled
     np.testing.assert_allclose(model.encode(video).pooled, want, atol=1e-5)
     assert main(["export", str(gpu), f"--out={tmp_path}/out"]) == 0
     np.testing.assert_allclose(Program(tmp_path / "out")(video)["pooled"], want, atol=1e-5)
+
+
+def test_a_kernel_of_the_devices_that_are_here_is_not_exported(run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TPU keeps its kernel for itself; the program has blocks, not the kernel interpreted."""
+    tpu, portable = written.write(tmp_path / "run", written.classifier()), kernels.portable
+    named(tpu, "splash")
+    monkeypatch.setattr(kernels, "portable", lambda node, device: portable(node, device=types.SimpleNamespace(platform="tpu")))
+    model, video = videomae_jax.load(tpu), np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
+    assert model.objective.encoder.attention == "splash"
+    monkeypatch.setitem(attention.IMPLEMENTATIONS, "splash", None)
+    for platforms in (("cpu",), ("tpu",), ("cpu", "cuda", "tpu")):
+        artefact.write(model, tmp_path / "-".join(platforms), platforms=platforms)
+    np.testing.assert_allclose(Program(tmp_path / "cpu")(video)["pooled"], videomae_jax.load(run).encode(video).pooled, atol=1e-5)
+
+
+@pytest.mark.parametrize(("platform", "capability", "cudnn", "splash"), [
+    ("gpu", "9.0", "cudnn", "chunked"), ("gpu", "8.0", "cudnn", "chunked"), ("gpu", "7.5", "chunked", "chunked"), ("gpu", "gfx942", "chunked", "chunked"),
+    ("gpu", "", "cudnn", "chunked"), ("tpu", "", "chunked", "splash"), ("cpu", "", "chunked", "chunked")])
+def test_kernels_stay_where_a_device_runs_them(platform: str, capability: str, cudnn: str, splash: str) -> None:
+    """cuDNN's begin with Ampere, and AMD has none; whatever the depth."""
+    device = types.SimpleNamespace(platform=platform, **({"compute_capability": capability} if capability else {}))
+    node = {"encoder": {"attention": "cudnn", "depth": 2}, "teacher": {"encoder": {"attention": "splash"}}, "decoder": {"attention": "auto"}}
+    kernels.portable(node, device=device)
+    assert (node["encoder"]["attention"], node["teacher"]["encoder"]["attention"], node["decoder"]["attention"]) == (cudnn, splash, "auto")
 
 
 def test_an_export_is_not_for_the_devices_that_are_here(run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 
-from videomae_jax.errors import STORAGE, StorageError, UserError
+from videomae_jax.errors import STORAGE, StorageError, UserError, explained
 
 COMMANDS = {
     "train": "pretrain, fine-tune or probe: --config=FILE --workdir=DIR [--config.a.b=value ...]",
@@ -52,6 +52,11 @@ def main(argv: list[str]) -> int:
     except StorageError as error:
         sys.stderr.write(f"error: {error}\n")
         return STORAGE
+    except RuntimeError as error:
+        if (told := explained(error, command=argv[0])) is error:
+            raise
+        sys.stderr.write(f"error: {told}\n")
+        return 2
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in REQUIRED:
             raise

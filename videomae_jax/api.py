@@ -31,7 +31,7 @@ from videomae_jax.errors import UserError
 from videomae_jax.evals import attentive, pictures
 from videomae_jax.evals import best as kept
 from videomae_jax.evals.base import evaluation_source
-from videomae_jax.models import patches
+from videomae_jax.models import kernels, patches
 from videomae_jax.objectives import base
 from videomae_jax.transfer import transfer
 from videomae_jax.types import Extra, Params
@@ -267,7 +267,7 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, best: bool = F
     with config.unlocked():
         configs.override(config, dict(assignments or {}) if run else {})
         refit(config, frames=frames, size=size, trust=trust)
-        portable(config.objective, platform=chips[0].platform)
+        kernels.portable(config.objective, device=chips[0])
     objective = attentive.with_best_head(configs.build(config.objective, trust=trust), path, config=config, step=stored.step, trust=trust)
     mesh = parallel.Layout().mesh(chips)
     example = base.dummy(configs.build(config.data, trust=trust).fields)
@@ -352,14 +352,6 @@ def extra_of(objective: base.Objective, folder: pathlib.Path, /, *, step: int, e
 
     frozen, files = jax.jit(needed)(), [e for e in objective.externals() if e.into.partition("/")[2].partition("/")[0] not in objective.training_only]
     return base.with_frozen(extra, externals.load(frozen, files, root="frozen") if jax.tree.leaves(frozen) else {})
-
-
-def portable(node: Any, /, *, platform: str) -> None:
-    """Replaces an attention kernel of GPUs or TPUs by blocks, the same function, where its run is opened elsewhere; in place."""
-    for name in node if hasattr(node, "items") else ():
-        if name == "attention" and platform not in {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}.get(node[name], (platform,)):
-            node[name] = "chunked"
-        portable(node[name], platform=platform)
 
 
 def refit(config: Any, /, *, frames: int = 0, size: int = 0, trust: tuple[str, ...] = ()) -> None:

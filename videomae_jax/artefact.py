@@ -51,11 +51,12 @@ def write(model: Model, out: pathlib.Path, /, *, what: str = "features", layer: 
     # Kernels of this machine's devices have no place in it; clips and heads one after the other serve a CPU alone.
     with parallel.aim(parallel.Target("cpu", 1) if tuple(platforms) == ("cpu",) else parallel.Target("export", 0)):
         exported = jax.export.export(jax.jit(serve), platforms=tuple(platforms))(shapes, video)
+        answers = jax.eval_shape(serve, shapes, jax.ShapeDtypeStruct((1, *video.shape[1:]), np.uint8))
     arrays = [np.asarray(x) for x in leaves]
     about = {"what": what, "layer": layer, "step": model.step, "platforms": list(platforms), "jax": jax.__version__, "weights": names,
              "dtypes": [str(x.dtype) for x in arrays],
              "input": {"video": ["b", e.frames, e.size, e.size, e.channels], "dtype": "uint8", "range": [0, 255]},
-             "output": {k: ["b", *(int(n) for n in v.shape[1:])] for k, v in jax.eval_shape(serve, shapes, jax.ShapeDtypeStruct((1, *video.shape[1:]), np.uint8)).items()},
+             "output": {k: ["b", *(int(n) for n in v.shape[1:])] for k, v in answers.items()},
              "grid": [e.grid.t, e.grid.h, e.grid.w], "classes": list(model.classes) if what == "classes" else []}
     out.mkdir(parents=True, exist_ok=True)
     # numpy's format knows no bfloat16: its bits lie there as integers.

@@ -18,7 +18,7 @@ import numpy as np
 from videomae_jax import parallel, profiling, topologies
 from videomae_jax.assembly import Assembly
 from videomae_jax.data import pipeline
-from videomae_jax.errors import UserError, is_exhausted
+from videomae_jax.errors import UserError
 
 SIDE = 2048  # of the square matrices whose product measures a peak
 SECOND = 1.0  # a repeat lasts about this long where the number of steps is left open
@@ -93,16 +93,11 @@ class Training:
         self.loss = math.nan
 
     def __call__(self, steps: int, /) -> None:
-        """Runs `steps` training steps and waits for the last; raises UserError when the device runs out of memory."""
-        try:
-            for _ in range(steps):
-                self._state, metrics = self.compiled(self._state, self._frozen, *self._batches)
-            jax.block_until_ready(self._state)
-            self.loss = float(next(v for k, v in metrics.items() if k.endswith("loss")))
-        except jax.errors.JaxRuntimeError as error:
-            if not is_exhausted(error):
-                raise
-            raise UserError(f"the step does not fit into the device's memory ({str(error).splitlines()[0]}); use a smaller --batch") from error
+        """Runs `steps` training steps and waits for the last."""
+        for _ in range(steps):
+            self._state, metrics = self.compiled(self._state, self._frozen, *self._batches)
+        jax.block_until_ready(self._state)
+        self.loss = float(next(v for k, v in metrics.items() if k.endswith("loss")))
 
 
 class Product:
@@ -120,6 +115,11 @@ class Product:
         for _ in range(steps):
             result = self._product(*self._factors)
         jax.block_until_ready(result)
+
+
+def at_once(devices: list[Any], /) -> int:
+    """How many times the rate of one device all of them give: forced devices of a CPU share its cores, so one already uses all of them."""
+    return 1 if devices[0].platform == "cpu" else len(devices)
 
 
 def known_peak(device: Any, /) -> Peak | None:
@@ -186,8 +186,7 @@ def step(run: Assembly, /, *, steps: int, repeats: int, warmup: int, peak_tflops
         runs["rival"] = (rival, warmed(rival, steps=steps, warmup=warmup))
     laps = interleaved(runs, repeats=repeats)
     if not peak:
-        # Forced host devices share the cores, so one product already uses all of them.
-        peak = Peak(product.flops / min(x.wall for x in laps["peak"]) / 1e12, f"measured: {product.name}, best of {repeats}")
+        peak = Peak(at_once(devices) * product.flops / min(x.wall for x in laps["peak"]) / 1e12, f"measured: {product.name}, best of {repeats}")
     flops, clips = run.objective.cost().train_flops, run.clips * run.draws
     result = {
         "bench": "step", "name": run.config.name, "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -200,15 +199,24 @@ def step(run: Assembly, /, *, steps: int, repeats: int, warmup: int, peak_tflops
     if not np.isfinite(training.loss):
         raise UserError(f"the loss of the benchmarked step is {training.loss}; its figures would mean nothing")
     if profile:
-        taken = profiling.profile(training, training.compiled.as_text(), profile, wall=statistics.median(x.wall for x in laps["ours"]))
-        result["profile"] = {"folder": profile, "ms_by_kind": _rounded({k: 1e3 * v for k, v in taken.by(0).items()}),
-                             "ms_by_part": _rounded({k: 1e3 * v for k, v in taken.by(1).items()})}
-        for line in taken.lines():
-            say(line)
+        result |= profiled(training, profile, wall=statistics.median(x.wall for x in laps["ours"]), say=say)
     if rival is not None:
         result["against"] = {"name": rival.name, **rival.about, "steps": runs["rival"][1],
                              **figures(laps["rival"], clips=clips, flops=flops, peak=peak), "times_longer": ratio(laps["rival"], laps["ours"])}
     return result
+
+
+def profiled(training: Training, folder: str, /, *, wall: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """{"profile": where the time of a step of `wall` seconds goes}; {} where the trace does not tell, which is said: other figures are there."""
+    try:
+        taken = profiling.profile(training, training.compiled.as_text(), folder, wall=wall)
+    except UserError as error:
+        say(f"no profile: {error}")
+        return {}
+    for line in taken.lines():
+        say(line)
+    return {"profile": {"folder": folder, "ms_by_kind": _rounded({k: 1e3 * v for k, v in taken.by(0).items()}),
+                        "ms_by_part": _rounded({k: 1e3 * v for k, v in taken.by(1).items()})}}
 
 
 def lines(result: Mapping[str, Any], /) -> list[str]:

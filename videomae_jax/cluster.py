@@ -8,7 +8,7 @@ import jax
 from videomae_jax.errors import UserError
 
 # Of JAX's detection, what no later start mends: no rights, or a job that is none for it. Late machines and servers that fail are told by others.
-MISTAKES = r"API Error: 403|does not have a controller|headless service|only supports Job|completionMode|HOSTNAME env|parse coordinator IP"
+MISTAKES = r"API Error: 403|does not have a controller|headless service|only supports Job|completionMode|HOSTNAME env|parse coordinator IP|requires mpi4py"
 
 
 def initialize(*, coordinator: str, processes: int, process: int, timeout: int = 300, peer_limit: int = 15) -> None:

@@ -5,6 +5,7 @@ import math
 import numbers
 import pathlib
 import pickle
+import re
 import tokenize
 import zipfile
 import zlib
@@ -14,6 +15,15 @@ STORAGE = 74  # exit code of a StorageError: EX_IOERR of sysexits.h, the same co
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)  # of a file system, for ever
 # What numpy raises for an .npz that is none, is cut or has other bits: its zip, its headers, its pickles.
 DAMAGED = (ValueError, OSError, EOFError, RuntimeError, SyntaxError, pickle.UnpicklingError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
+ATTENTION = "attention without a kernel, --config.objective.encoder.attention=xla (and decoder.attention, where there is one)"
+TRAINING = ("more --config.microbatches, --config.objective.encoder.remat=full (and decoder.remat, where there is one), a smaller --config.batch_size, "
+            "which the learning rate follows, and of evaluators --config.evaluators.NAME.batch_size; what fits, says: "
+            "python -m videomae_jax plan --config=FILE --topology=local")
+# What makes a command need less memory of its devices; those that are not listed have no such option.
+HELPS = {"train": TRAINING, "plan": TRAINING, "bench": "a smaller --batch", "extract": "a smaller --batch", "visualize": "fewer --clips",
+         "evaluate": "a smaller --config.evaluators.NAME.batch_size, and of a suite more --config.microbatches or a smaller --config.batch_size"}
+CONFIGURED = ("train", "plan", "bench", "evaluate")  # commands whose options say which attention computes
+ELSEWHERE = "a device with more memory, or JAX_PLATFORMS=cpu, with which the host computes in its own"
 
 
 class UserError(ValueError):
@@ -45,18 +55,25 @@ def allow(owner: object, /, *, rising: tuple[str, ...] = (), **ranges: tuple[flo
 
 def is_exhausted(error: BaseException, /) -> bool:
     """Whether an error means that the memory of a device is too small; those of storage have the same word for a quota."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return False  # without jax, which not every command needs
     from jax.errors import JaxRuntimeError
 
-    return isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return isinstance(error, JaxRuntimeError)
 
 
-def explained(error: Exception, /) -> Exception:
-    """An error of training as it is told: the same, or where the memory of a device is too small a line on what makes a run smaller."""
+def explained(error: Exception, /, *, command: str = "train") -> Exception:
+    """An error of a command as it is told: the same, or where the memory of a device is too small a line on what makes the command need less.
+
+    The memories within a TPU's cores ("vmem", "smem") are another matter than "hbm": a kernel of attention overflows them at any batch.
+    """
     if not is_exhausted(error):
         return error
-    return UserError(f"the run does not fit into the memory of its devices ({str(error).splitlines()[0]}); what helps: more --config.microbatches, "
-                     "--config.objective.encoder.remat=full (and decoder.remat, where there is one), a smaller --config.batch_size, which the learning rate "
-                     "follows, and of evaluators --config.evaluators.NAME.batch_size; what fits, says: python -m videomae_jax plan --config=FILE --topology=local")
+    said, space = str(error).splitlines()[0], re.search(r"in memory space (\w+)", str(error))
+    if space and space[1] != "hbm":
+        helps = ATTENTION if command in CONFIGURED else ELSEWHERE
+        return UserError(f"a kernel does not fit into the {space[1]} of its device ({said}); what helps: {helps}")
+    return UserError(f"the run does not fit into the memory of its devices ({said}); what helps: {HELPS.get(command, ELSEWHERE)}")
 
 
 def unwritable(directory: pathlib.Path, error: OSError, /) -> Exception:

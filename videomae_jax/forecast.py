@@ -36,7 +36,8 @@ def here() -> Topology:
     if not known:
         product = benchmarks.Product("float32")
         product(1)
-        tflops = product.flops / min(benchmarks.lap(product, steps=1).wall for _ in range(3)) / 1e12 / jax.local_device_count()
+        rate = product.flops / min(benchmarks.lap(product, steps=1).wall for _ in range(3)) / 1e12
+        tflops = rate * benchmarks.at_once(jax.local_devices()) / jax.local_device_count()
     return local(memory=memory, tflops=tflops)
 
 

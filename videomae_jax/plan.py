@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from videomae_jax import assembly, footprint, hlo, parallel, topologies
-from videomae_jax.errors import UserError, is_exhausted
+from videomae_jax.errors import UserError, explained, is_exhausted
 from videomae_jax.topologies import TORUS, Topology, find
 
 EFFICIENCY = 0.8  # of the peak rates that large matrix products and long copies reach (an H200: 790 of 989 TFLOP/s)
@@ -215,7 +215,10 @@ class Planner:
         return True
 
     def compile(self, choice: Choice, /) -> Compiled:
-        """The real step of a choice, compiled for the topology with the flags that the launchers set."""
+        """The real step of a choice, compiled for the topology with the flags that the launchers set.
+
+        Raises UserError where a kernel does not fit into the memory within a core: no choice changes that.
+        """
         devices = topologies.devices(self.topology)
         run = assembly.assemble(choice.apply(self.config), trust=self.trust, devices=devices)
         begin, cpu = time.perf_counter(), time.process_time()
@@ -225,9 +228,11 @@ class Planner:
             if "cuDNN" in str(error):
                 raise UserError(f"--topology={self.topology.name} compiles with JAX's CUDA plug-in: {str(error).splitlines()[0]}; install jax[cuda13] whole, or none "
                                 "of it for an estimate") from error
-            used = re.search(r"Used ([\d.]+)([KMGT]?) of", str(error))
-            if not is_exhausted(error) or not used:
+            if not is_exhausted(error):
                 raise
+            used = re.search(r"in memory space hbm\. Used ([\d.]+)([KMGT]?) of", str(error))  # the memories within a core have the same text
+            if not used:
+                raise explained(error, command="plan") from error
             return Compiled(float(used[1]) * 1024 ** " KMGT".index(used[2] or " "), time.perf_counter() - begin, time.process_time() - cpu, None)
         spent = time.perf_counter() - begin, time.process_time() - cpu
         memory = compiled.memory_analysis()

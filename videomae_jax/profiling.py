@@ -101,6 +101,12 @@ def own_times(events: Iterable[tuple[int, int, Any]], /) -> Iterator[tuple[Any, 
     yield from ((done, own) for _, _, done, own in open_)
 
 
+def instruction(op: str, text: str, /) -> tuple[str, str]:
+    """(instruction, kernel) of an event of a TPU, which has its HLO text ("%fusion.3 = f32[8] fusion(...)") for a name and says no `hlo_op`."""
+    name = text.partition(" = ")[0].lstrip("%")
+    return op or name, name
+
+
 def read(folder: str, /) -> list[tuple[str, str, int]]:
     """(instruction, kernel, ns) of every operation in the newest trace under `folder`; raises UserError without one."""
     traces = sorted(pathlib.Path(folder).rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
@@ -112,8 +118,10 @@ def read(folder: str, /) -> list[tuple[str, str, int]]:
         for line in plane.lines:
             # Kernels inside of a CUDA graph do not say which instruction they run.
             kernels = plane.name.startswith("/device:GPU") and line.name.startswith("Stream")
-            told = ((e, dict(e.stats).get("hlo_op", "")) for e in line.events)
-            lines.append((line.name, [(int(e.start_ns), int(e.start_ns + e.duration_ns), (str(op), e.name)) for e, op in told if op or kernels]))
+            told = (((str(dict(e.stats).get("hlo_op", "")), e.name), e) for e in line.events)
+            if line.name == "XLA Ops":
+                told = ((instruction(*what), e) for what, e in told)
+            lines.append((line.name, [(int(e.start_ns), int(e.start_ns + e.duration_ns), what) for what, e in told if what[0] or kernels]))
         named = [events for name, events in lines if name == "XLA Ops"]  # of TPUs, whose other lines tell the same once more
         for events in named or [events for _, events in lines]:
             found += [(*what, own) for what, own in own_times(events)]

@@ -22,6 +22,7 @@ from videomae_jax.durable import BEST, CUT, OWNER, RUN, Durable
 from videomae_jax.errors import StorageError, UserError, unwritable
 from videomae_jax.evals.base import Context, Headlined
 from videomae_jax.head_rows import CLASSES, check_own, told
+from videomae_jax.models import kernels
 from videomae_jax.run_data import DATA
 from videomae_jax.whole import renew, write
 
@@ -215,6 +216,7 @@ def context(directory: pathlib.Path, /, *, step: int | None = None, trust: tuple
     config = configs.completed(open_run(directory))
     configs.override(config, assignments or {})
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    kernels.portable(config.objective, device=jax.devices()[0])
     ways = jax.device_count()
     config.batch_size = -(-config.batch_size // ways) * ways
     config.microbatches = 1

@@ -123,14 +123,15 @@ def chip_of(kind: str, /) -> Chip | None:
 
 
 def local(*, memory: float, tflops: float) -> Topology:
-    """The devices that JAX sees here, each with `memory` bytes and `tflops`."""
+    """The devices that JAX sees here, on machines like this one; those of a kind that is not listed have `memory` bytes and `tflops` each."""
     import jax
 
     device = jax.devices()[0]
     known = chip_of(device.device_kind)
     limit = (device.memory_stats() or {}).get("bytes_limit", 0) or memory
-    chip = dataclasses.replace(known, hbm=limit * known.devices) if known else Chip(
-        device.device_kind, tflops, limit, math.inf, math.inf, math.inf, jax.local_device_count(), os.cpu_count() or 1, platform=device.platform, pcie=math.inf)
+    per_host, cores = max(1, jax.local_device_count() // (known.devices if known else 1)), os.cpu_count() or 1
+    chip = dataclasses.replace(known, hbm=limit * known.devices, per_host=per_host, cores=cores) if known else Chip(
+        device.device_kind, tflops, limit, math.inf, math.inf, math.inf, per_host, cores, platform=device.platform, pcie=math.inf)
     return Topology("local", chip, 1, jax.device_count() // chip.devices)
 
 

@@ -1,13 +1,11 @@
 """The `train` command."""
 
 import argparse
-import contextlib
 import json
 import pathlib
 import shlex
 import time
 import typing
-from collections.abc import Iterator
 from typing import Any
 
 from videomae_jax.commands import arguments
@@ -56,13 +54,12 @@ def run(config: Any, options: argparse.Namespace, argv: list[str], /) -> int:
     for line in parallel.dropped_axes(built.boxed, mesh=built.mesh):
         tell(f"not sharded: {line}")
     if options.dry_run:
-        with fitting():
-            return dry_run(built, tell)
+        return dry_run(built, tell)
     directory, chosen = pathlib.Path(options.workdir), safety(options)
     place = durable.of(chosen.second, directory, warn=tell)
     run_directory.claim(built, directory, extend=options.extend, fork=options.fork, say=tell, place=place)
     begin = time.monotonic()
-    with Stop() as stop, fitting():
+    with Stop() as stop:
         result = train(built, directory, stop=stop, say=tell, trust=trust, safety=chosen)
     if not result.finished:
         tell(f"stopped at step {result.step} of {built.total}; the checkpoint is saved. Resume with the same command:\n"
@@ -75,19 +72,6 @@ def run(config: Any, options: argparse.Namespace, argv: list[str], /) -> int:
     if lead and (result.first < built.total or not (directory / "summary.json").exists()):
         run_directory.summarise(directory, built, seconds=time.monotonic() - begin, trust=trust)
     return 0
-
-
-@contextlib.contextmanager
-def fitting() -> Iterator[None]:
-    """Around what needs the memory of the devices: where it is too small, one line says what makes a run smaller."""
-    from videomae_jax.errors import explained
-
-    try:
-        yield
-    except RuntimeError as error:
-        if (told := explained(error)) is error:
-            raise
-        raise told from error
 
 
 def add_safety(parser: argparse.ArgumentParser, /) -> None:

@@ -30,8 +30,9 @@ def attend(q: Array, k: Array, v: Array, /, *, implementation: str, valid: Array
     """
     if implementation == "auto":
         implementation = chosen(tokens=k.shape[1], size=q.shape[-1], dtype=q.dtype)
-    if implementation == "cudnn" and parallel.estimating():
-        implementation = "chunked"  # it keeps the same arrays for the backward pass, and JAX traces cuDNN's kernel only where cuDNN is
+    if parallel.estimating() and (implementation == "cudnn" or implementation == "splash" and parallel.target().platform in ("cpu", "export")):
+        # It keeps the same arrays for the backward pass. JAX traces cuDNN's kernel only where cuDNN is; an interpreted one serves no program.
+        implementation = "chunked"
     if implementation not in IMPLEMENTATIONS:
         raise UserError(f"attention {implementation!r}; allowed are {', '.join(map(repr, IMPLEMENTATIONS))} and 'auto'")
     if implementation == "cudnn":  # which scales within its kernel

@@ -25,8 +25,21 @@ def runs_on_cudnn(*, size: int, dtype: Any, capability: str = "") -> bool:
 
     128 channels are what GPUs before Hopper allow. AMD's, whose capability is a name ("gfx942"), have no cuDNN.
     """
-    recent = not capability or (re.fullmatch(r"\d+\.\d+", capability) is not None and float(capability) >= 8)
-    return jnp.dtype(dtype) in map(jnp.dtype, HALF) and size % 8 == 0 and size <= 128 and recent
+    return jnp.dtype(dtype) in map(jnp.dtype, HALF) and size % 8 == 0 and size <= 128 and recent(capability)
+
+
+def recent(capability: str, /) -> bool:
+    """Whether a GPU of this compute capability has cuDNN's attention; "" counts as one that has."""
+    return not capability or (re.fullmatch(r"\d+\.\d+", capability) is not None and float(capability) >= 8)
+
+
+def portable(node: Any, /, *, device: Any) -> None:
+    """Replaces a kernel that a run's config names by attention in blocks, the same function, where `device` does not run it; in place."""
+    runs = {"cudnn": device.platform in ("gpu", "cuda") and recent(getattr(device, "compute_capability", "")), "splash": device.platform == "tpu"}
+    for name in node if hasattr(node, "items") else ():
+        if name == "attention" and not runs.get(node[name], True):
+            node[name] = "chunked"
+        portable(node[name], device=device)
 
 
 def cudnn(q: Array, k: Array, v: Array, /, *, valid: Array | None, scale: float = 1.0) -> Array:
