@@ -35,7 +35,7 @@ class AttributeAccuracy:
         if len(names) not in (0, head):
             raise UserError(f"the head has {head} classes and a clip {len(names)} attributes ({', '.join(names[:6])}{', ...' * (len(names) > 6)}); allowed in "
                             "--config.data.attributes are those of the head")
-        head_rows.check_own(context.directory, names)
+        head_rows.check_own(context.directory, names, kind=objective.head_kind)
 
         def predict(params: Any, extra: Any, batch: Batch, rng: Any) -> tuple[Array, Array, Array]:
             return objective.predict(params, extra, batch, rng).logits, batch["attributes"], batch["valid"] & (batch["fault"] == 0)
