@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import pathlib
+import types
 from typing import Any
 
 import jax
@@ -23,6 +24,8 @@ from videomae_jax.evals.base import Context
 from videomae_jax.mixing import Mixing
 from videomae_jax.models import heads, vit
 from videomae_jax.objectives.attributes import Attributes
+from videomae_jax.objectives.classify import Classify
+from videomae_jax.objectives.mae import MAE
 from videomae_jax.transfer import transfer
 
 COUNT, ROWS = 3, 4
@@ -197,6 +200,20 @@ def test_attributes_of_a_run_on_a_mixture(folder: pathlib.Path, tmp_path: pathli
     assert head_rows.own(tmp_path, kind="attributes") == ("smile", "hat") and head_rows.own(tmp_path) == ()
     with pytest.raises(UserError, match=r"config.json has 2 names, and the head 3 classes; allowed is a name for each of them"):
         head_rows.own(tmp_path, kind="attributes", head=3)
+
+
+def test_the_evaluator_refuses_other_heads_and_data(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """One line before training, where the program would fail amid its compilation."""
+    def evaluated(objective: Any, data: Any) -> None:
+        assembly = types.SimpleNamespace(objective=objective, config=types.SimpleNamespace(data=configs.plain(data), eval_data={}))
+        evals.AttributeAccuracy(split="train").run(Context(assembly, {}, {}, 0, tmp_path))
+
+    attributes, noise = source(folder, "smile", "hat", "hat2"), sources.NoiseClips(frames=4, size=16)
+    for objective, data, message in ((MAE(ENCODER, vit.Decoder(width=8, depth=1, heads=2, hidden=8)), attributes, "MAE has no head; allowed is an objective with a head of attributes"),
+                                     (Classify(ENCODER, OBJECTIVE.head), attributes, "Classify has a head of classes; allowed is an objective with a head of attributes"),
+                                     (OBJECTIVE, noise, "the clips of NoiseClips have no attributes; allowed are data that have those of the head")):
+        with pytest.raises(UserError, match=message):
+            evaluated(objective, data)
 
 
 def test_names_of_attributes_are_found_through_what_holds_their_source(folder: pathlib.Path) -> None:

@@ -162,6 +162,13 @@ def check_own(directory: pathlib.Path, classes: Sequence[str], /, *, kind: str =
                         f"changed, write the new ones to {directory / CLASSES}, a JSON list in that order")
 
 
+def check_kind(objective: Any, /, *, kind: str) -> None:
+    """Raises UserError where an objective has no head whose outputs are of the `kind`, "classes" or "attributes"."""
+    has = f"a head of {objective.head_kind}" if hasattr(objective, "head") else "no head"
+    if has != f"a head of {kind}":
+        raise UserError(f"{type(objective).__name__} has {has}; allowed is an objective with a head of {kind}")
+
+
 def check_labels(directory: pathlib.Path, classes: Sequence[str], /, *, head: int) -> None:
     """Raises UserError where a run's head of `head` classes cannot be scored by the labels of data with these: there are none, another number of them,
     or others than the run tells (`check_own`).
