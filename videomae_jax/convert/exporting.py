@@ -12,7 +12,7 @@ import numpy as np
 from videomae_jax import config as configs
 from videomae_jax import externals, head_rows, run_directory
 from videomae_jax.checkpoint import Checkpointer
-from videomae_jax.convert import videomae
+from videomae_jax.convert import answers, videomae
 from videomae_jax.convert.importing import Imported
 from videomae_jax.errors import UserError
 from videomae_jax.evals import best as kept
@@ -102,6 +102,7 @@ def hf_settings(objective: Any, /, *, classes: Sequence[str]) -> dict[str, Any]:
                         "decoder_num_hidden_layers": d.depth, "decoder_intermediate_size": d.hidden,
                         "norm_pix_loss": objective.target.normalise == "channel"}
     names = classes or [f"LABEL_{i}" for i in range(objective.head.classes)]
+    found |= {answers.PROBLEM: answers.SEVERAL} if objective.head_kind == "attributes" else {}  # which its pipelines choose a sigmoid by
     return found | {"architectures": ["VideoMAEForVideoClassification"], "id2label": {str(i): n for i, n in enumerate(names)},
                     "label2id": {n: i for i, n in enumerate(names)}}
 
