@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import written
 
 import videomae_jax
-from videomae_jax import api, artefact, frame_targets, run_directory
+from videomae_jax import api, artefact, frame_targets, head_rows, run_directory
 from videomae_jax import config as configs
 from videomae_jax.__main__ import main
 from videomae_jax.convert import videomae
@@ -100,6 +101,22 @@ def test_classes(finetuned: pathlib.Path) -> None:
     head = written.tree(model.objective)["head"]["linear"]
     logits = model.encode(video).pooled @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(found.probabilities, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), atol=1e-5)
+
+
+@pytest.mark.parametrize(("text", "message"), [('["wave", "jump", "sit",]', "names of classes .*classes.json cannot be read: "),
+                                               ('["wave", "jump"]', "classes.json has 2 names, and the head 3 classes; allowed is a name for each of them, in the order of the head")])
+def test_names_that_cannot_be_those_of_the_head(text: str, message: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line of whoever opens the run: the file is one that people edit."""
+    run = written.write(tmp_path / "run", written.classifier(), classes=written.CLASSES)
+    (run / "classes.json").write_text(text)
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(UserError, match=message):
+        videomae_jax.load(run)
+    for words in (["predict", run, tmp_path], ["export", run, "--what=classes"], ["convert", "--to=hf", run]):
+        assert main([*map(str, words), f"--out={tmp_path / 'out.csv'}"]) == 2
+        assert re.search(message, said := capsys.readouterr().err) and said.count("\n") == 1 and not (tmp_path / "out.csv").exists()
+    with pytest.raises(UserError, match=message):
+        head_rows.check_labels(run, written.CLASSES, head=3)
 
 
 def test_padding_is_left_out(finetuned: pathlib.Path) -> None:

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import pathlib
+import types
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 import substitutes
 
 from videomae_jax import config as configs
-from videomae_jax import losses, parallel, run_directory
+from videomae_jax import head_rows, losses, parallel, run_directory
 from videomae_jax.assembly import assemble
 from videomae_jax.data import attributes as data
 from videomae_jax.data import clips, index, mixture, planes, sources, synthetic, transforms
@@ -23,6 +24,8 @@ from videomae_jax.evals.base import Context
 from videomae_jax.mixing import Mixing
 from videomae_jax.models import heads, vit
 from videomae_jax.objectives.attributes import Attributes
+from videomae_jax.objectives.classify import Classify
+from videomae_jax.objectives.mae import MAE
 from videomae_jax.transfer import transfer
 
 COUNT, ROWS = 3, 4
@@ -152,8 +155,12 @@ def test_evaluator_sees_every_clip_of_the_split_once(folder: pathlib.Path, tmp_p
         assert found == pytest.approx(others, nan_ok=True)
 
 
-def test_a_head_keeps_its_attributes(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Their names lie beside the weights: who goes on with the head, takes it over or scores it asks for the same ones in the same order."""
+@pytest.mark.parametrize("told", [True, False])
+def test_a_head_keeps_its_attributes(folder: pathlib.Path, tmp_path: pathlib.Path, told: bool) -> None:
+    """Their names lie beside the weights: who goes on with the head, takes it over or scores it asks for the same ones in the same order.
+
+    Where a run is of before they were written there, its config tells them.
+    """
     def made(*names: str, **fields: Any) -> Any:
         config = configs.load("configs/tiny.py")
         config.unlock()
@@ -163,9 +170,11 @@ def test_a_head_keeps_its_attributes(folder: pathlib.Path, tmp_path: pathlib.Pat
 
     def claim(*names: str) -> None:
         run_directory.claim(made(*names), tmp_path / "run", extend=False, fork=True, say=lambda line: None)
+        assert json.loads((tmp_path / "run" / "classes.json").read_text()) == list(names)
+        if not told:
+            (tmp_path / "run" / "classes.json").unlink()
 
     claim("smile", "hat")
-    assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["smile", "hat"]
     (tmp_path / "run" / "summary.json").touch()  # it has saved something
     claim("smile", "hat")
     with pytest.raises(UserError, match="has 'smile' as class 0 of 2, the order of the run's head, and the data 'hat'"):
@@ -178,6 +187,33 @@ def test_a_head_keeps_its_attributes(folder: pathlib.Path, tmp_path: pathlib.Pat
                            (("smile",), r"the head has 2 classes and a clip 1 attributes \(smile\); allowed in --config.data.attributes are those of the head")):
         with pytest.raises(UserError, match=message):
             evals.AttributeAccuracy(split="train").run(Context(made(*names), {}, {}, 0, tmp_path / "run"))
+
+
+def test_attributes_of_a_run_on_a_mixture(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Those of the parts that it has; a config of classes, or of another program, tells none."""
+    (tmp_path / "config.json").write_text('{"model_type": "videomae"}')
+    assert head_rows.own(tmp_path, kind="attributes") == ()
+    parts = {name: configs.spec(mixture.Part, source=source(folder, *names)) for name, names in (("a", ("hat",)), ("b", ("smile", "hat")))}
+    data = configs.spec(mixture.Concat, parts=parts, missing=("a",))
+    assert sources.names(configs.build(data), "attributes") == ("smile", "hat")
+    (tmp_path / "config.json").write_text(configs.to_json(configs.completed({"data": data})))
+    assert head_rows.own(tmp_path, kind="attributes") == ("smile", "hat") and head_rows.own(tmp_path) == ()
+    with pytest.raises(UserError, match=r"config.json has 2 names, and the head 3 classes; allowed is a name for each of them"):
+        head_rows.own(tmp_path, kind="attributes", head=3)
+
+
+def test_the_evaluator_refuses_other_heads_and_data(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """One line before training, where the program would fail amid its compilation."""
+    def evaluated(objective: Any, data: Any) -> None:
+        assembly = types.SimpleNamespace(objective=objective, config=types.SimpleNamespace(data=configs.plain(data), eval_data={}))
+        evals.AttributeAccuracy(split="train").run(Context(assembly, {}, {}, 0, tmp_path))
+
+    attributes, noise = source(folder, "smile", "hat", "hat2"), sources.NoiseClips(frames=4, size=16)
+    for objective, data, message in ((MAE(ENCODER, vit.Decoder(width=8, depth=1, heads=2, hidden=8)), attributes, "MAE has no head; allowed is an objective with a head of attributes"),
+                                     (Classify(ENCODER, OBJECTIVE.head), attributes, "Classify has a head of classes; allowed is an objective with a head of attributes"),
+                                     (OBJECTIVE, noise, "the clips of NoiseClips have no attributes; allowed are data that have those of the head")):
+        with pytest.raises(UserError, match=message):
+            evaluated(objective, data)
 
 
 def test_names_of_attributes_are_found_through_what_holds_their_source(folder: pathlib.Path) -> None:

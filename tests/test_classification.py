@@ -26,8 +26,10 @@ from videomae_jax.evals import attentive, best
 from videomae_jax.evals.base import Context
 from videomae_jax.evals.classification import Classification, Sums, Views, results
 from videomae_jax.models import heads, vit
+from videomae_jax.objectives.attributes import Attributes
 from videomae_jax.objectives.base import External, Prediction
 from videomae_jax.objectives.classify import Classify
+from videomae_jax.objectives.mae import MAE
 
 VIDEOS, CLASSES = 11, 7
 LABELS = np.random.default_rng(5).integers(0, CLASSES, VIDEOS)
@@ -353,6 +355,15 @@ def test_mistakes_are_told_before_training(evaluator: Any, tmp_path: pathlib.Pat
     (tmp_path / "classes.json").write_text('["a", "b", "c", "d", "e", "g", "f"]')
     with pytest.raises(UserError, match="has 'g' as class 5 of 7, the order of the run's head, and the data 'f'"):
         told(tmp_path)
+
+
+def test_objectives_without_classes_are_refused(tmp_path: pathlib.Path) -> None:
+    """One line before training: pretraining has no head, and a softmax over yes-or-no answers says nothing of any."""
+    encoder = run().objective.encoder
+    for objective, message in ((MAE(encoder, vit.Decoder(width=8, depth=1, heads=2, hidden=8)), "MAE has no head; allowed is an objective with a head of classes"),
+                               (Attributes(encoder, heads.Classifier(classes=CLASSES)), "Attributes has a head of attributes; allowed is an objective with a head of classes")):
+        with pytest.raises(UserError, match=message):
+            Classification(first=1).run(Toy(dataclasses.replace(run(), objective=objective), {}, {}, 0, tmp_path))
 
 
 def test_results_begin_with_the_first_step() -> None:

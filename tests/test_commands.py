@@ -482,6 +482,32 @@ def test_names_of_classes_outlast_a_fork_to_their_numbers(index: pathlib.Path, t
     claim(lambda label: label)
 
 
+def test_names_of_classes_come_with_a_head_that_is_taken_over(index: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Onto data of their numbers, with the whole head alone; where a run has begun, its own names count, not those of weights that may be others by now."""
+    table, other = pq.read_table(index), tmp_path / "index.parquet"
+    names = sources.classes(table)
+    labels = [str(names.index(label)) for label in table.column("label").to_pylist()]
+    pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", pa.array(labels)), other)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "classes.json").write_text(json.dumps(names[::-1]))
+
+    def told(start: str, **changes: str) -> list[str]:
+        config = configs.load("configs/finetune/shapes.py")
+        configs.override(config, {"data.index": str(other), "data.label": "", "objective.head.classes": str(len(names)), "objective.start": start,
+                                  "objective.pretrained": str(tmp_path / "old")} | changes)
+        run_directory.claim(assemble(config), tmp_path / start, extend=False, fork=True, say=lambda line: None)
+        return json.loads((tmp_path / start / "classes.json").read_text())
+
+    numbers = list(map(str, range(len(names))))
+    assert told("model") == list(names[::-1]) and told("features") == numbers
+    for start in ("model", "features"):
+        (tmp_path / start / "summary.json").touch()  # it has saved something
+    (tmp_path / "old" / "classes.json").write_text(json.dumps(names))
+    assert told("model") == list(names[::-1]) and told("features") == numbers
+    with pytest.raises(UserError, match=f"has '{names[-1]}' as class 0 of {len(names)}, the order of the run's head, and the data '{names[0]}'"):
+        told("model", **{"data.index": str(index)})
+
+
 def test_a_storage_fault_ends_the_process_at_once() -> None:
     """Threads of the storage layer wait for minutes for what never comes; a supervisor is to start the run again now."""
     code = ("import threading, time, videomae_jax.__main__ as m\nthreading.Thread(target=time.sleep, args=(300,)).start()\n"

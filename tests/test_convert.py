@@ -21,10 +21,12 @@ from videomae_jax import config as configs
 from videomae_jax import externals, head_rows, masking, parallel, run_directory
 from videomae_jax.__main__ import main
 from videomae_jax.convert import files, importing, report, videomae
+from videomae_jax.data.attributes import AttributeClips
 from videomae_jax.errors import UserError
+from videomae_jax.evals.attributes import AttributeAccuracy
 from videomae_jax.evals.base import evaluation_source
 from videomae_jax.models import heads, patches, resized, vit
-from videomae_jax.objectives import classify, mae
+from videomae_jax.objectives import attributes, classify, mae
 from videomae_jax.objectives.base import External
 
 PATCH, HEADS = (2, 8, 8), ["--heads=4", "--decoder-heads=3"]
@@ -681,6 +683,35 @@ def test_pixels_and_eps_come_back_from_hugging_face(tmp_path: pathlib.Path, caps
     assert configs.from_json((tmp_path / "again" / "config.json").read_text()).objective.encoder.mean == (0.485, 0.456, 0.406)
     (tmp_path / "hf" / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5]}')
     assert "image_mean [0.5, 0.5]; allowed are three numbers" in refused(capsys, "--from=hf", tmp_path / "hf", f"--out={tmp_path}/x")
+
+
+def test_attributes_come_back_from_hugging_face(tmp_path: pathlib.Path) -> None:
+    """As a sigmoid of each, there and here, with the names of the run; data that are asked for the columns, and an evaluator of theirs. Without names they are numbers."""
+    pytest.importorskip("safetensors")
+    objective = attributes.Attributes(vit.Encoder(width=16, depth=1, heads=2, hidden=8, patch=PATCH, frames=4, size=16), heads.Classifier(classes=2))
+    run = written.write(tmp_path / "run", objective, source=AttributeClips, attributes=("smile", "hat"))  # of before names were written beside the weights
+    assert main(["convert", "--to=hf", str(run), f"--out={tmp_path}/hf"]) == 0
+    path = tmp_path / "hf" / "config.json"
+    settings = json.loads(path.read_text())
+    assert settings["problem_type"] == "multi_label_classification" and settings["id2label"] == {"0": "smile", "1": "hat"}
+    clip = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
+    want = videomae_jax.load(run).classify(clip)
+    assert np.abs(want.probabilities.sum(1) - 1).max() > 1e-2
+
+    def opened(name: str, names: tuple[str, ...], columns: tuple[str, ...]) -> None:
+        assert main(["convert", "--from=hf", str(tmp_path / "hf"), f"--out={tmp_path / name}"]) == 0
+        for found in (videomae_jax.load(tmp_path / "hf", family="hf"), videomae_jax.load(tmp_path / name)):
+            np.testing.assert_allclose(found.classify(clip).probabilities, want.probabilities, atol=1e-6)
+            assert found.classify(clip).names == names and found.config.data.attributes == columns and found.objective.mixing.probability == found.objective.smoothing == 0
+            assert [type(configs.build(node)) for node in found.config.evaluators.values()] == [AttributeAccuracy]
+
+    opened("again", ("smile", "hat"), ("smile", "hat"))
+    path.write_text(json.dumps(settings | {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}))
+    opened("numbers", ("0", "1"), ("0", "1"))
+    path.write_text(json.dumps(settings | {"id2label": {"0": "yes", "1": "yes"}}))
+    opened("twice", ("yes", "yes"), ("0", "1"))
+    path.write_text(json.dumps(settings | {"problem_type": None}))
+    np.testing.assert_allclose(videomae_jax.load(tmp_path / "hf").classify(clip).probabilities.sum(1), 1, atol=1e-6)
 
 
 def test_a_family_goes_with_its_recipe(official: dict[str, np.ndarray], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ import jax
 import numpy as np
 
 from videomae_jax import config as configs
-from videomae_jax import externals, parallel, run_directory
+from videomae_jax import externals, head_rows, parallel, run_directory
 from videomae_jax.checkpoint import Checkpointer, load_params
 from videomae_jax.data import clips as cuts
 from videomae_jax.data import decode
@@ -238,12 +237,12 @@ class Model:
 
 
 class Stored(NamedTuple):
-    """What a path holds: config, parameters as numpy arrays, class names (() = unknown), step."""
+    """What a path holds: config, parameters as numpy arrays, step; class names (() = unknown) of weights of others, for a run directory tells its own."""
 
     config: Any
     params: Params
-    classes: tuple[str, ...]
     step: int
+    classes: tuple[str, ...] = ()
 
 
 def load(path: str | pathlib.Path, /, *, step: int | None = None, best: bool = False, frames: int = 0, size: int = 0,
@@ -275,8 +274,7 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, best: bool = F
     params = transfer(shapes, stored.params)
     extra = extra_of(objective, kept.checkpoints(path, best=best), step=stored.step, example=example, shapes=shapes)
     shared = parallel.replicated(mesh)
-    # Runs of before attributes had their names written down have them in the config alone.
-    classes = stored.classes or tuple(config.data.get("attributes", ()) if objective.head_kind == "attributes" else ())
+    classes = head_rows.of_run(path, objective) if run else stored.classes
 
     def place(tree: Any) -> Any:
         return jax.tree.map(lambda x: parallel.place(np.asarray(x), shared), tree)
@@ -296,9 +294,9 @@ def of_run(path: pathlib.Path, /, *, step: int | None, best: bool = False) -> St
     if best and step is not None:
         raise UserError(f"step {step} and the best weights are asked for; allowed is one of them")
     folder = kept.checkpoints(path, best=best)
-    config, names, found = run_directory.open_run(path), path / run_directory.CLASSES, chosen(folder, step=step)
+    config, found = run_directory.open_run(path), chosen(folder, step=step)
     params = load_params(folder, step=found, item="ema" if config.ema and "ema" in saved(folder, step=found) else "params")
-    return Stored(config, params, tuple(json.loads(names.read_text())) if names.is_file() else (), found)
+    return Stored(config, params, found)
 
 
 def saved(folder: pathlib.Path, /, *, step: int) -> tuple[str, ...]:
@@ -315,7 +313,7 @@ def of_weights(path: pathlib.Path, conversion: Mapping[str, Any], /) -> Stored:
     from videomae_jax.convert import importing
 
     found = importing.read(path, **conversion)
-    return Stored(found.config, found.params, found.classes, 0)
+    return Stored(found.config, found.params, 0, found.classes)
 
 
 def digest(path: pathlib.Path, /, *, step: int, best: bool = False) -> str:

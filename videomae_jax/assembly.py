@@ -108,16 +108,22 @@ class Assembly:
         return parallel.put(jax.random.key(self.config.seed), mesh=self.mesh)
 
     def step(self, *, norms: bool = False) -> "Step":
-        """The jitted training step (state, *batches); the state is donated, the frozen weights are not."""
+        """The jitted training step (state, *batches); the state is donated, the frozen weights are not. Raises UserError for labels of other classes."""
+        self.objective.check_labels(self.head_names)
         return Step(self.jitted_step(norms=norms), self.frozen)
 
     def jitted_step(self, *, norms: bool = False) -> Any:
         """The jitted pure step (state, frozen, *batches); with `norms` its metrics hold the norm of every gradient."""
         deferred = self.defers(ways=parallel.batch_ways(self.mesh), microbatches=self.config.microbatches)
+        foreign = self.objective.ignores_labels(self.head_names)
+
+        def seen(batch: Any) -> Any:
+            batch = ingest.ingest(batch, fields=self.fields)
+            return batch | {"label": jnp.full_like(batch["label"], -1)} if foreign else batch
 
         def made(objective: base.Objective) -> Any:
             return make_train_step(objective, self.updates, microbatches=self.config.microbatches, ema=self.config.ema, params_sharding=self.shardings.params,
-                                   norms=norms, ingest=functools.partial(ingest.ingest, fields=self.fields), deferred=deferred)
+                                   norms=norms, ingest=seen, deferred=deferred)
 
         fn = staged([(end, made(objective)) for end, objective in self.stages], made(self.objective))
 

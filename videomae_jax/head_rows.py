@@ -57,7 +57,7 @@ def check(externals: Iterable[External], /, *, source: Any, kind: str = "classes
     """
     for external in externals:
         for _, name in external.rows:
-            data, run = sources.names(source, kind), stored(external.path)
+            data, run = sources.names(source, kind), stored(external.path, kind=kind)
             if not name:
                 _same(external, run, data)
                 continue
@@ -71,32 +71,63 @@ def check(externals: Iterable[External], /, *, source: Any, kind: str = "classes
                                 f"{CLASSES}, a list of names in the order of the head")
 
 
-def stored(path: str, /) -> tuple[str, ...]:
-    """The classes of the run whose directory or checkpoints `path` is, in the order of its head; () where it does not tell them. Raises UserError."""
-    return _own(pathlib.Path(path)) or _own(pathlib.Path(path).parent)
+def stored(path: str, /, *, kind: str = "classes") -> tuple[str, ...]:
+    """What the run whose directory or checkpoints `path` is tells of its head (`own`); () where it tells nothing. Raises UserError."""
+    return own(pathlib.Path(path), kind=kind) or own(pathlib.Path(path).parent, kind=kind)
 
 
-def _own(directory: pathlib.Path, /) -> tuple[str, ...]:
-    """The names in the file CLASSES of a directory, () where there is none. Raises UserError."""
-    file = directory / CLASSES
-    if not file.is_file():
+def own(directory: pathlib.Path, /, *, kind: str = "classes", head: int = 0) -> tuple[str, ...]:
+    """The names of the outputs of a run's head in their order, classes or, as `kind`, attributes; () where the directory tells none.
+
+    Raises UserError for a damaged file, and for names that are not as many as the outputs of the `head` (0 = not compared).
+    """
+    if not (file := _file(directory, kind=kind)).is_file():
         return ()
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"names of classes {file} cannot be read: {error}") from error
+    found = found if file.name == CLASSES else _attributes(found)
     if not _texts(found):
         raise UserError(f"{file} is no list of class names")
+    if head and len(found) != head and (found or file.name == CLASSES):
+        raise UserError(f"{file} has {len(found)} names, and the head {head} classes; allowed is a name for each of them, in the order of the head")
     return tuple(found)
 
 
-def told(directory: pathlib.Path, data: Sequence[str], /) -> tuple[str, ...]:
-    """What the file CLASSES of a run directory is to tell of a head of data with these classes: names that it tells stay where those of the data are numbers.
+def of_run(directory: pathlib.Path, objective: Any, /) -> tuple[str, ...]:
+    """What `own` tells of the run of an objective, of whose head the names are as many as the outputs. Raises UserError."""
+    return own(directory, kind=objective.head_kind, head=getattr(getattr(objective, "head", None), "classes", 0))
 
-    Without them nobody could say any more what the head answers, or that later data count in another order.
+
+def _file(directory: pathlib.Path, /, *, kind: str) -> pathlib.Path:
+    """What tells the names of a head: the file CLASSES, but of a run from before attributes had theirs written there its config."""
+    file = directory / CLASSES
+    return file if kind != "attributes" or file.is_file() else directory / "config.json"
+
+
+def _attributes(config: Any, /) -> Any:
+    """The attributes of the data of a stored config, or of a mixture's parts, which agree about them; [] where it has none."""
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, dict):  # of another program
+        return []
+    absent = {name.strip() for text in data.get("missing", ()) for name in text.split(",")}
+    parts = [part["source"] for name, part in sorted(data.get("parts", {}).items()) if name not in absent]
+    return next((node["attributes"] for node in (data, *parts) if node.get("attributes")), [])
+
+
+def told(directory: pathlib.Path | None, data: Sequence[str], /, *, kind: str = "classes", externals: Iterable[External] = ()) -> tuple[str, ...]:
+    """What the file CLASSES of a run directory is to tell of a head of data with these classes: names that are known stay where those of the data are numbers.
+
+    Known are those that the directory tells or, of a new run, None, those of a head among the `externals` that is taken whole. Without
+    them nobody could say any more what the head answers, or that later data count in another order. A map of classes with names
+    knows none: `check` refuses it for data of numbers.
     """
-    known = _own(directory)
-    return known if _numbers(data) and not _numbers(known) and len(known) == len(data) else tuple(data)
+    if not _numbers(data):
+        return tuple(data)
+    whole = (stored(external.path, kind=kind) for external in externals for _, name in external.rows if not name)
+    known = whole if directory is None else (own(directory, kind=kind),)
+    return next((names for names in known if len(names) == len(data) and not _numbers(names)), tuple(data))
 
 
 def _agree(name: str, listed: Sequence[str] | None, classes: Sequence[str], /, *, whose: str) -> None:
@@ -123,12 +154,19 @@ def _same(external: External, run: Sequence[str], data: Sequence[str], /) -> Non
                         f"with wrong names; allowed are the same classes in the same order, labels that are the numbers of the head's classes{mapped}")
 
 
-def check_own(directory: pathlib.Path, classes: Sequence[str], /) -> None:
+def check_own(directory: pathlib.Path, classes: Sequence[str], /, *, kind: str = "classes") -> None:
     """Raises UserError where a run's head counts classes in another order than data with as many, whose names are given; numbers are no names."""
-    if differs := _difference(_own(directory), classes, order=", the order of the run's head"):
-        raise UserError(f"{directory / CLASSES} has {differs}; allowed are data "
+    if differs := _difference(own(directory, kind=kind), classes, order=", the order of the run's head"):
+        raise UserError(f"{_file(directory, kind=kind)} has {differs}; allowed are data "
                         "with the same classes in the same order, as an index of the same labels has them, and attributes in the order of that file; where names alone "
-                        "changed, change them in that file")
+                        f"changed, write the new ones to {directory / CLASSES}, a JSON list in that order")
+
+
+def check_kind(objective: Any, /, *, kind: str) -> None:
+    """Raises UserError where an objective has no head whose outputs are of the `kind`, "classes" or "attributes"."""
+    has = f"a head of {objective.head_kind}" if hasattr(objective, "head") else "no head"
+    if has != f"a head of {kind}":
+        raise UserError(f"{type(objective).__name__} has {has}; allowed is an objective with a head of {kind}")
 
 
 def check_labels(directory: pathlib.Path, classes: Sequence[str], /, *, head: int) -> None:
@@ -142,6 +180,7 @@ def check_labels(directory: pathlib.Path, classes: Sequence[str], /, *, head: in
         shown = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
         raise UserError(f"the head has {head} classes and the index {len(classes)} ({shown}); "
                         f"set --config.objective.head.classes={len(classes)}, or --config.data.label to another column")
+    own(directory, head=head)
     check_own(directory, classes)
 
 

@@ -88,21 +88,22 @@ def _claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: boo
         changed = difference["fork"]
         run_data.check_epochs(changed, run, directory)
         if begun(directory):
-            check_own(directory, run.head_names)
+            check_own(directory, run.head_names, kind=run.objective.head_kind)
         newest = check_newest(run, directory)
+    names = told(directory if begun(directory) else None, run.head_names, kind=run.objective.head_kind, externals=run.objective.externals())
     parallel.barrier("claimed")
     check_shared(directory)
     if parallel.is_lead():
         try:
             run_data.set_rows_aside(changed, directory, step=newest)
-            _write_first(run, directory)
+            _write_first(run, directory, names=names)
         except OSError as error:
             raise unwritable(directory, error) from error
     parallel.barrier("written")
 
 
-def _write_first(run: Assembly, directory: pathlib.Path, /) -> None:
-    """The files of FIRST; what earlier starts left of them goes."""
+def _write_first(run: Assembly, directory: pathlib.Path, /, *, names: tuple[str, ...]) -> None:
+    """The files of FIRST, with `names` for the outputs of a head of as many; what earlier starts left of them goes."""
     values = card.card(run)
     for path in (path for pattern in TEMPORARY for path in directory.glob(pattern)):
         path.unlink()
@@ -112,8 +113,8 @@ def _write_first(run: Assembly, directory: pathlib.Path, /) -> None:
         for path in (directory / CLASSES, *directory.glob("quarantine*.jsonl"), *directory.glob("faults*.jsonl")):
             path.unlink(missing_ok=True)
     head = getattr(run.objective, "head", None)
-    if getattr(head, "classes", 0) == len(run.head_names) > 0:
-        renew(directory / CLASSES, json.dumps(told(directory, run.head_names)))  # for whoever has the weights without the data
+    if getattr(head, "classes", 0) == len(names) > 0:
+        renew(directory / CLASSES, json.dumps(names))  # for whoever has the weights without the data
     renew(directory / DATA, json.dumps(run_data.contents(run.source)))
     renew(directory / "config.json", configs.to_json(run.config))  # last: what makes it a run directory
 

@@ -188,6 +188,24 @@ def test_a_teacher_has_the_classes_of_the_data(tmp_path: pathlib.Path) -> None:
     assert noise_runs.run_of(objective, optimizer=optimizer).frozen["teacher"].keys() == tree.keys()
 
 
+def test_data_of_other_classes_have_no_labels() -> None:
+    """An accuracy by them would be one of unrelated names, and a loss would teach them: the first has no weight, the second is refused before a step."""
+    def first(classes: tuple[str, ...], **fields: Any) -> dict[str, Any]:
+        run = noise_runs.run_of(dataclasses.replace(PLAIN, **fields), optimizer=configs.spec(optim.AdamW, schedule=optim.Schedule(base=1e-2)))
+        run = dataclasses.replace(run, source=Named(frames=4, size=16, length=16, classes=classes))
+        step, rows = run.step(), batch((0, 1, 0, 1))
+        rows["label"] = np.asarray(jax.jit(PLAIN.teach)(run.seen({}), rows).argmax(-1), np.int32)
+        return step(run.create(), parallel.to_device(rows, mesh=run.mesh))[1]
+
+    counted, other = first(("even", "odd", "other")), first(("even", "odd"))
+    assert float(counted["teacher_top1"]) == 100 and float(other["top1"]) == float(other["teacher_top1"]) == 0
+    assert float(other["loss"]) == float(counted["loss"]) and float(other["agreement"]) == float(counted["agreement"])
+    for classes in (("even", "odd"), tuple("abcdefg")):
+        with pytest.raises(UserError, match=rf"the head has 3 classes and the data {len(classes)} \({', '.join(classes[:6])}.*objective.labels=0, which is 0.5"):
+            first(classes, labels=0.5)
+    assert math.isfinite(float(first(("even", "odd", "other"), labels=0.5)["loss"])) and math.isfinite(float(first((), labels=0.5)["loss"]))
+
+
 def test_a_student_goes_without_its_teacher(tmp_path: pathlib.Path) -> None:
     """Its run opens, answers and is exported where the teacher's weights are gone, and carries none of them."""
     run = written.write(tmp_path / "run", dataclasses.replace(PLAIN, weights=str(tmp_path / "gone")), classes=written.CLASSES)

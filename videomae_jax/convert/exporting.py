@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,15 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax import config as configs
-from videomae_jax import externals, run_directory
+from videomae_jax import externals, head_rows, run_directory
 from videomae_jax.checkpoint import Checkpointer
-from videomae_jax.convert import videomae
+from videomae_jax.convert import answers, videomae
 from videomae_jax.convert.importing import Imported
 from videomae_jax.errors import UserError
 from videomae_jax.evals import best as kept
 from videomae_jax.models import layers, resized, vit
 from videomae_jax.objectives.base import External
-from videomae_jax.run_directory import CLASSES
 from videomae_jax.step import TrainState
 
 TARGETS = ("hf", "videomae")
@@ -43,7 +43,7 @@ def write_run(found: Imported, out: pathlib.Path, /) -> None:
     saver.close()
     run_directory.write(out / "conversion.json", json.dumps(account, indent=2))
     if found.classes:
-        run_directory.write(out / CLASSES, json.dumps(list(found.classes), indent=2))
+        run_directory.write(out / head_rows.CLASSES, json.dumps(list(found.classes), indent=2))
     run_directory.write(out / "config.json", configs.to_json(found.config))  # last: what makes it a run directory
 
 
@@ -65,6 +65,7 @@ def export(run: pathlib.Path, /, *, to: str, out: pathlib.Path, item: str = "par
         check(model)
         if to == "videomae" and model.eps != layers.LN_EPS:
             raise UserError(f"LayerNorms with eps {model.eps:g}, and the official code has {layers.LN_EPS:g}; allowed is --to=hf, whose config says which")
+    settings = hf_settings(objective, classes=head_rows.of_run(run, objective)) if to == "hf" else {}
     params = externals.read(External("params", str(kept.checkpoints(run, best=best)), item=item))
     pretrained = decoder is not None
     if to == "videomae":
@@ -74,8 +75,7 @@ def export(run: pathlib.Path, /, *, to: str, out: pathlib.Path, item: str = "par
         return state
     convert = videomae.to_hf if pretrained else videomae.classifier_to_hf
     state = convert(params, patch=encoder.patch, biases=biases)
-    stored = run / CLASSES
-    write_hf(state, out, settings=hf_settings(objective, classes=json.loads(stored.read_text()) if stored.is_file() else []), objective=objective)
+    write_hf(state, out, settings=settings, objective=objective)
     return state
 
 
@@ -87,7 +87,7 @@ def check(model: Any, /) -> None:
         raise UserError(f"{name} has no counterpart there: they compute the position table of their own grid and have VideoMAE's blocks alone")
 
 
-def hf_settings(objective: Any, /, *, classes: list[str]) -> dict[str, Any]:
+def hf_settings(objective: Any, /, *, classes: Sequence[str]) -> dict[str, Any]:
     """config.json of Hugging Face. Its modules fix eps 1e-5 in decoder.norm and fc_norm, whatever ours is; one eps serves all others."""
     e, d = objective.encoder, getattr(objective, "decoder", None)
     if e.patch[1] != e.patch[2]:
@@ -102,6 +102,7 @@ def hf_settings(objective: Any, /, *, classes: list[str]) -> dict[str, Any]:
                         "decoder_num_hidden_layers": d.depth, "decoder_intermediate_size": d.hidden,
                         "norm_pix_loss": objective.target.normalise == "channel"}
     names = classes or [f"LABEL_{i}" for i in range(objective.head.classes)]
+    found |= {answers.PROBLEM: answers.SEVERAL} if objective.head_kind == "attributes" else {}  # which its pipelines choose a sigmoid by
     return found | {"architectures": ["VideoMAEForVideoClassification"], "id2label": {str(i): n for i, n in enumerate(names)},
                     "label2id": {n: i for i, n in enumerate(names)}}
 

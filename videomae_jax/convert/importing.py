@@ -17,10 +17,9 @@ from flax import traverse_util
 
 from videomae_jax import config as configs
 from videomae_jax import interpolation, masking, parallel
-from videomae_jax.convert import files, mae_st, marlin, videomae, videoprism
+from videomae_jax.convert import answers, files, mae_st, marlin, videomae, videoprism
 from videomae_jax.convert.report import Report
 from videomae_jax.convert.videomae import Layout, State
-from videomae_jax.data import merge
 from videomae_jax.errors import UserError
 from videomae_jax.masking import Grid
 from videomae_jax.models import resized
@@ -84,11 +83,13 @@ def read(path: pathlib.Path, /, *, family: str = "", key: str = "", heads: int =
     found = videomae.assign(state, source=column(family), layout=layout, heads=(sizes.encoder["heads"], sizes.decoder["heads"])[:len(layout.stacks)])
     node = configs.load(config) if config else template(family, kind)
     fill(node, sizes, settings=settings, family=family, kind=kind)
+    names = answers.class_names(weights.settings, count=sizes.classes, file=classes)
+    answers.several(node, settings=settings if family == "hf" else {}, count=sizes.classes, names=names)
     configs.override(node, dict(assignments or {}))
     agree(node, sizes, settings=settings)
     moved = settle(node, sizes, learned=LEARNED.get(family, ()))
     params, report = match(node, found, state=state, moved=moved, notes=notes(weights, family=family), allow=allow or {})
-    return Imported(node, params, report, class_names(weights.settings, count=sizes.classes, file=classes), family, weights.files)
+    return Imported(node, params, report, names, family, weights.files)
 
 
 def template(family: str, kind: str, /) -> Any:
@@ -383,18 +384,3 @@ def notes(weights: files.Weights, /, *, family: str) -> tuple[str, ...]:
     if family == "hf" and not set(files.STATISTICS) <= weights.settings.keys():
         found.append("no preprocessor_config.json beside them: mean and deviation of the pixels are ImageNet's, as in training")
     return tuple(found)
-
-
-def class_names(settings: Mapping[str, Any], /, *, count: int, file: str = "") -> tuple[str, ...]:
-    """Names of the classes from a file, else from Hugging Face's id2label; () where they are absent or mere numbers."""
-    if file and len(names := merge.read_lines(file)) != count:
-        raise UserError(f"--classes={file} names {len(names)} classes, and the weights have {f'a head of {count}' if count else 'no head'}")
-    if file:
-        return names
-    labels = settings.get("id2label") or {}
-    if not isinstance(labels, dict):
-        raise UserError(f"id2label of the config beside the weights is a {type(labels).__name__}; needed is an object of numbers and names")
-    if labels and count and len(labels) != count:
-        raise UserError(f"the config beside the weights names {len(labels)} classes (id2label) for a head of {count}; correct one of them")
-    names = tuple(str(labels.get(str(i), labels.get(i, ""))) for i in range(count))
-    return () if not all(names) or all(re.fullmatch(r"LABEL_\d+", n) for n in names) else names

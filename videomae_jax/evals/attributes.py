@@ -20,7 +20,8 @@ class AttributeAccuracy:
     `accuracy` cuts at a logit of 0; `frequent` is that of always giving an attribute's more frequent answer. `auc` is the
     chance that a yes has a higher logit than a no, half for equals. `accuracy_mean` and `auc_mean` are means over attributes;
     one with a single kind of answer has no auc. `clips` takes that many, spread over the split (0 = all). For objectives
-    that see `attributes`. Raises UserError for other attributes than those of the head, and for another order.
+    that see `attributes`. Raises UserError for one with another head, for data without them, for other attributes than those of the head, and for
+    another order.
     """
 
     every: str = ""
@@ -31,11 +32,14 @@ class AttributeAccuracy:
     def run(self, context: Context, /) -> dict[str, float]:
         """{"accuracy", "frequent", "auc", "accuracy_mean", "auc_mean"}; NaN where nothing is known."""
         objective, source = context.assembly.objective, dataclasses.replace(context.source(self.split), limit=self.clips)
-        names, head = sources.names(source, objective.head_kind), objective.head.classes
-        if len(names) not in (0, head):
-            raise UserError(f"the head has {head} classes and a clip {len(names)} attributes ({', '.join(names[:6])}{', ...' * (len(names) > 6)}); allowed in "
+        head_rows.check_kind(objective, kind="attributes")
+        if "attributes" not in source.fields:
+            raise UserError(f"the clips of {type(source).__name__} have no attributes; allowed are data that have those of the head")
+        names, count, head = sources.names(source, "attributes"), source.fields["attributes"].shape[-1], objective.head.classes
+        if count != head:
+            raise UserError(f"the head has {head} classes and a clip {count} attributes ({', '.join(names[:6])}{', ...' * (len(names) > 6)}); allowed in "
                             "--config.data.attributes are those of the head")
-        head_rows.check_own(context.directory, names)
+        head_rows.check_own(context.directory, names, kind="attributes")
 
         def predict(params: Any, extra: Any, batch: Batch, rng: Any) -> tuple[Array, Array, Array]:
             return objective.predict(params, extra, batch, rng).logits, batch["attributes"], batch["valid"] & (batch["fault"] == 0)

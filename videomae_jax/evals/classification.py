@@ -75,7 +75,7 @@ class Classification:
     evaluates those instead of the present ones. V2 tests its last weights. `save` names a folder of the run for the logits of
     every view, a table of all classes and a picture of their confusions (`per_class`).
 
-    Raises UserError where head and index disagree about the classes, and for a video without a label.
+    Raises UserError for an objective without classes, where head and index disagree about them, and for a video without a label.
     """
 
     every: str = "10%"
@@ -96,6 +96,7 @@ class Classification:
 
     def run(self, context: Context, /) -> dict[str, float]:
         """{"top1", "top5", "class_top1", "loss", "videos", "unreadable", "chance"}, and "best" or "best_step" where asked for."""
+        head_rows.check_kind(context.assembly.objective, kind="classes")
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
         classes = len(source.classes)
         head_rows.check_labels(context.directory, source.classes, head=context.assembly.objective.head.classes)

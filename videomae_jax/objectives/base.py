@@ -6,7 +6,7 @@ parameters, phases, loss terms and metrics. Loss code sees global arrays: no axi
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -177,6 +177,13 @@ class Objective:
     def stages(self) -> tuple[Stage, ...]:
         """Static curricula: objectives in force before this one, in order; parameters, phases and metrics are the same."""
         return ()
+
+    def check_labels(self, classes: Sequence[str], /) -> None:
+        """Raises UserError where the loss needs labels, and those of data with these `classes` say nothing of what the head answers."""
+
+    def ignores_labels(self, classes: Sequence[str], /) -> bool:
+        """Whether labels of data with these `classes` say nothing of what the head answers, so that a training step sees none (-1)."""
+        return False
 
     def prepare(self, batch: Batch, rng: Key, /, *, step: Array, train: bool) -> Batch:
         """Once on the global batch, before micro-batches: mixup, swapped pairs, flattening of views."""

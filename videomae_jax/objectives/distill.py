@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,7 +33,8 @@ class Distill(Objective):
 
     The teacher, `teacher` with `teacher_head` from the run or file `weights`, runs as in evaluation, and its weights, in `storage`, are
     frozen: no part of the state, of a checkpoint, or of a gradient. Its classes, and the student's, are those of the
-    data in their order (`head_rows.check`). Rows without a label count for the KL. The student starts from `pretrained` as in fine-tuning
+    data in their order (`head_rows.check`). Rows without a label count for the KL; data that count other classes have none of its
+    labels, and `labels` above 0 refuses them. The student starts from `pretrained` as in fine-tuning
     (`start`, `classes`, `item`).
     """
 
@@ -53,7 +55,8 @@ class Distill(Objective):
     start: str = "model"
     classes: str = ""
 
-    tiny = types.MappingProxyType({"weights": "", "pretrained": "", "classes": "", "mixing.rows": 4, "labels": 0.5})
+    tiny = types.MappingProxyType({"weights": "", "pretrained": "", "classes": "", "mixing.rows": 4, "labels": 0.5,
+                                   "head.classes": 2, "teacher_head.classes": 2})
 
     def __post_init__(self) -> None:
         supervision.check_start(self.start, self.classes)
@@ -93,6 +96,16 @@ class Distill(Objective):
         teacher = (supervision.initial(self.weights, into="frozen/teacher", start="model"),) if self.weights else ()
         student = (supervision.initial(self.pretrained, start=self.start, classes=self.classes, item=self.item),) if self.pretrained else ()
         return teacher + student
+
+    def check_labels(self, classes: Sequence[str], /) -> None:
+        """Raises UserError where `labels` asks for those of data that count other classes; without any the KL alone counts."""
+        if self.labels and classes and self.ignores_labels(classes):
+            raise UserError(f"the head has {self.head.classes} classes and the data {len(classes)} ({', '.join(classes[:6])}{', ...' * (len(classes) > 6)}), whose labels "
+                            f"say nothing of them; allowed are data with the classes of the head, and objective.labels=0, which is {self.labels:g}")
+
+    def ignores_labels(self, classes: Sequence[str], /) -> bool:
+        """Where the data count other classes than the head: accuracies by their labels would be of unrelated names."""
+        return len(classes) != self.head.classes
 
     patchify = mae.MAE.patchify  # the same check and order of values; it asks for `encoder` alone
 
