@@ -12,7 +12,7 @@ import test_checkpoint as checkpoints
 from places import Storage, away, everything, go, save, short, steps_begun, two
 from runs import shared_programs  # noqa: F401 (a fixture)
 
-from videomae_jax import copies, durable, run_directory
+from videomae_jax import copies, durable, ownership, run_directory
 from videomae_jax.durable import Durable, Place
 from videomae_jax.errors import StorageError, UserError
 
@@ -28,10 +28,10 @@ def test_an_outage_at_the_start_of_a_run_that_has_begun(tmp_path: pathlib.Path, 
     place = Durable(Place(str(tmp_path / "place")), tmp_path / "run", warn=said.append)
     with pytest.raises(UserError, match="cannot be used .*no route to host"):
         place.recall()
-    (tmp_path / "run" / durable.OWNER).write_text('{"run": "this", "place": "elsewhere"}')
+    (tmp_path / "run" / ownership.OWNER).write_text('{"run": "this", "place": "elsewhere"}')
     with pytest.raises(UserError, match="cannot be used"):
         place.recall()
-    (tmp_path / "run" / durable.OWNER).unlink()
+    (tmp_path / "run" / ownership.OWNER).unlink()
     place.own()
     place.recall()
     assert place.failures == 1 and "no route to host); the run goes on with what is in" in said[0]
@@ -48,7 +48,7 @@ def test_a_place_belongs_to_one_run(tmp_path: pathlib.Path) -> None:
     other = Durable(Place(str(tmp_path / "a" / "place")), tmp_path / "b")
     other.recall()
     assert (tmp_path / "b" / "config.json").read_text() == '{"name": "a"}'
-    (tmp_path / "b" / durable.OWNER).write_text('{"run": "other"}')
+    (tmp_path / "b" / ownership.OWNER).write_text('{"run": "other"}')
     with pytest.raises(UserError, match="holds checkpoints of another run"):
         other.recall()
     with pytest.raises(UserError, match="cannot be reached"):
@@ -292,7 +292,7 @@ def test_a_copy_that_is_cut_off_leaves_what_the_place_says_of_the_run_whole(tmp_
 
     storage.fault = fault
     save(place, saver, 2)
-    assert written and not {f"{name}{copies.PART}" for name in ("config.json", durable.OWNER)} & set(written)
+    assert written and not {f"{name}{copies.PART}" for name in ("config.json", ownership.OWNER)} & set(written)
     assert all(name.endswith(copies.PART) for name in written)  # opening one by its own name empties it
     config.write_text('{"seed": 1, "more": 2}')
     place.offer(2)
@@ -308,7 +308,7 @@ def test_a_full_disk_while_a_run_is_taken_up_leaves_no_half_of_it(tmp_path: path
     """One line that says so, and the same start goes once there is room."""
     there, run, calls, plain = tmp_path / "place", tmp_path / "run", [], os.replace
     there.mkdir()
-    texts = {durable.OWNER: b'{"run": "1"}', "metrics.jsonl": b'{"step": 1}', "config.json": b"{}"}
+    texts = {ownership.OWNER: b'{"run": "1"}', "metrics.jsonl": b'{"step": 1}', "config.json": b"{}"}
     for name, raw in texts.items():
         (there / name).write_bytes(raw)
 
@@ -323,7 +323,7 @@ def test_a_full_disk_while_a_run_is_taken_up_leaves_no_half_of_it(tmp_path: path
         Durable(Place(str(there)), run, warn=lambda line: None).recall()
     assert all(texts[path.name] == path.read_bytes() for path in run.iterdir()) and not (run / "config.json").exists()
     (run / ".metrics.jsonl.7").write_text("{")  # of a start that was killed there
-    run_directory.check_free(run, also=durable.RUN)
+    run_directory.check_free(run, also=ownership.RUN)
     Durable(Place(str(there)), run, warn=lambda line: None).recall()
     assert {path.name: path.read_bytes() for path in run.iterdir()} == texts | {".metrics.jsonl.7": b"{"}
 
@@ -340,4 +340,4 @@ def test_a_full_disk_leaves_no_half_mark_in_the_run_directory(tmp_path: pathlib.
         place.own()
     assert not list((tmp_path / "run").iterdir())
     place.own()
-    assert (tmp_path / "run" / durable.OWNER).exists()
+    assert (tmp_path / "run" / ownership.OWNER).exists()

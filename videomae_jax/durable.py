@@ -7,7 +7,6 @@ import json
 import pathlib
 import re
 import secrets
-import shutil
 import socket
 import threading
 import warnings
@@ -16,20 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from videomae_jax import agreement, parallel
+from videomae_jax import agreement, ownership, parallel
 from videomae_jax.copies import Copies
-from videomae_jax.errors import UserError, unwritable
+from videomae_jax.errors import UserError
+from videomae_jax.ownership import BEST, RUN
 from videomae_jax.whole import write
 
 RETRY = (10.0, 300.0)  # seconds to the first new try after a failed copy, doubled each time up to the second
 ROW = 4  # failures in a row after which the end of a run waits no longer
 EXIT = 600.0  # seconds that the end of a run waits for a copy
 MOST = 64  # steps there that are looked at
-OWNER = "durable.json"  # which run the place belongs to: the same number here and there
 HOLDER = "holder.txt"  # there: which start of that run took the place last, the only one that writes
 CUT = "durable_cut.json"  # here: which steps there belong to an abandoned part of the run and are not removed yet, and which start says so
-RUN = (OWNER, "config.json", "data.json", "classes.json", "*.jsonl")  # what a run goes on from beside its state: metrics, replaced clips, events, books
-BEST = "best"  # folder of a run directory with the weights of its best evaluation (evals/best.py), a checkpoint too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,60 +324,14 @@ class Durable:
         return bool(agreement.from_lead(np.asarray(not wrong)))
 
     def recall(self) -> None:
-        """Brings back config, metrics, the best weights and the like into a run directory that is new or gone.
-
-        Raises UserError where the place belongs to another run, or cannot be read or made and this run has not used it before,
-        and what `unwritable` says where the run directory cannot be written.
-        """
-        if not parallel.is_lead():
-            return
-        try:
-            texts = self._copies.matching(RUN)
-            owned = OWNER in texts
-            strange = [] if owned else self._copies.begun()
-            if not owned:
-                self._copies.make()  # a file in the way is told now, not by every copy
-                texts = {}
-            best = self._copies.steps(BEST)[-1:] if owned else []
-        except Exception as error:  # every client raises errors of its own
-            text = f"{self._place.path} cannot be used ({type(error).__name__}: {str(error)[:100]})"
-            if self._own().get("place") == self._place.path:
-                self.failures += 1
-                self._warn(f"{text}; the run goes on with what is in {self._directory}")
-                return
-            raise UserError(text) from error
-        if strange and self._own().get("place") != self._place.path:
-            raise UserError(f"{self._place.path} holds {strange[0]:08d}, which no run's copies began: it would be removed as one of those; allowed is a new folder")
-        if (self._directory / "config.json").exists():
-            own = self._directory / OWNER
-            if owned and not (own.exists() and own.read_bytes() == texts[OWNER]):
-                raise UserError(f"{self._place.path} holds checkpoints of another run than {self._directory}; allowed is a place of its own for every run")
-            return
-        for step in best:
-            into = self._directory / BEST / f"{step:08d}"
-            if wrong := self._copies.bring(f"{BEST}/{step:08d}", step=step, into=into)[0]:
-                shutil.rmtree(into, ignore_errors=True)
-                self._warn(f"the best weights in {self._place.path}, of step {step}, cannot be used: {wrong}; the run goes on without them")
-        try:
-            for name in sorted(texts, key="config.json".__eq__):  # last: what makes it a run directory
-                write(self._directory / name, texts[name])
-        except OSError as error:
-            raise unwritable(self._directory, error) from error
-        if texts:
-            self._warn(f"the run directory {self._directory} is taken up again from {self._place.path}")
+        """Brings back config, metrics, the best weights and the like into a run directory that is new or gone; raises what `ownership.recall` does."""
+        if parallel.is_lead() and not ownership.recall(self._copies, self._place.path, self._directory, warn=self._warn):
+            self.failures += 1
 
     def own(self) -> None:
         """Marks the run directory, which holds a run by now, so that no other run takes the place for its own."""
-        if parallel.is_lead() and not (self._directory / OWNER).exists():
-            write(self._directory / OWNER, json.dumps({"run": secrets.token_hex(16), "place": self._place.path}))
-
-    def _own(self) -> dict[str, Any]:
-        """What the run directory says of the place that it uses; {} where it says nothing."""
-        try:
-            found = json.loads((self._directory / OWNER).read_text())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        if parallel.is_lead():
+            ownership.mark(self._directory, self._place.path)
 
 
 def _keeps(found: str, holder: str | None, start: str, /) -> bool:

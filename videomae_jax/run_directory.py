@@ -18,11 +18,12 @@ from videomae_jax import config as configs
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer, DamagedError
 from videomae_jax.data import quarantine
-from videomae_jax.durable import BEST, CUT, OWNER, RUN, Durable
+from videomae_jax.durable import CUT, Durable
 from videomae_jax.errors import StorageError, UserError, unwritable
 from videomae_jax.evals.base import Context, Headlined
 from videomae_jax.head_rows import CLASSES, check_own, told
 from videomae_jax.models import kernels
+from videomae_jax.ownership import BEST, OWNER, RUN
 from videomae_jax.run_data import DATA
 from videomae_jax.whole import renew, write
 

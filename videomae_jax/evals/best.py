@@ -13,9 +13,9 @@ from typing import Any
 from videomae_jax import config as configs
 from videomae_jax import parallel, reference, run_data
 from videomae_jax.checkpoint import Checkpointer
-from videomae_jax.durable import BEST
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context
+from videomae_jax.ownership import BEST
 from videomae_jax.step import TrainState
 from videomae_jax.types import Params
 

@@ -1,0 +1,74 @@
+"""Whose a second place of checkpoints is, and how the directory of a run, new or gone, is taken up again from there."""
+
+import json
+import pathlib
+import secrets
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from videomae_jax.copies import Copies
+from videomae_jax.errors import UserError, unwritable
+from videomae_jax.whole import write
+
+OWNER = "durable.json"  # which run the place belongs to: the same number here and there
+# What a run goes on from beside its state: metrics, replaced clips, events, books.
+RUN = (OWNER, "config.json", "data.json", "classes.json", "*.jsonl")
+BEST = "best"  # folder of a run directory with the weights of its best evaluation (evals/best.py), a checkpoint too
+
+
+def recall(copies: Copies, place: str, directory: pathlib.Path, /, *, warn: Callable[[str], None]) -> bool:
+    """Brings the run in `copies`, whose address is `place`, back into a `directory` that is new or gone; whether the place could be asked.
+
+    Raises UserError where the place belongs to another run, or cannot be read or made and this run has not used it before,
+    and what `unwritable` says where the directory cannot be written.
+    """
+    try:
+        texts = copies.matching(RUN)
+        owned = OWNER in texts
+        strange = [] if owned else copies.begun()
+        if not owned:
+            copies.make()  # a file in the way is told now, not by every copy
+            texts = {}
+        best = copies.steps(BEST)[-1:] if owned else []
+    except Exception as error:  # every client raises errors of its own
+        text = f"{place} cannot be used ({type(error).__name__}: {str(error)[:100]})"
+        if _used(directory).get("place") == place:
+            warn(f"{text}; the run goes on with what is in {directory}")
+            return False
+        raise UserError(text) from error
+    if strange and _used(directory).get("place") != place:
+        raise UserError(f"{place} holds {strange[0]:08d}, which no run's copies began: it would be removed as one of those; allowed is a new folder")
+    if (directory / "config.json").exists():
+        own = directory / OWNER
+        if owned and not (own.exists() and own.read_bytes() == texts[OWNER]):
+            raise UserError(f"{place} holds checkpoints of another run than {directory}; allowed is a place of its own for every run")
+        return True
+    for step in best:
+        into = directory / BEST / f"{step:08d}"
+        if wrong := copies.bring(f"{BEST}/{step:08d}", step=step, into=into)[0]:
+            shutil.rmtree(into, ignore_errors=True)
+            warn(f"the best weights in {place}, of step {step}, cannot be used: {wrong}; the run goes on without them")
+    try:
+        for name in sorted(texts, key="config.json".__eq__):  # last: what makes it a run directory
+            write(directory / name, texts[name])
+    except OSError as error:
+        raise unwritable(directory, error) from error
+    if texts:
+        warn(f"the run directory {directory} is taken up again from {place}")
+    return True
+
+
+def mark(directory: pathlib.Path, place: str, /) -> None:
+    """Marks a run directory, which holds a run by now, so that no other run takes the place for its own."""
+    if not (directory / OWNER).exists():
+        write(directory / OWNER, json.dumps({"run": secrets.token_hex(16), "place": place}))
+
+
+def _used(directory: pathlib.Path, /) -> dict[str, Any]:
+    """What a run directory says of the place that it uses; {} where it says nothing."""
+    try:
+        found = json.loads((directory / OWNER).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
