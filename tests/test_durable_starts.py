@@ -269,12 +269,29 @@ def test_folders_that_no_run_began_are_not_taken_for_copies(tmp_path: pathlib.Pa
     day = tmp_path / "place" / "20261127"
     day.mkdir(parents=True)
     place = Durable(Place(str(tmp_path / "place")), tmp_path / "run")
-    with pytest.raises(UserError, match=r"holds 20261127, which no run's copies began"):
+    with pytest.raises(UserError, match="holds '20261127', which no run's copies began"):
         place.recall()
     (tmp_path / "run").mkdir()
     place.own()  # a run that used it before: somebody removed its mark there
     place.recall()
     assert day.is_dir()
+
+
+@pytest.mark.parametrize(("marked", "folder", "used"), [
+    (False, "checkpoints", False), (False, "best", False), (False, "", False), (True, "checkpoints", False), (True, "checkpoints", True)])
+def test_the_directory_of_another_run_is_no_place(tmp_path: pathlib.Path, marked: bool, folder: str, used: bool) -> None:
+    """Its books would be written over and its best weights dropped; one that has a place of its own is marked like a place. It stays as it is."""
+    old, run = tmp_path / "old", tmp_path / "run"
+    for name in ("config.json", "metrics.jsonl", *[ownership.OWNER] * marked, *[f"{folder}/00000900/params"] * bool(folder)):
+        (old / name).parent.mkdir(parents=True, exist_ok=True)
+        (old / name).write_text('{"run": "old", "place": "gs://bucket/old"}')
+    before, place = everything(old), Durable(Place(str(old)), run)
+    run.mkdir()
+    if used:  # an earlier version has copied there
+        place.own()
+    with pytest.raises(UserError, match=f"old holds '{folder or 'config.json'}', which no run's copies began"):
+        place.recall()
+    assert everything(old) == before and not (run / "config.json").exists()
 
 
 def test_a_copy_that_is_cut_off_leaves_what_the_place_says_of_the_run_whole(tmp_path: pathlib.Path, storage: Storage) -> None:

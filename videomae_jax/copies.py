@@ -115,10 +115,10 @@ class Copies:
 
     def matching(self, patterns: tuple[str, ...], /) -> dict[str, bytes]:
         """{name: bytes} of the small files that match one of the patterns."""
-        found = [name for name in self._names() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        found = [name for name in self.names() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
         return {name: self._fs.cat_file(f"{self._root}/{name}") for name in found}
 
-    def _names(self, folder: str = "", /) -> list[str]:
+    def names(self, folder: str = "", /) -> list[str]:
         """What a folder holds; `glob` of fsspec would take an outage for an empty one."""
         self._fs.invalidate_cache()
         try:
@@ -181,7 +181,7 @@ class Copies:
 
     def begun(self, folder: str = "", /) -> list[int]:
         """Steps of which anything is there, in the folder itself or one below it, oldest first."""
-        return sorted(int(name) for name in self._names(folder) if re.fullmatch(r"\d{8}", name))
+        return sorted(int(name) for name in self.names(folder) if re.fullmatch(r"\d{8}", name))
 
     def steps(self, folder: str = "", /) -> list[int]:
         """Those of which everything is there."""

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import secrets
 import shutil
 from collections.abc import Callable
@@ -20,13 +21,12 @@ BEST = "best"  # folder of a run directory with the weights of its best evaluati
 def recall(copies: Copies, place: str, directory: pathlib.Path, /, *, warn: Callable[[str], None]) -> bool:
     """Brings the run in `copies`, whose address is `place`, back into a `directory` that is new or gone; whether the place could be asked.
 
-    Raises UserError where the place belongs to another run, or cannot be read or made and this run has not used it before,
-    and what `unwritable` says where the directory cannot be written.
+    Raises UserError where the place belongs to another run, holds what no copies began, or cannot be read or made and this run has
+    not used it before, and what `unwritable` says where the directory cannot be written.
     """
     try:
-        texts = copies.matching(RUN)
+        names, texts = copies.names(), copies.matching(RUN)
         owned = OWNER in texts
-        strange = [] if owned else copies.begun()
         if not owned:
             copies.make()  # a file in the way is told now, not by every copy
             texts = {}
@@ -37,8 +37,7 @@ def recall(copies: Copies, place: str, directory: pathlib.Path, /, *, warn: Call
             warn(f"{text}; the run goes on with what is in {directory}")
             return False
         raise UserError(text) from error
-    if strange and _used(directory).get("place") != place:
-        raise UserError(f"{place} holds {strange[0]:08d}, which no run's copies began: it would be removed as one of those; allowed is a new folder")
+    _check_names(names, place, before=owned or _used(directory).get("place") == place)
     if (directory / "config.json").exists():
         own = directory / OWNER
         if owned and not (own.exists() and own.read_bytes() == texts[OWNER]):
@@ -57,6 +56,16 @@ def recall(copies: Copies, place: str, directory: pathlib.Path, /, *, warn: Call
     if texts:
         warn(f"the run directory {directory} is taken up again from {place}")
     return True
+
+
+def _check_names(names: list[str], place: str, /, *, before: bool) -> None:
+    """Raises UserError where a place holds what copies would remove or write over and are not: the directory of another run, or folders of days.
+
+    Copies are never below `checkpoints`, and come after the mark of their run; `before` is whether the place has it, or this run used the place.
+    """
+    strange = [name for name in names if name == "checkpoints" or (not before and (name in ("config.json", BEST) or re.fullmatch(r"\d{8}", name)))]
+    if strange:
+        raise UserError(f"{place} holds {min(strange)!r}, which no run's copies began: it would be removed or written over; allowed is a new folder")
 
 
 def mark(directory: pathlib.Path, place: str, /) -> None:
