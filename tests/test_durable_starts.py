@@ -320,6 +320,41 @@ def test_a_copy_that_is_cut_off_leaves_what_the_place_says_of_the_run_whole(tmp_
     saver.close()
 
 
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_first_copy_that_is_cut_off_keeps_no_run_from_the_place(tmp_path: pathlib.Path, storage: Storage, written: int) -> None:
+    """No step is there yet: where the run directory is gone the run begins anew, with the config that is there if there is one; else it goes on."""
+    def fault(operation: str, path: str) -> None:
+        if operation == "mv" and path.endswith(copies.PART) and not path.endswith(durable.HOLDER + copies.PART):
+            moved.append(path)
+            if len(moved) > written:
+                away("", "")
+
+    def claimed() -> Durable:
+        place = Durable(Place(str(there)), run, warn=said.append)
+        run_directory.claim(short(), run, extend=False, fork=False, say=said.append, place=place)
+        return place
+
+    there, run, said, moved = tmp_path / "place", tmp_path / "run", [], []
+    claimed()
+    place, saver = two(tmp_path, said=said.append)
+    storage.fault = fault
+    saver.save(1, checkpoints.state(seed=1)[0], meta={"config": "{}", "samples": 4, "step": 1})
+    saver.wait()
+    assert not place.wait(seconds=60)
+    saver.close()
+    place.close()
+    assert {path.name for path in there.iterdir() if not path.name.endswith(copies.PART)} == {durable.HOLDER, *[ownership.OWNER, "config.json"][:written]}
+    storage.fault = lambda operation, path: None
+    Durable(Place(str(there)), run, warn=said.append).recall()
+    shutil.rmtree(run)
+    assert claimed().steps(needed=True) == [] and (run / ownership.OWNER).exists() == (written == 2)
+    place, saver = two(tmp_path)
+    place.take()
+    save(place, saver, 2)
+    assert place.steps(needed=True) == [2] and (there / ownership.OWNER).read_bytes() == (run / ownership.OWNER).read_bytes()
+    saver.close()
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_full_disk_while_a_run_is_taken_up_leaves_no_half_of_it(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """One line that says so, and the same start goes once there is room."""
