@@ -37,6 +37,44 @@ def test_an_outage_at_the_start_of_a_run_that_has_begun(tmp_path: pathlib.Path, 
     assert place.failures == 1 and "no route to host); the run goes on with what is in" in said[0]
 
 
+def test_an_outage_at_the_start_of_a_run_that_changed_its_place(tmp_path: pathlib.Path, storage: Storage) -> None:
+    """It goes on with the place that it used last, however that is written, and is the same run in the one before."""
+    said: list[str] = []
+    _, saver = two(tmp_path)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    for name in ("first", "second"):
+        place = Durable(Place(str(tmp_path / name)), tmp_path / "run", warn=said.append)
+        place.recall()
+        saver.save(1 + (name == "second"), checkpoints.state(seed=1)[0], meta={"step": 1})
+        saver.wait()
+        place.take()
+        place.offer(saver.steps()[-1])
+        assert place.wait(seconds=60) and not said
+    saver.close()
+    Durable(Place(str(tmp_path / "first")), tmp_path / "run").recall()
+    storage.fault = away
+    Durable(Place(f"{tmp_path / 'second'}/"), tmp_path / "run", warn=said.append).recall()
+    assert "no route to host); the run goes on with what is in" in said[0]
+    with pytest.raises(UserError, match="cannot be used"):
+        Durable(Place(str(tmp_path / "first")), tmp_path / "run").recall()
+
+
+@pytest.mark.parametrize("mark", ["", "[]"])
+def test_a_mark_that_is_cut_off_is_no_other_run(tmp_path: pathlib.Path, mark: str) -> None:
+    """Of an earlier version, which a kill ended amid it: here and there it is the same; it is left as it is."""
+    for folder in ("run", "place"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text("{}")
+        (tmp_path / folder / ownership.OWNER).write_text(mark)
+    place = Durable(Place(str(tmp_path / "place")), tmp_path / "run")
+    place.recall()
+    place.own()
+    assert (tmp_path / "run" / ownership.OWNER).read_text() == mark
+    (tmp_path / "run" / ownership.OWNER).write_text("{")
+    with pytest.raises(UserError, match="holds checkpoints of another run"):
+        place.recall()
+
+
 def test_a_place_belongs_to_one_run(tmp_path: pathlib.Path) -> None:
     """Another run directory that holds a run is refused; a new one takes the run up; names that leave the place are refused."""
     place, saver = two(tmp_path / "a")

@@ -33,14 +33,14 @@ def recall(copies: Copies, place: str, directory: pathlib.Path, /, *, warn: Call
         best = copies.steps(BEST)[-1:] if owned else []
     except Exception as error:  # every client raises errors of its own
         text = f"{place} cannot be used ({type(error).__name__}: {str(error)[:100]})"
-        if _used(directory).get("place") == place:
+        if _uses(directory, place):
             warn(f"{text}; the run goes on with what is in {directory}")
             return False
         raise UserError(text) from error
-    _check_names(names, place, before=owned or _used(directory).get("place") == place)
+    _check_names(names, place, before=owned or _uses(directory, place))
     if (directory / "config.json").exists():
-        own = directory / OWNER
-        if owned and not (own.exists() and own.read_bytes() == texts[OWNER]):
+        own = _own(directory) or b""
+        if owned and own != texts[OWNER] and _read(own).get("run") != _read(texts[OWNER]).get("run", ""):
             raise UserError(f"{place} holds checkpoints of another run than {directory}; allowed is a place of its own for every run")
         return True
     for step in best:
@@ -69,15 +69,30 @@ def _check_names(names: list[str], place: str, /, *, before: bool) -> None:
 
 
 def mark(directory: pathlib.Path, place: str, /) -> None:
-    """Marks a run directory, which holds a run by now, so that no other run takes the place for its own."""
-    if not (directory / OWNER).exists():
-        write(directory / OWNER, json.dumps({"run": secrets.token_hex(16), "place": place}))
+    """Marks a run directory, which holds a run by now, so that no other run takes the place for its own; the run stays the same in another place."""
+    own = _own(directory)
+    found = {"run": secrets.token_hex(16)} if own is None else _read(own)
+    if found and not _uses(directory, place):
+        write(directory / OWNER, json.dumps(found | {"place": place}))
 
 
-def _used(directory: pathlib.Path, /) -> dict[str, Any]:
-    """What a run directory says of the place that it uses; {} where it says nothing."""
+def _uses(directory: pathlib.Path, place: str, /) -> bool:
+    """Whether the run in a directory copies to the place, or did last."""
+    return str(_read(_own(directory) or b"").get("place", "")).rstrip("/") == place.rstrip("/")
+
+
+def _own(directory: pathlib.Path, /) -> bytes | None:
+    """The mark of a run directory; None where there is none."""
     try:
-        found = json.loads((directory / OWNER).read_text())
-    except (OSError, ValueError):
+        return (directory / OWNER).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):  # the latter is told where the run directory is claimed
+        return None
+
+
+def _read(raw: bytes, /) -> dict[str, Any]:
+    """What a mark says: the number of the run and the place that it uses; {} for one that was cut off."""
+    try:
+        found = json.loads(raw)
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
