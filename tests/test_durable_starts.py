@@ -393,6 +393,27 @@ def test_a_first_copy_that_is_cut_off_keeps_no_run_from_the_place(tmp_path: path
     saver.close()
 
 
+@pytest.mark.parametrize("operation", ["get_file", "ls"])
+def test_best_weights_that_do_not_arrive_are_not_given_up(tmp_path: pathlib.Path, storage: Storage, operation: str) -> None:
+    """The run is not taken up without them: its next evaluation, however bad, would take their place."""
+    place, saver = two(tmp_path)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    saver.save(4, checkpoints.state(seed=4)[0], meta={"step": 4})
+    saver.wait()
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "00000004", tmp_path / "run" / "best" / "00000004")
+    assert place.wait(seconds=60) and steps_begun(tmp_path / "place" / "best") == [4]
+    saver.close()
+    shutil.rmtree(tmp_path / "run")
+    storage.fault = lambda name, path: away("", "") if name == operation and "best/00000004" in path else None
+    place = Durable(Place(str(tmp_path / "place")), tmp_path / "run", warn=lambda line: None)
+    with pytest.raises(StorageError, match=r"best weights in \S+, of step 4, cannot be brought back \(ConnectionError: no route to host\)"):
+        place.recall()
+    assert not everything(tmp_path / "run")
+    storage.fault = lambda name, path: None
+    place.recall()
+    assert steps_begun(tmp_path / "run" / "best") == [4] and (tmp_path / "run" / "config.json").exists()
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_full_disk_while_a_run_is_taken_up_leaves_no_half_of_it(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """One line that says so, and the same start goes once there is room."""

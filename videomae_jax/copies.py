@@ -187,13 +187,26 @@ class Copies:
         """Those of which everything is there."""
         return [step for step in self.begun(folder) if self.has(posixpath.join(folder, f"{step:08d}", manifest.NAME))]
 
+    def _files(self, folder: str, /) -> list[str]:
+        """The paths of all files of a folder; `find` of fsspec would take an outage for an empty one."""
+        found: list[str] = []
+        for entry in self._fs.ls(folder, detail=True):
+            path = entry["name"].rstrip("/")
+            if entry["type"] != "directory":
+                found.append(path)
+            elif path != folder:  # object stores may have one of the same name
+                found += self._files(path)
+        return found
+
     def bring(self, name: str, /, *, step: int, into: pathlib.Path) -> tuple[str, bool]:
         """Copies a step into a new folder; what is wrong with it, "" for nothing, and whether that is the copy's fault: all of it arrived."""
         target = f"{self._root}/{name}"
         try:
+            if not self.has(name):
+                return "it is not there", True
             if into.exists():
                 shutil.rmtree(into)
-            names = [path[len(target):].lstrip("/") for path in self._fs.find(target)]
+            names = [path[len(target):].lstrip("/") for path in self._files(target)]
             if any(".." in pathlib.PurePosixPath(name).parts for name in names):
                 return "its files lie outside of it", True
             for name in names:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from videomae_jax.copies import Copies
-from videomae_jax.errors import UserError, unwritable
+from videomae_jax.errors import StorageError, UserError, unwritable
 from videomae_jax.whole import write
 
 OWNER = "durable.json"  # which run the place belongs to: the same number here and there
@@ -22,7 +22,7 @@ def recall(copies: Copies, place: str, directory: pathlib.Path, /, *, warn: Call
     """Brings the run in `copies`, whose address is `place`, back into a `directory` that is new or gone; whether the place could be asked.
 
     Raises UserError where the place belongs to another run, holds what no copies began, or cannot be read or made and this run has
-    not used it before, and what `unwritable` says where the directory cannot be written.
+    not used it before, StorageError where the best weights do not arrive, and what `unwritable` says where the directory cannot be written.
     """
     try:
         names, texts = copies.names(), copies.matching(RUN)
@@ -45,8 +45,11 @@ def recall(copies: Copies, place: str, directory: pathlib.Path, /, *, warn: Call
         return True
     for step in best:
         into = directory / BEST / f"{step:08d}"
-        if wrong := copies.bring(f"{BEST}/{step:08d}", step=step, into=into)[0]:
+        wrong, damaged = copies.bring(f"{BEST}/{step:08d}", step=step, into=into)
+        if wrong:
             shutil.rmtree(into, ignore_errors=True)
+            if not damaged:  # without them the next evaluation would be the best
+                raise StorageError(f"the best weights in {place}, of step {step}, cannot be brought back ({wrong}); start the same command again")
             warn(f"the best weights in {place}, of step {step}, cannot be used: {wrong}; the run goes on without them")
     try:
         for name in sorted(texts, key="config.json".__eq__):  # last: what makes it a run directory
