@@ -2,8 +2,8 @@
 # Starts a command again until it is done:
 #   bash launch/supervise.sh python -m videomae_jax train --config=... --workdir=...
 # It is started again after 75 (SIGTERM stopped it, with a checkpoint), 42 (the watchdog found it stuck), 74 (a checkpoint
-# could not be written, or be read by one of several processes) and any crash; not after 0, 2 (a mistake in the command or the config), 126 and 127 (no such
-# command) and 130 (Ctrl-C).
+# could not be written, be read by one of several processes, or be brought back from the durable place) and any crash; not after
+# 0, 2 (a mistake in the command or the config), 126 and 127 (no such command) and 130 (Ctrl-C).
 # PAUSE seconds (2) pass before a restart, doubled after each further crash up to PAUSE_MOST (300). After CRASHES (20) in a
 # row it gives up, with the code of the last; a start that lasts STEADY seconds (600) or ends with 75 begins the row anew.
 # SIGTERM and SIGINT go to the command, which saves; then nothing is started any more. Within a pause, and where the command

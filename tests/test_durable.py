@@ -17,7 +17,7 @@ from runs import ROOT, shared_programs  # noqa: F401 (a fixture)
 
 from videomae_jax import copies, durable, events, manifest, metrics, run_directory
 from videomae_jax.durable import Durable, Place
-from videomae_jax.errors import UserError
+from videomae_jax.errors import StorageError, UserError
 from videomae_jax.evals import best
 from videomae_jax.evals.base import Context
 
@@ -102,6 +102,40 @@ def test_the_newest_good_step_of_both_places_is_taken(tmp_path: pathlib.Path, ki
     saver.close()
 
 
+@pytest.mark.parametrize("operation", ["get_file", "ls"])
+@pytest.mark.parametrize("kind", ["wiped", "flipped"])
+def test_an_outage_while_a_checkpoint_comes_back_is_no_damage(tmp_path: pathlib.Path, storage: Storage, kind: str, operation: str) -> None:
+    """The run neither goes on from an older step nor gives up: the same command is started again, and takes it."""
+    place, saver = two(tmp_path)
+    save(place, saver, 1, 2)
+    saver.close()
+    if kind == "wiped":
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
+    else:
+        checkpoints.damage(tmp_path / "run" / "checkpoints" / "00000002", kind, random.Random(0))
+    place, saver = two(tmp_path)
+    wanted, abstract = checkpoints.state()
+    storage.fault = lambda name, path: away("", "") if name == operation and "/00000002" in path else None
+    with pytest.raises(StorageError, match=r"checkpoint 2 cannot be brought back from \S+ \(ConnectionError: no route to host\); start the same"):
+        saver.latest_good(abstract, rng=wanted.rng)
+    saver.close()
+    storage.fault = lambda name, path: None
+    place, saver = two(tmp_path)
+    assert newest(saver) == 2 and place.failures == 0
+    saver.close()
+
+
+def test_a_step_that_the_place_does_not_hold_is_passed_over(tmp_path: pathlib.Path) -> None:
+    """That is an answer, unlike an outage: the damaged newest one here was not copied before the run ended."""
+    said: list[str] = []
+    place, saver = two(tmp_path, said=said.append)
+    save(place, saver, 1, 2)
+    shutil.rmtree(tmp_path / "place" / "00000002")
+    checkpoints.damage(tmp_path / "run" / "checkpoints" / "00000002", "flipped", random.Random(0))
+    assert newest(saver) == 1 and any("the copy of checkpoint 2" in line and "it is not there" in line for line in said)
+    saver.close()
+
+
 def test_damage_in_both_places_is_passed_over(tmp_path: pathlib.Path) -> None:
     """Neither the damaged step here nor its damaged copy is taken: the one before is, loudly; a copy that lies elsewhere is none."""
     said: list[str] = []
@@ -144,12 +178,12 @@ def test_an_outage_neither_loses_nor_invents_a_run(tmp_path: pathlib.Path, stora
     assert newest(saver) == 1 and any("cannot be listed (ConnectionError" in line and "the run goes on" in line for line in said)
     shutil.rmtree(tmp_path / "run")
     place, saver = two(tmp_path)
-    with pytest.raises(UserError, match="the run would begin anew"):
+    with pytest.raises(StorageError, match="the run would begin anew"):
         saver.candidates()
     with pytest.raises(UserError, match="cannot be used"):
         place.recall()
     storage.fault = lambda operation, path: away("", "") if operation == "info" else None
-    with pytest.raises(UserError, match="the run would begin anew"):  # nobody knows whether its manifest is there
+    with pytest.raises(StorageError, match="the run would begin anew"):  # nobody knows whether its manifest is there
         saver.candidates()
     storage.fault = lambda operation, path: away("", "") if operation == "ls" else None
     with pytest.raises(UserError, match="cannot be used"):

@@ -277,7 +277,7 @@ class Checkpointer:
     def candidates(self) -> list[int]:
         """Steps of both places as the first process sees them, oldest first; all processes call this.
 
-        Raises UserError where nothing is here and the second place cannot be asked, StorageError where another process sees less.
+        Raises StorageError where nothing is here and the second place cannot be asked, or another process sees less.
         """
         return self._told()[1]
 
@@ -294,7 +294,8 @@ class Checkpointer:
         """The newest step of both places that restores. Damaged newer ones are reported and moved to `checkpoints_damaged` beside it.
 
         They must not stay: their steps will be saved again. They are moved only once another is read, so that a run
-        whose checkpoints are all damaged never starts afresh in silence.
+        whose checkpoints are all damaged never starts afresh in silence. Raises UserError where none is readable, and StorageError where
+        one does not arrive from the second place: older ones are no way out of an outage.
         """
         damaged, (here, steps) = [], self._told()
         for step in reversed(steps):

@@ -17,7 +17,7 @@ import numpy as np
 
 from videomae_jax import agreement, ownership, parallel
 from videomae_jax.copies import Copies
-from videomae_jax.errors import UserError
+from videomae_jax.errors import StorageError, UserError
 from videomae_jax.ownership import BEST, RUN
 from videomae_jax.whole import write
 
@@ -51,7 +51,7 @@ class Durable:
     """Copies the checkpoints of the run in `directory` to a place, from a thread of its own, and brings them back.
 
     A step there is complete once its manifest is: that is written last, when every file was read back and found to be what
-    the manifest says. Trouble with the place never raises: `warn` is told, `failures` counts it, and it is tried again.
+    the manifest says. Trouble with copying never raises: `warn` is told, `failures` counts it, and it is tried again.
     Where saves are faster than copies, only the newest waits, beside those that are kept for ever. Of several processes the
     first does all of this, and the others get its answers; they see the same run directory. Of several starts on one place,
     each with a run directory of its own, the last writes there, and the others are told. Raises UserError for a folder that is
@@ -296,7 +296,7 @@ class Durable:
             raise UserError(f"{path} cannot be read ({type(error).__name__}); it lists the steps in {self._place.path} that a rollback cut off: remove those, then it") from error
 
     def steps(self, *, needed: bool) -> list[int]:
-        """The newest complete steps there, oldest first. Where they cannot be listed this raises UserError if they are `needed`, else it warns."""
+        """The newest complete steps there, oldest first. Where they cannot be listed this raises StorageError if they are `needed`, else it warns."""
         found: list[int] = []
         try:
             if self._earlier:
@@ -305,23 +305,32 @@ class Durable:
         except Exception as error:  # every client raises errors of its own
             text = f"{self._place.path} cannot be listed ({type(error).__name__}: {str(error)[:100]})"
             if needed:
-                raise UserError(f"{text}; without checkpoints in {self._directory} the run would begin anew: try again, or leave the durable place out") from error
+                raise StorageError(f"{text}; without checkpoints in {self._directory} the run would begin anew: start the same command again") from error
             self.failures += 1
             self._warn(f"{text}; the run goes on with the checkpoints in {self._directory}")
         told = agreement.from_lead(np.pad(np.asarray(found, np.int32), (0, MOST - len(found)), constant_values=-1))
         return [step for step in told.tolist() if step >= 0]
 
     def fetch(self, step: int, /, *, into: pathlib.Path) -> bool:
-        """Whether `into` now holds the step, every file of which matches the manifest; never one that `steps` leaves out."""
+        """Whether `into` now holds the step, every file of which matches the manifest; never one that `steps` leaves out.
+
+        Raises StorageError, in every process, where it does not arrive: nobody knows whether it is good.
+        """
         with self._change:
             wrong = "another start has taken the place" if self._lost else "" if self._valid([step]) else "it is of an abandoned part of the run"
-        wrong, damaged = (wrong, False) if wrong or not parallel.is_lead() else self._copies.bring(f"{step:08d}", step=step, into=into)
+        missed = False
+        if not wrong and parallel.is_lead():
+            wrong, damaged = self._copies.bring(f"{step:08d}", step=step, into=into)
+            missed = bool(wrong) and not damaged
+            with self._change:
+                self._damaged |= {step} if damaged and wrong else set()
+        good, missed = agreement.from_lead(np.asarray([not wrong, missed])).tolist()
+        if missed:
+            raise StorageError(f"checkpoint {step} cannot be brought back from {self._place.path}{wrong and f' ({wrong})'}; start the same command again")
         if wrong:
             self.failures += 1
-            with self._change:
-                self._damaged |= {step} if damaged else set()
             self._warn(f"the copy of checkpoint {step} in {self._place.path} cannot be used: {wrong}")
-        return bool(agreement.from_lead(np.asarray(not wrong)))
+        return good
 
     def recall(self) -> None:
         """Brings back config, metrics, the best weights and the like into a run directory that is new or gone; raises what `ownership.recall` does."""

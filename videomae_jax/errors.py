@@ -31,7 +31,7 @@ class UserError(ValueError):
 
 
 class StorageError(RuntimeError):
-    """A checkpoint cannot be written, or be read by one of several processes: the same command has to be started again."""
+    """A checkpoint cannot be written, be read by one of several processes, or be brought back: the same command has to be started again."""
 
 
 def is_number(value: object, /) -> bool:
