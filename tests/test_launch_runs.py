@@ -860,6 +860,15 @@ def test_host_waits_for_a_run_that_saves_on_a_signal(tmp_path: pathlib.Path, num
     assert (tmp_path / "host_0.log").read_text() == "ready\nsaved\n"
 
 
+def test_a_run_that_somebody_else_ends_on_a_host_is_a_crash(tmp_path: pathlib.Path) -> None:
+    """By SIGTERM to it alone: nobody told the launcher to stop. As a stop that saved it would be started again without end."""
+    (tmp_path / "codes").mkdir()
+    python = tool(tmp_path, "python", '#!/usr/bin/env bash\nkill -TERM $$\nsleep 60\n')
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(python), LOGS=str(tmp_path), CODES=str(tmp_path / "codes"), SLURM_PROCID="0", CHIP="cpu")
+    assert run("host.sh", "train", env=env).returncode == 143
+    assert (tmp_path / "codes" / "0").read_text() == "143\n"
+
+
 def test_the_words_of_the_user_count_on_a_host(tmp_path: pathlib.Path) -> None:
     """Of options given twice the last counts, and that is the user's; COORDINATOR=none gives none, and other commands get nothing."""
     python = tool(tmp_path, "python", '#!/usr/bin/env bash\necho "$*"\n')
