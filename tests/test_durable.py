@@ -1,4 +1,7 @@
-"""Checkpoints in two places: copied after the commit, read back, kept as asked, taken from the newest good one of both; trouble there stops nothing."""
+"""Checkpoints in two places: copied after the commit, read back, kept as asked, taken from the newest good one of both.
+
+Trouble there stops nothing.
+"""
 
 import pathlib
 import random
@@ -278,8 +281,9 @@ def test_a_run_outlives_its_directory_and_an_outage(tmp_path: pathlib.Path, stor
     again = go(tmp_path / "run", tmp_path / "place")
     assert again.finished and again.first == 4
     loops.equal(again.state.params, straight.state.params)
-    one, two = ([{k: v for k, v in line.items() if k not in metrics.TIMING} for line in metrics.read(d)] for d in (tmp_path / "run", tmp_path / "straight"))
-    assert [line for line in one if "loss" in line] == [line for line in two if "loss" in line]
+    one, two = ([{k: v for k, v in line.items() if k not in metrics.TIMING} for line in metrics.read(tmp_path / name) if "loss" in line]
+                for name in ("run", "straight"))
+    assert one == two
 
 
 def test_the_last_best_weights_are_copied_at_the_second_try(tmp_path: pathlib.Path, storage: Storage) -> None:
@@ -290,7 +294,8 @@ def test_the_last_best_weights_are_copied_at_the_second_try(tmp_path: pathlib.Pa
     shutil.copytree(tmp_path / "run" / "checkpoints" / "00000001", tmp_path / "run" / "best" / "00000001")
     storage.fault = lambda operation, path: away("", "") if "/best/" in path and not said else None
     save(place, saver, 2)
-    assert len(said) == 1 and "the best weights cannot be copied to" in said[0] and manifest.problem(tmp_path / "place" / "best" / "00000001", step=1) == ""
+    assert len(said) == 1 and "the best weights cannot be copied to" in said[0]
+    assert manifest.problem(tmp_path / "place" / "best" / "00000001", step=1) == ""
     shutil.copytree(tmp_path / "run" / "checkpoints" / "00000002", tmp_path / "run" / "best" / "00000002")
     assert place.wait(seconds=60) and steps_begun(tmp_path / "place" / "best") == [2]  # of an evaluation after the last save
     saver.close()
@@ -326,7 +331,8 @@ def test_best_weights_that_fail_hold_up_no_checkpoint(tmp_path: pathlib.Path, st
     assert reached.wait(60)
     gate.set()
     monkeypatch.setattr(durable, "RETRY", (0.02, 0.02))
-    assert not place.wait(seconds=60) and place.steps(needed=True) == list(range(1, 9)) and any("the best weights are not in" in line for line in said)
+    assert not place.wait(seconds=60) and place.steps(needed=True) == list(range(1, 9))
+    assert any("the best weights are not in" in line for line in said)
     saver.close()
 
 

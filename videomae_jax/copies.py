@@ -24,7 +24,10 @@ PART = ".part"  # ends the name of a file of a folder that is not yet whole
 
 
 def patiently(call: Callable[[], Any], /) -> Any:
-    """The result of a call that is repeated where it fails, TRIES times in all: a copy of many files would never end where one request in five fails."""
+    """The result of a call that is repeated where it fails, TRIES times in all.
+
+    A copy of many files would never end where one request in five fails.
+    """
     for number in range(TRIES - 1):
         try:
             return call()

@@ -40,7 +40,8 @@ class Place:
 
     def __post_init__(self) -> None:
         if self.keep_last < 1 or self.keep_every < 0:
-            raise UserError(f"the durable place keeps the last {self.keep_last} and every {self.keep_every} steps; allowed are 1 and more, and 0 and more")
+            raise UserError(f"the durable place keeps the last {self.keep_last} and every {self.keep_every} steps; "
+                            "allowed are 1 and more, and 0 and more")
 
 
 class TakenError(Exception):
@@ -70,8 +71,10 @@ class Durable:
         self._holder: str | None = None  # what HOLDER is while no later start has the place: what this one found at its beginning, then its token
         self._came, self._lost = False, False
         self._waiting: set[int] = set()
-        self._asked: collections.Counter[str] = collections.Counter()  # how often the best weights and a removal were asked for since they were seen to
-        # Steps beyond `_cut` are to be removed, but for `_new` ones, as long as the place is that of the start that said so: of `_earlier`, or of this one.
+        # How often the best weights and a removal were asked for since they were seen to.
+        self._asked: collections.Counter[str] = collections.Counter()
+        # Steps beyond `_cut` are to be removed, but for `_new` ones, as long as the place is that of the start that said so:
+        # of `_earlier`, or of this one.
         self._cut, self._new, self._earlier = self._noted() if parallel.is_lead() else (None, set(), None)
         self._damaged: set[int] = set()  # steps whose copy was found to be wrong and was not made anew yet
         self._ways = 0  # back, so far
@@ -81,7 +84,10 @@ class Durable:
         self._thread = threading.Thread(target=self._run, daemon=True, name="durable")
 
     def take(self) -> None:
-        """Makes the place this start's: one that took it before and still runs copies and removes nothing more. After trouble the first copy takes it."""
+        """Makes the place this start's: one that took it before and still runs copies and removes nothing more.
+
+        After trouble the first copy takes it.
+        """
         if not parallel.is_lead() or self._came:
             return
         self._came = True
@@ -106,7 +112,10 @@ class Durable:
         self._holder = self._token
 
     def _held(self) -> str:
-        """The token there, "" for none. What an earlier start cut off is forgotten where another has taken the place since: the steps there are not of that part."""
+        """The token there, "" for none.
+
+        What an earlier start cut off is forgotten where another has taken the place since: the steps there are not of that part.
+        """
         found = (self._copies.read(HOLDER) or b"").decode(errors="replace")
         with self._change:
             if self._earlier and not _keeps(found, *self._earlier):
@@ -141,7 +150,10 @@ class Durable:
         self._change.notify_all()
 
     def wait(self, *, seconds: float = EXIT) -> bool:
-        """Until everything is copied, the best weights too, and whether it is: a place that fails ROW times in a row, or takes longer, is waited for no more."""
+        """Until everything is copied, the best weights too, and whether it is.
+
+        A place that fails ROW times in a row, or takes longer, is waited for no more.
+        """
         with self._change:
             self._hurry, self._row = True, 0
             if self._thread.is_alive() and self._best():  # an evaluation of a step that was saved before may have found better ones
@@ -168,8 +180,9 @@ class Durable:
                     return
                 step, asked = max(self._waiting, default=None), self._asked.copy()
             copied = step is None or self._tried(f"checkpoint {step} cannot be copied to", lambda step=step: self._copy(step))
-            rest = [self._tried(what, job) for name, what, job in (("best", "the best weights cannot be copied to", self._copy_best),
-                                                                   ("removal", "what is no longer kept cannot be removed from", self._tidy)) if asked[name]]
+            jobs = (("best", "the best weights cannot be copied to", self._copy_best),
+                    ("removal", "what is no longer kept cannot be removed from", self._tidy))
+            rest = [self._tried(what, job) for name, what, job in jobs if asked[name]]
             with self._change:
                 self._row = 0 if copied and (step is not None or all(rest)) else self._row + 1
                 self._change.notify_all()
@@ -293,7 +306,8 @@ class Durable:
         except (FileNotFoundError, NotADirectoryError):  # which is told where the run directory is claimed
             return None, set(), None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} cannot be read ({type(error).__name__}); it lists the steps in {self._place.path} that a rollback cut off: remove those, then it") from error
+            raise UserError(f"{path} cannot be read ({type(error).__name__}); it lists the steps in {self._place.path} that a rollback cut off: "
+                            "remove those, then it") from error
 
     def steps(self, *, needed: bool) -> list[int]:
         """The newest complete steps there, oldest first. Where they cannot be listed this raises StorageError if they are `needed`, else it warns."""
@@ -305,7 +319,8 @@ class Durable:
         except Exception as error:  # every client raises errors of its own
             text = f"{self._place.path} cannot be listed ({type(error).__name__}: {str(error)[:100]})"
             if needed:
-                raise StorageError(f"{text}; without checkpoints in {self._directory} the run would begin anew: start the same command again") from error
+                raise StorageError(f"{text}; without checkpoints in {self._directory} the run would begin anew: "
+                                   "start the same command again") from error
             self.failures += 1
             self._warn(f"{text}; the run goes on with the checkpoints in {self._directory}")
         told = agreement.from_lead(np.pad(np.asarray(found, np.int32), (0, MOST - len(found)), constant_values=-1))
@@ -326,14 +341,18 @@ class Durable:
                 self._damaged |= {step} if damaged and wrong else set()
         good, missed = agreement.from_lead(np.asarray([not wrong, missed])).tolist()
         if missed:
-            raise StorageError(f"checkpoint {step} cannot be brought back from {self._place.path}{wrong and f' ({wrong})'}; start the same command again")
+            raise StorageError(f"checkpoint {step} cannot be brought back from {self._place.path}{wrong and f' ({wrong})'}; "
+                               "start the same command again")
         if wrong:
             self.failures += 1
             self._warn(f"the copy of checkpoint {step} in {self._place.path} cannot be used: {wrong}")
         return good
 
     def recall(self) -> None:
-        """Brings back config, metrics, the best weights and the like into a run directory that is new or gone; raises what `ownership.recall` does."""
+        """Brings back config, metrics, the best weights and the like into a run directory that is new or gone.
+
+        Raises what `ownership.recall` does.
+        """
         if parallel.is_lead() and not ownership.recall(self._copies, self._place.path, self._directory, warn=self._warn):
             self.failures += 1
 
