@@ -1,19 +1,24 @@
 """Initial and frozen weights from files: strict, placed, told apart by their digest."""
 
 import dataclasses
+import errno
 import hashlib
+import json
 import pathlib
 import shutil
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import noise_runs
 import numpy as np
 import pytest
 import toy
 import written
 
 from videomae_jax import config as configs
-from videomae_jax import api, externals, parallel
+from videomae_jax import agreement, api, externals, head_rows, optim, parallel, run_directory
+from videomae_jax import train as loop
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.data import clips, parts, planes, sources, transforms
@@ -23,6 +28,8 @@ from videomae_jax.objectives import mae
 from videomae_jax.objectives.base import External
 from videomae_jax.objectives.distill import Distill
 from videomae_jax.objectives.probe import Probe
+from videomae_jax.step import TrainState
+from videomae_jax.stopping import Stop
 
 MATRIX = np.arange(16, dtype=np.float32).reshape(4, 4)
 
@@ -161,7 +168,7 @@ def test_the_manifest_tells_files_apart(file: str, tmp_path: pathlib.Path) -> No
     """{into: path, label, sha256}."""
     np.savez(tmp_path / "other.npz", **{"left/w": MATRIX + 1})
     weights = (External("params", file, label="small"), External("frozen/target", str(tmp_path / "other.npz")))
-    found = externals.manifest(weights)
+    found = externals.manifest(externals.settle(weights))
     assert found["params"]["path"] == file and found["params"]["label"] == "small" and found["frozen/target"]["label"] == "real"
     assert len({v["sha256"] for v in found.values()}) == 2
 
@@ -173,8 +180,8 @@ def test_the_manifest_tells_whose_part_maps_are_read(column: str, label: str, tm
     index.write_bytes(b"table")
     source = parts.PartClips(str(index), frames=4, size=16, sampling=clips.DenseCentre(stride=2), crop=transforms.CentreCrop(), parts=column)
     for one in (source, planes.PlaneClips(source)):
-        assert externals.manifest((), source=one) == {"data/parts": {"path": str(index), "label": label, "sha256": hashlib.sha256(b"table").hexdigest()}}
-    assert externals.manifest((), source=sources.NoiseClips()) == {}
+        assert externals.manifest({}, source=one) == {"data/parts": {"path": str(index), "label": label, "sha256": hashlib.sha256(b"table").hexdigest()}}
+    assert externals.manifest({}, source=sources.NoiseClips()) == {}
 
 
 def test_pretraining_may_start_from_another_run(tmp_path: pathlib.Path) -> None:
@@ -227,3 +234,148 @@ def test_frozen_weights_of_another_grid_are_refused(tmp_path: pathlib.Path) -> N
         with pytest.raises(UserError, match=rf"positions of a grid \(4, 2, 2\) \(t, h, w\), and the encoder of {into} computes those of \(8, 2, 2\)"):
             frozen(made(vit.Encoder(**fields)))
         assert into.split("/")[1] in frozen(made(resized.Encoder(**fields, trained=(4, 2, 2))))
+
+
+# -- one checkpoint of a run that goes on ------------------------------------------------------------------------------
+
+PRETRAINING = written.pretraining(size=16)
+
+
+def grown(run: pathlib.Path, *steps: int) -> pathlib.Path:
+    """The pretraining `run` with checkpoints of these steps too, each with weights of its own."""
+    if not run.exists():
+        written.write(run, PRETRAINING)
+        shutil.rmtree(run / "checkpoints")
+    saver = Checkpointer(run / "checkpoints", keep_last=9)
+    for step in steps:
+        saver.save(step, TrainState(jnp.asarray(step), jax.random.key(0), written.tree(PRETRAINING, seed=step), {}, {}, {}), meta={"step": step})
+        saver.wait()
+    saver.close()
+    return run
+
+
+def probe_of(weights: pathlib.Path, *, total: int = 4) -> Assembly:
+    """Linear heads on the frozen encoder of a run."""
+    grid = configs.spec(optim.Grid, schedule=optim.Schedule(base=1.0, warmup="0", unit=0, shape="constant"), rates=(1.0, 2.0), method="lars")
+    objective = Probe(encoder=vit.Encoder(**written.ENCODER), head=probing.Linear(classes=2, count=2), weights=str(weights), storage="float32")
+    config = noise_runs.run_of(objective, optimizer=grid).config
+    config.total, config.evaluators, config.eval_data = str(total), {}, {}
+    return assemble(config, devices=jax.devices()[:1])
+
+
+def trained(run: Assembly, directory: pathlib.Path, *, fork: bool = False) -> Assembly:
+    """The run as it was claimed, and trained to its end."""
+    run = run_directory.claim(run, directory, extend=True, fork=fork, say=lambda line: None)
+    assert loop.train(run, directory, stop=Stop(), say=lambda line: None).finished
+    return run
+
+
+def begun(directory: pathlib.Path) -> list[dict[str, Any]]:
+    """What every start says of the encoder."""
+    return [json.loads(line)["externals"]["frozen/encoder"] for line in (directory / "starts.jsonl").read_text().splitlines()]
+
+
+def of_step(frozen: Any) -> int:
+    """Whose encoder it is."""
+    kernel = np.asarray(frozen["encoder"]["embed"]["kernel"])
+    return next(step for step in range(9) if np.array_equal(kernel, written.tree(PRETRAINING, seed=step)["encoder"]["embed"]["kernel"]))
+
+
+def test_a_begun_run_keeps_the_weights_of_others(tmp_path: pathlib.Path) -> None:
+    """Opened, evaluated and resumed it reads the step that it was trained with, although the pretraining has gone on; a new run takes the newest."""
+    pre, directory = grown(tmp_path / "pre", 1), tmp_path / "run"
+    trained(probe_of(pre), directory)
+    (first,) = begun(directory)
+    assert first["step"] == 1 and first["sha256"] == externals.digest(pre, step=1)
+    grown(pre, 2, 3)
+    plain = (directory / "starts.jsonl").read_text()
+    for record in (first, {k: v for k, v in first.items() if k != "step"} | {"path": str(pre)}):  # as older starts have it
+        (directory / "starts.jsonl").write_text(plain.replace(json.dumps(first), json.dumps(record)) + "{cut by a full di")
+        assert of_step(api.load(directory).extra["frozen"]) == of_step(run_directory.context(directory).extra["frozen"]) == 1
+    (directory / "starts.jsonl").write_text(plain)
+    assert of_step(trained(probe_of(pre, total=6), directory).frozen) == 1 and begun(directory) == [first, first]
+    assert of_step(trained(probe_of(pre), tmp_path / "new").frozen) == 3
+    shutil.rmtree(tmp_path / "new" / "checkpoints")  # nothing is saved: it has not begun, and may begin anew
+    (tmp_path / "new" / "summary.json").unlink(missing_ok=True)
+    grown(pre, 4)
+    assert of_step(trained(probe_of(pre), tmp_path / "new").frozen) == 4 and of_step(api.load(tmp_path / "new").extra["frozen"]) == 4
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_begun_run_refuses_other_weights(tmp_path: pathlib.Path, anew: bool) -> None:
+    """One line where its step is gone, or another pretraining has one of that number; a fork takes the newest, and what it goes on to has those."""
+    pre, directory = grown(tmp_path / "pre", 1), tmp_path / "run"
+    trained(probe_of(pre), directory)
+    grown(pre, 2)
+    shutil.rmtree(pre / "checkpoints" / "00000001")
+    if anew:
+        (pre / "checkpoints" / "00000002").rename(pre / "checkpoints" / "00000001")
+    config, held = (directory / "config.json").read_text(), 1 if anew else 2
+    said = rf"{directory} was trained with other weights for frozen/encoder than {pre} has now: with checkpoint 1, sha256 .{{12}}, and {pre} holds {held}; .*--fork"
+    for opened in (api.load, run_directory.context, lambda path: trained(probe_of(pre, total=6), path)):
+        with pytest.raises(UserError, match=said) as error:
+            opened(directory)
+        assert "\n" not in str(error.value) and (directory / "config.json").read_text() == config
+    if anew:
+        return
+    assert of_step(trained(probe_of(pre, total=6), directory, fork=True).frozen) == 2 and [line["step"] for line in begun(directory)] == [1, 2]
+    with pytest.raises(UserError, match="with checkpoint 1, "):
+        api.load(directory, step=4)
+    assert of_step(api.load(directory).extra["frozen"]) == of_step(trained(probe_of(pre, total=7), directory).frozen) == 2
+
+
+def test_what_is_told_is_what_was_read(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that is committed while the run begins changes nothing."""
+    pre, create = grown(tmp_path / "pre", 1), Assembly.create
+
+    def late(run: Assembly) -> TrainState:
+        grown(pre, 2)
+        return create(run)
+
+    monkeypatch.setattr(Assembly, "create", late)
+    assert of_step(trained(probe_of(pre), tmp_path / "run").frozen) == 1
+    assert [(line["step"], line["sha256"]) for line in begun(tmp_path / "run")] == [(1, externals.digest(pre, step=1))]
+
+
+def test_processes_read_the_step_of_the_first(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose listing is older, or newer, than that of the second; where that never sees the step all have to start again."""
+    pre, told = grown(tmp_path / "pre", 1, 2), [1]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr("jax.experimental.multihost_utils.broadcast_one_to_all",
+                        lambda mine: np.pad(told, (0, agreement.MOST - 1), constant_values=-1) if np.ndim(mine) else np.asarray(told[0]))
+    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", lambda bad: np.asarray([False, bool(bad)]))
+    monkeypatch.setitem(agreement.numbers.__kwdefaults__, "seconds", 0.0)
+    (found,) = externals.settle([External("params", str(pre))])
+    assert found.path == str(pre / "checkpoints" / "00000001")
+    told[0] = 3
+    with pytest.raises(StorageError, match=f"process 1 does not see step of {pre} 3 after 0 s; all processes have to start again"):
+        externals.settle([External("params", str(pre))])
+    told[0] = externals.GONE
+    with pytest.raises(UserError, match=r"pre holds 1, 2; put them back"):
+        externals.settle([External("frozen/encoder", str(pre))])
+
+
+def test_a_checkpoint_may_be_named(tmp_path: pathlib.Path) -> None:
+    """By its own folder: config and classes are those of its run."""
+    pre = grown(tmp_path / "pre", 0, 2)
+    step = pre / "checkpoints" / "00000000"
+    assert of_step(externals.read(External("params", str(step)))) == 0 and of_step(externals.read(External("params", str(pre)))) == 2
+    assert externals.digest(step) == externals.digest(pre, step=0) != externals.digest(pre)
+    (pre / head_rows.CLASSES).write_text('["a", "b"]')
+    assert head_rows.stored(str(step)) == head_rows.stored(str(pre / "checkpoints")) == ("a", "b")
+    with pytest.raises(UserError, match="positions of a grid"):
+        externals.check_positions([External("frozen/encoder", str(step))], encoders={"frozen/encoder": vit.Encoder(**written.ENCODER | {"frames": 8})})
+
+
+def test_a_file_that_is_gone_is_no_traceback(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removed here, or by another host of a shared file system, which says it by a word of its own; other faults stay what they are."""
+    pre = grown(tmp_path / "pre", 1)
+    with pytest.raises(StorageError, match="absent.npz is there no more"):
+        externals.digest(tmp_path / "absent.npz")
+    for number, kind in ((errno.ESTALE, StorageError), (errno.EIO, OSError)):
+        def failing(file: Any, name: str, number: int = number) -> Any:
+            raise OSError(number, "said by the file system")
+        monkeypatch.setattr(hashlib, "file_digest", failing)
+        with pytest.raises(kind, match="checkpoint 1 in .* is there no more" if kind is StorageError else "said by"):
+            externals.digest(pre)

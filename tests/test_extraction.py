@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import written
+from flax import traverse_util
 from test_decode import encode, flipped
 
 import videomae_jax
@@ -20,7 +21,8 @@ from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.data import decode, index, windows
 from videomae_jax.data.transforms import CentreCrop
 from videomae_jax.errors import UserError
-from videomae_jax.models import patches
+from videomae_jax.models import patches, probing, vit
+from videomae_jax.objectives.probe import Probe
 from videomae_jax.step import TrainState
 
 
@@ -166,6 +168,31 @@ def test_an_older_step_goes_on_while_the_run_trains(run: pathlib.Path, folder: p
     capsys.readouterr()
     extracted(mine, *words)
     assert "1 were there" in capsys.readouterr().out and api.digest(mine, step=0) == api.digest(run, step=0) != api.digest(mine, step=7)
+
+
+def test_features_of_another_encoder(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A probe's features come from weights of others, which its own checkpoint does not hold: of two files none lie side by side."""
+    weights = tmp_path / "weights.npz"
+    probe = Probe(vit.Encoder(**written.ENCODER), probing.Linear(classes=3), weights=str(weights))
+    mine, words = written.write(tmp_path / "run", probe), [folder / "a.mp4", f"--out={tmp_path}/out"]
+    saver = Checkpointer(mine / "checkpoints")
+    norm = {"mean": jnp.zeros(probe.width), "var": jnp.ones(probe.width)}
+    saver.save(1, TrainState(step=jnp.asarray(1), rng=jax.random.key(0), params=written.tree(probe), opt={}, extra=norm, ema={}), meta={})
+    saver.wait()
+    saver.close()
+
+    def encoder(seed: int) -> None:
+        np.savez(weights, **traverse_util.flatten_dict(written.tree(written.pretraining(size=16), seed=seed), sep="/"))
+
+    encoder(1)
+    extracted(mine, *words)
+    encoder(2)
+    capsys.readouterr()
+    extracted(mine, *words, code=2)
+    assert "holds features that were taken otherwise: weights" in capsys.readouterr().err
+    encoder(1)
+    extracted(mine, *words)
+    assert "1 were there" in capsys.readouterr().out
 
 
 def test_features_of_the_best_weights(run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

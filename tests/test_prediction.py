@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import written
+from flax import traverse_util
 from PIL import Image
 from test_decode import encode
 
@@ -99,6 +100,29 @@ def test_answers_of_another_call_are_not_gone_on_with(videos: list[tuple[str, pa
     (tmp_path / "a.mp4").write_bytes(b"nothing")
     assert main(["predict", str(run), f"{tmp_path}/a.mp4", rest[1]]) == 2 and "none of 1 videos can be read" in capsys.readouterr().err
     assert partial.read_bytes() == kept
+
+
+def test_answers_on_another_encoder_are_not_gone_on_with(videos: list[tuple[str, pathlib.Path]], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe's own weights are its heads alone; those of a run without weights of others are told by its checkpoint alone, as ever."""
+    plain = written.write(tmp_path / "plain", written.classifier(), classes=written.CLASSES)
+    assert api.identity(videomae_jax.load(plain), plain) == api.digest(plain, step=0)
+    weights = tmp_path / "weights.npz"
+    run = probed(tmp_path / "run", [], objective=dataclasses.replace(PROBE, weights=str(weights), item="params"))
+    words = ["predict", str(run), str(videos[0][1]), f"--out={tmp_path}/p.csv"]
+
+    def encoder(seed: int) -> None:
+        np.savez(weights, **traverse_util.flatten_dict(written.tree(written.pretraining(size=16), seed=seed), sep="/"))
+
+    encoder(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "table", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(words) == 130
+    encoder(2)
+    capsys.readouterr()
+    assert main(words) == 2 and "holds the answers of an earlier call with other weights" in capsys.readouterr().err
+    encoder(1)
+    assert main(words) == 0 and "goes on behind the 1 videos" in capsys.readouterr().err
 
 
 def test_the_best_weights_answer(videos: list[tuple[str, pathlib.Path]], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],

@@ -90,6 +90,31 @@ def test_other_clips_are_told(curve: reference.Curve, tmp_path: pathlib.Path, mo
     assert reference.read(reference.write([old, directory], tmp_path / "new.json")).data == {"clips": 200, "sha256": "b"}
 
 
+def test_other_weights_are_told(curve: reference.Curve, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their place may differ, and then their digest tells; a run that begins from none belongs to no curve of one that does."""
+    def tuned(name: str, digest: str, *, seed: int = 0, pretrained: str = "") -> pathlib.Path:
+        directory = run(tmp_path / name, [1.0, 0.5, 0.3, 0.2], seed=seed)
+        config = json.loads((directory / "config.json").read_text())
+        config["objective"] = json.loads(configs.to_json(configs.plain(dataclasses.replace(written.classifier(), pretrained=pretrained))))
+        (directory / "config.json").write_text(json.dumps(config))
+        told = {"params": {"path": pretrained, "sha256": digest}, "data/parts": {"sha256": name}} if digest else {}
+        lines = [START | {"externals": told}, START | {"step": 4, "externals": {"data/parts": {"sha256": name}}}]
+        (directory / "starts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return directory
+
+    first = tuned("first", "a", pretrained="runs/smoke")
+    made = reference.read(reference.write([first, tuned("old", "", seed=1, pretrained="runs/smoke")], tmp_path / "tuned.json"))
+    assert made.weights == {"params": "a"}
+    monkeypatch.setattr(reference, "shipped", lambda: (made,))
+    for name, digest, said in (("same", "a", ""), ("other", "b", " (began from other weights)"), ("unknown", "", "")):
+        record = records.load(tuned(name, digest, pretrained=f"/elsewhere/{name}"))
+        assert f"in brackets{said}: loss 0.2" in reference.line(record) and ("began from other weights" in report.page(record)) is bool(said)
+        assert reference.strange(record, dataclasses.replace(made, weights={})) == ""  # a curve of before they were written down
+    assert reference.of(records.load(tuned("scratch", "")).config) is None
+    with pytest.raises(UserError, match="began from other weights"):
+        reference.write([first, tuned("third", "b", seed=2, pretrained="runs/smoke")], tmp_path / "new.json")
+
+
 @pytest.mark.parametrize("changed", [{"batch_size": 4}, {"total": 4}, {"objective__encoder__width": 32}, {"optimizers__main__b2": 0.9}])
 def test_another_recipe_has_no_curve(curve: reference.Curve, tmp_path: pathlib.Path, changed: dict[str, Any]) -> None:
     """Anything that changes what is learned."""

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -88,6 +88,7 @@ class Model:
     step: int
     mesh: Any
     trust: tuple[str, ...] = ()
+    outside: Mapping[base.External, str] = dataclasses.field(default_factory=dict)  # frozen weights of others (`externals.settle`)
 
     @property
     def frames(self) -> int:
@@ -272,13 +273,14 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, best: bool = F
     example = base.dummy(configs.build(config.data, trust=trust).fields)
     shapes = parallel.unbox(jax.eval_shape(lambda: objective.init(jax.random.key(0), example)))
     params = transfer(shapes, stored.params)
-    extra = extra_of(objective, kept.checkpoints(path, best=best), step=stored.step, example=example, shapes=shapes)
+    outside = externals.settle(answering(objective), earlier=externals.earlier(path, step=stored.step))
+    extra = extra_of(objective, kept.checkpoints(path, best=best), step=stored.step, example=example, shapes=shapes, outside=outside)
     shared = parallel.replicated(mesh)
     classes = head_rows.of_run(path, objective) if run else stored.classes
 
     def place(tree: Any) -> Any:
         return jax.tree.map(lambda x: parallel.place(np.asarray(x), shared), tree)
-    return Model(objective, place(params), place(extra), config, classes, stored.step, mesh, trust)
+    return Model(objective, place(params), place(extra), config, classes, stored.step, mesh, trust, outside)
 
 
 def is_run(path: pathlib.Path, /) -> bool:
@@ -328,6 +330,12 @@ def digest(path: pathlib.Path, /, *, step: int, best: bool = False) -> str:
     return hashlib.sha256("".join(map(externals.digest, files.in_folder(path))).encode()).hexdigest()
 
 
+def identity(model: Model, path: pathlib.Path, /, *, best: bool = False) -> str:
+    """What tells the weights of a model of `path` from others: `digest` of its own, and those of the frozen ones that its answers need, where there are any."""
+    others = (known or externals.digest(pathlib.Path(e.path)) for e, known in model.outside.items())
+    return " ".join([digest(path, step=model.step, best=best), *others])
+
+
 def chosen(folder: pathlib.Path, /, *, step: int | None) -> int:
     """`step`, or the newest in a folder of checkpoints. Raises UserError when it is not there."""
     saver = Checkpointer(folder, read_only=True)
@@ -340,16 +348,22 @@ def chosen(folder: pathlib.Path, /, *, step: int | None) -> int:
     return steps[-1] if step is None else step
 
 
-def extra_of(objective: base.Objective, folder: pathlib.Path, /, *, step: int, example: Any, shapes: Params) -> Extra:
-    """The state beside the parameters that a recipe keeps, and the frozen weights that its answers need; {} for most."""
+def answering(objective: base.Objective, /) -> list[base.External]:
+    """The frozen weights that its answers need."""
+    names = [(e, *e.into.split("/")) for e in objective.externals()]
+    return [e for e, root, *rest in names if root == "frozen" and rest[:1] not in [[name] for name in objective.training_only]]
+
+
+def extra_of(objective: base.Objective, folder: pathlib.Path, /, *, step: int, example: Any, shapes: Params, outside: Iterable[base.External]) -> Extra:
+    """The state beside the parameters that a recipe keeps, and the frozen weights that its answers need, from `outside`; {} for most."""
     extra = jax.eval_shape(lambda params: parallel.unbox(objective.init_extra(jax.random.key(0), params, example)), shapes)
     if jax.tree.leaves(extra):
         extra = transfer(extra, load_params(folder, step=step, item="extra"))
     def needed() -> Params:
         return {k: v for k, v in parallel.unbox(objective.init_frozen(jax.random.key(0), example)).items() if k not in objective.training_only}
 
-    frozen, files = jax.jit(needed)(), [e for e in objective.externals() if e.into.partition("/")[2].partition("/")[0] not in objective.training_only]
-    return base.with_frozen(extra, externals.load(frozen, files, root="frozen") if jax.tree.leaves(frozen) else {})
+    frozen = jax.jit(needed)()
+    return base.with_frozen(extra, externals.load(frozen, outside, root="frozen") if jax.tree.leaves(frozen) else {})
 
 
 def refit(config: Any, /, *, frames: int = 0, size: int = 0, trust: tuple[str, ...] = ()) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,8 @@ class Assembly:
 
     `clips` counts device clips of a batch (decoded clips x copies), `draws` the batches of one step. `stages` holds
     (first step after it, objective) of a static curriculum. `source` gives the batches that cross to the devices, `fields`
-    are what the objective sees of them: the ones behind the `ingest` of the step.
+    are what the objective sees of them: the ones behind the `ingest` of the step. `earlier` says which frozen weights the run was
+    trained with before.
     """
 
     config: ml_collections.ConfigDict
@@ -43,11 +45,32 @@ class Assembly:
     steps_per_epoch: float
     clips: int
     draws: int
+    earlier: externals.Earlier = externals.Earlier()
 
     @functools.cached_property
     def programs(self) -> Programs:
         """Those of this run, which its state and its evaluators are made by."""
         return Programs()
+
+    def after(self, directory: pathlib.Path, /, *, step: int | None = None, fork: bool = False) -> "Assembly":
+        """The same with the frozen weights of the run in `directory`, which it was trained with when it saved `step` (None = lastly).
+
+        With `fork` the newest take the place of those that are there no more.
+        """
+        return dataclasses.replace(self, earlier=externals.earlier(directory, step=step, fork=fork))
+
+    @functools.cached_property
+    def initial_weights(self) -> dict[base.External, str]:
+        """What the parameters begin with, as `externals.settle` has it; one answer, for what is read and what is told of it. All processes ask together."""
+        return externals.settle(self._externals("params"))
+
+    @functools.cached_property
+    def frozen_weights(self) -> dict[base.External, str]:
+        """The same of the weights that no step changes. Raises UserError where those of before are there no more."""
+        return externals.settle(self._externals("frozen") if jax.tree.leaves(self.abstract_frozen) else (), earlier=self.earlier)
+
+    def _externals(self, root: str, /) -> list[base.External]:
+        return [e for e in self.objective.externals() if e.into.split("/")[0] == root]
 
     def create(self) -> TrainState:
         """A fresh state, allocated sharded, with the external weights that the recipe starts from."""
@@ -60,13 +83,13 @@ class Assembly:
         def rest(rng: Any, params: Params) -> TrainState:
             return parallel.unbox(state_of(self.objective, self.updates, rng, params, self._example(), ema=self.config.ema))
 
-        initial = [e for e in self.objective.externals() if e.into.split("/")[0] == "params"]
+        initial = self._externals("params")
         if not initial:
             return self.programs.jit(fresh, out_shardings=self.shardings)(self.rng())
         head_rows.check(initial, source=self.source, kind=self.objective.head_kind)
         encoder = getattr(self.objective, "encoder", None)
         externals.check_positions(initial, encoders={"params": encoder, "params/encoder": encoder})
-        loaded = externals.load(self.programs.jit(params, out_shardings=self.shardings.params)(self.rng()), initial, root="params")
+        loaded = externals.load(self.programs.jit(params, out_shardings=self.shardings.params)(self.rng()), self.initial_weights, root="params")
         return self.programs.jit(rest, out_shardings=self.shardings)(self.rng(), loaded)
 
     def _example(self) -> dict[str, Any]:
@@ -80,14 +103,14 @@ class Assembly:
         """
         if not jax.tree.leaves(self.abstract_frozen):
             return {}
-        read = [e for e in self.objective.externals() if e.into.split("/")[0] == "frozen"]
+        read = self._externals("frozen")
         head_rows.check(read, source=self.source, kind=self.objective.head_kind)
         networks = {f"frozen/{name}": getattr(self.objective, name, None) for name in ("encoder", "teacher")}
         externals.check_positions(read, encoders=networks)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_frozen)
         made = jax.jit(lambda rng: parallel.unbox(self.objective.init_frozen(init_keys(rng)[2], self._example())),
                        out_shardings=shardings)(self.rng())
-        return externals.load(made, read, root="frozen")
+        return externals.load(made, self.frozen_weights, root="frozen")
 
     def seen(self, extra: Extra, /) -> Extra:
         """The `extra` of a state as the methods of the objective take it: with the frozen weights."""

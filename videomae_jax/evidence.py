@@ -221,8 +221,7 @@ class Bench:
         if arm.as_long_as and not self.budget(arm, seed, config):
             return False
         self.say(f"arm {arm.name}, seed {seed}: {directory}")
-        run = assemble(config, trust=self.trust)
-        run_directory.claim(run, directory, extend=False, fork=False, say=self.say)
+        run = run_directory.claim(assemble(config, trust=self.trust), directory, extend=False, fork=False, say=self.say)
         begin = time.monotonic()
         result = train(run, directory, stop=self.stop, say=self.say, trust=self.trust)
         if not result.finished:
@@ -264,7 +263,7 @@ class Bench:
         """Measures the initial state of a finished cell by the evaluators that make headlines, once; False when it was stopped."""
         nodes, path = self.headlined(directory), directory / UNTRAINED
         if nodes and not path.exists():
-            run = assemble(run_directory.open_run(directory), trust=self.trust)
+            run = assemble(run_directory.open_run(directory), trust=self.trust).after(directory)
             values = self.measure(run, run.create(), nodes, directory, step=0)
             if values is None:
                 return False
@@ -289,8 +288,7 @@ class Bench:
         if not path.exists():
             trial, folder = config.copy_and_resolve_references(), self.workdir / "budgets" / f"{arm.name}_seed{seed}"
             trial.total, trial.log.every, trial.checkpoint.every = str(CALIBRATION), str(CALIBRATION // 8), ""
-            run = assemble(trial, trust=self.trust)
-            run_directory.claim(run, folder, extend=False, fork=False, say=self.say)
+            run = run_directory.claim(assemble(trial, trust=self.trust), folder, extend=False, fork=False, say=self.say)
             if not train(run, folder, stop=self.stop, say=self.say, trust=self.trust).finished:
                 return False
             seconds = sum(step * seconds_per_step(self.directory(other, seed)) for other in arm.as_long_as

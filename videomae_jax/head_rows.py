@@ -72,8 +72,18 @@ def check(externals: Iterable[External], /, *, source: Any, kind: str = "classes
 
 
 def stored(path: str, /, *, kind: str = "classes") -> tuple[str, ...]:
-    """What the run whose directory or checkpoints `path` is tells of its head (`own`); () where it tells nothing. Raises UserError."""
-    return own(pathlib.Path(path), kind=kind) or own(pathlib.Path(path).parent, kind=kind)
+    """What the run whose directory, checkpoints or checkpoint `path` is tells of its head (`own`); () where it tells nothing. Raises UserError."""
+    return next((names for directory in owners(pathlib.Path(path)) if (names := own(directory, kind=kind))), ())
+
+
+def is_step(path: pathlib.Path, /) -> bool:
+    """Whether a path is called as one checkpoint is."""
+    return re.fullmatch(r"\d{8}", path.name) is not None
+
+
+def owners(path: pathlib.Path, /) -> tuple[pathlib.Path, ...]:
+    """Where the files of a run lie whose directory, checkpoints or checkpoint `path` may be."""
+    return path, *path.parents[: 2 if is_step(path) else 1]
 
 
 def own(directory: pathlib.Path, /, *, kind: str = "classes", head: int = 0) -> tuple[str, ...]:

@@ -39,6 +39,12 @@ class Record:
         """Steps of the whole run; 0 where no recipe card says it."""
         return int(self.card.get("steps", 0))
 
+    @property
+    def weights(self) -> dict[str, str]:
+        """{into: SHA-256} of the weights of others that the run began with; {} for none, and where it does not tell."""
+        begun = [start.get("externals", {}) for start in self.starts if start["step"] == 0]
+        return {into: about["sha256"] for externals in begun for into, about in externals.items() if into.split("/")[0] != "data"}
+
     def series(self, name: str, /) -> list[tuple[float, float]]:
         """(step, value) of a metric."""
         return [(line["step"], float(line[name])) for line in self.lines if name in line]

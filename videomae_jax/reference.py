@@ -1,7 +1,7 @@
 """Reference curves: what shipped configs gave where they were run, and a run beside the curve of its config.
 
 A file of configs/curves/ holds the resolved config and the metrics of finished runs that differ in nothing but the seed. A run belongs to
-a curve when nothing that changes what it learns differs either, but for the seed and the place of the data.
+a curve when nothing that changes what it learns differs either, but for the seed and the places of the data and of the weights it begins with.
 """
 
 import dataclasses
@@ -20,20 +20,23 @@ from videomae_jax.errors import UserError
 from videomae_jax.records import Record
 
 FOLDERS = tuple(parent / "configs" / "curves" for parent in (pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parent))
-OTHER = r"seed|data\.(.*\.)?(index|folder)"  # may differ between runs of one curve
+WEIGHTS = r"objective\.(pretrained|weights|initial\.path)"  # places of weights of others
+OTHER = rf"seed|data\.(.*\.)?(index|folder)|{WEIGHTS}"  # may differ between runs of one curve
 SCHEDULING = r"evaluators\.\w+\.(every|first|primary|batch_size)"  # of an evaluator: when it runs and how fast
 DIGITS = 5  # significant ones that are kept
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """`lines` of metrics.jsonl by seed; `made` says when, where and with which versions, `data` what the training clips were ({} = unknown)."""
+    """`lines` of metrics.jsonl by seed; `made` says when, where and with which versions, `data` what the training clips were ({} = unknown), `weights`
+    {into: SHA-256} of those of others that the runs began with ({} = none, or unknown)."""
 
     name: str
     made: str
     config: Any
     lines: Mapping[str, Sequence[Mapping[str, float]]]
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def at(self, name: str, /) -> dict[int, list[float]]:
         """{step: the value of every seed} of a metric, at steps where all seeds have it."""
@@ -43,12 +46,18 @@ class Curve:
     def belongs(self, config: Any, /) -> bool:
         """Whether a run of `config` can be compared with this curve."""
         found = configs.compare(self.config, config)
-        return not found["never"] and not found["extend"] and all(re.fullmatch(OTHER, line.partition(": ")[0]) for line in found["fork"])
+        changed = [line.partition(": ")[0] for line in (*found["never"], *found["fork"])]
+        return not found["extend"] and all(re.fullmatch(OTHER, key) for key in changed) and placed(self.config) == placed(config)
 
     def same_protocol(self, config: Any, /) -> set[str]:
         """The evaluators of `config` that measure as this curve's did: their own settings and the held-out clips agree."""
         changed = remeasured(self.config, config)
         return {group for group in config.evaluators if not any(key.startswith((f"evaluators.{group}.", "eval_data.")) for key in changed)}
+
+
+def placed(config: Any, /) -> set[str]:
+    """The fields that name weights of others: another place may hold the same ones, none does not."""
+    return {key for key, value in configs.flat(config).items() if re.fullmatch(WEIGHTS, key) and value}
 
 
 def remeasured(first: Any, second: Any, /) -> list[str]:
@@ -60,7 +69,7 @@ def remeasured(first: Any, second: Any, /) -> list[str]:
 def read(path: pathlib.Path, /) -> Curve:
     """A file that `write` made."""
     found = json.loads(path.read_text())
-    return Curve(path.stem, found["made"], configs.from_json(json.dumps(found["config"])), found["lines"], found.get("data", {}))
+    return Curve(path.stem, found["made"], configs.from_json(json.dumps(found["config"])), found["lines"], found.get("data", {}), found.get("weights", {}))
 
 
 @functools.cache
@@ -93,11 +102,15 @@ def write(directories: Sequence[pathlib.Path], out: pathlib.Path, /) -> pathlib.
     known = [record for record in found if record.data]  # the others are of before runs wrote it down
     if other := next((record for record in known if record.data != known[0].data), None):
         raise UserError(f"{other.directory} and {known[0].directory} were trained on other clips ({run_directory.DATA}); the runs of a curve differ in nothing but the seed")
+    begun = [record for record in found if record.weights]
+    if other := next((record for record in begun if record.weights != begun[0].weights), None):
+        raise UserError(f"{other.directory} and {begun[0].directory} began from other weights ({starts.FILE}); the runs of a curve differ in nothing but the seed")
     made = dict.fromkeys(starts.text(start) for record in found for start in record.starts)
     by_seed = [f'"{seed}": [\n' + ",\n".join(json.dumps(kept(line)) for line in record.lines) + "]" for seed, record in zip(seeds, found, strict=True)]
     joined = ",\n".join(by_seed)
     config = json.dumps(json.loads(configs.to_json(first.config)))
-    text = f'{{"made": {json.dumps("; ".join(made))},\n"data": {json.dumps(dict(known[0].data) if known else {})},\n"config": {config},\n"lines": {{\n{joined}\n}}}}\n'
+    data, weights = json.dumps(dict(known[0].data) if known else {}), json.dumps(begun[0].weights if begun else {})
+    text = f'{{"made": {json.dumps("; ".join(made))},\n"data": {data},\n"weights": {weights},\n"config": {config},\n"lines": {{\n{joined}\n}}}}\n'
     try:
         run_directory.write(out, text)
     except OSError as error:
@@ -135,9 +148,11 @@ def line(record: Record, /) -> str:
 
 
 def strange(record: Record, curve: Curve, /) -> str:
-    """A word where the run is known to see other training clips than the curve's did, in number, names or classes."""
-    known = record.data and curve.data and record.data != curve.data
-    return f" (of {curve.data['clips']:,} other training clips; this run has {record.data['clips']:,})" if known else ""
+    """A word where the run is known to see other training clips than the curve's did, in number, names or classes, or to have begun from other weights."""
+    clips = record.data and curve.data and record.data != curve.data
+    weights = record.weights and curve.weights and record.weights != curve.weights
+    told = f" (of {curve.data['clips']:,} other training clips; this run has {record.data['clips']:,})" if clips else ""
+    return f"{told}{' (began from other weights)' * bool(weights)}"
 
 
 def section(record: Record, /) -> str:

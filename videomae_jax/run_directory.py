@@ -35,11 +35,12 @@ SHARED = ".shared."  # begins the name of a file by which processes see whether 
 WINDOW = 1000  # decoded clips over which the share of unreadable ones is taken
 
 
-def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool, say: Any, place: Durable | None = None) -> None:
+def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool, say: Any, place: Durable | None = None) -> Assembly:
     """Checks that `directory` is new or holds this run, then writes config.json and the recipe card. A run of which only the `place` is left is taken up.
+    Returns the run with the frozen weights that it was trained with so far.
 
     Logging, evaluation, mesh, workers, micro-batches and remat may change freely; the total needs `extend`; learning
-    rate, data, batch and seed need `fork`; the model never changes. Raises UserError with every difference, before
+    rate, data, batch and seed need `fork`, and so do other frozen weights; the model never changes. Raises UserError with every difference, before
     anything but the lock is written, and StorageError where the disk is full or fails.
     """
     if jax.process_count() > 1:  # NFS remembers for a minute that a folder was not there when it was looked for
@@ -53,7 +54,7 @@ def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool
             place.recall()
             parallel.barrier("recalled")
             check_free(directory)
-        _claim(run, directory, extend=extend, fork=fork, say=say)
+        return _claim(run, directory, extend=extend, fork=fork, say=say)
 
 
 def check_free(directory: pathlib.Path, /, *, also: tuple[str, ...] = ()) -> None:
@@ -70,7 +71,7 @@ def check_free(directory: pathlib.Path, /, *, also: tuple[str, ...] = ()) -> Non
         raise UserError(f"{directory} is not empty and holds no config.json, so it is not a run directory; use a new --workdir")
 
 
-def _claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool, say: Any) -> None:
+def _claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool, say: Any) -> Assembly:
     changed, newest = [], 0
     if (directory / "config.json").exists():
         difference = configs.compare(open_run(directory), run.config)
@@ -92,6 +93,8 @@ def _claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: boo
             check_own(directory, run.head_names, kind=run.objective.head_kind)
         newest = check_newest(run, directory)
     names = told(directory if begun(directory) else None, run.head_names, kind=run.objective.head_kind, externals=run.objective.externals())
+    run = run.after(directory, fork=fork) if begun(directory) else run
+    run.frozen_weights  # noqa: B018 (raises where those of before are there no more)
     parallel.barrier("claimed")
     check_shared(directory)
     if parallel.is_lead():
@@ -101,6 +104,7 @@ def _claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: boo
         except OSError as error:
             raise unwritable(directory, error) from error
     parallel.barrier("written")
+    return run
 
 
 def _write_first(run: Assembly, directory: pathlib.Path, /, *, names: tuple[str, ...]) -> None:
@@ -232,6 +236,7 @@ def context(directory: pathlib.Path, /, *, step: int | None = None, trust: tuple
         chosen = steps[-1] if steps and step is None else step
         if chosen not in steps:
             raise UserError(f"no checkpoint {'' if step is None else step} in {directory}/checkpoints; its steps are {steps}")
+        run = run.after(directory, step=chosen)
         state = saver.restore(chosen, run.abstract, rng=run.rng(), items=("params", "extra", "ema")).state
     finally:
         saver.close()

@@ -51,6 +51,22 @@ def note(directory: pathlib.Path, found: dict[str, Any], /, *, step: int, say: C
         say(f"{directory / FILE} cannot be written ({error.strerror})")
 
 
+def frozen(directory: pathlib.Path, /, *, step: int | None = None) -> dict[str, dict[str, Any]]:
+    """{into: {"path", "sha256", ...}} of the frozen weights of others with which a run was trained before it saved `step` (None = last); {} where it
+    does not tell. The last start before that step counts: only one that saved nothing, or a fork, may have had others than the starts after it.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    file = directory / FILE
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        try:
+            start = json.loads(line)
+        except ValueError:  # cut by a full disk, which costs the line, not the run
+            continue
+        if step is None or start["step"] < max(1, step):
+            found |= {into: about for into, about in start.get("externals", {}).items() if into.split("/")[0] == "frozen"}
+    return found
+
+
 def text(line: Mapping[str, Any], /) -> str:
     """A line in words: day, devices, versions."""
     return f"{line['time'][:10]}, {line['devices']} x {line['device']}, Python {line['python']}, jax {line['libraries']['jax']}"

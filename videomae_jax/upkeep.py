@@ -84,10 +84,10 @@ class Upkeep:
         if back:
             since, cursor = back.cursor.since, back.after(cursor)
             self.events.add("rolled back", since, to=step, samples=list(cursor.skipped[-1]), number=len(cursor.skipped))
-        elif parallel.is_lead():
-            # A resumed run needs no first weights; what is not there at all is said where it is loaded.
-            read = [e for e in run.objective.externals() if (saved < 0 or e.into.split("/")[0] != "params") and pathlib.Path(e.path).exists()]
-            starts.note(self.directory, self._start | {"externals": externals.manifest(read, source=run.source)}, step=step, say=self._say)
+        else:
+            read = run.frozen_weights if saved >= 0 else run.initial_weights | run.frozen_weights  # a resumed run needs no first weights
+            if parallel.is_lead():
+                starts.note(self.directory, self._start | {"externals": externals.manifest(read, source=run.source)}, step=step, say=self._say)
         self.ledger.resumed(saved)
         self.ledger.line(step)
         return state, step, cursor, saved

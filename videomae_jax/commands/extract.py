@@ -50,8 +50,7 @@ def run(options: object, /) -> int:
     model = unnormalised(model) if options.unnormalised else model
     what = chosen(options, model)
     extraction.targets_of([name for name, _ in found], out=pathlib.Path(options.out), what=what)  # of all shards, which share the folder
-    digest = api.digest(path, step=model.step, best=options.best)
-    weights = f"{digest} step {model.step}{' unnormalised' if options.unnormalised else ''} {model.frames}x{model.size}"
+    weights = f"{api.identity(model, path, best=options.best)} step {model.step}{' unnormalised' if options.unnormalised else ''} {model.frames}x{model.size}"
     with arguments.writing(options.out):
         done = extraction.extract(model, videos, out=pathlib.Path(options.out), what=what, weights=weights, batch=options.batch * len(devices), say=say)
     print(f"{done.windows} windows of {done.written} videos written to {options.out}; {done.present} were there, {len(done.failed)} failed")

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
             "of the run, else the first")
     classes = prediction.names(model, given=listed(pathlib.Path(options.classes)) if options.classes else ())
     top = min(options.top, len(classes))
-    weights = api.digest(pathlib.Path(options.workdir), step=model.step, best=options.best)
+    weights = api.identity(model, pathlib.Path(options.workdir), best=options.best)
     journal = prediction.Journal(out, settings=prediction.settings(model, weights=weights, classes=classes, top=top))
     if journal.known:
         say(f"goes on behind the {len(journal.known)} videos in {journal.path}")

@@ -22,7 +22,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="run directory: checkpoints, metrics, pictures")
     parser.add_argument("--dry-run", action="store_true", help="build everything, compile one step, print the card, train nothing")
     parser.add_argument("--extend", action="store_true", help="go on with a run whose total changed")
-    parser.add_argument("--fork", action="store_true", help="go on with a run whose learning rate, data, batch or seed changed")
+    parser.add_argument("--fork", action="store_true", help="go on with a run whose learning rate, data, batch or seed changed, or from whose frozen weights of "
+                        "another run the checkpoint is gone, with the newest")
     add_safety(parser)
     arguments.add_processes(parser)
     options, assignments = arguments.parse(parser, argv)
@@ -57,7 +58,7 @@ def run(config: Any, options: argparse.Namespace, argv: list[str], /) -> int:
         return dry_run(built, tell)
     directory, chosen = pathlib.Path(options.workdir), safety(options)
     place = durable.of(chosen.second, directory, warn=tell)
-    run_directory.claim(built, directory, extend=options.extend, fork=options.fork, say=tell, place=place)
+    built = run_directory.claim(built, directory, extend=options.extend, fork=options.fork, say=tell, place=place)
     begin = time.monotonic()
     with Stop() as stop:
         result = train(built, directory, stop=stop, say=tell, trust=trust, safety=chosen)

@@ -61,8 +61,8 @@ class Phase:
 class External:
     """Weights from a file: initial ones `into` "params" or "params/encoder", or "frozen/teacher", which no step changes.
 
-    `path` is a run directory, its checkpoints, or an .npz of arrays named "a/b/c". Source paths are rewritten by the
-    (pattern, replacement) pairs of `rename`; then each leaf below `into` comes from the source or matches `fresh`, and
+    `path` is a run directory or its checkpoints (the newest), one of them (RUN/checkpoints/00000100), or an .npz of arrays named "a/b/c".
+    Source paths are rewritten by the (pattern, replacement) pairs of `rename`; then each leaf below `into` comes from the source or matches `fresh`, and
     each leaf of the source is used or matches `ignore` (`transfer.transfer`; patterns match paths below `into`).
     `rows` holds (pattern, file) of leaves whose classes, the last axis, are chosen by a map of classes (`head_rows`), "" = taken as
     they are, for data with the same ones. `item` "ema" takes the averaged weights of a run. `label` says whose weights they are: the published
