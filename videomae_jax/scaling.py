@@ -109,8 +109,8 @@ def check_comparable(directories: Sequence[pathlib.Path], /) -> None:
     known = {d: measured(run_directory.open_run(d)) for d in directories if (d / "config.json").is_file()}
     for (first, one), (second, other) in itertools.pairwise(known.items()):
         if differs := next((field for field in one if field in other and one[field] != other[field]), None):
-            raise UserError(f"{first.name} and {second.name} have no losses of one law: {differs} is {one[differs]!r} and {other[differs]!r}; allowed are runs "
-                            "with the same held-out clips and patch")
+            raise UserError(f"{first.name} and {second.name} have no losses of one law: {differs} is {one[differs]!r} and {other[differs]!r}; "
+                            "allowed are runs with the same held-out clips and patch")
 
 
 def variables(points: Sequence[Point], /) -> tuple[str, ...]:

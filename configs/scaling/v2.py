@@ -1,7 +1,7 @@
 """The grid of scaling experiments: model size x corpus x epochs of V2's recipe, and two sizes beyond it on the largest corpus.
 
     python -m videomae_jax plan --grid=configs/scaling/v2.py --root=runs/scaling --topology=v5p-512      # the cells and their chip-hours
-    bash launch/slurm.sh --nodes=64 --grid=configs/scaling/v2.py --root=runs/scaling --topology=h100x512 --dry-run  # what submits the unfinished ones, a job each
+    bash launch/slurm.sh --nodes=64 --grid=configs/scaling/v2.py --root=runs/scaling --topology=h100x512   # a job for each unfinished one
     python -m videomae_jax report --scaling runs/scaling/[blh]-ssv2-*                                   # a law and its prediction, for each corpus
     python -m videomae_jax report --scaling runs/scaling/[blh]-k400-*
     python -m videomae_jax report --scaling runs/scaling/[blh]-hybrid-*                                 # patches of 16 pixels
