@@ -4,9 +4,9 @@
 #   bash launch/LAUNCHER.sh [--option=value ...] [--dry-run] --grid=configs/scaling/v2.py --root=/MOUNTED/runs [--topology=NAME] [-- --config.x=y ...]
 #
 # What stands behind -- is the command line of `python -m videomae_jax`. With --grid every cell that is not finished is
-# submitted; the cells with their chip-hours are printed first, and what stands behind -- are more options of every cell, with which it has to be
-# finished. With --topology each cell gets the mesh, micro-batches and recomputation that its chip-hours are of. --dry-run prints exactly what would
-# run and runs nothing.
+# submitted, one job a cell; the cells are printed first with what they cost, in chip-hours with --topology and else in EFLOP, and what stands behind --
+# are more options of every cell, with which it has to be finished. With --topology each cell gets the mesh, micro-batches and recomputation that its
+# chip-hours are of. --dry-run prints exactly what would run and runs nothing.
 
 fail() {
   echo "error: $*" >&2

@@ -7,14 +7,17 @@
 # prints the commands and lets each compile a step.
 #
 # PRETRAIN, INTERMEDIATE, TARGET and DIRECT hold the words of `train` for each stage, split at blanks; LAUNCH what stands before
-# every command. By default they are those of the embedded world: shapes from all labels, then from a tenth of them. Whoever gives
-# TARGET gives DIRECT for --direct, too: a target may take over the head of the stage before, which pretraining has not. The V2 way:
+# every command. By default they are those of the embedded world: shapes from all labels in 400 steps, then from a tenth of them in 200; the direct
+# way makes as many labelled steps, 600, on that tenth alone. Whoever gives TARGET gives DIRECT for --direct, too: a target may take over the head of the
+# stage before, which pretraining has not; whether both ways have as many steps is then theirs to say (--config.total). V2's own scripts have not:
 #   PRETRAIN="--config=configs/pretrain/vit_g.py --config.data.index=hybrid.parquet"
 #   INTERMEDIATE="--config=configs/finetune/k710_g.py --config.data.index=k710.parquet"
 #   TARGET="--config=configs/finetune/k400_g_after_k710.py --config.data.index=k400.parquet"
 #   DIRECT="--config=configs/finetune/k400_g.py --config.data.index=k400.parquet"
-# Out of the domain: INTERMEDIATE="--config=configs/finetune/shapes.py --config.data.label=motion --config.objective.head.classes=8
-# --config.data.limit=0", TARGET and DIRECT="--config=configs/finetune/shapes.py".
+# Out of the domain, in as many steps each way:
+#   INTERMEDIATE="--config=configs/finetune/shapes.py --config.data.label=motion --config.objective.head.classes=8 --config.data.limit=0"
+#   TARGET="--config=configs/finetune/shapes.py --config.total=200"
+#   DIRECT="--config=configs/finetune/shapes.py --config.total=600"
 set -euo pipefail
 source "$(dirname "$0")/options.sh"
 python=${VIDEOMAE_PYTHON:-$here/.venv/bin/python}
@@ -79,5 +82,5 @@ if [ -z "${PRETRAIN:-}" ] && [ ! -f data/shapes/index.parquet ]; then
 fi
 stage pretrain "" "${PRETRAIN:---config=configs/smoke.py}"
 stage intermediate pretrain "${INTERMEDIATE:-$shapes --config.data.limit=0}"
-stage target intermediate "${TARGET:-$shapes --config.objective.start=model}"
-[ -z "$direct" ] || stage direct pretrain "${DIRECT:-$shapes}"
+stage target intermediate "${TARGET:-$shapes --config.objective.start=model --config.total=200}"
+[ -z "$direct" ] || stage direct pretrain "${DIRECT:-$shapes --config.total=600}"

@@ -129,6 +129,8 @@ def test_official_files_round_trip_bit_for_bit(kind: str, request: pytest.Fixtur
     assert account["files"]["a.pth"] == externals.digest(source)
     assert main(["convert", "--to=videomae", f"{tmp_path}/run", f"--out={tmp_path}/b.pth"]) == 0
     assert_same(files.read(tmp_path / "b.pth").state, state)
+    assert main(["convert", "--to=videomae_v2", f"{tmp_path}/run", f"--out={tmp_path}/v2.pth"]) == 0
+    assert_same(files.read(tmp_path / "v2.pth").state, state)
     assert main(["convert", "--to=hf", f"{tmp_path}/run", f"--out={tmp_path}/hf", "--biases=query.bias"]) == 0
     assert main(["convert", "--from=auto", f"{tmp_path}/hf", f"--out={tmp_path}/again"]) == 0
     assert main(["convert", "--to=videomae", f"{tmp_path}/again", f"--out={tmp_path}/c.pth"]) == 0

@@ -43,9 +43,10 @@ def test_cells(tmp_path: pathlib.Path) -> None:
     text = grid.lines(list(found.values()), topology="h100x8")
     commands = dict(line.split("\t") for line in text if not line.startswith("#"))
     assert commands.keys() == {"twice", "more", "steps", "other"} and tuple(shlex.split(commands["more"])) == found["more"].words
-    assert any("4 of 5 cells to run" in line and "model, unvalidated" in line for line in text)
+    assert any("4 of 5 cells to run" in line and line.endswith(f"chip-hours on h100x8; {plan.LABEL}") for line in text) and "within" in plan.LABEL
     plain = {c.name: c for c in grid.cells(config, root=str(tmp_path))}
     assert plain["more"].words == words  # without a topology nothing is chosen
+    assert any(line.endswith("EFLOP; --topology=NAME (v5p-512, h100x512, ...) counts chip-hours") for line in grid.lines(list(plain.values()), topology=""))
     flops = {name: c.cost for name, c in plain.items()}
     assert flops["twice"] == pytest.approx(2 * flops["once"])
 

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from videomae_jax import config as configs
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STAND_IN = """#!/bin/bash
 # Writes down its words; with --dry-run nothing else happens. CODE_<stage> is an exit code, without which the stage is finished.
@@ -136,10 +138,28 @@ def test_the_direct_way_has_words_of_its_own(stand_in: dict[str, str], tmp_path:
     assert "--config=configs/finetune/shapes.py" in last and not any("start" in word for word in last)
 
 
+def test_both_ways_have_as_many_labelled_steps(stand_in: dict[str, str], tmp_path: pathlib.Path) -> None:
+    """By default: those of the stage between and the target together are those of the direct way, as in configs/toy/progressive.py."""
+    assert script("--direct", str(tmp_path / "runs"), env=stand_in | dict.fromkeys(WORDS, "--config=p.py") | dict.fromkeys(("INTERMEDIATE", "TARGET", "DIRECT"), "")).returncode == 0
+    steps = []
+    for words in called(stand_in)[1:]:
+        config = configs.load(str(ROOT / next(word for word in words if word.startswith("--config=")).removeprefix("--config=")))
+        given = [word.removeprefix("--config.total=") for word in words if word.startswith("--config.total=")]
+        steps.append(int((given or [config.total])[-1]))
+    between, target, direct = steps
+    suite = configs.load(str(ROOT / "configs/toy/progressive.py"))
+    assert between + target == direct == int(suite.total) and (between, target) == (400, 200)
+
+
+IN = {"INTERMEDIATE": "--config.data.limit=0", "TARGET": "--config.objective.start=model"}
+OUT = {"INTERMEDIATE": "--config.data.limit=0 --config.data.label=motion --config.objective.head.classes=8", "TARGET": ""}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_toy_world_from_end_to_end(tmp_path: pathlib.Path) -> None:
-    """Three real stages and the direct way, a few steps each: heads and encoders come from the stage before, results are there."""
+@pytest.mark.parametrize("more", [IN, OUT], ids=["in", "out"])
+def test_the_toy_world_from_end_to_end(more: dict[str, str], tmp_path: pathlib.Path) -> None:
+    """Three real stages and the direct way, a few steps each, in and out of the target's domain: heads and encoders come from the stage before, results are there."""
     # One device, not those of this suite; stages of one shape share their programs.
     python = {"VIDEOMAE_PYTHON": sys.executable, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
     made = subprocess.run([sys.executable, "-m", "videomae_jax", "synthesize", str(tmp_path / "world"), "--train=64", "--val=16", "--test=0"], cwd=ROOT, check=False)
@@ -149,11 +169,13 @@ def test_the_toy_world_from_end_to_end(tmp_path: pathlib.Path) -> None:
     (tmp_path / "bare.py").write_text("from configs import smoke\n\n\ndef get_config():\n    config = smoke.get_config()\n    config.evaluators = {}\n    return config\n")
     tuned = f"--config=configs/finetune/shapes.py --config.evaluators.val.every= {index}"
     few = f"{tuned} --config.data.limit=32"
-    env = python | {"PRETRAIN": f"--config={tmp_path / 'bare.py'} {index}", "INTERMEDIATE": f"{tuned} --config.data.limit=0",
-                    "TARGET": f"{few} --config.objective.start=model", "DIRECT": few}
+    env = python | {"PRETRAIN": f"--config={tmp_path / 'bare.py'} {index}", "INTERMEDIATE": f"{tuned} {more['INTERMEDIATE']}",
+                    "TARGET": f"{few} {more['TARGET']}", "DIRECT": few}
     done = script("--direct", str(tmp_path / "runs"), "--", "--config.total=4", "--step-limit=0", env=env, timeout=1800)
     assert done.returncode == 0, done.stderr
     results = {stage: json.loads((tmp_path / "runs" / stage / "summary.json").read_text())["results"] for stage in ("pretrain", "intermediate", "target", "direct")}
     assert all(results[stage]["val/videos"] == 16 for stage in ("intermediate", "target", "direct")) and results["pretrain"]["loss"] > 0
+    chance = {stage: round(100 / results[stage]["val/chance"]) for stage in ("intermediate", "target", "direct")}
+    assert chance == {"intermediate": 8 if more is OUT else 4, "target": 4, "direct": 4}
     again = script("--direct", str(tmp_path / "runs"), "--", "--config.total=4", "--step-limit=0", env=env)
     assert again.returncode == 0 and again.stderr.count("finished before") == 4

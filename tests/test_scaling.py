@@ -156,6 +156,25 @@ def test_the_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str])
         command.main(["--goodput", "--scaling", *folders])
 
 
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"data.index": "k400.parquet"}, "data.index is 'index.parquet' and 'k400.parquet'"), ({"eval_data.sampling.stride": "2"}, "data.sampling.stride is 4 and 2"),
+    ({"objective.encoder.patch": "(2, 8, 8)"}, r"objective.encoder.patch is \(2, 16, 16\) and \(2, 8, 8\)"),
+    ({"data.sampling.stride": "2", "data.timeout": "9.0", "data.repeats": "2", "total": "9", "objective.encoder.depth": "3", "seed": "1"}, "")])
+def test_losses_of_other_clips_or_patches_have_no_common_law(changes: dict[str, str], message: str, tmp_path: pathlib.Path) -> None:
+    """One line that names two runs and what differs; other sizes, lengths and training data are what a law is about, and an old run without a config says nothing."""
+    folders = [write(tmp_path, p) for p in one_budget()]
+    for i, folder in enumerate(folders[1:]):
+        config = configs.load("configs/pretrain/vit_b.py")
+        configs.override(config, changes if i == 4 else {})
+        (folder / "config.json").write_text(configs.to_json(config))
+    if not message:
+        assert len(scaling.report(folders, draws=2)["runs"]) == len(folders)
+        return
+    with pytest.raises(UserError, match=f"4 and 5 have no losses of one law: {message}; allowed are") as error:
+        scaling.report(folders, draws=2)
+    assert "\n" not in str(error.value)
+
+
 def test_mistakes_in_run_directories(tmp_path: pathlib.Path) -> None:
     """No run, another metric, nothing finished."""
     folder = write(tmp_path, points(0.0)[0])

@@ -13,7 +13,7 @@ from typing import Any
 from videomae_jax import config as configs
 from videomae_jax import forecast
 from videomae_jax.errors import UserError
-from videomae_jax.plan import Choice, Input, Planner
+from videomae_jax.plan import LABEL, Choice, Input, Planner
 from videomae_jax.topologies import find
 
 CHEAP = ("total", "name", "seed", "data.index")  # overrides that leave a step as it is
@@ -104,7 +104,8 @@ def finished(directory: pathlib.Path, overrides: Mapping[str, str], /) -> bool:
 def lines(found: list[Cell], /, *, topology: str) -> list[str]:
     """Comments (#) for people, then a line for each unfinished cell: name, tab, command."""
     unit = "chip-hours" if topology else "EFLOP"
+    note = f" on {topology}; {LABEL}" if topology else "; --topology=NAME (v5p-512, h100x512, ...) counts chip-hours"
     todo = [c for c in found if not c.finished]
     head = [f"# {c.name:<24}{c.cost:14,.1f} {unit}{'  finished' if c.finished else ''}" for c in found]
-    head.append(f"# {len(todo)} of {len(found)} cells to run: {sum(c.cost for c in todo):,.1f} {unit}{f' on {topology}; model, unvalidated' if topology else ''}")
+    head.append(f"# {len(todo)} of {len(found)} cells to run: {sum(c.cost for c in todo):,.1f} {unit}{note}")
     return head + [f"{c.name}\t{shlex.join(c.words)}" for c in todo]

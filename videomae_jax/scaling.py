@@ -2,16 +2,19 @@
 
 import dataclasses
 import html
+import itertools
 import json
 import math
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import optimize
 
-from videomae_jax import charts, pages
+from videomae_jax import charts, pages, run_directory
+from videomae_jax import config as configs
 from videomae_jax.errors import UserError
 
 METRIC = "reconstruction/loss"  # the last one of a run
@@ -94,6 +97,22 @@ def read(directory: pathlib.Path, /, *, metric: str) -> Point | None:
     return Point(directory.name, values["parameters"], values["clips_seen"], values["train_flops_total"], float(results[metric]))
 
 
+def measured(config: Any, /) -> dict[str, Any]:
+    """What runs have to share for their losses to be of one law: the held-out clips as they are read, by field, and the pixels of a patch."""
+    data = configs.flat({**dict(config.data.items()), **dict(config.eval_data.items())}, prefix="data")
+    patch = configs.flat({"patch": config.objective.get("encoder", {}).get("patch", "none")}, prefix="objective.encoder")
+    return {k: v for k, v in (data | patch).items() if not any(re.fullmatch(pattern, k) for pattern in configs.FREE)}
+
+
+def check_comparable(directories: Sequence[pathlib.Path], /) -> None:
+    """Raises UserError where stored configs differ in what is `measured`; runs without one, and fields that are not in both, say nothing."""
+    known = {d: measured(run_directory.open_run(d)) for d in directories if (d / "config.json").is_file()}
+    for (first, one), (second, other) in itertools.pairwise(known.items()):
+        if differs := next((field for field in one if field in other and one[field] != other[field]), None):
+            raise UserError(f"{first.name} and {second.name} have no losses of one law: {differs} is {one[differs]!r} and {other[differs]!r}; "
+                            "allowed are runs with the same held-out clips and patch")
+
+
 def variables(points: Sequence[Point], /) -> tuple[str, ...]:
     """Parameters and clips where both vary and there are points enough, else the FLOPs."""
     vary = [len({getattr(p, v) for p in points}) >= 3 for v in ("parameters", "clips")]
@@ -153,11 +172,15 @@ def _law(chosen: tuple[str, ...], units: tuple[float, ...], theta: np.ndarray, /
 
 
 def report(directories: Sequence[pathlib.Path], /, *, metric: str = METRIC, draws: int = 200) -> dict[str, Any]:
-    """The law of the runs without those of most FLOPs (all seeds), the prediction for the mean of those, and the law of all, as plain data."""
+    """The law of the runs without those of most FLOPs (all seeds), the prediction for the mean of those, and the law of all, as plain data.
+
+    Raises UserError for runs whose losses cannot be compared, too few of them, or a metric that one has not.
+    """
     found = {d: read(d, metric=metric) for d in directories}
     points = sorted((p for p in found.values() if p), key=lambda p: p.flops)
     if not points:
         raise UserError(f"none of the {len(directories)} runs is finished")
+    check_comparable([d for d, p in found.items() if p])
     known, held = ([p for p in points if (p.flops == points[-1].flops) == largest] for largest in (False, True))
     part, whole = fit(known, draws=draws), fit(points, draws=draws)
     low, high = part.prediction(*held)

@@ -1,8 +1,14 @@
 """The grid of scaling experiments: model size x corpus x epochs of V2's recipe, and two sizes beyond it on the largest corpus.
 
     python -m videomae_jax plan --grid=configs/scaling/v2.py --root=runs/scaling --topology=v5p-512      # the cells and their chip-hours
-    bash launch/slurm.sh --nodes=64 --grid=configs/scaling/v2.py --root=runs/scaling --dry-run           # submits the unfinished ones
-    python -m videomae_jax report --scaling runs/scaling/*                                              # the law and its prediction
+    bash launch/slurm.sh --nodes=64 --grid=configs/scaling/v2.py --root=runs/scaling --topology=h100x512   # a job for each unfinished one
+    python -m videomae_jax report --scaling runs/scaling/[blh]-ssv2-*                                   # a law and its prediction, for each corpus
+    python -m videomae_jax report --scaling runs/scaling/[blh]-k400-*
+    python -m videomae_jax report --scaling runs/scaling/[blh]-hybrid-*                                 # patches of 16 pixels
+    python -m videomae_jax report --scaling runs/scaling/g-hybrid-* runs/scaling/{4b,22b}-hybrid-*      # patches of 14 pixels
+
+Losses of other held-out clips or other patches follow no common law, and `report` refuses them together. ViT-g alone, on SSv2 and K400, has three
+runs, too few for a law.
 
 A cell is the command line of `train`; each has the published batch and learning rate of its size, and its own schedule,
 so that a short run is a finished one. Videos: SSv2 169 k, K400 240 k, UnlabeledHybrid 1,348 k (V2, table of data sets). SSv2, whose

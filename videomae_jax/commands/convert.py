@@ -7,7 +7,7 @@ from videomae_jax.commands import arguments
 from videomae_jax.commands.arguments import say
 
 FROM = ("hf", "videomae", "videomae_v2", "mae_st", "marlin", "videoprism", "auto")
-TO = ("hf", "videomae")
+TO = ("hf", "videomae", "videomae_v2")
 
 
 def main(argv: list[str]) -> int:
@@ -17,9 +17,10 @@ def main(argv: list[str]) -> int:
                               "files, which are pickles, go through the restricted reader.")
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--from", dest="source", choices=FROM, help="whose weights PATH holds: hf (transformers, V1), videomae, videomae_v2, mae_st, marlin, videoprism")
-    way.add_argument("--to", choices=TO, help="whose format the run directory PATH is written in")
+    way.add_argument("--to", choices=TO, help="whose format the run directory PATH is written in; the files of videomae and videomae_v2 "
+                     "are the same")
     parser.add_argument("path", type=arguments.path, metavar="PATH", help="file or folder with weights, or with --to a run directory")
-    parser.add_argument("--out", type=arguments.path, required=True, metavar="OUT", help="new folder (--to=videomae: new .pth file)")
+    parser.add_argument("--out", type=arguments.path, required=True, metavar="OUT", help="new folder (--to=videomae, videomae_v2: new .pth file)")
     parser.add_argument("--key", default="", metavar="NAME", help="entry of a PyTorch file that holds the weights (default: model, module, ...)")
     parser.add_argument("--heads", type=int, default=0, metavar="N", help="attention heads of the encoder, where the weights do not tell")
     parser.add_argument("--decoder-heads", type=int, default=0, metavar="N", help="likewise of the decoder")
@@ -68,7 +69,7 @@ def from_run(options: argparse.Namespace, assignments: dict[str, str], /) -> int
     if strays:
         raise UserError(f"{strays[0]} belongs to --from; with --to allowed are --out, --item, --best and --biases")
     with arguments.writing(options.out):
-        state = exporting.export(pathlib.Path(options.path), to=options.to, out=pathlib.Path(options.out), item=options.item, best=options.best,
+        state = exporting.export(pathlib.Path(options.path), to=options.to.removesuffix("_v2"), out=pathlib.Path(options.out), item=options.item, best=options.best,
                                  biases=videomae.Biases(options.biases))
     print(f"{len(state)} arrays written to {options.out}")
     return 0

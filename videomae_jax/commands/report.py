@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     parser = arguments.Parser("report", description="Write report.html of a run directory, finished or not; it needs no network to be read.")
     parser.add_argument("workdir", type=arguments.path, metavar="DIR", nargs="?", default="", help="run directory")
     parser.add_argument("--compare", type=arguments.path, nargs=2, default=[], metavar="RUN", help="a page about two runs side by side instead")
-    parser.add_argument("--against", metavar="paper", help="the published tables with the commands of every row and which runs match; see --against=paper --help")
+    parser.add_argument("--against", metavar="paper", help="the published tables with the commands of every row and which runs match, with what deviations; see --against=paper --help")
     parser.add_argument("--scaling", type=arguments.path, nargs="+", default=[], metavar="RUN",
                         help="fit a power law to finished runs, predict the largest from the others")
     parser.add_argument("--metric", default="reconstruction/loss", help="with --scaling: result to fit (default: %(default)s)")
@@ -55,8 +55,9 @@ def main(argv: list[str]) -> int:
 
 
 def against(argv: list[str], /) -> int:
-    """The published tables beside what runs have reached, as Markdown; one JSON line on standard error counts the verdicts."""
-    parser = arguments.Parser("report", description="Every published result of VideoMAE and V2: commands of all stages, match, miss or not run.")
+    """The published tables beside what runs have reached, as Markdown; one JSON line on standard error counts the verdicts, matches with deviations apart."""
+    parser = arguments.Parser("report", description="Every published result of VideoMAE and V2: commands of all stages, match, miss or not run. "
+                              "A match whose clips, test, settings or earlier stages differ counts as \"match, with deviations\".")
     parser.add_argument("--against", choices=["paper"], required=True, help="what to compare with")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of run directories (default: runs)")
     parser.add_argument("--tolerance", type=float, default=0.3, metavar="POINTS", help="how far below the published top-1 still is a match (default 0.3)")
@@ -72,7 +73,8 @@ def against(argv: list[str], /) -> int:
     hours = reproduction.chip_hours(options.topology, say=arguments.say) if options.topology else {}
     text, counts = reproduction.page(pathlib.Path(options.runs), tolerance=options.tolerance, hours=hours)
     if hours:
-        text += f"\nChip-hours are of {options.topology} at {100 * reproduction.MFU:g} % of the chips' peak; model, unvalidated.\n"
+        text += (f"\nChip-hours are of {options.topology} at a flat {100 * reproduction.MFU:g} % of the chips' peak; model, unvalidated: this rate has no "
+                 "measured error. `plan` predicts one for each config.\n")
     print(text, end="")
     arguments.say(json.dumps(counts))
     return 0

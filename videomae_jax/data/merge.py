@@ -3,6 +3,7 @@
 K710 is this for Kinetics-400, 600 and 700: on the official annotations V2 counts 658,340 training and 66,803 validation clips. The
 class names of the annotations become 710 with V2's table of merged names (misc/k710_identical_label_merge.json) as aliases. Its lists carry
 numbers instead, which its label maps (misc/label_map_k400.txt, ...) turn into names; those are 710 as they are, without the table.
+That this merge arrives at V2's counts is not shown: its tests have made-up annotations with planted leaks.
 """
 
 import collections
