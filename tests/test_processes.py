@@ -100,7 +100,8 @@ TUNED = {
     "objective.head.classes": 4, "objective.head.init_scale": 1.0,
     "objective.pretrained": "", "objective.mixing.rows": 8, "objective.encoder.width": 32, "objective.encoder.depth": 2, "objective.encoder.heads": 2,
     "objective.encoder.hidden": 64, "objective.encoder.patch": (2, 8, 8), "objective.encoder.frames": 4, "objective.encoder.size": 16,
-    "objective.encoder.dtype": "float32", "evaluators.test.batch_size": 9, "evaluators.test.views.sampling.views": 2, "evaluators.test.views.sampling.stride": 2}
+    "objective.encoder.dtype": "float32", "evaluators.test.batch_size": 9,
+    "evaluators.test.views.sampling.views": 2, "evaluators.test.views.sampling.stride": 2}
 
 
 def footage(folder: pathlib.Path, /) -> pathlib.Path:
@@ -114,14 +115,16 @@ def footage(folder: pathlib.Path, /) -> pathlib.Path:
             for place in range(30):
                 out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(texture[:, 2 * place: 2 * place + 48]), format="rgb24")))
             out.mux(stream.encode(None))
-    (folder / "labels.csv").write_text("path,label,split\n" + "".join(f"{i:02}.mp4,{'abcd'[i % 4]},{'train' if i < 16 else 'val'}\n" for i in range(29)))
+    rows = [f"{i:02}.mp4,{'abcd'[i % 4]},{'train' if i < 16 else 'val'}\n" for i in range(29)]
+    (folder / "labels.csv").write_text("path,label,split\n" + "".join(rows))
     index.write(index.build(folder, labels=folder / "labels.csv"), folder / "index.parquet")
     return folder / "index.parquet"
 
 
 def test_every_view_is_tested_once_by_uneven_processes(tmp_path: pathlib.Path) -> None:
-    """2 x 3 views of 13 clips, 26 decodes in batches of four: of the last one the second process has padding alone. Logits and accuracies are one process's."""
-    words = ["train", "--config=configs/finetune/k400_s.py", f"--config.data.index={footage(tmp_path / 'world')}", *(f"--config.{k}={v}" for k, v in TUNED.items())]
+    """2 x 3 views of 13 clips, 26 decodes in batches of four: of the last one process has padding alone. Logits and accuracy are one process's."""
+    words = ["train", "--config=configs/finetune/k400_s.py", f"--config.data.index={footage(tmp_path / 'world')}",
+             *(f"--config.{k}={v}" for k, v in TUNED.items())]
     runs.finish(runs.command(*words, f"--workdir={tmp_path}/one"), code=0)
     runs.pair([*words, f"--workdir={tmp_path}/two", "--peer-limit=120"], codes=(0, 0))
     one, two = (dict(np.load(tmp_path / name / "test" / "logits.npz")) for name in ("one", "two"))
