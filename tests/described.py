@@ -35,5 +35,6 @@ def mlp(x: np.ndarray, w: Mapping[str, np.ndarray], names: Sequence[str], /) -> 
 def tubelets(video: np.ndarray, kernel: np.ndarray, bias: np.ndarray, /) -> np.ndarray:
     """A convolution whose stride is its kernel [D C t h w], in loops: [B C T H W] -> [B N D], tokens in the order time, row, column."""
     t, h, w = kernel.shape[2:]
-    cells = [video[:, :, a:a + t, b:b + h, c:c + w] for a in range(0, video.shape[2], t) for b in range(0, video.shape[3], h) for c in range(0, video.shape[4], w)]
+    cells = [video[:, :, a:a + t, b:b + h, c:c + w]
+             for a in range(0, video.shape[2], t) for b in range(0, video.shape[3], h) for c in range(0, video.shape[4], w)]
     return np.stack([np.einsum("bcthw,dcthw->bd", cell, kernel) + bias for cell in cells], 1)

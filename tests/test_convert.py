@@ -231,7 +231,7 @@ def test_classification_equals_transformers(live: Any, tmp_path: pathlib.Path) -
 
 
 def whole(kind: str, live: Any, folder: pathlib.Path) -> dict[str, float]:
-    """ViT-B, 16 frames of 224 pixels, noise as large as its initial weights: {what: largest difference over the largest value} of ours from theirs."""
+    """ViT-B, 16 frames of 224 pixels, noise as large as its initial weights: {what: largest difference from theirs over the largest value}."""
     import torch
     from test_parity import distance
 
@@ -253,7 +253,8 @@ def whole(kind: str, live: Any, folder: pathlib.Path) -> dict[str, float]:
         hidden = torch.ones((1, 1568), dtype=torch.bool)
         hidden[0, torch.from_numpy(np.array(masks.visible[0], np.int64))] = False
         predicted = jax.jit(lambda params: objective.predict(params, {}, batch, rng, masks=masks).patches)(params)
-        return {"predictions": distance(predicted, model(theirs, bool_masked_pos=hidden).logits), "tokens": distance(represent(params).tokens, tokens)}
+        return {"predictions": distance(predicted, model(theirs, bool_masked_pos=hidden).logits),
+                "tokens": distance(represent(params).tokens, tokens)}
 
 
 @pytest.mark.slow

@@ -98,7 +98,8 @@ def tower(x: np.ndarray, w: Mapping[str, np.ndarray], part: str, /, *, heads: in
 def reference(state: Mapping[str, np.ndarray], video: np.ndarray, visible: np.ndarray, hidden: np.ndarray, /) -> tuple[np.ndarray, np.ndarray]:
     """Tokens [B N D] of all tubelets of clips in [0, 1], and pixels [B M P] at `hidden` i [B M] from those `visible` i [B V], as published."""
     w = {k: v.astype(np.float64) for k, v in state.items()}
-    x = described.tubelets(video.transpose(0, 4, 1, 2, 3), w["encoder.patch_embedding.projection.weight"], w["encoder.patch_embedding.projection.bias"])
+    kernel, bias = (w[f"encoder.patch_embedding.projection.{name}"] for name in ("weight", "bias"))
+    x = described.tubelets(video.transpose(0, 4, 1, 2, 3), kernel, bias)
     x = x + w["encoder.pos_embedding.emb"]
     seen = tower(np.take_along_axis(x, visible[..., None], 1), w, "encoder", heads=4)
     places = w["decoder.pos_embedding.emb"][0]

@@ -171,8 +171,8 @@ def learned(folder: pathlib.Path, /) -> list[Row]:
     arrays, tree = mae_st.theirs()
     convert("--from=mae_st", conversion.save(folder / "a.npz", arrays), f"--out={folder}/mae_st", "--heads=2", "--decoder-heads=2")
     wanted = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep="/").items()}
-    return [Row("--from=mae_st", "pretraining", "a tree written out by hand; its description in numpy, float64", same(flat(folder / "mae_st"), wanted),
-                mae_st.figures(folder / "mae_st", arrays))]
+    return [Row("--from=mae_st", "pretraining", "a tree written out by hand; its description in numpy, float64",
+                same(flat(folder / "mae_st"), wanted), mae_st.figures(folder / "mae_st", arrays))]
 
 
 def prism(folder: pathlib.Path, /) -> list[Row]:
