@@ -1,12 +1,15 @@
 """MAE-ST's weights: every array finds its leaf, learned positions are resized where that is allowed."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
+import described
 import jax
 import numpy as np
 import pytest
-from test_convert import PATCH, objective_of, opened, params_of, random_tree, refused, save
+from test_convert import PATCH, batch_of, objective_of, opened, params_of, random_tree, refused, save
+from test_parity import distance
 
 from videomae_jax.__main__ import main
 from videomae_jax.models import mae_st
@@ -52,6 +55,53 @@ def test_mae_st(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> N
     objective = objective_of(tmp_path / "run")
     assert isinstance(objective.encoder, mae_st.Encoder) and (objective.encoder.frames, objective.encoder.size, objective.decoder.every) == (8, 32, 2)
     assert "mae_st.Encoder has no counterpart there" in refused(capsys, "--to=hf", tmp_path / "run", f"--out={tmp_path}/hf")
+
+
+def tower(x: np.ndarray, ids: np.ndarray, w: Mapping[str, np.ndarray], mark: str, /) -> np.ndarray:
+    """Tokens [B V D] at the places `ids` [B V] -> [B V D]: positions, a class token with its own that attends and is dropped, blocks, norm."""
+    rows, blocks = w[f"{mark}pos_embed_spatial"].shape[1], "decoder_blocks" if mark else "blocks"
+    x = x + w[f"{mark}pos_embed_spatial"][0][ids % rows] + w[f"{mark}pos_embed_temporal"][0][ids // rows]
+    x = np.concatenate([np.broadcast_to(w[f"{mark}cls_token"] + w[f"{mark}pos_embed_class"], (len(x), 1, x.shape[-1])), x], 1)
+    for i in range(sum(name.startswith(f"{blocks}.") and name.endswith("norm1.bias") for name in w)):
+        y = described.norm(x, w, f"{blocks}.{i}.norm1", eps=1e-6)
+        y = described.attention(*(described.linear(y, w, f"{blocks}.{i}.attn.{name}") for name in "qkv"), heads=2)
+        x = x + described.linear(y, w, f"{blocks}.{i}.attn.proj")
+        x = x + described.mlp(described.norm(x, w, f"{blocks}.{i}.norm2", eps=1e-6), w, (f"{blocks}.{i}.mlp.fc1", f"{blocks}.{i}.mlp.fc2"))
+    return described.norm(x, w, f"{mark}norm", eps=1e-6)[:, 1:]
+
+
+def reference(state: Mapping[str, np.ndarray], video: np.ndarray, visible: np.ndarray, /) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [B N D] of all tubelets of clips in [0, 1], and predictions [B N P] for all of them from those `visible` i [B V], as published."""
+    w = {k: v.astype(np.float64) for k, v in state.items()}
+    pixels = (video.transpose(0, 4, 1, 2, 3) - 0.45) / 0.225
+    x = described.tubelets(pixels, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"])
+    everything = np.broadcast_to(np.arange(x.shape[1]), x.shape[:2])
+    seen = described.linear(tower(np.take_along_axis(x, visible[..., None], 1), visible, w, ""), w, "decoder_embed")
+    whole = np.repeat(np.repeat(w["mask_token"], x.shape[1], 1), len(x), 0)
+    np.put_along_axis(whole, visible[..., None], seen, 1)
+    return tower(x, everything, w, ""), described.linear(tower(whole, everything, w, "decoder_"), w, "decoder_pred")
+
+
+def figures(run: pathlib.Path, state: Mapping[str, np.ndarray], /) -> dict[str, float]:
+    """Largest differences of the converted run from `reference`, over the largest value."""
+    objective, params = objective_of(run), params_of(run)
+    video = np.random.default_rng(1).integers(0, 256, (2, 8, 32, 32, 3), np.uint8)
+    batch, rng = batch_of(video), jax.random.key(0)
+    batch["key"] = batch["key"].at[1].add(1)  # another mask
+    masks = objective.masks(batch, rng)
+    predicted = objective.predict(params, {}, batch, rng, masks=masks).patches
+    tokens, whole = reference(state, video / 255, np.asarray(masks.visible))
+    hidden = np.take_along_axis(whole, np.asarray(masks.target)[..., None], 1)
+    return {"tokens": distance(objective.represent(params, {}, batch)["video"].tokens, tokens), "predictions": distance(predicted, hidden)}
+
+
+def test_the_network_is_the_published_one(tmp_path: pathlib.Path) -> None:
+    """Tokens and predictions of the converted weights equal the description in numpy, which tells a wrong class token or place."""
+    state, _ = theirs()
+    assert main(["convert", "--from=mae_st", str(save(tmp_path / "a.npz", state)), f"--out={tmp_path}/run", "--heads=2", "--decoder-heads=2"]) == 0
+    assert all(0 < figure <= 1e-5 for figure in figures(tmp_path / "run", state).values())
+    for name in ("cls_token", "pos_embed_temporal"):
+        assert max(figures(tmp_path / "run", state | {name: -state[name]}).values()) > 1e-4, name
 
 
 def test_learned_positions_are_interpolated_when_allowed(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

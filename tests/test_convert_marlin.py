@@ -1,13 +1,16 @@
 """MARLIN's weights: every array finds its leaf, patches change their order, positions are checked, an encoder alone is enough."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
+import described
 import jax
 import numpy as np
 import pytest
 from flax import traverse_util
-from test_convert import opened
+from test_convert import batch_of, objective_of, opened, params_of
+from test_parity import distance
 
 from videomae_jax import config as configs
 from videomae_jax import externals, parallel, run_directory
@@ -79,6 +82,50 @@ def test_whole_model(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str])
     objective = configs.build(config.objective)
     assert isinstance(objective, MARLIN) and objective.initial is None and objective.encoder.mean == (0.0, 0.0, 0.0) and (objective.encoder.frames, objective.encoder.size) == (8, 32)
     assert objective.encoder.eps == objective.decoder.eps == 1e-5
+
+
+def tower(x: np.ndarray, w: Mapping[str, np.ndarray], part: str, /, *, heads: int) -> np.ndarray:
+    """Blocks and norm of a part [B V D] -> [B V D]: one product for q, k and v, of which k has no bias, and eps 1e-5."""
+    for i in range(sum(name.startswith(f"{part}.blocks.") and name.endswith("norm1.bias") for name in w)):
+        name = f"{part}.blocks.{i}"
+        bias = np.concatenate([w[f"{name}.attn.q_bias"], np.zeros(x.shape[-1]), w[f"{name}.attn.v_bias"]])
+        y = described.linear(described.norm(x, w, f"{name}.norm1", eps=1e-5), w, f"{name}.attn.qkv") + bias
+        x = x + described.linear(described.attention(*np.split(y, 3, -1), heads=heads), w, f"{name}.attn.proj")
+        x = x + described.mlp(described.norm(x, w, f"{name}.norm2", eps=1e-5), w, [f"{name}.mlp.layers.{j}.linear" for j in (0, 1)])
+    return described.norm(x, w, f"{part}.norm", eps=1e-5)
+
+
+def reference(state: Mapping[str, np.ndarray], video: np.ndarray, visible: np.ndarray, hidden: np.ndarray, /) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [B N D] of all tubelets of clips in [0, 1], and pixels [B M P] at `hidden` i [B M] from those `visible` i [B V], as published."""
+    w = {k: v.astype(np.float64) for k, v in state.items()}
+    kernel, bias = (w[f"encoder.patch_embedding.projection.{name}"] for name in ("weight", "bias"))
+    x = described.tubelets(video.transpose(0, 4, 1, 2, 3), kernel, bias)
+    x = x + w["encoder.pos_embedding.emb"]
+    seen = tower(np.take_along_axis(x, visible[..., None], 1), w, "encoder", heads=4)
+    places = w["decoder.pos_embedding.emb"][0]
+    both = [described.linear(seen, w, "enc_dec_proj") + places[visible], w["decoder.mask_token"] + places[hidden]]
+    predicted = described.linear(tower(np.concatenate(both, 1), w, "decoder", heads=3)[:, visible.shape[1]:], w, "decoder.head")
+    frames = predicted.reshape(*hidden.shape, 3, *PATCH)  # channel, frame, row, column; ours has the channel last
+    return tower(x, w, "encoder", heads=4), np.moveaxis(frames, 2, -1).reshape(predicted.shape)
+
+
+def figures(run: pathlib.Path, state: Mapping[str, np.ndarray], /) -> dict[str, float]:
+    """Largest differences of the converted run from `reference`, over the largest value."""
+    objective, params = objective_of(run), params_of(run)
+    video = np.random.default_rng(1).integers(0, 256, (2, 8, 32, 32, 3), np.uint8)
+    batch, rng = batch_of(video), jax.random.key(0)
+    batch |= {"key": batch["key"].at[1].add(1), "parts": np.zeros(video.shape[:-1], np.uint8)}
+    masks = objective.masks(batch, rng)
+    tokens, hidden = reference(state, video / 255, np.asarray(masks.visible), np.asarray(masks.target))
+    return {"tokens": distance(objective.represent(params, {}, batch)["video"].tokens, tokens),
+            "predictions": distance(objective.predict(params, {}, batch, rng, masks=masks).patches, hidden)}
+
+
+def test_the_network_is_the_published_one(tmp_path: pathlib.Path) -> None:
+    """Tokens and predictions of the converted weights equal the description in numpy."""
+    state, _ = theirs()
+    assert converted(tmp_path, state, "critic/.*") == 0
+    assert all(0 < figure <= 1e-5 for figure in figures(tmp_path / "run", state).values())
 
 
 def test_an_encoder_alone(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,10 +4,12 @@ import importlib.util
 import re
 from typing import Any
 
+import jax
 import pytest
 
 from videomae_jax import config as configs
-from videomae_jax import forecast, plan, topologies
+from videomae_jax import footprint, forecast, parallel, plan, topologies
+from videomae_jax.assembly import assemble
 from videomae_jax.data import sources
 from videomae_jax.errors import UserError
 from videomae_jax.plan import Choice, Compiled, Planner
@@ -32,6 +34,27 @@ def noise(size: str, clips: int, remat: str = "none") -> Any:
     config.batch_size, config.prefetch, config.data = clips, 1, configs.spec(sources.NoiseClips, frames=16, size=224)
     config.objective.encoder.remat = config.objective.decoder.remat = remat
     return config
+
+
+# README's row of the longest clip: 64 frames of 266 pixels; tests/measured.md has the command.
+LONGEST = {"objective.encoder.__symbol__": "videomae_jax.models.resized.Encoder", "objective.encoder.trained": "(8, 16, 16)",
+           "objective.encoder.frames": "64", "objective.encoder.size": "266", "objective.encoder.remat": "full",
+           "objective.mixing.rows": "1", "data.frames": "64", "data.size": "266",
+           "data.repeats": "1", "batch_size": "1", "data.index": "/absent.parquet"}
+
+
+def test_the_longest_clip_of_vit_g_assembles() -> None:
+    """11,552 tokens; its float32 parameters, moments and gradients, counted by hand."""
+    config = configs.load("configs/finetune/k400_g.py")
+    configs.override(config, LONGEST)
+    run = assemble(forecast.without_index(config, videos=240_000), devices=jax.devices()[:1])
+    assert run.objective.encoder.grid.tokens == 32 * 19 * 19 == 11_552 and run.objective.encoder.trained == (8, 16, 16)
+    width, hidden = 1408, 6144
+    block = 3 * width**2 + 2 * width + width**2 + width + 2 * width * hidden + hidden + width + 2 * 2 * width
+    count = (2 * 14 * 14 * 3 + 1) * width + 40 * block + 2 * width + (width + 1) * 400
+    assert parallel.nbytes(run.abstract.params) == 4 * count == 4_048_697_408
+    state = footprint.state_bytes(run, {"data": 1, "fsdp": 1, "tensor": 1})
+    assert 4 * 4 * count <= state < 4 * 4 * count + 1000  # the rest are counters
 
 
 @pytest.mark.parametrize("chip", [c for c in topologies.CHIPS.values() if c.platform == "gpu"], ids=lambda c: c.name)

@@ -436,7 +436,7 @@ def clouds(monkeypatch: pytest.MonkeyPatch) -> Any:
         noise = np.random.default_rng(limit + (split == "val")).normal(size=x.shape).astype(np.float32)
         return features.Bank({n: x if n == -1 else noise for n in layers}, labels, ("a", "b", "c"))
     monkeypatch.setattr(features, "collect", collect)
-    return types.SimpleNamespace()
+    return types.SimpleNamespace(step=5)
 
 
 def test_a_rate_is_not_chosen_on_one_clip() -> None:
@@ -459,8 +459,28 @@ def test_the_suite_tells_good_layers_from_bad(clouds: Any) -> None:
     assert curve["2%"] < curve["20%"] < curve["100%"] and curve["100%"] > 80 and curve["2%_std"] > 0
 
 
-def test_real_clips(real_videos: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Windows of real videos: neighbours, and a linear layer on some windows, tell which video other windows are from, even without training."""
+def test_probes_of_cached_features_can_wait(clouds: Any) -> None:
+    """Before the step that they wait for they look at no clip."""
+    for probe_of in (linear_probe.LinearProbe, knn.Neighbours, low_shot.LowShot):
+        assert probe_of(first=6).run(clouds) == {} != probe_of(first=5, **({"epochs": 1} if probe_of is linear_probe.LinearProbe else {})).run(clouds)
+
+
+def fitted_pooler(tokens: jax.Array, labels: np.ndarray, /) -> Any:
+    """Parameters of one attentive head of one block after 60 steps of Adam on all tokens [n N D], and that head."""
+    head = probing.Attentive(classes=4, count=1, blocks=1, heads=2, ratio=2)
+    adam, params = optax.adam(3e-3), parallel.unbox(head.init(jax.random.key(0), tokens[:1])["params"])
+
+    def loss(params: Any) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(head.apply({"params": params}, tokens)[:, 0], labels).mean()
+
+    def step(carry: Any, _: Any) -> Any:
+        moves, state = adam.update(jax.grad(loss)(carry[0]), carry[1])
+        return (optax.apply_updates(carry[0], moves), state), None
+    return jax.jit(lambda params: jax.lax.scan(step, (params, adam.init(params)), length=60)[0][0])(params), head
+
+
+def test_real_clips(real_videos: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of real videos: neighbours, linear layers by layer, a low-shot curve and an attentive head tell which video other windows are from."""
     names = ("arm_wrestling.mp4", "bottle_drumming.mp4", "flipping_pancake.mkv", "talking_face.mp4")
     (tmp_path / "labels.csv").write_text("path,label,split\n" + "".join(f"{name},{name[:-4]},train\n" for name in names))
     out = tmp_path / "index.parquet"
@@ -469,13 +489,24 @@ def test_real_clips(real_videos: pathlib.Path, tmp_path: pathlib.Path) -> None:
              for v in range(8)]
     found = [source.read(row, rng=np.random.default_rng(0)) for source in views for row in range(4)]
     labels, run = np.array([clip["label"][0] for clip in found]), running()
-    represent = jax.jit(lambda extra, video: LINEAR.represent({}, extra, {"video": video})["video"].pooled)
-    x = np.asarray(represent(run.seen({}), np.stack([clip["video"][0] for clip in found])))
+    represent = jax.jit(lambda extra, video: {n: (f["video"].pooled, f["video"].tokens) for n, f in LINEAR.represent_layers(
+        {}, extra, {"video": video}, layers=(0, -1)).items()})
+    seen = represent(run.seen({}), np.stack([clip["video"][0] for clip in found]))
+    banks, tokens = {n: np.asarray(pooled) for n, (pooled, _) in seen.items()}, seen[-1][1]
+    x = banks[-1]
     learnt = np.arange(len(x)) // 4 % 2 == 0
     guesses = knn.vote(x[learnt], labels[learnt], x[~learnt], classes=4, ks=(1,), temperature=0.07)[1]
     assert np.mean(guesses == labels[~learnt]) >= 0.75  # chance is a quarter
     fitted = linear_probe.LinearProbe(rates=(1.0, 10.0), epochs=40, rows=8).compare(x[learnt], labels[learnt], x[~learnt], labels[~learnt], classes=4)
     assert fitted["selected"] >= 75
+    monkeypatch.setattr(features, "collect", lambda _, *, split, layers, **kw: features.Bank(
+        {n: banks[n][learnt == (split == "train")] for n in layers}, labels[learnt == (split == "train")], tuple("abcd")))
+    sweep = linear_probe.LinearProbe(layers=(0, -1), rates=(1.0, 10.0), epochs=40, rows=8).run(types.SimpleNamespace(step=0))
+    assert sweep["layer-1_selected"] == fitted["selected"] and sweep["layer0_selected"] >= 50  # twice chance
+    curve = low_shot.LowShot(shares=(0.25, 1.0), seeds=2).run(types.SimpleNamespace(step=0))
+    assert (curve["25%_clips"], curve["100%_clips"]) == (4, 16) and curve["100%"] >= max(75, curve["25%"])
+    tuned, head = fitted_pooler(tokens[learnt], labels[learnt])
+    assert np.mean(np.asarray(head.apply({"params": tuned}, tokens[~learnt]))[:, 0].argmax(-1) == labels[~learnt]) >= 0.75
 
 
 def test_one_clip_of_each_class_is_enough_where_classes_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,7 +518,7 @@ def test_one_clip_of_each_class_is_enough_where_classes_lie_apart(monkeypatch: p
         noise = 0.1 * np.random.default_rng(len(labels)).normal(size=(len(labels), 64))
         return features.Bank({-1: centres[labels] + noise}, labels, tuple(map(str, range(20))))
     monkeypatch.setattr(features, "collect", collect)
-    found = low_shot.LowShot(shares=(0.01, 0.02)).run(types.SimpleNamespace())
+    found = low_shot.LowShot(shares=(0.01, 0.02)).run(types.SimpleNamespace(step=0))
     assert found["1%_clips"] == 20 and found["1%"] == found["2%"] == 100
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 
+import av
 import chaos
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import runs
 
 from videomae_jax import metrics
 from videomae_jax.checkpoint import load_params, named
+from videomae_jax.data import index
 from videomae_jax.watchdog import STUCK
 
 TOTAL = 15
@@ -91,6 +93,54 @@ def test_parameters_are_those_of_one_process(chain: Chain) -> None:
     wanted, found = (named(load_params(d / "checkpoints")) for d in (chain.straight, chain.chained))
     for name in wanted:
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+TUNED = {
+    "total": 2, "batch_size": 8, "workers": 0, "optimizers.main.schedule.warmup": 0, "data.frames": 4, "data.size": 16,
+    "objective.head.classes": 4, "objective.head.init_scale": 1.0,
+    "objective.pretrained": "", "objective.mixing.rows": 8, "objective.encoder.width": 32, "objective.encoder.depth": 2, "objective.encoder.heads": 2,
+    "objective.encoder.hidden": 64, "objective.encoder.patch": (2, 8, 8), "objective.encoder.frames": 4, "objective.encoder.size": 16,
+    "objective.encoder.dtype": "float32", "evaluators.test.batch_size": 9,
+    "evaluators.test.views.sampling.views": 2, "evaluators.test.views.sampling.stride": 2}
+
+
+def footage(folder: pathlib.Path, /) -> pathlib.Path:
+    """The index of 16 training and 13 validation clips of four classes: 30 pictures of 48 x 32 of moving noise, a seed of its own for each."""
+    folder.mkdir()
+    for number in range(29):
+        texture = np.random.default_rng(number).integers(0, 256, (8, 32, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+        with av.open(str(folder / f"{number:02}.mp4"), "w") as out:
+            stream = out.add_stream("libx264", rate=30)
+            stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+            for place in range(30):
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(texture[:, 2 * place: 2 * place + 48]), format="rgb24")))
+            out.mux(stream.encode(None))
+    rows = [f"{i:02}.mp4,{'abcd'[i % 4]},{'train' if i < 16 else 'val'}\n" for i in range(29)]
+    (folder / "labels.csv").write_text("path,label,split\n" + "".join(rows))
+    index.write(index.build(folder, labels=folder / "labels.csv"), folder / "index.parquet")
+    return folder / "index.parquet"
+
+
+def test_every_view_is_tested_once_by_uneven_processes(tmp_path: pathlib.Path) -> None:
+    """2 x 3 views of 13 clips, 26 decodes in batches of four: of the last one process has padding alone. Logits and accuracy are one process's."""
+    words = ["train", "--config=configs/finetune/k400_s.py", f"--config.data.index={footage(tmp_path / 'world')}",
+             *(f"--config.{k}={v}" for k, v in TUNED.items())]
+    runs.finish(runs.command(*words, f"--workdir={tmp_path}/one"), code=0)
+    runs.pair([*words, f"--workdir={tmp_path}/two", "--peer-limit=120"], codes=(0, 0))
+    one, two = (dict(np.load(tmp_path / name / "test" / "logits.npz")) for name in ("one", "two"))
+    assert two["logits"].shape == (13, 6, 4) and two["seen"].all() and len(set(two["names"])) == 13
+    assert np.unique(two["logits"].reshape(-1, 4).round(4), axis=0).shape == (78, 4)  # so that none can stand for another
+    for name in ("names", "labels", "seen", "classes"):
+        np.testing.assert_array_equal(two[name], one[name])
+    np.testing.assert_allclose(two["logits"], one["logits"], atol=1e-4 * np.abs(one["logits"]).max())
+    chances = np.exp(two["logits"], dtype=np.float64)
+    chances = (chances / chances.sum(-1, keepdims=True)).mean(1)
+    lines = [line for line in metrics.read(tmp_path / "two") if "test/videos" in line]
+    assert len(lines) == 1 and (lines[0]["test/videos"], lines[0]["test/unreadable"]) == (13, 0)
+    assert lines[0]["test/top1"] == pytest.approx(100 * np.mean(chances.argmax(-1) == two["labels"]))
+    assert lines[0]["test/loss"] == pytest.approx(-np.log(chances[np.arange(13), two["labels"]]).mean(), rel=1e-5)
+    for name, value in next(line for line in metrics.read(tmp_path / "one") if "test/videos" in line).items():
+        assert not name.startswith("test/") or lines[0][name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_a_disk_of_each_host_is_no_run_directory(tmp_path: pathlib.Path) -> None:

@@ -111,6 +111,25 @@ def test_decoders_follow() -> None:
     assert predicted.shape == (1, objective.counts()["decoded"], encoder.values)
 
 
+@pytest.mark.parametrize(("frames", "tokens"), [(8, 784), (32, 3136)])
+def test_other_lengths_are_trained(frames: int, tokens: int) -> None:
+    """ViT-B's patches of 224 pixels in a narrow model: tokens forwards, and gradients that are finite and reach every parameter."""
+    encoder = resized.at(vit.encoder("B", frames=frames, attention="chunked").clone(**SMALL), trained=Grid(8, 14, 14))
+    x, ids = jax.random.uniform(jax.random.key(1), (1, tokens, encoder.values)), jnp.arange(tokens)[None]
+    params = parallel.unbox(encoder.init(jax.random.key(0), x[:, :1], ids=ids[:, :1])["params"])
+
+    @jax.jit
+    def trained(params: dict) -> tuple:
+        def loss(params: dict) -> tuple:
+            out = encoder.apply({"params": params}, x, ids=ids).tokens
+            return (out * jnp.linspace(-1, 1, out.size).reshape(out.shape)).sum(), out
+        return jax.grad(loss, has_aux=True)(params)
+
+    slopes, out = trained(params)
+    assert out.shape == (1, tokens, 8) and np.isfinite(out).all()
+    assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(slopes))
+
+
 @pytest.mark.slow
 def test_the_longest_published_clip_runs() -> None:
     """64 frames of 266 pixels in ViT-g's patches: 11,552 tokens, in a narrow model."""

@@ -6,7 +6,8 @@ from videomae_jax import optim
 from videomae_jax.config import spec
 from videomae_jax.data import clips, three_crop, transforms
 from videomae_jax.erasing import Erasing
-from videomae_jax.evals import attentive, classification
+from videomae_jax.evals import attentive, classification, knn, low_shot
+from videomae_jax.evals.linear_probe import LinearProbe
 from videomae_jax.models import probing, vit
 from videomae_jax.objectives import probe
 
@@ -44,6 +45,10 @@ def linear_probe(data: str, size: str, *, weights: str = "") -> ml_collections.C
     """MAE's linear probe for video: BatchNorm without affine, LARS at .1 per 256 clips and around it, batch 4096, 90 epochs, 10 of them warm-up.
 
     Crops of 8 to 100 % and mirror images (except for SSv2), no decay [MAE, fork for video]; 5 x 3 views.
+
+    After the last step, and with `evaluate RUN --only=NAME`, come the probes of cached features, of the centre clip of every video: a `layers` sweep
+    of linear heads (of 50,000 training videos, for the features of all blocks are in memory at once), `neighbours`, and the `low_shot` curve, each
+    with a pass over the training videos. Their settings are this project's own.
     """
     config = base.videomae(data, size, gpus=8, each=512, lr=1.0, warmup=10, epochs=90, layer_decay=1.0, drop_path=0.0, copies=1)
     config.name = f"linear_{data}_{size}"
@@ -57,4 +62,7 @@ def linear_probe(data: str, size: str, *, weights: str = "") -> ml_collections.C
     del config.evaluators.test
     config.evaluators.val = spec(attentive.Heads, every="10%", batch_size=64)
     config.evaluators.heads = spec(attentive.Heads, batch_size=64, every="", first=1, views=test)
+    config.evaluators.layers = spec(LinearProbe, first=1, train=50_000, layers=(*range(config.objective.encoder.depth), -1))
+    config.evaluators.neighbours = spec(knn.Neighbours, first=1)
+    config.evaluators.low_shot = spec(low_shot.LowShot, first=1)
     return config

@@ -4,7 +4,7 @@
 
 Needs tests/parity/requirements.txt. `arrays` counts those that are bit for bit the same behind the conversion (there, or there and
 back) of all; `figures` are largest differences over the largest value of the other side, float32 on both, and eps 1e-6 in every LayerNorm.
-test_convert.py and test_parity.py hold the same comparisons as tests, and those of whole ViT-B models.
+test_convert.py and test_parity.py hold the same comparisons as tests.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import pathlib
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 if __name__ == "__main__":
@@ -143,6 +143,15 @@ def classification(folder: pathlib.Path, /) -> list[Row]:
             Row("--from=videomae_v2", "features of V2 on the hub", "transformers with the same weights", None, features)]
 
 
+def published(folder: pathlib.Path, /) -> list[Row]:
+    """Hugging Face at the published size of ViT-B: minutes, and 1.5 GB of files."""
+    found = []
+    for kind, of in (("pretraining", "pretraining"), ("classification", "classifier of 400 classes")):
+        (folder / kind).mkdir()
+        found += [Row("--from=hf", f"{of}, ViT-B, 16 x 224 x 224", "transformers", None, conversion.whole(kind, transformers, folder / kind))]
+    return found
+
+
 def faces(folder: pathlib.Path, /) -> list[Row]:
     """MARLIN."""
     import test_convert_marlin as marlin
@@ -151,7 +160,8 @@ def faces(folder: pathlib.Path, /) -> list[Row]:
     convert("--from=marlin", conversion.save(folder / "c.npz", arrays), f"--out={folder}/marlin", "--allow=missing:critic/.*", *marlin.SIZES)
     both = (flat(folder / "marlin"), traverse_util.flatten_dict(tree, sep="/"))
     networks = [{k: np.asarray(v) for k, v in found.items() if not k.startswith("critic/")} for found in both]
-    return [Row("--from=marlin", "pretraining without the critic", "a tree written out by hand", same(*networks), {})]
+    return [Row("--from=marlin", "pretraining without the critic", "a tree written out by hand; its description in numpy, float64", same(*networks),
+                marlin.figures(folder / "marlin", arrays))]
 
 
 def learned(folder: pathlib.Path, /) -> list[Row]:
@@ -161,7 +171,8 @@ def learned(folder: pathlib.Path, /) -> list[Row]:
     arrays, tree = mae_st.theirs()
     convert("--from=mae_st", conversion.save(folder / "a.npz", arrays), f"--out={folder}/mae_st", "--heads=2", "--decoder-heads=2")
     wanted = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep="/").items()}
-    return [Row("--from=mae_st", "pretraining", "a tree written out by hand", same(flat(folder / "mae_st"), wanted), {})]
+    return [Row("--from=mae_st", "pretraining", "a tree written out by hand; its description in numpy, float64",
+                same(flat(folder / "mae_st"), wanted), mae_st.figures(folder / "mae_st", arrays))]
 
 
 def prism(folder: pathlib.Path, /) -> list[Row]:
@@ -183,10 +194,10 @@ def kinds() -> list[Any]:
     return [pretraining, classification, *(kind for name, kind in OPTIONAL.items() if importlib.util.find_spec(f"test_convert_{name}")), prism]
 
 
-def rows(folder: pathlib.Path, /) -> list[Row]:
-    """All comparisons, in new folders below `folder`."""
+def rows(folder: pathlib.Path, chosen: Sequence[Any], /) -> list[Row]:
+    """The chosen comparisons, in new folders below `folder`."""
     found = []
-    for kind in kinds():
+    for kind in chosen:
         (folder / kind.__name__).mkdir()
         found += kind(folder / kind.__name__)
     return found
@@ -195,7 +206,7 @@ def rows(folder: pathlib.Path, /) -> list[Row]:
 def main() -> int:
     """Prints the table."""
     with tempfile.TemporaryDirectory() as folder:
-        found = rows(pathlib.Path(folder))
+        found = rows(pathlib.Path(folder), [*kinds(), published])
     print("\n".join(["| `convert` | of | compared with | arrays bit for bit | largest difference / largest value |", "|---|---|---|---|---|", *(r.line for r in found)]))
     print(f"\njax {jax.__version__}, transformers {transformers.__version__}, {jax.devices()[0].device_kind}")
     return 0

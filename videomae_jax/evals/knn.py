@@ -45,7 +45,8 @@ def vote(train: np.ndarray, labels: np.ndarray, test: np.ndarray, /, *, classes:
 class Neighbours:
     """Top-1 in percent of k nearest neighbours for every `k`, per layer where several are asked for.
 
-    `train` and `test` clips (0 = all) of the splits train and val, `label` the index column.
+    `train` and `test` clips (0 = all) of the splits train and val, `label` the index column. Before step `first` it has no results:
+    features of a frozen encoder are the same after training.
     """
 
     label: str = ""
@@ -57,6 +58,7 @@ class Neighbours:
     temperature: float = 0.07
     layers: tuple[int, ...] = (-1,)
     modality: str = "video"
+    first: int = 0
 
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1 or self.temperature <= 0:
@@ -64,6 +66,8 @@ class Neighbours:
 
     def run(self, context: Context, /) -> dict[str, float]:
         """{"k10", ..., "chance"}; with several layers {"layer3_k10", ...}."""
+        if context.step < self.first:
+            return {}
         shared = {"label": self.label, "batch_size": self.batch_size, "layers": self.layers, "modality": self.modality}
         train, test = (features.collect(context, split=s, limit=n, **shared) for s, n in (("train", self.train), ("val", self.test)))
         results = {}

@@ -69,7 +69,8 @@ class LinearProbe:
     """Top-1 in percent of linear heads on frozen features, one for every rate, at every layer.
 
     `best` is the maximum over rates on the test clips; `selected` the test accuracy of the rate that is best on a fifth of the training
-    clips after training on the others. `train` and `test` clips (0 = all) of the splits train and val.
+    clips after training on the others. `train` and `test` clips (0 = all) of the splits train and val. Before step `first` it has no results:
+    features of a frozen encoder are the same after training.
     """
 
     label: str = ""
@@ -83,6 +84,7 @@ class LinearProbe:
     rows: int = 512
     seed: int = 0
     modality: str = "video"
+    first: int = 0
 
     def __post_init__(self) -> None:
         if not self.rates or self.epochs < 1 or self.rows < 2:
@@ -90,6 +92,8 @@ class LinearProbe:
 
     def run(self, context: Context, /) -> dict[str, float]:
         """{"best", "selected", "rate", "chance"}; with several layers {"layer3_best", ...} and "best_layer"."""
+        if context.step < self.first:
+            return {}
         shared = {"label": self.label, "batch_size": self.batch_size, "layers": self.layers, "modality": self.modality}
         train, test = (features.collect(context, split=s, limit=n, **shared) for s, n in (("train", self.train), ("val", self.test)))
         results, selected = {}, {}

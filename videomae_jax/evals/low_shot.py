@@ -15,7 +15,7 @@ class LowShot:
 
     A seed draws the clips, the same share of every class and at least one of each; the probe is fitted on all of them. The penalty is
     chosen on a fifth of the drawn clips, as in `probe`: with few clips a rough choice. `train` and `test` clips (0 = all) of the
-    splits train and val.
+    splits train and val. Before step `first` it has no results: features of a frozen encoder are the same after training.
     """
 
     label: str = ""
@@ -27,6 +27,7 @@ class LowShot:
     seeds: int = 3
     layer: int = -1
     modality: str = "video"
+    first: int = 0
 
     def __post_init__(self) -> None:
         if not self.shares or not all(0 < share <= 1 for share in self.shares) or self.seeds < 1:
@@ -34,6 +35,8 @@ class LowShot:
 
     def run(self, context: Context, /) -> dict[str, float]:
         """{"1%", "1%_std", "1%_clips", ..., "chance"}."""
+        if context.step < self.first:
+            return {}
         shared = {"label": self.label, "batch_size": self.batch_size, "layers": (self.layer,), "modality": self.modality}
         train, test = (features.collect(context, split=s, limit=n, **shared) for s, n in (("train", self.train), ("val", self.test)))
         x, z, results = train.features[self.layer], test.features[self.layer], {}
