@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The table of launch/aot.md: `plan` of every size on every topology, one JSON line each, one libtpu process at a time (hours on two cores).
 #   bash launch/aot_matrix.sh OUT.jsonl [SIZES] [TOPOLOGIES]
-# What OUT.jsonl already holds is not repeated. A cell without a plan is an error, but for what libtpu's own compiler is known to abort on. `python -m videomae_jax plan --table=OUT.jsonl` prints the table.
+# What OUT.jsonl already holds is not repeated. A cell without a plan is an error, unless libtpu's compiler is known to abort on it.
+# `python -m videomae_jax plan --table=OUT.jsonl` prints the table.
 set -uo pipefail
 aborts='22b 2xv5p-512' # with libtpu 0.0.42
 status=0
