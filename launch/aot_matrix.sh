@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # The table of launch/aot.md: `plan` of every size on every topology, one JSON line each, one libtpu process at a time (hours on two cores).
 #   bash launch/aot_matrix.sh OUT.jsonl [SIZES] [TOPOLOGIES]
-# What OUT.jsonl already holds is not repeated. `python -m videomae_jax plan --table=OUT.jsonl` prints the table.
+# What OUT.jsonl already holds is not repeated. A cell without a plan is an error, unless libtpu's compiler is known to abort on it.
+# `python -m videomae_jax plan --table=OUT.jsonl` prints the table.
 set -uo pipefail
+aborts='22b 2xv5p-512' # with libtpu 0.0.42
 status=0
 cd "$(dirname "$0")/.."
 out=${1:?OUT.jsonl is missing}
@@ -15,7 +17,16 @@ for size in ${2:-b g s l h 4b 22b}; do
     grep -q "\"topology\": \"$topology\", \"config\": \"$name\"" "$out" && continue
     echo "$name on $topology" >&2
     line=$("$python" -m videomae_jax plan --config="$config" --topology="$topology" 2>"$out.error" | tail -n 1)
-    if [[ $line == \{* ]]; then printf '%s\n' "$line" >>"$out"; else echo "no plan of $name on $topology: $(tail -n 1 "$out.error")" >&2; status=1; fi
+    code=$?
+    if [[ $line == \{* ]]; then
+      printf '%s\n' "$line" >>"$out"
+      [ "$size $topology" != "$aborts" ] || echo "$name on $topology compiles with this libtpu: it is no expected abort any more" >&2
+    elif [ "$size $topology" = "$aborts" ] && [ $code -gt 128 ]; then
+      echo "no plan of $name on $topology: libtpu's compiler aborts (code $code; seen with 0.0.42), as expected" >&2
+    else
+      echo "no plan of $name on $topology (code $code): $(tail -n 1 "$out.error")" >&2
+      status=1
+    fi
   done
 done
 rm -f "$out.error"

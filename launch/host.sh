@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Runs on every host of a job: environment, flags of the chip, one process, one log.
-#   bash launch/host.sh train --config=FILE --workdir=DIR ...
+#   bash launch/host.sh [--dry-run] train --config=FILE --workdir=DIR ...
 # COORDINATOR (default: auto, JAX detects the cluster, or what xpk gives the pods of GPUs; none: this machine alone) and INIT_TIMEOUT (seconds)
 # go to the command, in front of its own words, of which the last counts; CHIP chooses the flags;
 # LOGS (default: logs) is the folder of the log, CODES a folder in which a file keeps an exit code other than 0 (or one file for all);
-# VIDEOMAE_PYTHON is an interpreter that has everything, and nothing is installed. MACHINE: see environment.sh.
+# VIDEOMAE_PYTHON is an interpreter that has everything, and nothing is installed. MACHINE: see environment.sh. --dry-run prints flags and command of this host and runs nothing.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 source launch/awaited.sh
+dry=
+if [ "${1:-}" = --dry-run ]; then dry=1; shift; fi
 trap 'exit 75' TERM HUP # nothing has begun: what was saved is as it was
 number=${SLURM_PROCID:-${TPU_WORKER_ID:-${JOB_COMPLETION_INDEX:-$(hostname)}}}
 # A file for each process: NFS loses what several machines append to one, which a job that was submitted before still asks for.
@@ -18,15 +20,17 @@ if [ -z "${CHIP:-}" ] && [ "${JAX_EXTRA:-}" != cpu ] && [ "$(chip_here)" = cpu ]
     "with /usr/local/nvidia/lib64 in LD_LIBRARY_PATH), or set CHIP to a100, h100, h200, b200 or cpu" >&2
   exit 2
 fi
-if [ -n "${VIDEOMAE_PYTHON:-}" ]; then python=$VIDEOMAE_PYTHON; else install requirements.txt || exit 1; python=$VENV/bin/python; fi
+if [ -n "${VIDEOMAE_PYTHON:-}" ]; then python=$VIDEOMAE_PYTHON; else [ -n "$dry" ] || install requirements.txt || exit 1; python=$VENV/bin/python; fi
 export_here || exit 2
 # A proxy makes JAX's own start-up hang.
 unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY all_proxy ALL_PROXY grpc_proxy
-ulimit -n 100000 2>/dev/null || true
-# Huge pages halve the start of v5e and newer; a lock that a killed process left stops the next one.
-echo always 2>/dev/null >"${MACHINE:-}/sys/kernel/mm/transparent_hugepage/enabled" || true
-lock="${MACHINE:-}/tmp/libtpu_lockfile"
-[ -w "$lock" ] && ! pgrep -f "videomae_jax train" >/dev/null 2>&1 && rm -f "$lock"
+if [ -z "$dry" ]; then
+  ulimit -n 100000 2>/dev/null || true
+  # Huge pages halve the start of v5e and newer; a lock that a killed process left stops the next one.
+  echo always 2>/dev/null >"${MACHINE:-}/sys/kernel/mm/transparent_hugepage/enabled" || true
+  lock="${MACHINE:-}/tmp/libtpu_lockfile"
+  [ -w "$lock" ] && ! pgrep -f "videomae_jax train" >/dev/null 2>&1 && rm -f "$lock"
+fi
 joining=(--coordinator="${COORDINATOR:-auto}")
 [ "${COORDINATOR:-}" != none ] || joining=()
 # xpk tells the pods of GPUs host and port of the coordinator apart, and JAX takes the host alone for both.
@@ -35,6 +39,11 @@ if [[ -z ${COORDINATOR:-} && -n $address && $address != *:* && -n ${JAX_COORDINA
   joining=(--coordinator="$address:$JAX_COORDINATOR_PORT" --processes="$NNODES" --process="$NODE_RANK")
 fi
 if [ "${1:-}" = train ]; then set -- train ${joining[@]+"${joining[@]}"} --init-timeout="${INIT_TIMEOUT:-300}" "${@:2}"; fi
+if [ -n "$dry" ]; then
+  show_exports
+  show "$python" -m videomae_jax "$@"
+  exit 0
+fi
 slice=${MEGASCALE_SLICE_ID:-}
 log="${LOGS:-logs}/host_${slice:+${slice}_}$number.log"
 mkdir -p "$(dirname "$log")"

@@ -4,6 +4,7 @@
 #       [--init-timeout=1800] [--max-restarts=50] [--dry-run] -- train --workdir=/MOUNTED/...
 # GPUs: --device-type=h100-80gb-8 --num-nodes=N in place of --tpu-type.
 # The same command resumes: a workload of that name that has ended is deleted first; one that is under way is an error, and passed over in a grid.
+# xpk collects no logs: the command that fetches those of all pods is printed after each submission, for the cluster of kubectl's current context.
 set -euo pipefail
 source "$(dirname "$0")/options.sh"
 parse_options "$0" "name cluster image" "tpu-type device-type num-nodes slices=1 zone project chip init-timeout=1800 max-restarts=50" "$@"
@@ -43,6 +44,7 @@ submit() { # submit NAME COMMAND...
     $(optional tpu-type device-type num-nodes) ${OPTION[tpu-type]:+--num-slices="${OPTION[slices]}"} \
     --max-restarts="${OPTION[max-restarts]}" --restart-on-exit-codes=1,74,75 --termination-grace-period-seconds=300 \
     --command="INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }bash launch/host.sh $(quoted "$@")"
+  echo "# its logs: $(quoted kubectl logs --selector="jobset.sigs.k8s.io/jobset-name=$name" --all-containers --prefix --tail=-1 --max-log-requests=1000)"
 }
 
 for_each_run submit

@@ -1,9 +1,9 @@
 """The same steps over devices, meshes and processes: how far apart their losses drift in float32.
 
-    python tests/mesh_invariance.py [--steps=100] [--processes=1,2,4] [--goal=1e-6]
+    python tests/mesh_invariance.py [--steps=100] [--processes=1,2,4] [--devices=2,4,8] [--goal=1e-6]
 
-configs/tiny.py with eight heads, drop-path and AdamW on seeded noise. One process runs it on 1, 2, 4 and 8 CPU devices under each mesh;
-several processes of jax.distributed share eight devices. Every run is compared with that of one device, step by step: a
+configs/tiny.py with eight heads, drop-path and AdamW on seeded noise, on so many CPU devices in all, under each mesh: those of one process, and
+shared by several processes of jax.distributed. Every run is compared with that of one device, step by step: a
 table of relative differences of the loss, and as the last line JSON: {"steps", "runs", "worst", "goal", "within"}, where
 `runs` maps a run to its largest difference. The exit code is 1 where one is beyond the goal.
 """
@@ -20,23 +20,28 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-DEVICES = 8
+REFERENCE = "1 device"
 FIELDS = {"batch_size": 8, "objective.encoder.frames": 4, "objective.encoder.size": 32, "objective.encoder.heads": 8, "objective.encoder.drop_path": 0.2,
           "objective.encoder_mask.ratio": 0.75, "objective.decoder.width": 64, "objective.decoder.heads": 8}
 Mesh = tuple[int, int, int]
 
 
-def meshes(processes: int, /) -> dict[str, Mesh]:
-    """{name: (data, fsdp, tensor)}: of one process all, of several those over all devices; a tensor axis lies within a process."""
-    if processes == 1:
-        found = {"1 device": (1, 1, 1)}
-        for n in (2, 4, 8):
-            found |= {f"{n} devices, dp": (n, 1, 1), f"{n} devices, fsdp": (1, n, 1), f"{n} devices, tp": (1, 1, n)}
-            found |= {f"{n} devices, fsdp x tp": (1, n // 2, 2)} if n > 2 else {}
-        return found
-    within = DEVICES // processes
-    return {f"{processes} processes, {name}": mesh for name, mesh in {
-        "dp": (DEVICES, 1, 1), "fsdp": (1, DEVICES, 1), "dp x tp": (processes, 1, within), "fsdp x tp": (1, DEVICES // 2, 2)}.items()}
+def meshes(processes: int, devices: int, /) -> dict[str, Mesh]:
+    """{name: (data, fsdp, tensor)} over so many devices in all; a tensor axis lies within a process, which a run refuses otherwise."""
+    if devices == 1:
+        return {REFERENCE: (1, 1, 1)}
+    within, title = devices // processes, f"{devices} devices" if processes == 1 else f"{processes} processes, {devices} devices"
+    found = {"dp": (devices, 1, 1), "fsdp": (1, devices, 1)}
+    if within > 1:
+        found |= {"tp": (1, 1, devices)} if processes == 1 else {"dp x tp": (processes, 1, within)}
+        found |= {"fsdp x tp": (1, devices // 2, 2)} if devices > 2 else {}
+    return {f"{title}, {name}": mesh for name, mesh in found.items()}
+
+
+def groups(processes: tuple[int, ...], devices: tuple[int, ...], /) -> list[tuple[int, tuple[int, ...]]]:
+    """(processes, totals of devices) of the starts: one process has all totals in turn, several have just the devices that they use."""
+    several = [(p, (n,)) for p in processes for n in devices if p > 1 and n % p == 0]
+    return [(1, (1, *(devices if 1 in processes else ()))), *several]
 
 
 def losses(mesh: Mesh, /, *, steps: int) -> list[float]:
@@ -64,25 +69,25 @@ def losses(mesh: Mesh, /, *, steps: int) -> list[float]:
     return found
 
 
-def drive(steps: int, processes: int, process: int, coordinator: str, /) -> None:
-    """One process: a JSON line [name, losses] for every mesh."""
+def drive(steps: int, devices: tuple[int, ...], processes: int, process: int, coordinator: str, /) -> None:
+    """One process: a JSON line [name, losses] for every mesh over each of the totals of devices."""
     from videomae_jax import cluster
 
     cluster.initialize(coordinator=coordinator, processes=processes, process=process, peer_limit=100)
-    for name, mesh in meshes(processes).items():
+    for name, mesh in (cell for n in devices for cell in meshes(processes, n).items()):
         found = losses(mesh, steps=steps)
         if process == 0:
             print(json.dumps([name, found]), flush=True)
 
 
-def run(steps: int, processes: int, /) -> dict[str, list[float]]:
+def run(steps: int, processes: int, devices: tuple[int, ...], /) -> dict[str, list[float]]:
     """The losses of every mesh of so many processes; the last one of each is shown as soon as it is there."""
     from runs import THREADS, free_port
 
     address = f"localhost:{free_port()}" if processes > 1 else ""
-    flags = f"--xla_force_host_platform_device_count={DEVICES // processes} --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    flags = f"--xla_force_host_platform_device_count={max(devices) // processes} --xla_cpu_collective_call_terminate_timeout_seconds=600"
     env = os.environ | THREADS | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    words = [[sys.executable, __file__, f"--steps={steps}", f"--drive={processes},{i},{address}"] for i in range(processes)]
+    words = [[sys.executable, __file__, f"--steps={steps}", f"--devices={','.join(map(str, devices))}", f"--drive={processes},{i},{address}"] for i in range(processes)]
     started = [subprocess.Popen(w, cwd=ROOT, env=env, text=True, stdout=None if i else subprocess.PIPE) for i, w in enumerate(words)]
     found = {}
     try:
@@ -102,30 +107,38 @@ def run(steps: int, processes: int, /) -> dict[str, list[float]]:
 
 def compared(found: dict[str, list[float]], /) -> dict[str, float]:
     """The table, printed; the largest relative difference of every run from that of one device."""
-    reference, worst = found.pop("1 device"), {}
-    print(f"{'run':<28}{'step 1':>12}{'step ' + str(len(reference)):>12}{'largest':>12}")
+    reference, worst = found.pop(REFERENCE), {}
+    print(f"{'run':<34}{'step 1':>12}{'step ' + str(len(reference)):>12}{'largest':>12}")
     for name, values in found.items():
         off = [abs(a - b) / abs(b) for a, b in zip(values, reference, strict=True)]
         worst[name] = max(off)
-        print(f"{name:<28}{off[0]:>12.1e}{off[-1]:>12.1e}{worst[name]:>12.1e}", flush=True)
+        print(f"{name:<34}{off[0]:>12.1e}{off[-1]:>12.1e}{worst[name]:>12.1e}", flush=True)
     print(f"loss {reference[0]:.6f} at step 1, {reference[-1]:.6f} at step {len(reference)}")
     return worst
+
+
+def numbers(text: str, /) -> tuple[int, ...]:
+    """Those of "1,2,4"."""
+    return tuple(map(int, text.split(",")))
 
 
 def main(argv: list[str], /) -> int:
     """Everything; with --drive one process of it."""
     parser = argparse.ArgumentParser(description="Losses of the same steps over devices, meshes and processes.")
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--processes", default="1,2,4")
+    parser.add_argument("--processes", type=numbers, default=(1, 2, 4))
+    parser.add_argument("--devices", type=numbers, default=(2, 4, 8))
     parser.add_argument("--goal", type=float, default=1e-6)
     parser.add_argument("--drive", default="", help=argparse.SUPPRESS)
     options: Any = parser.parse_args(argv)
     if options.drive:
         processes, process, coordinator = options.drive.split(",")
-        drive(options.steps, int(processes), int(process), coordinator)
+        drive(options.steps, options.devices, int(processes), int(process), coordinator)
         return 0
-    counts = sorted({1, *map(int, options.processes.split(","))})
-    worst = compared({name: values for count in counts for name, values in run(options.steps, count).items()})
+    starts = groups(options.processes, options.devices)
+    if starts == [(1, (1,))]:
+        parser.error(f"no run: {options.devices} devices cannot be shared by {options.processes} processes")
+    worst = compared({name: values for start in starts for name, values in run(options.steps, *start).items()})
     within = max(worst.values()) <= options.goal
     print(json.dumps({"steps": options.steps, "runs": worst, "worst": max(worst.values()), "goal": options.goal, "within": within}))
     return 0 if within else 1

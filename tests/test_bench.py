@@ -48,6 +48,7 @@ def test_ratio_by_hand() -> None:
     """Theirs over ours: above 1 means that ours is faster; extremes are of pairs, not of extremes."""
     theirs, ours = [Lap(2.0, 6.0), Lap(4.0, 6.0), Lap(6.0, 6.0)], [Lap(1.0, 2.0), Lap(4.0, 2.0), Lap(2.0, 2.0)]
     assert benchmarks.ratio(theirs, ours) == {"of_medians": 2, "min": 1, "max": 3, "of_cpu_medians": 3}
+    assert benchmarks.ratio(theirs, ours, size=2) == {"of_medians": 1, "min": 0.5, "max": 1.5, "of_cpu_medians": 1.5}  # of twice as many clips
 
 
 @pytest.mark.parametrize(("kind", "tflops"), [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H200", 989), ("NVIDIA A100-SXM4-80GB", 312), ("TPU v5 lite", 197),
@@ -119,7 +120,7 @@ def run() -> assembly.Assembly:
 def test_the_step_is_the_trainers(run: assembly.Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
     """It moves the state on, waits for it, and gives figures that fit together, beside a rival that sleeps."""
     class Rival:
-        name, about = "sleeper", {"versions": {"torch": "0"}}
+        name, about, clips = "sleeper", {"versions": {"torch": "0"}}, 16
 
         def __call__(self, steps: int) -> None:
             time.sleep(0.05 * steps)
@@ -127,7 +128,7 @@ def test_the_step_is_the_trainers(run: assembly.Assembly, monkeypatch: pytest.Mo
     trainings: list[Any] = []
     training = benchmarks.Training
     monkeypatch.setattr(benchmarks, "Training", lambda r: trainings.append(training(r)) or trainings[0])
-    found = benchmarks.step(run, steps=2, repeats=3, warmup=2, peak_tflops=0.0, dtype="float32", rival=Rival())
+    found = benchmarks.step(run, steps=2, repeats=3, warmup=2, peak_tflops=0.0, dtype="float32", rival=Rival)
     assert int(trainings[0]._state.step) == 2 + 3 * 2 and 0.5 < trainings[0].loss < 2
     assert found["clips_per_step"] == 8 and found["devices"] == 8 and found["steps"] == 2 and found["repeats"] == 3
     assert found["train_flops_per_clip"] == run.objective.cost().train_flops
@@ -136,10 +137,12 @@ def test_the_step_is_the_trainers(run: assembly.Assembly, monkeypatch: pytest.Mo
     assert found["peak"]["source"].startswith("measured: 2048x2048x2048 matrix product in float32")
     assert found["mfu"] == pytest.approx(8 * found["train_flops_per_clip"] / seconds / (found["peak"]["tflops"] * 1e12), rel=0.05, abs=1e-4)
     against = found["against"]
-    assert against["ms_per_step"]["min"] >= 50 and against["times_longer"]["of_medians"] == pytest.approx(against["ms_per_step"]["median"] / 1e3 / seconds, rel=1e-2, abs=1e-3)
+    assert against["ms_per_step"]["min"] >= 50 and against["clips_per_step"] == 16
+    assert against["times_longer"]["of_medians"] == pytest.approx(against["ms_per_step"]["median"] / 1e3 / 16 / (seconds / 8), rel=1e-2, abs=1e-3)
+    assert against["clips_per_second"] == pytest.approx(16e3 / against["ms_per_step"]["median"], rel=1e-2)
     assert set(found["versions"]) == set(benchmarks.LIBRARIES) and found["date"][:2] == "20"
     text = "\n".join(benchmarks.lines(found))
-    assert "sleeper" in text and "measured" in text and "process, resident set" in text
+    assert "sleeper" in text and "ms a step of 16 clips" in text and "measured" in text and "process, resident set" in text
 
 
 def test_a_step_that_means_nothing_is_refused(run: assembly.Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,12 +328,61 @@ def test_the_rival_is_compiled_as_asked(reference: Any, monkeypatch: pytest.Monk
         reference.Step(run.objective, clips=8, dtype="float32", attention="sdpa", device="cpu", compiled=how)
     with pytest.raises(UserError, match="--torch-compile=none goes with --against=torch"):
         bench.main(["step", "--config=configs/tiny.py", "--torch-compile=none"])
+    for words, message in ((["--torch-batch=8"], "--torch-batch=8 goes with --against=torch"),
+                           (["--against=torch", "--torch-batch=8,0"], "--torch-batch=8,0; allowed are whole numbers of 1 and more")):
+        with pytest.raises(UserError, match=message):
+            bench.main(["step", "--config=configs/tiny.py", *words])
     with pytest.raises(UserError, match="--profile=/proc/nope cannot be made"):
         bench.main(["step", "--config=configs/tiny.py", "--profile=/proc/nope"])
     blocks = run.objective.encoder.depth + run.objective.decoder.depth
     assert done == ["VideoMAELayer"] * blocks + ["loss"]
     with pytest.raises(UserError, match="--torch-compile=blocks,all: 'all'; allowed are none, blocks, whole"):
         bench.main(["step", "--config=configs/tiny.py", "--mode=dual", "--batch=8", "--against=torch", "--torch-compile=blocks,all", *SMALL])
+
+
+@pytest.mark.parametrize(("seconds", "best"), [
+    ({8: 1.0, 4: 0.4, 16: 3.0}, ("eager", 4)),  # a clip takes 1/8, 1/10 and 3/16 s
+    ({8: 1.0, 4: 0.6, 16: 1.9}, ("eager", 16)), ({8: 1.0, 4: 0.5, 16: 2.0}, ("eager", 8)), ({8: 1.0, 4: 0.6, 16: None}, ("eager", 8)),
+    ({8: None, 4: 0.6, 16: None}, ("eager", 4)), ({8: None, 4: None, 16: None}, None)])
+def test_the_rival_has_its_best_batch(reference: Any, run: assembly.Assembly, monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float | None], best: Any) -> None:
+    """The least time a clip counts, under the better attention; a batch that does not fit (None) ends nothing, unless none does."""
+    class Step:
+        def __init__(self, objective: Any, /, *, clips: int, attention: str, **_: Any) -> None:
+            self.clips, self.attention = clips, attention
+
+        def __call__(self, steps: int) -> None:
+            if seconds[self.clips] is None:
+                raise reference.Exhausted(f"{self.clips} clips do not fit")
+
+    said: list[str] = []
+    monkeypatch.setattr(reference, "Step", Step)
+    monkeypatch.setattr(benchmarks, "lap", lambda trial, steps: (trial(steps), Lap(seconds[trial.clips] * (2 if trial.attention == "sdpa" else 1), 0.0))[1])
+    if best is None:
+        with pytest.raises(UserError, match="no rival ran; tried none compiled, 8, 4, 16 clips a step"):
+            reference.fastest(run, dtype="float32", clips=(8, 4, 16), say=said.append)
+        return
+    rival = reference.fastest(run, dtype="float32", clips=(8, 4, 16), say=said.append)
+    assert (rival.attention, rival.clips) == best
+    assert len(said) == (4 if seconds[8] else 5) and sum("is left out" in line for line in said) == {1: 1, 2: 3}.get(list(seconds.values()).count(None), 0)
+    assert reference.batches(8, "cuda") == (8, 4, 16) and reference.batches(1, "cuda") == (1, 2) and reference.batches(8, "cpu") == (8,)
+
+
+def test_a_rival_that_does_not_fit_is_one_line(reference: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own error for it, by the number of its clips; other failures of the plain way are not hidden."""
+    import torch
+
+    run = assembly.assemble(options("--config=configs/tiny.py", "--mode=dual", "--batch=8", *SMALL)[0])
+    rival = reference.Step(run.objective, clips=8, dtype="float32", attention="sdpa", device="cpu")
+    for error, alone, searched in ((torch.OutOfMemoryError("CUDA out of memory"), "8 clips a step of VideoMAE V2 .* do not fit", "no rival ran"),
+                                   (RuntimeError("broken"), "broken", "broken")):
+        def forward(*_: Any, error: Exception = error, **__: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(reference.Dual, "forward", forward)
+        with pytest.raises(type(error) if alone == "broken" else UserError, match=alone):
+            rival(1)
+        with pytest.raises(type(error) if alone == "broken" else UserError, match=searched):
+            reference.fastest(run, dtype="float32", say=lambda line: None)
 
 
 def test_v2_has_a_rival_too(reference: Any) -> None:

@@ -209,14 +209,14 @@ def test_time_by_hand(program: hlo.Program) -> None:
 # -- the real step on eight devices ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def sharded() -> Any:
-    """configs/tiny.py with Adam, its stack of four layers the bulk of the parameters: (run, compiled step) on data 2 x fsdp 4."""
+@pytest.fixture(scope="module", params=[(2, 4, 1), (2, 2, 2)], ids=str)
+def sharded(request: pytest.FixtureRequest) -> Any:
+    """configs/tiny.py with Adam, its stack of four layers the bulk of the parameters: (run, compiled step) on data x fsdp x tensor."""
     small = tiny.tiny(configs.load("configs/tiny.py"))
     small.objective.encoder.width = 32
     small.objective.encoder.depth = 4
     small.optimizers.main = configs.spec(optim.AdamW, schedule=optim.Schedule(base=1e-3, warmup="0", unit=0))
-    small.mesh = {"data": 2, "fsdp": 4, "tensor": 1, "replicated": 1.0}
+    small.mesh = dict(zip(parallel.AXES, request.param, strict=True)) | {"replicated": 1.0}
     run = assemble(small, trust=tiny.TRUST)
     return run, run.compile()
 
@@ -353,7 +353,9 @@ def test_the_step_moves_what_it_must(sharded: Any) -> None:
     reduced = sum(c.bytes * c.times for c in program.collectives if c.kind in ("all-reduce", "reduce-scatter"))
     split = sum(4 * math.prod(x.shape) for x, s in zip(jax.tree.leaves(params), jax.tree.leaves(run.shardings.params), strict=True)
                 if not s.is_fully_replicated)
-    assert split <= gathered <= 3 * split and split <= reduced <= 2.5 * split, (gathered / split, reduced / split)
+    # What it was when every parameter was gathered for both passes and every gradient reduced once; a tensor axis gathers and reduces activations, too.
+    known = {1: (1.846, 1.292), 2: (1.0, 1.160)}[run.mesh.shape["tensor"]]
+    assert (gathered / split, reduced / split) == pytest.approx(known, rel=0.1)
 
 
 def test_the_state_is_donated(sharded: Any) -> None:

@@ -7,15 +7,30 @@ import mesh_invariance
 import pytest
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_meshes(processes: int) -> None:
-    """Of one process every number of devices under every mesh; of several all devices, and a tensor axis within a process."""
-    found = mesh_invariance.meshes(processes)
-    assert len(set(found.values())) == len(found) == (12 if processes == 1 else 4)
+@pytest.mark.parametrize(("processes", "devices", "count"), [(1, 1, 1), (1, 2, 3), (1, 4, 4), (1, 8, 4), (2, 2, 2), (2, 4, 4), (2, 8, 4), (4, 4, 2), (4, 8, 4)])
+def test_meshes(processes: int, devices: int, count: int) -> None:
+    """All devices under every mesh that there is; a tensor axis lies within a process."""
+    found = mesh_invariance.meshes(processes, devices)
+    assert len(set(found.values())) == len(found) == count
     for name, mesh in found.items():
-        assert math.prod(mesh) == (int(name.split()[0]) if processes == 1 else 8) and mesh[2] <= 8 // processes
+        assert math.prod(mesh) == devices and mesh[2] <= devices // processes and f"{devices} device" in name
         assert (mesh[0] > 1, mesh[1] > 1, mesh[2] > 1) == (" dp" in name, "fsdp" in name, "tp" in name), name
-    assert mesh_invariance.meshes(1)["8 devices, fsdp x tp"] == (1, 4, 2)
+    assert mesh_invariance.meshes(1, 8)["8 devices, fsdp x tp"] == (1, 4, 2)
+
+
+def test_every_number_of_processes_shares_every_number_of_devices() -> None:
+    """By default no cell is missing: one device in one process first, then two and four processes on as few devices as they can have and more."""
+    assert mesh_invariance.groups((1, 2, 4), (2, 4, 8)) == [(1, (1, 2, 4, 8)), (2, (2,)), (2, (4,)), (2, (8,)), (4, (4,)), (4, (8,))]
+    assert mesh_invariance.groups((2,), (2,)) == [(1, (1,)), (2, (2,))]
+    with pytest.raises(SystemExit):
+        mesh_invariance.main(["--processes=4", "--devices=2"])
+
+
+def test_two_processes_of_one_device_agree_with_one(capfd: pytest.CaptureFixture[str]) -> None:
+    """Few steps of the least that several processes can be."""
+    assert mesh_invariance.main(["--steps=2", "--processes=2", "--devices=2"]) == 0
+    result = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert result["within"] and set(result["runs"]) == {"2 processes, 2 devices, dp", "2 processes, 2 devices, fsdp"}
 
 
 def test_the_largest_difference_of_any_step_counts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,4 +47,4 @@ def test_few_steps_agree_everywhere(capfd: pytest.CaptureFixture[str]) -> None:
     """One and two processes."""
     assert mesh_invariance.main(["--steps=3", "--processes=1,2"]) == 0
     result = json.loads(capfd.readouterr().out.splitlines()[-1])
-    assert result["within"] and len(result["runs"]) == 11 + 4 and result["steps"] == 3
+    assert result["within"] and len(result["runs"]) == 11 + 2 + 4 + 4 and result["steps"] == 3

@@ -151,25 +151,29 @@ def figures(laps: list[Lap], /, *, clips: int, flops: float, peak: Peak) -> dict
             "clips_per_second": round(clips / middle, 3), "mfu": round(clips * flops / middle / (peak.tflops * 1e12), 4)}
 
 
-def ratio(theirs: list[Lap], ours: list[Lap], /) -> dict[str, float]:
-    """How many times longer theirs takes: ratio of the medians, and the extremes of the ratios of paired repeats."""
+def ratio(theirs: list[Lap], ours: list[Lap], /, *, size: float = 1.0) -> dict[str, float]:
+    """How many times longer theirs takes: ratio of the medians, and the extremes of the ratios of paired repeats.
+
+    `size` is how many times as many clips a step of theirs has; times are of the same number of clips.
+    """
     pairs = [t.wall / o.wall for t, o in zip(theirs, ours, strict=True)]
     medians = statistics.median(t.wall for t in theirs) / statistics.median(o.wall for o in ours)
     cpu = statistics.median(t.cpu for t in theirs) / statistics.median(o.cpu for o in ours)
-    return _rounded({"of_medians": medians, "min": min(pairs), "max": max(pairs), "of_cpu_medians": cpu})
+    return _rounded({k: v / size for k, v in {"of_medians": medians, "min": min(pairs), "max": max(pairs), "of_cpu_medians": cpu}.items()})
 
 
 def _rounded(values: Mapping[str, float], /) -> dict[str, float]:
     return {k: round(v, 3) for k, v in values.items()}
 
 
-def step(run: Assembly, /, *, steps: int, repeats: int, warmup: int, peak_tflops: float, dtype: str, rival: Any = None,
+def step(run: Assembly, /, *, steps: int, repeats: int, warmup: int, peak_tflops: float, dtype: str, rival: Callable[[], Any] | None = None,
          profile: str = "", say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """The figures of a run's training step as plain data.
 
     `steps` of a repeat may be 0: about a second each. `peak_tflops` of one device overrides the table; where neither
-    knows it, the peak is the best matrix product of `dtype` among the repeats. `rival` is another implementation of the
-    same step: an object with `name`, `about` and `__call__(steps)`, timed in turns with ours. `profile` is a folder for a trace.
+    knows it, the peak is the best matrix product of `dtype` among the repeats. `rival` makes another implementation of the
+    same step, once ours has its memory: an object with `name`, `about`, `clips` of a step and `__call__(steps)`, timed in turns with ours.
+    `profile` is a folder for a trace.
     """
     devices = list(run.mesh.devices.flat)
     training = Training(run)
@@ -182,8 +186,9 @@ def step(run: Assembly, /, *, steps: int, repeats: int, warmup: int, peak_tflops
         runs["peak"] = (product, warmed(product, steps=0, warmup=2))
     elif not peak_tflops:
         peak = dataclasses.replace(peak, tflops=peak.tflops * len(devices))
-    if rival is not None:
-        runs["rival"] = (rival, warmed(rival, steps=steps, warmup=warmup))
+    other = rival() if rival else None
+    if other is not None:
+        runs["rival"] = (other, warmed(other, steps=steps, warmup=warmup))
     laps = interleaved(runs, repeats=repeats)
     if not peak:
         peak = Peak(at_once(devices) * product.flops / min(x.wall for x in laps["peak"]) / 1e12, f"measured: {product.name}, best of {repeats}")
@@ -200,9 +205,10 @@ def step(run: Assembly, /, *, steps: int, repeats: int, warmup: int, peak_tflops
         raise UserError(f"the loss of the benchmarked step is {training.loss}; its figures would mean nothing")
     if profile:
         result |= profiled(training, profile, wall=statistics.median(x.wall for x in laps["ours"]), say=say)
-    if rival is not None:
-        result["against"] = {"name": rival.name, **rival.about, "steps": runs["rival"][1],
-                             **figures(laps["rival"], clips=clips, flops=flops, peak=peak), "times_longer": ratio(laps["rival"], laps["ours"])}
+    if other is not None:
+        result["against"] = {"name": other.name, **other.about, "clips_per_step": other.clips, "steps": runs["rival"][1],
+                             **figures(laps["rival"], clips=other.clips, flops=flops, peak=peak),
+                             "times_longer": ratio(laps["rival"], laps["ours"], size=other.clips / clips)}
     return result
 
 
@@ -228,6 +234,6 @@ def lines(result: Mapping[str, Any], /) -> list[str]:
             f"peak memory {memory['peak_bytes'] / 2**30:.2f} GiB ({memory['of']}), compile {result['compile_seconds']:.1f} s"]
     if "against" in result:
         other = result["against"]
-        text.append(f"{other['name']}: {other['ms_per_step']['median']:.1f} ms a step; it takes {other['times_longer']['of_medians']:.2f} times as long "
-                    f"({other['times_longer']['min']:.2f} to {other['times_longer']['max']:.2f} in paired repeats)")
+        text.append(f"{other['name']}: {other['ms_per_step']['median']:.1f} ms a step of {other['clips_per_step']} clips, {other['clips_per_second']:.2f} clips/s; "
+                    f"a clip takes {other['times_longer']['of_medians']:.2f} times as long ({other['times_longer']['min']:.2f} to {other['times_longer']['max']:.2f} in paired repeats)")
     return text

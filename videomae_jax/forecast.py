@@ -1,17 +1,19 @@
 """The figures of a plan: time, utilisation, chip-hours, input, storage, as plain data and as a table."""
 
 import importlib.metadata
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from videomae_jax import assembly, benchmarks, hlo, topologies
+from videomae_jax import assembly, benchmarks, hlo, parallel, topologies
 from videomae_jax import config as configs
 from videomae_jax.data.unread import Unread
 from videomae_jax.errors import UserError
-from videomae_jax.plan import EFFICIENCY, LABEL, MEASURED, TRIES, Compiled, Estimate, Input, Planner
+from videomae_jax.plan import EFFICIENCY, LABEL, MEASURED, TRIES, Choice, Compiled, Estimate, Input, Planner
 from videomae_jax.topologies import Topology, find, local
 
 VIDEOS = 1_350_000  # of VideoMAE V2's UnlabeledHybrid
@@ -67,7 +69,7 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
         "compile_seconds": round(compiled.seconds, 1) if compiled.seconds else None, "compile_cpu_seconds": round(compiled.cpu, 1),
         "label": MEASURED if (chip.name, topology.all_chips) == ("h100", 1) else LABEL,
         "from": "compiled step" if compiled.program else "compiled step's memory, estimated time" if compiled.seconds else "estimate",
-        **(wires(compiled.program, time) if time else {}), **feeding,
+        **(wires(compiled.program, time) if time else {}), "breaches": broken(compiled.program, planner, estimate.choice), **feeding,
         "checkpoint_gb": assembly.state_bytes(run.abstract) / 1e9, "versions": versions()}
     result["stages"] = [{"config": config.name, "chip_hours": result["chip_hours"]}] + [
         stage(one, topology, result["predicted_mfu"], feed=feed, tested=tested, trust=trust) for one, tested in then]
@@ -140,6 +142,33 @@ def wires(program: hlo.Program, time: hlo.Time, /) -> dict[str, Any]:
             "seconds": {"compute": time.compute, "memory": time.memory, "wire": time.wire, "host": time.host, "exposed": time.exposed}}
 
 
+def broken(program: hlo.Program | None, planner: Planner, choice: Choice, /) -> list[str]:
+    """`breaches` of a program for TPUs: of the parameters as they are computed with, for every micro-batch and draw; nothing for other programs."""
+    run = planner.run
+    if program is None or planner.topology.chip.platform != "tpu":
+        return []
+    dtypes = [node.dtype for _, node in run.config.objective.items() if hasattr(node, "keys") and "dtype" in node]
+    size = max((jnp.dtype(dtype).itemsize for dtype in dtypes), default=4)
+    leaves = [size * math.prod(x.shape) for x in jax.tree.leaves((parallel.unbox(run.abstract.params), parallel.unbox(run.abstract_frozen)))]
+    moved = math.inf if choice.tensor > 1 else 3 * sum(leaves) * choice.microbatches * run.draws
+    return breaches(program, moved=moved, largest=max(leaves))
+
+
+def breaches(program: hlo.Program, /, *, moved: float, largest: float) -> list[str]:
+    """What a compiled step does that a sharded one must not, a line each: exchange all with all, gather a stack of layers at once, move more than it has to.
+
+    `moved` bytes of gathers and scatters are due: one gather for either pass and one scatter of gradients (no limit where a tensor axis
+    moves activations, too); `largest` bytes has the largest array of parameters, which is a stack that its loop gathers a layer at a time.
+    """
+    every = program.collectives
+    exchanged = sum(c.bytes * c.times for c in every if c.kind in ("all-to-all", "ragged-all-to-all"))
+    whole = max((c.bytes for c in every if c.kind == "all-gather" and not c.loop), default=0.0)
+    due = sum(c.bytes * c.times for c in every if c.kind in ("all-gather", "reduce-scatter"))
+    found = [f"{exchanged / 1e9:.3g} GB a device go from all to all; none should"] if exchanged else []
+    found += [f"{whole / 1e9:.3g} GB of parameters are gathered at once, outside the loop over layers"] if whole >= largest else []
+    return found + ([f"gathers and scatters move {due / 1e9:.3g} GB a device, {due / moved:.2f} times what parameters and gradients need"] if due > 1.05 * moved else [])
+
+
 def fed(run: assembly.Assembly, topology: Topology, seconds: float, feed: Input, /) -> dict[str, Any]:
     """What the hosts must do to keep up, and whether they can."""
     decodes = run.config.batch_size * run.draws / seconds / topology.hosts
@@ -195,6 +224,7 @@ def table(plan: Mapping[str, Any], /) -> list[str]:
     for one in plan["stages"][1:]:
         test = f", test of {one['tested']:,} videos in {one['views']} views {one['test_chip_hours']:,.1f}" if "tested" in one else ""
         rows.append(("stage", f"{one['config']}: {one['chip_hours']:,.0f} chip-hours{test}"))
+    rows += [("warning", line) for line in plan["breaches"]]
     rows += [("way out", line) for line in plan["ways_out"]]
     compiled = f", compiled in {plan['compile_seconds']:.0f} s ({plan['compile_cpu_seconds']:.0f} s of CPU)" if plan["compile_seconds"] else ""
     rows.append(("from", f"{plan['from']}{compiled}; {plan['label']}"))

@@ -57,8 +57,12 @@ def targets(pixels: torch.Tensor, config: Any, /) -> torch.Tensor:
     return cut.flatten(2)
 
 
+class Exhausted(UserError):
+    """A step of the rival does not fit into the memory that is left."""
+
+
 class Step:
-    """Forward, backward and AdamW of VideoMAEForPreTraining, or of `Dual`, on one batch; `about` says how it runs.
+    """Forward, backward and AdamW of VideoMAEForPreTraining, or of `Dual`, on one batch of `clips`; `about` says how it runs.
 
     float32 parameters; bfloat16 means autocast. The batch holds normalised float frames, as its processor hands them out.
     """
@@ -69,7 +73,7 @@ class Step:
         self._model.to(device).train()
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
         self._cast = torch.autocast(device, dtype=torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
-        self._device = device
+        self._device, self.clips = device, clips
         encoder, tokens = objective.encoder, objective.cost().tokens
         self._pixels = torch.randn((clips, encoder.frames, encoder.channels, encoder.size, encoder.size)).to(device)
         grid = encoder.grid
@@ -93,15 +97,18 @@ class Step:
                       "dtype": dtype, "threads": torch.get_num_threads(), "device": device, "optimizer": "AdamW, fused", "parameters": trained}
 
     def __call__(self, steps: int, /) -> None:
-        """Runs `steps` training steps and waits for the last."""
-        for _ in range(steps):
-            self._optimizer.zero_grad(set_to_none=True)
-            with self._cast:
-                loss = self._loss()
-            loss.backward()
-            self._optimizer.step()
-        if self._device == "cuda":
-            torch.cuda.synchronize()
+        """Runs `steps` training steps and waits for the last; raises Exhausted where memory is too small."""
+        try:
+            for _ in range(steps):
+                self._optimizer.zero_grad(set_to_none=True)
+                with self._cast:
+                    loss = self._loss()
+                loss.backward()
+                self._optimizer.step()
+            if self._device == "cuda":
+                torch.cuda.synchronize()
+        except torch.OutOfMemoryError as error:
+            raise Exhausted(f"{self.clips} clips a step of {self.name} do not fit into the device's memory; use a smaller --batch or --torch-batch") from error
         self.loss = float(loss.detach())
         if not math.isfinite(self.loss):
             raise UserError(f"the loss of {self.name} is {self.loss}; its figures would mean nothing")
@@ -126,13 +133,18 @@ def settings(objective: Any, /) -> Any:
         norm_pix_loss=normalise == "channel", use_mean_pooling=False)
 
 
-def fastest(run: Assembly, /, *, dtype: str, compiled: tuple[str, ...] = (), say: Callable[[str], None]) -> Step:
-    """The rival in whichever way takes the least time for one step after a first one.
+def batches(clips: int, device: str, /) -> tuple[int, ...]:
+    """Clips a step that the rival tries where none are asked for: ours, on GPUs half and twice as many too; on CPUs every try takes long and wins little."""
+    return (clips, *(n for n in (clips // 2, 2 * clips) if n)) if device == "cuda" else (clips,)
 
-    CPUs try both implementations of attention, GPUs scaled_dot_product_attention under each of `compiled`, by default all of `COMPILED`.
+
+def fastest(run: Assembly, /, *, dtype: str, compiled: tuple[str, ...] = (), clips: tuple[int, ...] = (), say: Callable[[str], None]) -> Step:
+    """The rival in whichever way, and with whichever batch, takes the least time a clip for one step after a first one.
+
+    CPUs try both implementations of attention, GPUs scaled_dot_product_attention under each of `compiled`, by default all of `COMPILED`. The way that is
+    best with the first of `clips` (by default `batches`) that fits is the one that is tried with the others. What does not fit into the memory that is
+    left is left out.
     """
-    from videomae_jax import benchmarks
-
     platform = next(iter(run.mesh.devices.flat)).platform
     device = "cuda" if platform in ("gpu", "cuda") else "cpu"
     if platform not in ("cpu", "gpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
@@ -140,25 +152,40 @@ def fastest(run: Assembly, /, *, dtype: str, compiled: tuple[str, ...] = (), say
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     ways = [("sdpa", how) for how in compiled or COMPILED] if device == "cuda" else [(a, how) for how in compiled or ("none",) for a in ("sdpa", "eager")]
 
-    def build(attention: str, compiled: str) -> Step:
-        return Step(run.objective, clips=run.clips * run.draws, dtype=dtype, attention=attention, device=device, compiled=compiled)
+    def build(attention: str, compiled: str, clips: int) -> Step:
+        return Step(run.objective, clips=clips, dtype=dtype, attention=attention, device=device, compiled=compiled)
 
-    seconds = {}
-    for way in ways:
-        name, trial = f"torch with {way[0]} attention, {way[1]} compiled", build(*way)
-        try:
-            trial(1)
-            seconds[way] = benchmarks.lap(trial, steps=1).wall
-            say(f"{name}: {1e3 * seconds[way]:.0f} ms a step")
-        except Exception as error:  # torch.compile needs a C compiler and more; without it the plain ones still are rivals
-            if way[1] == "none":
-                raise
-            say(f"{name} is left out: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+    tried = clips or batches(run.clips * run.draws, device)
+    seconds: dict[tuple[str, str, int], float] = {}
+    for count in tried:
+        for way in [min(seconds, key=seconds.get)[:2]] if seconds else ways:
+            found = _timed(build, *way, count, say=say)
+            if found is not None:
+                seconds[*way, count] = found / count
+            if device == "cuda":
+                torch.cuda.empty_cache()
+    if not seconds:
+        raise UserError(f"--against=torch: no rival ran; tried {', '.join(dict.fromkeys(way[1] for way in ways))} compiled, {', '.join(map(str, tried))} clips a step")
+    return build(*min(seconds, key=seconds.get))
+
+
+def _timed(build: Callable[[str, str, int], Step], attention: str, compiled: str, clips: int, /, *, say: Callable[[str], None]) -> float | None:
+    """Seconds of a step after a first one; None where it does not fit, or where what is compiled does not run."""
+    from videomae_jax import benchmarks
+
+    name, trial = f"torch with {attention} attention, {compiled} compiled, {clips} clips", None
+    try:
+        trial = build(attention, compiled, clips)
+        trial(1)
+        wall = benchmarks.lap(trial, steps=1).wall
+        say(f"{name}: {1e3 * wall:.0f} ms a step, {clips / wall:.2f} clips/s")
+        return wall
+    except Exception as error:  # torch.compile needs a C compiler and more; without it the plain ones still are rivals
+        if compiled == "none" and not isinstance(error, Exhausted | torch.OutOfMemoryError):
+            raise
+        say(f"{name} is left out: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+        return None
+    finally:
         del trial
         gc.collect()
         torch.compiler.reset()
-        if device == "cuda":
-            torch.cuda.empty_cache()
-    if not seconds:
-        raise UserError(f"--against=torch: no rival ran; tried {', '.join(way[1] for way in ways)} compiled")
-    return build(*min(seconds, key=seconds.get))

@@ -2,9 +2,11 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import pathlib
+import re
 import tempfile
 from typing import Any
 
@@ -44,6 +46,8 @@ def options_of_step(argv: list[str], /) -> tuple[argparse.Namespace, dict[str, s
     parser.add_argument("--against", choices=("torch",), help="also time the same in PyTorch on this machine, in turns: Hugging Face's VideoMAE, or V2 on its blocks")
     parser.add_argument("--torch-compile", default="", metavar="WAYS", help="with --against: of none,blocks,whole those that torch.compile tries "
                         "(default: all on GPUs, none on CPUs)")
+    parser.add_argument("--torch-batch", default="", metavar="N,...", help="with --against: clips a step that the rival tries, of which it takes the fastest "
+                        "a clip (default: as many as ours, on GPUs half and twice as many too)")
     parser.add_argument("--profile", type=arguments.path, default="", metavar="DIR",
                         help="also trace three steps into DIR (for TensorBoard) and say where their time goes")
     options, assignments = arguments.parse(parser, argv)
@@ -70,7 +74,8 @@ def step(argv: list[str], /) -> int:
         ways = tuple(filter(None, options.torch_compile.split(",")))
         if unknown := set(ways) - set(torch_reference.COMPILED):
             raise UserError(f"--torch-compile={options.torch_compile}: {sorted(unknown)[0]!r}; allowed are {', '.join(torch_reference.COMPILED)}")
-        rival = torch_reference.fastest(run, dtype=dtype, compiled=ways, say=say)
+        clips = tuple(int(word) for word in options.torch_batch.split(",") if word)
+        rival = functools.partial(torch_reference.fastest, run, dtype=dtype, compiled=ways, clips=clips, say=say)
     result = benchmarks.step(run, steps=options.steps, repeats=options.repeats, warmup=options.warmup, peak_tflops=options.peak_tflops,
                              dtype=dtype, rival=rival, profile=options.profile, say=say)
     for line in benchmarks.lines(result):
@@ -140,8 +145,11 @@ def check(options: argparse.Namespace, /) -> None:
 
     if bool(options.size) == bool(options.config):
         raise UserError("bench step needs either --size or --config")
-    if options.torch_compile and not options.against:
-        raise UserError(f"--torch-compile={options.torch_compile} goes with --against=torch")
+    for name, value in (("compile", options.torch_compile), ("batch", options.torch_batch)):
+        if value and not options.against:
+            raise UserError(f"--torch-{name}={value} goes with --against=torch")
+    if options.torch_batch and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", options.torch_batch):
+        raise UserError(f"--torch-batch={options.torch_batch}; allowed are whole numbers of 1 and more with commas between them")
     for name, least in (("batch", 0), ("steps", 0), ("repeats", 1), ("warmup", 1), ("peak_tflops", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name.replace('_', '-')}={getattr(options, name)}; allowed are {least} and more")
