@@ -335,5 +335,6 @@ def test_shapes_of_data_that_are_not_here(folder: pathlib.Path) -> None:
     for where, platform in (("host", "tpu"), ("auto", "cpu")):
         kept = unread.Unread(dataclasses.replace(made, crops=where), 99)
         assert ingest.placed(kept, platform=platform, **options) is kept
+    assert all(sources.names(one, kind) == () for one in (found, unread.Unread(made, 99)) for kind in ("attributes", "classes"))
     tuned = unread.Unread(dataclasses.replace(made, crop=augment.AugmentedCrop()), 99)
     assert ingest.placed(tuned, platform="tpu", **options) is tuned

@@ -13,6 +13,8 @@ class Unread:
 
     source: Any
     length: int
+    classes = ()  # of labels and attributes no file tells the names
+    attributes = ()
 
     @property
     def fields(self) -> Mapping[str, sources.Field]:
