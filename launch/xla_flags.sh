@@ -25,7 +25,8 @@ tpu_here() { # the generation of this machine's TPU, which its PCI devices tell 
     # The network card of Google's machines has the vendor of the TPUs.
     case "$vendor $id" in
       "0x1ae0 0x0027") echo v3 ;; "0x1ae0 0x0056") echo plc ;; "0x1ae0 0x005e") echo v4 ;; "0x1ae0 0x0062") echo v5p ;;
-      "0x1ae0 0x0063") echo v5e ;; "0x1ae0 0x006f") echo v6e ;; "0x1ae0 0x0076") echo tpu7x ;; *) continue ;;
+      "0x1ae0 0x0063") echo v5e ;; "0x1ae0 0x006f") echo v6e ;; "0x1ae0 0x0076") echo tpu7x ;;
+      "0x1ae0 0x0083") echo tpu8i ;; "0x1ae0 0x007c") echo tpu8t ;; *) continue ;;
     esac
     return 0
   done
@@ -47,7 +48,7 @@ chip_here() { # the chip of this machine; gpu or tpu for one that no flags are k
     return
   fi
   case "${ACCELERATOR_TYPE:-${TPU_ACCELERATOR_TYPE:-$(tpu_here)}}" in
-    v5litepod-* | v5e*) echo v5e ;; v5p*) echo v5p ;; v6e*) echo v6e ;; tpu7x*) echo tpu7x ;; v[2-9]* | plc) echo tpu ;; *) echo cpu ;;
+    v5litepod-* | v5e*) echo v5e ;; v5p*) echo v5p ;; v6e*) echo v6e ;; tpu7x*) echo tpu7x ;; v[2-9]* | plc | tpu*) echo tpu ;; *) echo cpu ;;
   esac
 }
 
