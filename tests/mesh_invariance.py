@@ -40,6 +40,7 @@ def meshes(processes: int, devices: int, /) -> dict[str, Mesh]:
 
 def groups(processes: tuple[int, ...], devices: tuple[int, ...], /) -> list[tuple[int, tuple[int, ...]]]:
     """(processes, totals of devices) of the starts: one process has all totals in turn, several have just the devices that they use."""
+    devices = tuple(n for n in devices if n > 1)  # one alone is the reference, in any case
     several = [(p, (n,)) for p in processes for n in devices if p > 1 and n % p == 0]
     return [(1, (1, *(devices if 1 in processes else ()))), *several]
 

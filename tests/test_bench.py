@@ -374,6 +374,8 @@ def test_a_rival_that_does_not_fit_is_one_line(reference: Any, monkeypatch: pyte
     run = assembly.assemble(options("--config=configs/tiny.py", "--mode=dual", "--batch=8", *SMALL)[0])
     rival = reference.Step(run.objective, clips=8, dtype="float32", attention="sdpa", device="cpu")
     for error, alone, searched in ((torch.OutOfMemoryError("CUDA out of memory"), "8 clips a step of VideoMAE V2 .* do not fit", "no rival ran"),
+                                   (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"),
+                                    "8 clips a step of VideoMAE V2 .* do not fit", "no rival ran"),
                                    (RuntimeError("broken"), "broken", "broken")):
         def forward(*_: Any, error: Exception = error, **__: Any) -> Any:
             raise error

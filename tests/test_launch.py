@@ -104,6 +104,7 @@ def test_the_matrix_of_plans_expects_one_abort(tmp_path: pathlib.Path) -> None:
     """libtpu's compiler aborts on 22B over two slices: that cell is told and no error; another that has no plan is, and so is another fault of that cell."""
     fake = tool(tmp_path, "python", '#!/usr/bin/env bash\n[[ $* != *22b* || $* != *2xv5p* ]] || $END\n[[ $* != *vit_s* ]] || exit 1\necho {"topology"}\n')
     for size, end, code, said in (("22b", "kill -ABRT $$", 0, "aborts .* as expected"), ("22b", "exit 2", 1, "no plan of videomae_v2_22B on 2xv5p-512 .code 2."),
+                                  ("22b", "kill -KILL $$", 1, "no plan of videomae_v2_22B on 2xv5p-512 .code 137."),
                                   ("22b", "true", 0, "no expected abort any more"), ("s", "true", 1, "no plan of videomae_v2_S")):
         fake.write_text(fake.read_text().replace("$END", end))
         done = run("aot_matrix.sh", str(tmp_path / "out"), size, "2xv5p-512", env={"VIDEOMAE_PYTHON": str(fake)})

@@ -22,8 +22,10 @@ def test_every_number_of_processes_shares_every_number_of_devices() -> None:
     """By default no cell is missing: one device in one process first, then two and four processes on as few devices as they can have and more."""
     assert mesh_invariance.groups((1, 2, 4), (2, 4, 8)) == [(1, (1, 2, 4, 8)), (2, (2,)), (2, (4,)), (2, (8,)), (4, (4,)), (4, (8,))]
     assert mesh_invariance.groups((2,), (2,)) == [(1, (1,)), (2, (2,))]
-    with pytest.raises(SystemExit):
-        mesh_invariance.main(["--processes=4", "--devices=2"])
+    assert mesh_invariance.groups((1, 2), (1, 2)) == [(1, (1, 2)), (2, (2,))]
+    for words in (["--processes=4", "--devices=2"], ["--processes=1", "--devices=1"]):
+        with pytest.raises(SystemExit):
+            mesh_invariance.main(words)
 
 
 def test_two_processes_of_one_device_agree_with_one(capfd: pytest.CaptureFixture[str]) -> None:

@@ -143,29 +143,31 @@ def wires(program: hlo.Program, time: hlo.Time, /) -> dict[str, Any]:
 
 
 def broken(program: hlo.Program | None, planner: Planner, choice: Choice, /) -> list[str]:
-    """`breaches` of a program for TPUs: of the parameters as they are computed with, for every micro-batch and draw; nothing for other programs."""
+    """`breaches` of a program for TPUs: of the parameters as they are computed with, for every pass and micro-batch; nothing for other programs."""
     run = planner.run
     if program is None or planner.topology.chip.platform != "tpu":
         return []
     dtypes = [node.dtype for _, node in run.config.objective.items() if hasattr(node, "keys") and "dtype" in node]
     size = max((jnp.dtype(dtype).itemsize for dtype in dtypes), default=4)
-    leaves = [size * math.prod(x.shape) for x in jax.tree.leaves((parallel.unbox(run.abstract.params), parallel.unbox(run.abstract_frozen)))]
-    moved = math.inf if choice.tensor > 1 else 3 * sum(leaves) * choice.microbatches * run.draws
-    return breaches(program, moved=moved, largest=max(leaves))
+    trained, frozen = ([size * math.prod(x.shape) for x in jax.tree.leaves(parallel.unbox(tree))] for tree in (run.abstract.params, run.abstract_frozen))
+    passes = sum(phase.repeats for phase in run.objective.phases()) * (1 + len(run.stages))  # a program holds every stage, of which a step runs one
+    moved = math.inf if choice.tensor > 1 else (3 * sum(trained) + sum(frozen)) * choice.microbatches * passes
+    return breaches(program, moved=moved, largest=max(trained))
 
 
 def breaches(program: hlo.Program, /, *, moved: float, largest: float) -> list[str]:
     """What a compiled step does that a sharded one must not, a line each: exchange all with all, gather a stack of layers at once, move more than it has to.
 
-    `moved` bytes of gathers and scatters are due: one gather for either pass and one scatter of gradients (no limit where a tensor axis
-    moves activations, too); `largest` bytes has the largest array of parameters, which is a stack that its loop gathers a layer at a time.
+    `moved` bytes of gathers and scatters are due: one gather for either pass and one scatter of gradients, one gather of frozen weights (no
+    limit where a tensor axis moves activations, too); `largest` bytes has the largest array of trained parameters, a stack that its loop gathers
+    a layer at a time. Micro-batches are a loop as well, so that being in one excuses no gather.
     """
     every = program.collectives
     exchanged = sum(c.bytes * c.times for c in every if c.kind in ("all-to-all", "ragged-all-to-all"))
-    whole = max((c.bytes for c in every if c.kind == "all-gather" and not c.loop), default=0.0)
+    whole = max((c.bytes for c in every if c.kind == "all-gather"), default=0.0)
     due = sum(c.bytes * c.times for c in every if c.kind in ("all-gather", "reduce-scatter"))
     found = [f"{exchanged / 1e9:.3g} GB a device go from all to all; none should"] if exchanged else []
-    found += [f"{whole / 1e9:.3g} GB of parameters are gathered at once, outside the loop over layers"] if whole >= largest else []
+    found += [f"{whole / 1e9:.3g} GB of parameters are gathered at once, not layer by layer"] if whole >= largest else []
     return found + ([f"gathers and scatters move {due / 1e9:.3g} GB a device, {due / moved:.2f} times what parameters and gradients need"] if due > 1.05 * moved else [])
 
 
@@ -238,7 +240,8 @@ def markdown(plans: Sequence[Mapping[str, Any]], /) -> list[str]:
     for plan in plans:
         mesh = f"{plan['mesh']['data']} x {plan['mesh']['fsdp']}"
         seconds = f"{plan['compile_seconds']:.0f}, {plan['compile_cpu_seconds']:.0f}" if plan["compile_seconds"] else "estimate"
-        rows.append(f"| {plan['config']} | {plan['topology']} | {plan['bytes_per_chip'] / 1e9:.1f}{'' if plan['fits'] else ' (does not fit)'} | {plan['remat']}, "
+        told = f" ({count} warning{'s' if count > 1 else ''})" if (count := len(plan.get("breaches", ()))) else ""
+        rows.append(f"| {plan['config']} | {plan['topology']}{told} | {plan['bytes_per_chip'] / 1e9:.1f}{'' if plan['fits'] else ' (does not fit)'} | {plan['remat']}, "
                     f"{plan['microbatches']}, {mesh} | {1e3 * plan['step_seconds']:.0f}{' (estimate)' if seconds != 'estimate' and 'estimated' in plan['from'] else ''} | {100 * plan['predicted_mfu']:.0f} % | {plan['chip_hours']:,.0f} | "
                     f"{plan['host_cores_needed']:.0f} of {plan['host_cores']} | {seconds} |")
     return rows

@@ -107,11 +107,18 @@ class Step:
                 self._optimizer.step()
             if self._device == "cuda":
                 torch.cuda.synchronize()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not too_large(error):
+                raise
             raise Exhausted(f"{self.clips} clips a step of {self.name} do not fit into the device's memory; use a smaller --batch or --torch-batch") from error
         self.loss = float(loss.detach())
         if not math.isfinite(self.loss):
             raise UserError(f"the loss of {self.name} is {self.loss}; its figures would mean nothing")
+
+
+def too_large(error: Exception, /) -> bool:
+    """Whether PyTorch says that memory is too small; of a CPU's it has no type of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def settings(objective: Any, /) -> Any:
@@ -181,7 +188,7 @@ def _timed(build: Callable[[str, str, int], Step], attention: str, compiled: str
         say(f"{name}: {1e3 * wall:.0f} ms a step, {clips / wall:.2f} clips/s")
         return wall
     except Exception as error:  # torch.compile needs a C compiler and more; without it the plain ones still are rivals
-        if compiled == "none" and not isinstance(error, Exhausted | torch.OutOfMemoryError):
+        if compiled == "none" and not isinstance(error, Exhausted) and not too_large(error):
             raise
         say(f"{name} is left out: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
         return None
