@@ -46,10 +46,13 @@ steps() { # steps FILE: the number that a summary or a recipe card gives; nothin
   [ ! -f "$1" ] || sed -n 's/^  "steps": *\([0-9]*\).*/\1/p' "$1"
 }
 
-finished() { # finished RUN: a run that was made longer and stopped has the summary of its earlier length
-  local done total
+finished() { # finished RUN WORD...: a run that was made longer and stopped has the summary of its earlier length; one of another total than the words' is another
+  local done total word wanted=''
   done=$(steps "$1/summary.json") total=$(steps "$1/recipe_card.json")
-  [ -n "$done" ] && [ "$done" = "$total" ]
+  for word in "${@:2}"; do
+    [[ ! $word =~ ^--config\.total=([0-9]+)$ ]] || wanted=${BASH_REMATCH[1]}
+  done
+  [ -n "$done" ] && [ "$done" = "$total" ] && [ "${wanted:-$total}" = "$total" ]
 }
 
 stage() { # stage NAME FROM "WORDS"
@@ -61,7 +64,7 @@ stage() { # stage NAME FROM "WORDS"
   if [ -n "$DRY_RUN" ]; then
     quoted "${command[@]}"
     [ -n "$absent" ] || "${command[@]}" --dry-run
-  elif [[ ! " ${command[*]} " =~ " "--(extend|fork)" " ]] && finished "$runs/$name"; then
+  elif [[ ! " ${command[*]} " =~ " "--(extend|fork)" " ]] && finished "$runs/$name" "${command[@]}"; then
     echo "$name: finished before at step $(steps "$runs/$name/summary.json"), in $runs/$name" >&2
   else
     echo "$name: $(quoted "${command[@]}")" >&2

@@ -169,6 +169,31 @@ def test_a_first_copy_that_is_cut_off_keeps_no_run_from_the_place(tmp_path: path
     saver.close()
 
 
+def test_an_outage_after_the_place_has_shown_its_run_passes(tmp_path: pathlib.Path, storage: Storage) -> None:
+    """A place that lists its mark is the right one: a supervisor starts the command again, which it never does where the place is a mistake."""
+    place = tmp_path / "place"
+    place.mkdir()
+    for name, text in ((ownership.OWNER, '{"run": "1"}'), ("config.json", "{}")):
+        (place / name).write_text(text)
+    for operation in ("cat_file", "ls"):
+        storage.fault = lambda name, path, operation=operation: away("", "") if name == operation else None
+        with pytest.raises(StorageError if operation == "cat_file" else UserError, match=r"place cannot be used \(ConnectionError: no route to host\)"):
+            Durable(Place(str(place)), tmp_path / "run").recall()
+    assert not (tmp_path / "run").exists() or not everything(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "best", "20261127"])
+def test_the_object_of_a_folder_itself_is_none_of_its_names(tmp_path: pathlib.Path, storage: Storage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Consoles of object stores make one, "b/run/checkpoints/", which a listing gives as an entry of the folder."""
+    place = tmp_path / name
+    place.mkdir()
+    plain = storage.fs.ls
+    monkeypatch.setattr(storage.fs, "ls", lambda path, *args, **kw: [f"{path}/", *plain(path, *args, **kw)])
+    Durable(Place(str(place)), tmp_path / "run").recall()
+    copies = Durable(Place(str(place)), tmp_path / "run")._copies
+    assert copies.names() == [] and copies.begun() == []
+
+
 @pytest.mark.parametrize("operation", ["get_file", "ls"])
 def test_best_weights_that_do_not_arrive_are_not_given_up(tmp_path: pathlib.Path, storage: Storage, operation: str) -> None:
     """The run is not taken up without them: its next evaluation, however bad, would take their place."""

@@ -93,6 +93,16 @@ def test_a_stage_that_was_made_longer_is_not_finished(stand_in: dict[str, str], 
         assert called(stand_in) == [expected(runs, stage, *longer) for stage in ("pretrain", "intermediate", "target")]
 
 
+def test_a_stage_of_another_length_is_not_finished(stand_in: dict[str, str], tmp_path: pathlib.Path) -> None:
+    """Where the words ask for other steps than the run has made, the command is told, which refuses them or needs --extend."""
+    runs = tmp_path / "runs"
+    assert script(str(runs), env=stand_in).returncode == 0 and len(called(stand_in)) == 3
+    assert script(str(runs), env=stand_in | {"PRETRAIN": "--config=p.py --config.total=2 --config.total=1"}).returncode == 0 and called(stand_in) == []
+    assert script(str(runs), env=stand_in | {"TARGET": f"{WORDS['TARGET']} --config.total=5"}).returncode == 0
+    assert called(stand_in) == [[*expected(runs, "target")[:5], "--config.total=5", *expected(runs, "target")[5:]]]
+    assert script(str(runs), env=stand_in | {"TARGET": f"{WORDS['TARGET']} --config.total=5ep"}).returncode == 0 and called(stand_in) == []
+
+
 def test_dry_run(stand_in: dict[str, str], tmp_path: pathlib.Path) -> None:
     """Prints what would run, lets every stage compile a step, writes nothing; LAUNCH stands before every command."""
     runs = tmp_path / "runs"

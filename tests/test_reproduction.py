@@ -239,6 +239,7 @@ def test_clips_and_earlier_stages_are_noted(file: str, stage: str, content: Any,
 
 @pytest.mark.parametrize(("start", "noted"), [
     ("/else/official_converted", True), ("", True), ("{runs}/other/finetune_k710_g", True), ("{runs}/finetune_k710_g", False), ("{runs}/finetune_k710_g/checkpoints", False),
+    ("{runs}/finetune_k710_g/checkpoints/00000010", False), ("{runs}/finetune_k710_g/checkpoints/00000009", True),
     ("{runs}/finetune_k710_g/best", True), ("/not/of/this/machine/finetune_k710_g", False)])
 def test_other_starts_are_noted(start: str, noted: bool, tmp_path: pathlib.Path) -> None:
     """A start is that of the row where it leads to the run before, or on a machine that is not here had its name."""

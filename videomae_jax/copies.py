@@ -124,10 +124,12 @@ class Copies:
     def names(self, folder: str = "", /) -> list[str]:
         """What a folder holds; `glob` of fsspec would take an outage for an empty one."""
         self._fs.invalidate_cache()
+        whole = posixpath.join(self._root, folder).rstrip("/")
         try:
-            return [posixpath.basename(path.rstrip("/")) for path in self._fs.ls(posixpath.join(self._root, folder).rstrip("/"), detail=False)]
+            paths = [path.rstrip("/") for path in self._fs.ls(whole, detail=False)]
         except FileNotFoundError:
             return []
+        return [posixpath.basename(path) for path in paths if path != whole]  # object stores may have an object for the folder itself
 
     def has(self, name: str, /) -> bool:
         """Whether there is a file or folder. An outage is an error here: `exists` of fsspec would take it for an answer."""

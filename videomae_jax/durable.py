@@ -342,7 +342,7 @@ class Durable:
         good, missed = agreement.from_lead(np.asarray([not wrong, missed])).tolist()
         if missed:
             raise StorageError(f"checkpoint {step} cannot be brought back from {self._place.path}{wrong and f' ({wrong})'}; "
-                               "start the same command again")
+                               f"start the same command again, and where that repeats itself move {step:08d} away from there")
         if wrong:
             self.failures += 1
             self._warn(f"the copy of checkpoint {step} in {self._place.path} cannot be used: {wrong}")

@@ -22,10 +22,12 @@ def recall(copies: Copies, place: str, directory: pathlib.Path, /, *, warn: Call
     """Brings the run in `copies`, whose address is `place`, back into a `directory` that is new or gone; whether the place could be asked.
 
     Raises UserError where the place belongs to another run, holds what no copies began, or cannot be read or made and this run has
-    not used it before, StorageError where the best weights do not arrive, and what `unwritable` says where the directory cannot be written.
+    not used it before, StorageError where it holds a run that does not arrive, and what `unwritable` says where the directory cannot be written.
     """
+    names: list[str] = []
     try:
-        names, texts = copies.names(), copies.matching(RUN)
+        names = copies.names()
+        texts = copies.matching(RUN)
         owned = {OWNER, "config.json"} <= texts.keys()  # a mark alone is of a first copy that was cut off: nothing of that run is there
         if not owned:
             copies.make()  # a file in the way is told now, not by every copy
@@ -36,6 +38,8 @@ def recall(copies: Copies, place: str, directory: pathlib.Path, /, *, warn: Call
         if _uses(directory, place):
             warn(f"{text}; the run goes on with what is in {directory}")
             return False
+        if OWNER in names:  # the place is the right one, and answered a moment ago
+            raise StorageError(f"{text}; start the same command again") from error
         raise UserError(text) from error
     _check_names(names, place, before=owned or _uses(directory, place))
     if (directory / "config.json").exists():

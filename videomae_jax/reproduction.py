@@ -274,10 +274,12 @@ def changes(stage: Stage, folder: pathlib.Path, /) -> tuple[str, ...]:
 
 
 def _same(started: str, wanted: pathlib.Path | None, /) -> bool:
-    """Whether a stored start is the run directory `wanted`, or its checkpoints; one that is not there was of another machine, and has its name."""
+    """Whether a stored start is the run directory `wanted`, its checkpoints or the last of them; one that is not there was of another machine, and has its name."""
     if wanted is None or not started:
         return not wanted and not started
     path = pathlib.Path(started)
+    if path.parent.name == "checkpoints" and path.name.isdigit() and int(path.name) == _read(wanted / "summary.json").get("steps"):
+        path = path.parent
     path = path.parent if path.name == "checkpoints" else path
     return path.name == wanted.name and (not path.exists() or path.resolve() == wanted.resolve())
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import html
-import itertools
 import json
 import math
 import pathlib
@@ -98,19 +97,25 @@ def read(directory: pathlib.Path, /, *, metric: str) -> Point | None:
 
 
 def measured(config: Any, /) -> dict[str, Any]:
-    """What runs have to share for their losses to be of one law: the held-out clips as they are read, by field, and the pixels of a patch."""
+    """What runs have to share for their losses to be of one law: the held-out clips as they are read, by field, and the pixels of a patch.
+
+    An index counts by its name: it may lie elsewhere on another machine.
+    """
     data = configs.flat({**dict(config.data.items()), **dict(config.eval_data.items())}, prefix="data")
     patch = configs.flat({"patch": config.objective.get("encoder", {}).get("patch", "none")}, prefix="objective.encoder")
-    return {k: v for k, v in (data | patch).items() if not any(re.fullmatch(pattern, k) for pattern in configs.FREE)}
+    found = {k: v for k, v in (data | patch).items() if not any(re.fullmatch(pattern, k) for pattern in configs.FREE)}
+    return {k: pathlib.PurePath(v).name if k == "data.index" and isinstance(v, str) else v for k, v in found.items()}
 
 
 def check_comparable(directories: Sequence[pathlib.Path], /) -> None:
     """Raises UserError where stored configs differ in what is `measured`; runs without one, and fields that are not in both, say nothing."""
-    known = {d: measured(run_directory.open_run(d)) for d in directories if (d / "config.json").is_file()}
-    for (first, one), (second, other) in itertools.pairwise(known.items()):
-        if differs := next((field for field in one if field in other and one[field] != other[field]), None):
-            raise UserError(f"{first.name} and {second.name} have no losses of one law: {differs} is {one[differs]!r} and {other[differs]!r}; "
-                            "allowed are runs with the same held-out clips and patch")
+    known: dict[str, tuple[str, Any]] = {}  # of every field the first run that says it, and its value
+    for directory in (d for d in directories if (d / "config.json").is_file()):
+        for field, value in measured(run_directory.open_run(directory)).items():
+            first, other = known.setdefault(field, (directory.name, value))
+            if other != value:
+                raise UserError(f"{first} and {directory.name} have no losses of one law: {field} is {other!r} and {value!r}; "
+                                "allowed are runs with the same held-out clips and patch")
 
 
 def variables(points: Sequence[Point], /) -> tuple[str, ...]:
