@@ -428,8 +428,9 @@ def test_hatched_cells() -> None:
 
 def test_the_sheet_says_what_is_not_predicted() -> None:
     """Only raw pixels are shown without the caveat."""
-    assert pictures.note("none") == "prediction: pixels"
-    assert all("TRUE mean" in pictures.note(n) and "does not predict" in pictures.note(n) for n in ("channel", "joint"))
+    notes = {n: pictures.note(targets.Pixels(normalise=n)) for n in ("none", "channel", "joint")}
+    assert notes["none"] == "prediction: pixels"
+    assert all("TRUE mean" in notes[n] and "does not predict" in notes[n] for n in ("channel", "joint"))
 
 
 def test_pictures_are_written(tmp_path: pathlib.Path) -> None:
