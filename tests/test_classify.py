@@ -253,12 +253,13 @@ def stepped(run: Any) -> tuple[Any, Any]:
     return before, jax.device_get(after)
 
 
-def test_a_linear_probe_trains_its_head_alone() -> None:
-    """The encoder keeps its bits and has no moments; every leaf of the head moves."""
-    before, after = stepped(run_of(dataclasses.replace(PLAIN, trains="head")))
+@pytest.mark.parametrize(("trains", "kept"), [("head", "encoder/"), ("linear", ("encoder/", "head/norm/"))])
+def test_a_linear_probe_trains_its_head_alone(trains: str, kept: str | tuple[str, ...]) -> None:
+    """The encoder, and where asked for the norm of the head, keeps its bits and has no moments; every other leaf moves."""
+    before, after = stepped(run_of(dataclasses.replace(PLAIN, trains=trains)))
     for path, old in traverse_util.flatten_dict(before.params, sep="/").items():
         same = np.array_equal(old, traverse_util.flatten_dict(after.params, sep="/")[path])
-        assert same is path.startswith("encoder/"), path
+        assert same is path.startswith(kept), path
     moments = {optim.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(after.opt)}
     assert any("head/linear" in m for m in moments) and not any("encoder" in m for m in moments)
 
@@ -422,8 +423,8 @@ def test_weights_of_another_family_are_refused(tmp_path: pathlib.Path) -> None:
 
 def test_mistakes() -> None:
     """Each with the value and what is allowed."""
-    for field, value, message in (("start", "body", "start 'body'; allowed are encoder, features, model"), ("trains", "tail", "allowed are all, head"),
-                                  ("smoothing", 1.0, "smoothing 1.0")):
+    for field, value, message in (("start", "body", "start 'body'; allowed are encoder, features, model"),
+                                  ("trains", "tail", "allowed are all, head, linear"), ("smoothing", 1.0, "smoothing 1.0")):
         with pytest.raises(UserError, match=message):
             dataclasses.replace(PLAIN, **{field: value})
     with pytest.raises(UserError, match="which start 'features' does not take; allowed is start 'model'"):

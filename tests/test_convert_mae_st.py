@@ -11,14 +11,16 @@ import pytest
 from test_convert import PATCH, batch_of, objective_of, opened, params_of, random_tree, refused, save
 from test_parity import distance
 
+from videomae_jax import frame_targets
 from videomae_jax.__main__ import main
 from videomae_jax.models import mae_st
 from videomae_jax.objectives.mae import MAE
 
 
-def theirs() -> tuple[dict[str, np.ndarray], Any]:
-    """Arrays under MAE-ST's names, written from our tree by hand, and that tree."""
-    objective = MAE(mae_st.Encoder(width=16, depth=2, heads=2, hidden=32, patch=PATCH, frames=8, size=32), mae_st.Decoder(width=12, depth=1, heads=2, hidden=24, every=2))
+def theirs(every: int = 2) -> tuple[dict[str, np.ndarray], Any]:
+    """Arrays under MAE-ST's names, written from our tree by hand, and that tree; one frame in `every` is predicted."""
+    objective = MAE(mae_st.Encoder(width=16, depth=2, heads=2, hidden=32, patch=PATCH, frames=8, size=32),
+                    mae_st.Decoder(width=12, depth=1, heads=2, hidden=24, every=every), target=frame_targets.LoaderPixels(every=every))
     tree = random_tree(7, objective)
     state: dict[str, np.ndarray] = {}
     for part, mark, blocks in (("encoder", "", "blocks"), ("decoder", "decoder_", "decoder_blocks")):
@@ -44,16 +46,18 @@ def theirs() -> tuple[dict[str, np.ndarray], Any]:
     return {k: np.ascontiguousarray(v) for k, v in state.items()}, tree
 
 
-def test_mae_st(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("every", [2, 1])
+def test_mae_st(every: int, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every array finds its leaf; grid, heads and predicted frames follow from the file; key biases are called inert."""
-    state, tree = theirs()
+    state, tree = theirs(every)
     path = save(tmp_path / "a.npz", state)
     assert main(["convert", "--from=mae_st", str(path), f"--out={tmp_path}/run", "--heads=2", "--decoder-heads=2"]) == 0
     jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path / "run"), tree)
     assert "inert        3: blocks.0.attn.k.bias, blocks.1.attn.k.bias, decoder_blocks.0.attn.k.bias" in capsys.readouterr().err
     opened(tmp_path / "run", folder=tmp_path)
     objective = objective_of(tmp_path / "run")
-    assert isinstance(objective.encoder, mae_st.Encoder) and (objective.encoder.frames, objective.encoder.size, objective.decoder.every) == (8, 32, 2)
+    assert isinstance(objective.encoder, mae_st.Encoder) and (objective.encoder.frames, objective.encoder.size) == (8, 32)
+    assert objective.decoder.every == objective.target.every == every
     assert "mae_st.Encoder has no counterpart there" in refused(capsys, "--to=hf", tmp_path / "run", f"--out={tmp_path}/hf")
 
 

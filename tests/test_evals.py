@@ -23,7 +23,8 @@ from videomae_jax.errors import UserError
 from videomae_jax.evals import completion, pictures, probe, reconstruction
 from videomae_jax.evals.base import Context
 from videomae_jax.masking import Grid
-from videomae_jax.models import patches, vit
+from videomae_jax.models import heads, patches, vit
+from videomae_jax.objectives import classify
 from videomae_jax.objectives.mae import MAE
 
 GRID, PATCH = Grid(2, 3, 4), (2, 4, 4)
@@ -248,6 +249,15 @@ def test_completion_of_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.Monke
         completion.Completion(batch_size=5).run(toy)
 
 
+@pytest.mark.parametrize("evaluator", [reconstruction.Reconstruction(), completion.Completion(), pictures.Pictures()], ids=lambda e: type(e).__name__)
+def test_what_predicts_no_patches_is_refused(evaluator: Any, tmp_path: pathlib.Path) -> None:
+    """A classifier has none to judge; the mistake is one line."""
+    classifier = classify.Classify(encoder=OBJECTIVE.encoder, head=heads.Classifier(classes=2))
+    toy = Toy(types.SimpleNamespace(objective=classifier), {}, {}, 0, tmp_path)
+    with pytest.raises(UserError, match="^Classify (predicts no hidden patches|does not reconstruct pixels); allowed are runs of pretraining$"):
+        evaluator.run(toy)
+
+
 def test_at_most_the_clips_asked_for_are_used(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six of 32 clips in batches of four: not eight."""
     seen: list[int] = []
@@ -428,8 +438,9 @@ def test_hatched_cells() -> None:
 
 def test_the_sheet_says_what_is_not_predicted() -> None:
     """Only raw pixels are shown without the caveat."""
-    assert pictures.note("none") == "prediction: pixels"
-    assert all("TRUE mean" in pictures.note(n) and "does not predict" in pictures.note(n) for n in ("channel", "joint"))
+    notes = {n: pictures.note(targets.Pixels(normalise=n)) for n in ("none", "channel", "joint")}
+    assert notes["none"] == "prediction: pixels"
+    assert all("TRUE mean" in notes[n] and "does not predict" in notes[n] for n in ("channel", "joint"))
 
 
 def test_pictures_are_written(tmp_path: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax import config as configs
-from videomae_jax import parallel
+from videomae_jax import frame_targets, parallel
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.convert import exporting, importing, report
 from videomae_jax.data import clips, sources, three_crop, transforms
@@ -74,4 +74,4 @@ def classifier(**encoder: Any) -> classify.Classify:
 
 def with_learned_positions() -> mae.MAE:
     """A tiny MAE-ST."""
-    return mae.MAE(mae_st.Encoder(**ENCODER), mae_st.Decoder(**DECODER, every=2))
+    return mae.MAE(mae_st.Encoder(**ENCODER), mae_st.Decoder(**DECODER, every=2), target=frame_targets.LoaderPixels(normalise="joint", every=2))

@@ -51,8 +51,8 @@ class Encoding:
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
     """`panels` {"input", "visible", "prediction", "pasted"}, each f32 [B T H W C] in [0, 1]; `error` f64 [B], the mean squared error of
-    hidden patches that were predicted. Cells that were not decoded are hatched. Where the model predicts normalised patches, they
-    are shown with the true mean and deviation of each patch.
+    hidden pixels that were predicted. Cells that were not decoded are hatched, frames that were not predicted repeat the one before.
+    Where the model predicts normalised patches, they are shown with the true mean and deviation of each patch.
     """
 
     panels: Mapping[str, np.ndarray]

@@ -12,7 +12,10 @@ from videomae_jax.data import planes
 
 
 def card(run: Assembly, /) -> dict[str, Any]:
-    """Numbers of a run as plain data. FLOPs are 2 x multiply-adds; a training step counts three forward passes, of frozen parts one."""
+    """Numbers of a run as plain data.
+
+    FLOPs are 2 x multiply-adds; a training step counts three forward passes, of frozen parts one, of the embedding of patches two.
+    """
     config, cost = run.config, run.objective.cost()
     batch, copies = config.batch_size, run.source.repeats
     epochs = run.total / run.steps_per_epoch

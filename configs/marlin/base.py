@@ -58,7 +58,7 @@ def finetuned(task: str, size: str, *, names: tuple[str, ...]) -> ml_collections
 
     Encoder, mean of the tokens, its last norm and a linear layer; binary cross-entropy, 32 clips a step, Adam (.5, .9) at 1e-4, which no
     batch scales, without decay; 16 frames at stride 2 of face crops in [0, 1], as in pretraining [code]; 50 epochs, one
-    central clip for the test [ours]. Linear probe: --config.objective.trains=head.
+    central clip for the test [ours]. Linear probe: --config.objective.trains=linear, which leaves the encoder's last norm as it is, as there.
 
     Deviations: the code halves the rate when the training loss has not fallen for 7 epochs, ends below 1e-6 and takes the weights
     with the best area under the curve of the validation split; here the rate stays, a run goes on at half of it with --fork

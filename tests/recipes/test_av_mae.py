@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,11 +27,11 @@ from videomae_jax.data.clips import DenseCentre, DenseView
 from videomae_jax.data.collisions import Collisions
 from videomae_jax.data.spectrogram import LogMel
 from videomae_jax.errors import UserError
-from videomae_jax.evals import modalities, probe
+from videomae_jax.evals import completion, modalities, probe
 from videomae_jax.evals.base import Context
 from videomae_jax.masking import Grid
-from videomae_jax.models import fusion
-from videomae_jax.objectives import audiovisual
+from videomae_jax.models import fusion, vit
+from videomae_jax.objectives import audiovisual, mae
 from videomae_jax.objectives.audiovisual import AudiovisualMAE
 from videomae_jax.runner import Program
 
@@ -487,10 +488,11 @@ def test_gain_is_zero_exactly_where_modalities_do_not_meet() -> None:
 
 
 def test_shuffled_loss_is_that_of_the_exchanged_clips_under_the_same_masks() -> None:
-    """By hand: 6 clips in batches of 4 and 2, one of the last batch's rows without sound: its targets are not counted."""
+    """By hand: 6 clips in batches of 4 and 2, odd rows without sound: its targets are not counted, nor videos without sound or with a silent partner."""
     objective, pairs = recipe("mid"), Pairs(silent=True)
     got = modalities.CrossModal(batch_size=4).run(context(objective, pairs))
-    rng, total, weight = jax.random.key(1), {"": 0.0, "_shuffled": 0.0, "_video": 0.0}, {"audio": 0.0, "video": 0.0}
+    names = ("", "_shuffled", "_video", "_video_shuffled")
+    rng, total, weight = jax.random.key(1), dict.fromkeys(names, 0.0), {"audio": 0.0, "video": 0.0}
     def run(batch: Any, masks: Any) -> Any:
         return compiled(objective)[0](parameters(objective), batch, rng, masks)
     for first, count in ((0, 4), (4, 2)):
@@ -498,16 +500,49 @@ def test_shuffled_loss_is_that_of_the_exchanged_clips_under_the_same_masks() -> 
         batch = {k: np.concatenate([r[k] for r in read]) for k in read[0]} | {"key": np.stack([first + np.arange(count), np.zeros(count)], 1).astype(np.uint32)}
         masks = objective.masks(batch, jax.random.split(rng)[0])
         partner = (np.arange(count) + count // 2) % count
-        outputs = {"": run(batch, masks)["audio"], "_shuffled": run(batch | {"video": batch["video"][partner]}, masks)["audio"], "_video": run(batch, masks)["video"]}
+        strange = {k: batch[k][partner] for k in ("audio", "audio_valid")}
+        outputs = {"": run(batch, masks)["audio"], "_shuffled": run(batch | {"video": batch["video"][partner]}, masks)["audio"],
+                   "_video": run(batch, masks)["video"], "_video_shuffled": run(batch | strange, masks)["video"]}
+        heard = (batch["audio_valid"].any(1) & strange["audio_valid"].any(1))[:, None]
         for name, p in outputs.items():
-            total[name] += float((((p.patches - p.targets) ** 2).mean(-1) * p.masks.weight).sum())
+            total[name] += float((((p.patches - p.targets) ** 2).mean(-1) * p.masks.weight * (heard if "video" in name else 1)).sum())
         weight["audio"] += float(outputs[""].masks.weight.sum())
-        weight["video"] += float(outputs["_video"].masks.weight.sum())
+        weight["video"] += float((outputs["_video"].masks.weight * heard).sum())
     np.testing.assert_allclose(got["loss_audio"], total[""] / weight["audio"], rtol=1e-5)
     np.testing.assert_allclose(got["loss_audio_shuffled"], total["_shuffled"] / weight["audio"], rtol=1e-5)
     np.testing.assert_allclose(got["loss_video"], total["_video"] / weight["video"], rtol=1e-5)
     np.testing.assert_allclose(got["gain_audio"], 100 * (total["_shuffled"] / total[""] - 1), atol=1e-3)
-    assert weight["audio"] == 3 * 6 and abs(got["gain_audio"]) > 1e-3
+    np.testing.assert_allclose(got["loss_video_shuffled"], total["_video_shuffled"] / weight["video"], rtol=1e-5)
+    np.testing.assert_allclose(got["gain_video"], 100 * (total["_video_shuffled"] / total["_video"] - 1), atol=1e-3)
+    assert weight == {"audio": 3 * 6, "video": 2 * 13} and abs(got["gain_audio"]) > 1e-3 and abs(got["gain_video"]) > 1e-3
+
+
+def test_one_modality_has_no_pairing_to_judge() -> None:
+    """A recipe of video alone is refused in one line."""
+    plain = mae.MAE(encoder=vit.Encoder(width=16, depth=1, heads=2, hidden=24), decoder=vit.Decoder(width=16, depth=1, heads=2, hidden=24))
+    with pytest.raises(UserError, match="^MAE does not see video and audio; allowed are recipes that see both$"):
+        modalities.CrossModal().run(Still(types.SimpleNamespace(objective=plain), {}, {}, 0, pathlib.Path(".")))
+
+
+def test_completion_hides_stretches_of_the_video() -> None:
+    """A mask of the evaluator's own is that of the video; the sound keeps the recipe's. Inpainting predicts nothing from video."""
+    still = context(recipe("mid"), Pairs())
+    found = completion.Completion(batch_size=4, mask=masking.Random(ratio=0.5, layout="token")).run(still)
+    assert np.isfinite(list(found.values())).all() and {"loss", "psnr", "loss_trivial"} <= found.keys()
+    with pytest.raises(UserError, match="^a mask of video alone beside inpainting 'all', which predicts it from audio; allowed is inpainting 'none'"):
+        completion.Completion(batch_size=4).run(context(recipe("mid", inpainting="all"), Pairs()))
+
+
+def test_a_single_mask_is_that_of_the_modality() -> None:
+    """The prediction is that of both masks given by name."""
+    objective, batch, rng = recipe("mid"), clips(26, 14), jax.random.key(3)
+    drawn = objective.masks(batch, jax.random.split(rng)[0])
+    other = objective.masks(batch, jax.random.key(9))
+    for m in fusion.MODALITIES:
+        got = objective.predict(parameters(objective), {}, batch, rng, masks=other[m], modality=m)
+        want = objective.predict(parameters(objective), {}, batch, rng, masks=drawn | {m: other[m]}, modality=m)
+        np.testing.assert_array_equal(got.patches, want.patches)
+        np.testing.assert_array_equal(got.masks.target, other[m].target)
 
 
 def test_losses_without_substitutes_and_padding(monkeypatch: pytest.MonkeyPatch) -> None:

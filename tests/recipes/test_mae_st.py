@@ -1,5 +1,6 @@
 """MAE-ST: counts and sizes of the published models, positions and class tokens, targets of one frame in two."""
 
+import dataclasses
 import pathlib
 import re
 from typing import Any
@@ -13,8 +14,10 @@ import pytest
 from videomae_jax import config as configs
 from videomae_jax import frame_targets, masking, optim, supervision, targets
 from videomae_jax.errors import UserError
+from videomae_jax.evals import pictures
 from videomae_jax.masking import Grid
 from videomae_jax.models import heads, mae_st
+from videomae_jax.objectives import mae
 from videomae_jax.objectives.base import dummy
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -161,6 +164,40 @@ def test_targets_take_one_frame_of_a_tubelet() -> None:
     np.testing.assert_allclose(every(x), targets.Pixels(normalise="joint")(x), atol=1e-6)
     with pytest.raises(UserError, match="every=3 frame of a tubelet of 2; allowed are the divisors of 2"):
         frame_targets.LoaderPixels(every=3)
+
+
+@pytest.mark.parametrize(("part", "changes", "message"), [
+    ("encoder", {"patch": (4, 4, 4)}, "a target of tubelets of 2 frames beside an encoder of tubelets of 4; allowed is target.tubelet=4"),
+    ("target", {"every": 1}, "the target takes one frame in 1 and the decoder predicts one in 2; allowed is the same `every` for both"),
+    ("decoder", {"every": 1}, "the target takes one frame in 2 and the decoder predicts one in 1")])
+def test_targets_and_predictions_are_of_the_same_frames(part: str, changes: dict[str, Any], message: str) -> None:
+    """A tubelet of another length and frames of another distance are refused: the target would be other pixels of the patch."""
+    objective = small()
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(objective, **{part: dataclasses.replace(getattr(objective, part), **changes)})
+    four = dataclasses.replace(objective.target, tubelet=4)
+    assert dataclasses.replace(objective, encoder=dataclasses.replace(objective.encoder, patch=(4, 4, 4)), target=four).target.tubelet == 4
+
+
+def small() -> mae.MAE:
+    """MAE-ST with 2 x 2 x 2 tubelets, half of them visible."""
+    return mae.MAE(encoder=model()[0], decoder=mae_st.Decoder(width=16, depth=1, heads=2, hidden=32, every=2),
+                   encoder_mask=masking.Random(ratio=0.5, layout="token"), decoder_mask=masking.Hidden(),
+                   target=frame_targets.LoaderPixels(normalise="joint", every=2))
+
+
+@pytest.mark.parametrize("normalise", ["joint", "none"])
+def test_frames_that_are_not_predicted_are_no_error_of_pictures(normalise: str) -> None:
+    """A perfect prediction has none, one that is off is off by as much, and the sheet says what is repeated."""
+    objective = dataclasses.replace(small(), target=frame_targets.LoaderPixels(normalise=normalise, every=2))
+    pixels = np.random.default_rng(0).random((8, 96)).astype(np.float32)
+    mask = masking.Mask(visible=np.arange(4), target=np.arange(4, 8), weight=np.ones(4, np.float32), visible_valid=np.ones(4, bool))
+    perfect = np.asarray(objective.target(pixels[4:][None]))[0]
+    assert pictures.compose(objective, pixels, perfect, mask)[1] < 1e-9
+    shown = np.asarray(objective.target.invert(perfect[None] + 0.1, pixels[4:][None]))[0].clip(0, 1).reshape(4, 2, 48)[:, 0]
+    error = np.mean((shown - pixels[4:].reshape(4, 2, 48)[:, 0]) ** 2)
+    assert pictures.compose(objective, pixels, perfect + 0.1, mask)[1] == pytest.approx(error, rel=1e-4) and error > 1e-5
+    assert pictures.note(objective.target).endswith("; one frame in 2 is predicted and repeated for the others")
 
 
 def test_arms_of_the_toy_leave_the_same_number_visible() -> None:

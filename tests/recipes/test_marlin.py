@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import types
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import mapped
 import numpy as np
 import pytest
 import substitutes
+import test_forward
 import written
 from mapped import value
 
@@ -27,7 +29,9 @@ from videomae_jax.errors import UserError
 from videomae_jax.evals import parts as part_evals
 from videomae_jax.evals.base import Context
 from videomae_jax.masking import Grid
-from videomae_jax.models import critic, patches, vit
+from videomae_jax.models import critic, heads, patches, vit
+from videomae_jax.objectives import classify
+from videomae_jax.objectives.mae import MAE
 from videomae_jax.objectives.marlin import MARLIN
 from videomae_jax.part_masks import BACKGROUND_FIRST, COMPONENTS_FIRST, SURROUNDINGS_FIRST, Guided
 from videomae_jax.step import TrainState
@@ -489,7 +493,10 @@ def test_sharpness_of_known_pictures() -> None:
 
 
 def test_evaluator_refuses_what_it_cannot_judge(tmp_path: pathlib.Path) -> None:
-    """Normalised targets are no pixels, and clips need maps."""
+    """A classifier predicts no patches, normalised targets are no pixels, and clips need maps."""
+    classifier = classify.Classify(encoder=ENCODER, head=heads.Classifier(classes=2))
+    with pytest.raises(UserError, match="^Classify predicts no hidden patches; allowed are runs of pretraining$"):
+        part_evals.PartReconstruction().run(Context(types.SimpleNamespace(objective=classifier), {}, {}, 0, tmp_path))
     config = configs.load("configs/tiny.py")
     config.unlock()
     config.data, config.eval_data = spec(sources.NoiseClips, frames=8, size=64), {}
@@ -541,6 +548,24 @@ def test_released_sizes(name: str, millions: float, decoder: tuple[int, ...], hi
     for node in (config.optimizers.main, config.optimizers.critic):
         player = configs.build(node)
         assert player.schedule.scaled(player.schedule.base, batch=64) == pytest.approx(3.75e-5) and (player.weight_decay, player.b1, player.b2) == (0, 0.9, 0.95)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_cost_counts_every_product_of_both_players(steps: int) -> None:
+    """The multiply-adds of the traced gradients of a step, without a penalty, equal the formula exactly."""
+    encoder, decoder = (dataclasses.replace(part, attention="xla") for part in (ENCODER, OBJECTIVE.decoder))  # blocks pad the queries
+    objective = dataclasses.replace(OBJECTIVE, encoder=encoder, decoder=decoder, penalty=0.0, critic_steps=steps)
+    rows, shapes = batch(rows=1), jax.eval_shape(lambda: parallel.unbox(objective.init(KEY, batch(rows=1))))
+    rows |= {"visible": np.arange(objective.counts()["visible"], dtype=np.int32)[None]}
+    counted = []
+    for phase in objective.phases():
+        def loss(part: Any, params: Any, rows: Any, phase: Any = phase) -> Any:
+            out = phase.loss(optim.merge(params, part), {}, rows, KEY, step=0, train=True)
+            return losses.value(out.terms, denominators=losses.denominators(out.terms))
+        counted.append(phase.repeats * test_forward.products(jax.make_jaxpr(jax.grad(loss))(optim.select(shapes, phase.trains), shapes, rows).jaxpr))
+    cost = objective.cost()
+    assert 2 * sum(counted) == pytest.approx(cost.train_flops, rel=1e-12)
+    assert cost.test_flops == pytest.approx(2 * MAE.cost(objective).macs)
 
 
 def test_arms_of_the_toy_config_differ_as_they_say() -> None:

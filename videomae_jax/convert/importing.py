@@ -281,6 +281,8 @@ def fill(config: Any, sizes: Sizes, /, *, settings: Mapping[str, Any], family: s
         changes |= {f"optimizers.{name}.layer_decay": 1.0 for name, node in config.optimizers.items() if "layer_decay" in node}
     if kind == "pretraining":
         changes |= {f"objective.decoder.{k}": v for k, v in sizes.decoder.items() if len(sizes.decoder) > 1} | {"objective.decoder.dtype": "float32"}
+        if "every" in sizes.decoder:  # the target takes the frames that the weights predict
+            changes |= {"objective.target.tubelet": sizes.encoder["patch"][0], "objective.target.every": sizes.decoder["every"]}
         if "initial" in config.objective:
             changes["objective.initial"] = None
         if settings.get("norm_pix_loss") is False:

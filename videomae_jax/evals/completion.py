@@ -34,9 +34,10 @@ class Completion:
     def run(self, context: Context, /) -> dict[str, float]:
         """{"loss", "loss_copy", "loss_linear", "loss_space", "loss_trivial"} and for raw targets the same as "psnr".
 
-        Raises UserError where no clip can be read, or the mask hides no token.
+        Raises UserError for recipes that predict no patches, where no clip can be read, or the mask hides no token.
         """
         objective = context.assembly.objective
+        reconstruction.check(objective)
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
 
         def predict(params: Any, extra: Any, batch: Batch, rng: Any) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from videomae_jax.errors import UserError
 from videomae_jax.evals import probe
 from videomae_jax.evals.base import Context, readable
 from videomae_jax.evals.reconstruction import rows
@@ -28,7 +29,8 @@ class CrossModal:
 
     Targets, masks and weights are the same in both: only the other modality is exchanged, with that of the clip half a
     batch further on, so that neighbours of one class in the index do not meet. `gain_<modality>` is by how many percent the
-    exchange raises its loss; 0 means that the model does not use the pairing. `loss_<modality>_place` is the loss of the mean
+    exchange raises its loss; 0 means that the model does not use the pairing. A clip without the other modality, or whose partner has
+    none, has no pairing and is no part of the losses of the first. `loss_<modality>_place` is the loss of the mean
     of the clip's visible tokens of the same place within a time step (of all visible ones where there are none),
     `loss_<modality>_clip` that of the mean of all its visible tokens: a model that is no better has not learnt where a token is. At most
     `clips` clips are used, spread over the split; a batch with a single one has no other clip and is left out of the losses.
@@ -40,8 +42,13 @@ class CrossModal:
     split: str = "val"
 
     def run(self, context: Context, /) -> dict[str, float]:
-        """{"loss_video", "loss_video_shuffled", "loss_video_place", "loss_video_clip", "gain_video"} and the same for audio."""
+        """{"loss_video", "loss_video_shuffled", "loss_video_place", "loss_video_clip", "gain_video"} and the same for audio.
+
+        Raises UserError for a recipe that does not see both.
+        """
         objective = context.assembly.objective
+        if not set(MODALITIES) <= set(getattr(objective.encoder, "inputs", ())):
+            raise UserError(f"{type(objective).__name__} does not see {' and '.join(MODALITIES)}; allowed are recipes that see both")
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
 
         def predict(params: Any, extra: Any, batch: Batch, rng: Any) -> dict[str, Any]:
@@ -50,10 +57,14 @@ class CrossModal:
             for m in MODALITIES:
                 paired = objective.predict(params, extra, batch, rng, modality=m)
                 masks = objective.masks(batch, jax.random.split(rng)[0])
-                strange = batch | {k: other[k] for partner in MODALITIES if partner != m for k in KEYS[partner]}
+                partner = next(name for name in MODALITIES if name != m)
+                strange = batch | {k: other[k] for k in KEYS[partner]}
                 shuffled = objective.predict(params, extra, strange, rng, masks=masks, modality=m)
-                # Where inpainting has no context there is no weight; both pairings must have it.
-                weight = paired.masks.weight * shuffled.masks.weight * readable(batch)[:, None] * (batch["valid"].sum() > 1)
+                # Where inpainting has no context there is no weight; both pairings must have it. Without inpainting a clip of one modality
+                # has weight, and no pairing.
+                exists = [objective.encoder.inputs[partner].valid(pairing).any(1) for pairing in (batch, strange)]
+                counted = exists[0] & exists[1] & readable(batch) & (batch["valid"].sum() > 1)
+                weight = paired.masks.weight * shuffled.masks.weight * counted[:, None]
                 result[m] = {"paired": paired, "shuffled": shuffled.patches, "weight": weight, "patches": objective.encoder.inputs[m].patchify(batch)}
             return result
 

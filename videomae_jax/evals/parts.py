@@ -9,6 +9,7 @@ import numpy as np
 
 from videomae_jax import masking, part_masks
 from videomae_jax.errors import UserError
+from videomae_jax.evals import reconstruction
 from videomae_jax.evals.base import Context, readable
 from videomae_jax.models import patches
 from videomae_jax.types import Batch
@@ -36,8 +37,11 @@ class PartReconstruction:
     mask: part_masks.Guided | masking.Random = masking.Random(ratio=0.9, layout="token", truncate="visible")
 
     def run(self, context: Context, /) -> dict[str, float]:
-        """The numbers above; of a part that is never hidden there is none. Raises UserError for normalised targets and for clips without `parts`."""
+        """The numbers above; of a part that is never hidden there is none. Raises UserError for recipes that predict no patches, for normalised
+        targets and for clips without `parts`.
+        """
         objective = context.assembly.objective
+        reconstruction.check(objective)
         if objective.target.normalise != "none":
             raise UserError(f"targets normalised by {objective.target.normalise!r} are no pixels; allowed is 'none'")
         source = dataclasses.replace(context.source(self.split), limit=self.clips)

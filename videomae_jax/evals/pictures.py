@@ -18,11 +18,12 @@ GREY = 0.5
 PANELS = ("input", "visible", "prediction", "pasted")
 
 
-def note(normalise: str, /) -> str:
-    """What the prediction panel shows, in one line."""
-    if normalise == "none":
-        return "prediction: pixels"
-    return "prediction: normalised patches, shown with the TRUE mean and deviation of each patch (the model does not predict those)"
+def note(target: Any, /) -> str:
+    """What the prediction panel shows of a recipe's `target`, in one line."""
+    shown = ("pixels" if target.normalise == "none" else
+             "normalised patches, shown with the TRUE mean and deviation of each patch (the model does not predict those)")
+    every = getattr(target, "every", 1)
+    return f"prediction: {shown}" + (f"; one frame in {every} is predicted and repeated for the others" if every > 1 else "")
 
 
 def check(objective: Any, /) -> None:
@@ -36,7 +37,8 @@ class Pictures:
     """Writes reconstructions/stepNNNNNNNN_I.png and .gif: input | visible | prediction | pasted.
 
     Cells that the decoder was not asked for and the encoder did not see are hatched. With normalised targets the
-    prediction is drawn with the true statistics of each patch, and the sheet says so.
+    prediction is drawn with the true statistics of each patch, and where not every frame is predicted the others repeat one that is;
+    the sheet says so.
     """
 
     every: str = ""
@@ -44,7 +46,7 @@ class Pictures:
     split: str = "val"
 
     def run(self, context: Context, /) -> dict[str, float]:
-        """Draws; returns {"psnr_hidden"}, the PSNR in dB over the predicted hidden patches of the drawn clips."""
+        """Draws; returns {"psnr_hidden"}, the PSNR in dB over the predicted hidden pixels of the drawn clips."""
         objective = context.assembly.objective
         check(objective)
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
@@ -55,24 +57,29 @@ class Pictures:
                 panels, error = compose(objective, pixels[row], predicted.patches[row], masks)
                 errors.append(error)
                 if parallel.is_lead():
-                    save(directory / f"step{context.step:08d}_{number}", panels, caption=note(objective.target.normalise))
+                    save(directory / f"step{context.step:08d}_{number}", panels, caption=note(objective.target))
                 number += 1
         return {"psnr_hidden": float(-10 * np.log10(np.mean(errors)))}
 
 
 def compose(objective: Any, pixels: np.ndarray, predicted: np.ndarray, masks: Any, /) -> tuple[dict[str, np.ndarray], float]:
-    """Panels f32 [T H W C] by name for patches [N P] of one clip, and the mean squared error of hidden predictions."""
+    """Panels f32 [T H W C] by name for patches [N P] of one clip, and the mean squared error of hidden predictions: a frame that
+    repeats the one before is none.
+    """
     encoder = objective.encoder
     tokens = encoder.grid.tokens
     visible, target = np.zeros(tokens, bool), np.zeros(tokens, bool)
     visible[masks.visible[masks.visible_valid]], target[masks.target] = True, True
-    shown = np.asarray(objective.target.invert(predicted[None], pixels[masks.target][None]))[0].clip(0, 1)
+    true = pixels[masks.target][None]
+    shown = np.asarray(objective.target.invert(predicted[None], true))[0].clip(0, 1)
+    # What is shown of a perfect prediction: frames that are not predicted repeat others there too, and so count nothing.
+    perfect = np.asarray(objective.target.invert(objective.target(true), true))[0]
     prediction = np.full_like(pixels, GREY)
     prediction[masks.target] = shown
     seen = np.where(visible[:, None], pixels, GREY)
     pasted = np.where(visible[:, None], pixels, np.where(target[:, None], prediction, GREY))
     hidden = masks.weight > 0
-    error = float(np.mean((shown - pixels[masks.target])[hidden] ** 2))
+    error = float(np.mean((shown - perfect)[hidden] ** 2))
     skipped = ~visible & ~target
     videos = {"input": pixels, "visible": seen, "prediction": prediction, "pasted": pasted}
     result = {}

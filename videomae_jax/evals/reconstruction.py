@@ -29,8 +29,12 @@ class Reconstruction:
     split: str = "val"
 
     def run(self, context: Context, /) -> dict[str, float]:
-        """{"loss", "loss_zero", "loss_nearest", "loss_linear", "loss_trivial"} over at most `clips` clips."""
+        """{"loss", "loss_zero", "loss_nearest", "loss_linear", "loss_trivial"} over at most `clips` clips.
+
+        Errors as in `check` and `check_hidden`.
+        """
         objective = context.assembly.objective
+        check(objective)
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
         totals: dict[str, float] = {}
         for predicted, pixels, valid in predictions(context, source, batch_size=min(self.batch_size, self.clips or self.batch_size)):
@@ -56,6 +60,12 @@ class Reconstruction:
         for name, guess in arrays.items():
             result[name] = float((np.mean((guess - predicted.targets) ** 2, axis=-1, dtype=np.float64) * weight).sum())
         return result
+
+
+def check(objective: Any, /) -> None:
+    """Raises UserError for an objective without a target at hidden patches."""
+    if not hasattr(objective, "target"):
+        raise UserError(f"{type(objective).__name__} predicts no hidden patches; allowed are runs of pretraining")
 
 
 def check_hidden(weight: float, /, *, split: str) -> None:

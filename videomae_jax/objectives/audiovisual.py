@@ -149,11 +149,19 @@ class AudiovisualMAE(Objective):
             metrics[f"zero_{m}"] = Mean(zero.total, zero.weight)
         return Output(terms=terms, metrics=metrics)
 
-    def predict(self, params: Params, extra: Extra, batch: Batch, rng: Key, /, *, masks: Mapping[str, Mask] | None = None,
+    def predict(self, params: Params, extra: Extra, batch: Batch, rng: Key, /, *, masks: Mapping[str, Mask] | Mask | None = None,
                 modality: str = "video") -> Prediction:
-        """Predicted and true targets of one modality at its predicted tokens."""
+        """Predicted and true targets of one modality at its predicted tokens; a single Mask is that of this modality.
+
+        Raises UserError for a single one beside inpainting, which predicts nothing from what the mask leaves visible.
+        """
         if modality not in MODALITIES:
             raise UserError(f"prediction of {modality!r}; allowed are {', '.join(MODALITIES)}")
+        if isinstance(masks, Mask):
+            if self.inpainting != "none":
+                raise UserError(f"a mask of {modality} alone beside inpainting {self.inpainting!r}, which predicts it from {OTHER[modality]}; "
+                                "allowed is inpainting 'none'")
+            masks = {modality: masks}
         return self.predictions(params, batch, rng, masks=masks)[modality]
 
     def represent(self, params: Params, extra: Extra, batch: Batch, /, *, inputs: tuple[str, ...] | None = None, layer: int = -1) -> dict[str, Features]:

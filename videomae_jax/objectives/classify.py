@@ -16,7 +16,7 @@ from videomae_jax.objectives import mae
 from videomae_jax.objectives.base import Cost, External, Features, Objective, Output, Phase, Prediction
 from videomae_jax.types import Array, Batch, Extra, Key, Params, row_keys
 
-TRAINED = {"all": ".*", "head": "head/.*"}
+TRAINED = {"all": ".*", "head": "head/.*", "linear": "head/linear/.*"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Classify(Objective):
     weights; "" trains from scratch, from the initialisers of pretraining. `item` "ema" takes its averaged weights. `start`
     "encoder" takes the encoder alone; of a run of this objective "features" takes the norm of the head too, and "model" the whole
     head, for the same classes in the same order, or for those that the map of classes in the file `classes` chooses
-    (`head_rows`: K710 to K400, K600, K700 and back). `trains` "head" is a linear probe: the encoder runs as in evaluation and gets no gradient.
+    (`head_rows`: K710 to K400, K600, K700 and back). `trains` "head" is a linear probe: the encoder runs as in evaluation and gets no gradient;
+    "linear" leaves the norm of the head as it starts too.
 
     Deviation: images are mixed before they are standardised instead of after, which is the same function.
     """
@@ -70,7 +71,7 @@ class Classify(Objective):
         return (supervision.initial(self.pretrained, start=self.start, classes=self.classes, item=self.item),) if self.pretrained else ()
 
     def phases(self) -> tuple[Phase, ...]:
-        """One, over the whole model or its head."""
+        """One, over the whole model, its head or the linear layer of it."""
         return (Phase("train", self.loss, trains=TRAINED[self.trains]),)
 
     patchify = mae.MAE.patchify  # the same check and order of values; it asks for `encoder` alone

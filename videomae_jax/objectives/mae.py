@@ -36,6 +36,12 @@ class MAE(Objective):
     def __post_init__(self) -> None:
         if self.loss_on not in ("hidden", "decoded"):
             raise UserError(f"loss_on {self.loss_on!r}; allowed are 'hidden' and 'decoded'")
+        frames = self.encoder.patch[0]
+        if (tubelet := getattr(self.target, "tubelet", frames)) != frames:
+            raise UserError(f"a target of tubelets of {tubelet} frames beside an encoder of tubelets of {frames}; allowed is target.tubelet={frames}")
+        taken, given = getattr(self.target, "every", 1), getattr(self.decoder, "every", 1)
+        if taken != given:
+            raise UserError(f"the target takes one frame in {taken} and the decoder predicts one in {given}; allowed is the same `every` for both")
 
     def init(self, rng: Key, batch: Batch, /) -> Params:
         """{"encoder", "decoder"} parameters."""

@@ -111,8 +111,12 @@ class MARLIN(MAE):
     def cost(self) -> Cost:
         """Multiply-adds of MAE and of the critic on its predictions; then, for each update of the critic, those of the critic on both kinds of patches.
 
-        MAE runs forward alone there, which counts a third: a step is taken to cost three forward passes.
+        A multiply-add counts as three passes of training, forward and twice backward. So what runs forward alone, MAE beside an update of the
+        critic, counts a third, and the critic on MAE's own predictions two thirds: no gradient of its weights is taken there. In its updates
+        none of the patches is taken, so that its first layer is a leaf. A `penalty`, 0 in the released configs, is left out: the critic on a third
+        kind of patches, the gradient of its scores there, and the derivative of both.
         """
         base, steps = super().cost(), self.critic_steps
-        critic = base.tokens["decoded"] * (self.encoder.values + 1) * self.critic.hidden
-        return Cost(macs=base.macs * (1 + steps / 3) + critic * (1 + 2 * steps), tokens=base.tokens, leaves=base.leaves)
+        first, second = (base.tokens["decoded"] * values * self.critic.hidden for values in (self.encoder.values, 1))
+        more = base.macs * steps / 3 + (first + second) * (2 / 3 + 2 * steps)
+        return Cost(macs=base.macs + more, tokens=base.tokens, unused=more, leaves=base.leaves + 2 * steps * first)
