@@ -311,9 +311,9 @@ def test_a_begun_run_refuses_other_weights(tmp_path: pathlib.Path, anew: bool) -
     if anew:
         (pre / "checkpoints" / "00000002").rename(pre / "checkpoints" / "00000001")
     config, held = (directory / "config.json").read_text(), 1 if anew else 2
-    said = rf"{directory} was trained with other weights for frozen/encoder than {pre} has now: with checkpoint 1, sha256 .{{12}}, and {pre} holds {held}; .*--fork"
-    for opened in (api.load, run_directory.context, lambda path: trained(probe_of(pre, total=6), path)):
-        with pytest.raises(UserError, match=said) as error:
+    said = rf"{directory} was trained with other weights for frozen/encoder than {pre} has now: with checkpoint 1, sha256 .{{12}}, and {pre} holds {held}; put them back"
+    for opened, hint in ((api.load, "$"), (run_directory.context, "$"), (lambda path: trained(probe_of(pre, total=6), path), ", or go on with the newest by train --fork$")):
+        with pytest.raises(UserError, match=said + hint) as error:  # nothing can take their place under heads that were trained on them
             opened(directory)
         assert "\n" not in str(error.value) and (directory / "config.json").read_text() == config
     if anew:

@@ -1,4 +1,4 @@
-"""What a start notes of the code that it runs, where that is no checkout."""
+"""What starts note: the code that they run, where that is no checkout, and the weights of others."""
 
 import pathlib
 import shutil
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from videomae_jax import starts
+from videomae_jax import records, starts
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -43,3 +43,19 @@ def test_an_image_is_told_its_commit(tmp_path: pathlib.Path, monkeypatch: pytest
     assert "ARG REVISION" in said and "ENV VIDEOMAE_REVISION=${REVISION}" in said
     ignored = (ROOT / "launch" / "Dockerfile.dockerignore").read_text().split()
     assert {".git", ".venv", "data", "runs"} <= set(ignored)
+
+
+def test_a_line_that_was_cut_takes_no_other_with_it(tmp_path: pathlib.Path) -> None:
+    """By a full disk; the next start is one of its own, and what it says of frozen weights counts."""
+    for number, digest in enumerate("ab"):
+        starts.note(tmp_path, {"externals": {"frozen/encoder": {"sha256": digest}}}, step=4 * number, say=pytest.fail)
+        with (tmp_path / starts.FILE).open("a") as file:
+            file.write('{"time": "2026')
+    assert starts.frozen(tmp_path)["frozen/encoder"]["sha256"] == "b" and len((tmp_path / starts.FILE).read_text().splitlines()) == 4
+
+
+def test_a_start_that_came_to_nothing_says_nothing_of_the_run() -> None:
+    """Its config may have named other weights than the one that was corrected afterwards."""
+    told = [{"step": 0, "externals": {"params": {"sha256": "a"}}}, {"step": 0, "externals": {"data": {"sha256": "c"}, "frozen/teacher": {"sha256": "b"}}}, {"step": 2}]
+    record = records.Record(pathlib.Path(), None, {}, (), {}, (), {}, starts=told)
+    assert record.weights == {"frozen/teacher": "b"}

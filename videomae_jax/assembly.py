@@ -131,12 +131,12 @@ class Assembly:
         return parallel.put(jax.random.key(self.config.seed), mesh=self.mesh)
 
     def step(self, *, norms: bool = False) -> "Step":
-        """The jitted training step (state, *batches); the state is donated, the frozen weights are not. Raises UserError for labels of other classes."""
-        self.objective.check_labels(self.head_names)
+        """The jitted training step (state, *batches); the state is donated, the frozen weights are not."""
         return Step(self.jitted_step(norms=norms), self.frozen)
 
     def jitted_step(self, *, norms: bool = False) -> Any:
-        """The jitted pure step (state, frozen, *batches); with `norms` its metrics hold the norm of every gradient."""
+        """The jitted pure step (state, frozen, *batches); with `norms` its metrics hold the norm of every gradient. Raises UserError for labels of other classes."""
+        self.objective.check_labels(self.head_names)
         deferred = self.defers(ways=parallel.batch_ways(self.mesh), microbatches=self.config.microbatches)
         foreign = self.objective.ignores_labels(self.head_names)
 

@@ -33,17 +33,18 @@ LOST = (errno.ENOENT, errno.ESTALE)  # what a file system says of a file that wa
 class Earlier:
     """Which frozen weights the run in `directory` was trained with: {into: {"sha256": ..., "step": ...}}, the step where it is known.
 
-    With `fork` the newest take the place of those that are there no more.
+    `opened` is a run one of whose checkpoints is looked at, which no other weights can stand in for. With `fork` the newest take the place of those that are there no more.
     """
 
     directory: str = ""
     weights: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     fork: bool = False
+    opened: bool = False
 
 
 def earlier(directory: pathlib.Path, /, *, step: int | None = None, fork: bool = False) -> Earlier:
     """Those that starts.jsonl of a run directory tells for the checkpoint of `step` (None = for what comes next)."""
-    return Earlier(str(directory), starts.frozen(directory, step=step), fork)
+    return Earlier(str(directory), starts.frozen(directory, step=step), fork, opened=step is not None)
 
 
 def settle(externals: Iterable[External], /, *, earlier: Earlier = Earlier()) -> dict[External, str]:
@@ -63,8 +64,8 @@ def _settled(external: External, earlier: Earlier, /) -> tuple[External, str]:
         step = f"checkpoint {before['step']}, " if "step" in before else ""
         there = f"holds {', '.join(map(str, sorted(_steps(path))))}" if _steps(path) else "is another file" if path.exists() else "is not there"
         raise UserError(f"{earlier.directory} was trained with other weights for {external.into} than {external.path} has now: "
-                        f"with {step}sha256 {before.get('sha256', '')[:12]}, and {external.path} {there}; put them back, or go on with the newest by "
-                        "train --fork")
+                        f"with {step}sha256 {before.get('sha256', '')[:12]}, and {external.path} {there}; put them back"
+                        f"{'' if earlier.opened else ', or go on with the newest by train --fork'}")
     if choice == FILE:
         return external, sha256
     agreement.numbers(lambda: [choice] if choice in _steps(path) else [], what=f"step of {path}")  # a shared file system shows it to the others late

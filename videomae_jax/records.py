@@ -41,8 +41,9 @@ class Record:
 
     @property
     def weights(self) -> dict[str, str]:
-        """{into: SHA-256} of the weights of others that the run began with; {} for none, and where it does not tell."""
-        begun = [start.get("externals", {}) for start in self.starts if start["step"] == 0]
+        """{into: SHA-256} of the weights of others that the run began with, by its last start at step 0: those before it came to nothing, and may have
+        had another config. {} for none, and where it does not tell."""
+        begun = [start.get("externals", {}) for start in self.starts if start["step"] == 0][-1:]
         return {into: about["sha256"] for externals in begun for into, about in externals.items() if into.split("/")[0] != "data"}
 
     def series(self, name: str, /) -> list[tuple[float, float]]:

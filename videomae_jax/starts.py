@@ -45,8 +45,10 @@ def note(directory: pathlib.Path, found: dict[str, Any], /, *, step: int, say: C
     """Appends the line of a start that begins at `step`. A full disk costs the line, not the run."""
     line = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "step": step, **found}
     try:
-        with (directory / FILE).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        with (directory / FILE).open("ab+") as file:
+            file.seek(-1 if file.tell() else 0, os.SEEK_END)
+            broken = file.read(1) not in (b"", b"\n")  # a line that a full disk cut must not take this one with it
+            file.write(b"\n" * broken + json.dumps(line).encode() + b"\n")
     except OSError as error:
         say(f"{directory / FILE} cannot be written ({error.strerror})")
 

@@ -190,9 +190,12 @@ def test_a_teacher_has_the_classes_of_the_data(tmp_path: pathlib.Path) -> None:
 
 def test_data_of_other_classes_have_no_labels() -> None:
     """An accuracy by them would be one of unrelated names, and a loss would teach them: the first has no weight, the second is refused before a step."""
-    def first(classes: tuple[str, ...], **fields: Any) -> dict[str, Any]:
+    def made(classes: tuple[str, ...], **fields: Any) -> Any:
         run = noise_runs.run_of(dataclasses.replace(PLAIN, **fields), optimizer=configs.spec(optim.AdamW, schedule=optim.Schedule(base=1e-2)))
-        run = dataclasses.replace(run, source=Named(frames=4, size=16, length=16, classes=classes))
+        return dataclasses.replace(run, source=Named(frames=4, size=16, length=16, classes=classes))
+
+    def first(classes: tuple[str, ...], **fields: Any) -> dict[str, Any]:
+        run = made(classes, **fields)
         step, rows = run.step(), batch((0, 1, 0, 1))
         rows["label"] = np.asarray(jax.jit(PLAIN.teach)(run.seen({}), rows).argmax(-1), np.int32)
         return step(run.create(), parallel.to_device(rows, mesh=run.mesh))[1]
@@ -203,6 +206,8 @@ def test_data_of_other_classes_have_no_labels() -> None:
     for classes in (("even", "odd"), tuple("abcdefg")):
         with pytest.raises(UserError, match=rf"the head has 3 classes and the data {len(classes)} \({', '.join(classes[:6])}.*objective.labels=0, which is 0.5"):
             first(classes, labels=0.5)
+        with pytest.raises(UserError, match="the head has 3 classes"):  # --dry-run and plans compile alone
+            made(classes, labels=0.5).compile()
     assert math.isfinite(float(first(("even", "odd", "other"), labels=0.5)["loss"])) and math.isfinite(float(first((), labels=0.5)["loss"]))
 
 
