@@ -16,9 +16,10 @@ from videomae_jax import occupancy, run_directory, whole
 from videomae_jax import train as loop
 from videomae_jax.assembly import assemble
 from videomae_jax.checkpoint import Checkpointer
-from videomae_jax.durable import OWNER, Durable, Place
+from videomae_jax.durable import Durable, Place
 from videomae_jax.errors import StorageError, UserError
 from videomae_jax.evals.base import Context
+from videomae_jax.ownership import OWNER
 from videomae_jax.upkeep import Safety
 
 

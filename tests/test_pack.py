@@ -442,7 +442,7 @@ def test_views_that_were_not_packed_are_told_before_training(test: Any, folder: 
     """A test over many views has its first result at the end of a run; that packed clips do not hold them is said at step 0, also of parts of a mixture."""
     assert entry.main(command(folder, tmp_path / "out", "--stride=1", "--frames=16", "--windows=1")) == 0
     made = source(tmp_path / "out", frames=4, sampling=clips.DenseFinetune(stride=3, position="centre"))
-    objective = types.SimpleNamespace(head=types.SimpleNamespace(classes=len(made.classes)), judge=None)
+    objective = types.SimpleNamespace(head=types.SimpleNamespace(classes=len(made.classes)), head_kind="classes", judge=None)
 
     def evaluate(found: Any, views: Any) -> dict[str, float]:
         return test(first=1, views=views).run(types.SimpleNamespace(assembly=types.SimpleNamespace(objective=objective), step=0, directory=tmp_path, source=lambda split: found))

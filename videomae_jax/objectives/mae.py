@@ -36,8 +36,9 @@ class MAE(Objective):
     def __post_init__(self) -> None:
         if self.loss_on not in ("hidden", "decoded"):
             raise UserError(f"loss_on {self.loss_on!r}; allowed are 'hidden' and 'decoded'")
-        frames = self.encoder.patch[0]
-        if (tubelet := getattr(self.target, "tubelet", frames)) != frames:
+        tubelet = getattr(self.target, "tubelet", None)
+        if tubelet is not None and tubelet != self.encoder.patch[0]:
+            frames = self.encoder.patch[0]
             raise UserError(f"a target of tubelets of {tubelet} frames beside an encoder of tubelets of {frames}; allowed is target.tubelet={frames}")
         taken, given = getattr(self.target, "every", 1), getattr(self.decoder, "every", 1)
         if taken != given:
