@@ -198,3 +198,11 @@ def test_the_revision_is_that_of_the_checkout(tmp_path: pathlib.Path, monkeypatc
     assert starts.revision() == git("rev-parse", "--short=12", "HEAD")
     (package / "a.py").write_text("2")
     assert starts.revision() == git("rev-parse", "--short=12", "HEAD") + "-dirty"
+
+
+def test_whatever_trains_here_has_a_curve() -> None:
+    """Every config that tells how to train it on an embedded world, but the one for accelerators and those whose curves are to be made."""
+    files = {p.relative_to(ROOT).as_posix(): p for p in (ROOT / "configs").rglob("*.py")}
+    told = {name: p for name, p in files.items() if "videomae_jax synthesize" in p.read_text() and f"videomae_jax train --config={name}" in p.read_text()}
+    assert {name for name, p in told.items() if reference.of(configs.load(str(p))) is None} == {
+        "configs/smoke_accelerator.py", "configs/toy/adamae.py", "configs/toy/hvm1.py", "configs/toy/marlin.py"}
