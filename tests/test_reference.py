@@ -201,8 +201,10 @@ def test_the_revision_is_that_of_the_checkout(tmp_path: pathlib.Path, monkeypatc
 
 
 def test_whatever_trains_here_has_a_curve() -> None:
-    """Every config that tells how to train it on an embedded world, but the one for accelerators and those whose curves are to be made."""
+    """Every config that tells how to train it on an embedded world, but the one for accelerators and those of which README says that they have none."""
+    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `report DIR` |"))
+    excused = row.partition("but the toy ones of ")[2].partition(";")[0].lower().replace("-", "")
     files = {p.relative_to(ROOT).as_posix(): p for p in (ROOT / "configs").rglob("*.py")}
     told = {name: p for name, p in files.items() if "videomae_jax synthesize" in p.read_text() and f"videomae_jax train --config={name}" in p.read_text()}
-    assert {name for name, p in told.items() if reference.of(configs.load(str(p))) is None} == {
-        "configs/smoke_accelerator.py", "configs/toy/adamae.py", "configs/toy/hvm1.py", "configs/toy/marlin.py"}
+    without = {p.stem for p in told.values() if reference.of(configs.load(str(p))) is None} - {"smoke_accelerator"}
+    assert len(told) > 5 and excused and all(stem in excused for stem in without), without
