@@ -16,7 +16,7 @@ def cut(batch: Batch, index: Array | int, /, *, microbatches: int) -> Batch:
 
     Where copies share rows (`shared` of a source's fields), neighbours with one decode stay together: those of decode index, index + m, ...
     """
-    n = min(x.shape[0] for x in jax.tree.leaves(batch))
+    n = decodes_of(batch)
 
     def rows(x: Array) -> Array:
         parts = x.reshape(n // microbatches, microbatches, x.shape[0] // n, *x.shape[1:])
@@ -33,6 +33,11 @@ def join(tree: Any, /, *, copies: int = 1) -> Any:
 def rows_of(batch: Batch, /) -> int:
     """Clips of a batch, some of whose leaves may have a row for several of them."""
     return max(x.shape[0] for x in jax.tree.leaves(batch))
+
+
+def decodes_of(batch: Batch, /) -> int:
+    """Rows of the leaves that clips share, or clips where they share none."""
+    return min(x.shape[0] for x in jax.tree.leaves(batch))
 
 
 def check_aux(aux: Any, batch: Batch, /) -> None:
@@ -74,8 +79,7 @@ def gradients(loss: Callable[[Params, Batch], Output], params: Params, batch: Ba
     summed = jax.tree.map(lambda x: x.sum(0), (outs.terms, outs.metrics))
     # Coefficients are constants of the step, so their mean over micro-batches is the value itself.
     terms = {k: t.replace(coefficient=t.coefficient / microbatches) for k, t in summed[0].items()}
-    copies = rows_of(batch) // min(x.shape[0] for x in jax.tree.leaves(batch))
-    return grads, Output(terms=terms, metrics=summed[1], aux=join(outs.aux, copies=copies))
+    return grads, Output(terms=terms, metrics=summed[1], aux=join(outs.aux, copies=rows_of(batch) // decodes_of(batch)))
 
 
 def reduce_output(out: Output, /) -> Output:
