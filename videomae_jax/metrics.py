@@ -167,8 +167,8 @@ class Progress:
         self._total, self._first, self._lead, self._stream = total, first, lead, sys.stderr if stream is None else stream
         self._start, self._shown = time.monotonic(), float("-inf")
 
-    def show(self, step: int, /, *, loss: float, clips_per_second: float, wait: float) -> None:
-        """Draws the bar: step, loss, clips/s, time left, share of the time spent waiting for data."""
+    def show(self, step: int, /, *, loss: float, clips_per_second: float | None, wait: float | None) -> None:
+        """Draws the bar: step, loss, time left; clips/s and the share of the time spent waiting for data, once an interval gave them."""
         terminal = self._stream.isatty()
         now = time.monotonic()
         if not self._lead or (not terminal and now - self._shown < 5 and step < self._total):
@@ -178,8 +178,9 @@ class Progress:
         done = max(step - self._first, 1)
         left = (now - self._start) / done * (self._total - step)
         bar = "#" * int(20 * share) + "." * (20 - int(20 * share))
-        line = (f"[{bar}] step {step}/{self._total}  loss {loss:.4f}  {clips_per_second:.1f} clips/s  "
-                f"ETA {clock(left)}  data wait {100 * wait:.0f}%")
+        rate = "" if clips_per_second is None else f"  {clips_per_second:.1f} clips/s"
+        waited = "" if wait is None else f"  data wait {100 * wait:.0f}%"
+        line = f"[{bar}] step {step}/{self._total}  loss {loss:.4f}{rate}  ETA {clock(left)}{waited}"
         self._stream.write(f"\r\x1b[2K{line}" if terminal else f"{line}\n")
         self._stream.flush()
 
@@ -210,9 +211,9 @@ class Clock:
         self.wait, self.last = 0.0, {}
         self._mark: tuple[float, int] | None = None
 
-    def restart(self) -> None:
-        """Leaves the time since the last reading out of the rates."""
-        self._mark, self.wait = None, 0.0
+    def restart(self, step: int, /) -> None:
+        """Leaves the time since the last reading out of the rates: they count from here, once the step is compiled."""
+        self._mark, self.wait = None if self._mark is None else (time.monotonic(), step), 0.0
 
     def put(self, step: int, metrics: Any, /) -> None:
         """Queues the metrics of `step` and reads those queued before."""
@@ -238,8 +239,8 @@ class Clock:
         self._mark, self.wait = (moment, now), 0.0
         self.last = self.last | values
         self._writer.write(step, values)
-        self._progress.show(step, loss=values.get("loss", next(iter(values.values()))), clips_per_second=self.last.get("clips_per_second", 0.0),
-                            wait=self.last.get("data_wait", 0.0))
+        self._progress.show(step, loss=values.get("loss", next(iter(values.values()))), clips_per_second=self.last.get("clips_per_second"),
+                            wait=self.last.get("data_wait"))
 
     def close(self) -> None:
         """Reads the rest and ends the progress line."""
