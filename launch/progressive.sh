@@ -10,7 +10,7 @@
 # every command. By default they are those of the embedded world: shapes from all labels in 400 steps, then from a tenth of them in 200; the direct
 # way makes as many labelled steps, 600, on that tenth alone. Whoever gives TARGET gives DIRECT for --direct, too: a target may take over the head of the
 # stage before, which pretraining has not; whether both ways have as many steps is then theirs to say (--config.total). V2's own scripts have not:
-#   PRETRAIN="--config=configs/pretrain/vit_g.py --config.data.index=hybrid.parquet"
+#   PRETRAIN="--config=configs/pretrain/vit_g.py --config.data.index=hybrid.parquet --config.data.__symbol__=videomae_jax.data.frame_folders.FrameClips"
 #   INTERMEDIATE="--config=configs/finetune/k710_g.py --config.data.index=k710.parquet"
 #   TARGET="--config=configs/finetune/k400_g_after_k710.py --config.data.index=k400.parquet"
 #   DIRECT="--config=configs/finetune/k400_g.py --config.data.index=k400.parquet"

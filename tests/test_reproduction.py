@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
+from test_decode import encode
 
 from videomae_jax import __main__ as entry
 from videomae_jax import config as configs
@@ -273,7 +275,48 @@ def test_students_are_tested_as_they_are(tmp_path: pathlib.Path) -> None:
         same = jax.tree.map(np.array_equal, jax.device_get(run.create().params), after)
         moved.append(not all(jax.tree.leaves(same)))
     assert moved == [False, True]
-    assert reproduction.lines([reproduction.Verdict(students[0], "not run")])[-1] == f"Inferred: {reproduction.STUDENT}."
+    assert reproduction.lines([reproduction.Verdict(students[0], "not run")])[-1] == f"Inferred: {students[0].inferred}."
+
+
+def test_inferred_stages_are_named() -> None:
+    """Those that the authors neither tell nor have a script of: ViT-S before its student, distillation, and the student's test on other classes."""
+    def nobody_tells(stage: Stage) -> bool:
+        return stage.config in ("pretrain/vit_s", "finetune/k400_s") and stage.data in ("hybrid", "k710") or stage.config.startswith("distill/") or "_on_" in stage.run
+
+    found = [(r, stage) for r in ROWS for stage in r.stages if nobody_tells(stage)]
+    assert len({r.name for r, _ in found}) == 6 and all(stage.config in r.inferred for r, stage in found)
+    assert not [r.name for r in ROWS if r.inferred and not any(map(nobody_tells, r.stages))]
+
+
+def test_the_hybrid_list_is_read_whole(tmp_path: pathlib.Path) -> None:
+    """The pretraining of V2's rows opens an index of its list, folders of frames at their own stride beside video files; without its words it is refused."""
+    folder = tmp_path / "SomethingV2" / "frames" / "7"
+    folder.mkdir(parents=True)
+    for number in range(1, 41):
+        Image.new("RGB", (32, 32)).save(folder / f"img_{number:05}.jpg")
+    (tmp_path / "a.mp4").write_bytes(encode(frames=80))
+    (tmp_path / "hybrid.csv").write_text("a.mp4 0 -1\nSomethingV2/frames/7 1 40\n")
+    words = reproduction.INDEXES["hybrid"].replace("DATA", str(tmp_path)).replace("hybrid.", f"{tmp_path}/hybrid.").split()
+    assert entry.main(words[3:]) == 0
+    stage, opened = reproduction.ROWS[0].stages[0], []
+    for one in (stage, dataclasses.replace(stage, words=())):
+        config = config_of(one)
+        config.data.index = str(tmp_path / "hybrid.parquet")
+        opened.append(configs.build(config.data))
+    assert [opened[0].sampling_of(opened[0].record(row)).stride for row in range(len(opened[0]))] == [4, 2]
+    with pytest.raises(UserError, match="lists folders of pictures"):
+        len(opened[1])
+
+
+def test_indexes_of_several_parts_have_their_command(tmp_path: pathlib.Path) -> None:
+    """Above the first stage that reads one; the merge also writes the maps of classes that later stages name."""
+    for name in ("V2 S distilled K400", "V2 g K710 K600", "V2 B K400"):
+        shown = reproduction.lines([reproduction.Verdict(row(name), "not run")])
+        commands = [line.strip() for line in shown if line.startswith("    ")]
+        read = [data for data in ("hybrid", "k710") if any(stage.data == data for stage in row(name).stages)]
+        assert commands[:len(read)] == [reproduction.INDEXES[data] for data in read] and commands[len(read)] == row(name).stages[0].command
+        maps = {value.partition("=")[2] for stage in row(name).stages for value in stage.words if "objective.classes" in value}
+        assert not maps or "--out=k710.parquet" in commands[1] and all(re.fullmatch(r"k710_to_k\d00.json", file) for file in maps)
 
 
 def test_another_test_is_noted(tmp_path: pathlib.Path) -> None:

@@ -32,6 +32,9 @@ def read(path: str, /) -> dict[str, Any]:
     """{"rows": i64 [classes of the target], and "source" and "target" names where the file has them}. Raises UserError."""
     try:
         found = json.loads(pathlib.Path(path).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"class map {path!r} is not there; index --merge=A.parquet,B.parquet --out={path.partition('_to_')[0]}.parquet writes it beside the index of the "
+                        "merged classes") from error
     except (OSError, ValueError) as error:
         raise UserError(f"class map {path!r} cannot be read: {error}") from error
     found = found if isinstance(found, dict) else {"rows": found}
@@ -44,6 +47,12 @@ def read(path: str, /) -> dict[str, Any]:
     if "target" in found and len(found["target"]) != len(rows):
         raise UserError(f"class map {path!r} has {len(rows)} rows for {len(found['target'])} target classes")
     return found | {"rows": np.asarray(rows, np.int64)}
+
+
+def check_maps(externals: Iterable[External], /) -> None:
+    """Raises UserError where a map of classes that a head starts by is not there or none; the weights themselves may be of a stage that is still to come."""
+    for name in (name for external in externals for _, name in external.rows if name):
+        read(name)
 
 
 def check(externals: Iterable[External], /, *, source: Any, kind: str = "classes") -> None:

@@ -25,6 +25,10 @@ TOLERANCE = 0.3  # points of top-1: the binomial deviation of 85 % on 20,000 vid
 MFU = 0.35  # of the peak, for chip-hours: what `plan` predicts of B to g on GPUs is 22 to 37 %, of L to g on TPUs 40 to 53 %
 TEST = ("evaluators.test.", "eval_data.")  # any run may change them, and then the test is another one
 STARTS = ("pretrained", "weights")  # fields of an objective that name the run of an earlier stage
+# What makes the index of a stage's data: the parts of one corpus, and which classes of Kinetics-710 are those of the others.
+INDEXES = {
+    "hybrid": "python -m videomae_jax index --list=hybrid.csv --format=v2 --root=DATA --out=hybrid.parquet",
+    "k710": "python -m videomae_jax index --merge=k400.parquet,k600.parquet,k700.parquet --out=k710.parquet --aliases=k710_identical_label_merge.json"}
 PLACES = ("data.index", "objective.classes", *(f"objective.{name}" for name in STARTS))  # what differs from machine to machine
 
 
@@ -90,7 +94,8 @@ class Row:
 
 
 def _v2(size: str) -> Stage:
-    return Stage(f"pretrain/vit_{size}", f"vit_{size}", "hybrid")
+    # Its list holds frame folders, each with its stride, beside video files.
+    return Stage(f"pretrain/vit_{size}", f"vit_{size}", "hybrid", ("--config.data.__symbol__=videomae_jax.data.frame_folders.FrameClips",))
 
 
 def _v1(data: str, size: str, *, epochs: str = "") -> Stage:
@@ -117,7 +122,17 @@ def _student(size: str, data: str) -> Stage:
     return Stage(f"finetune/k400_{size}", f"distill_k710_{size}_on_{data}", data, (*head, *(f"--config.{field}" for field in fields)))
 
 
-STUDENT = "the last stage, taken for the student of K710 tested by its rows of these classes, since \"further fine-tuned\" is listed apart"
+SMALL = "pretrain/vit_s and finetune/k400_s on K710, of which the authors give no script"
+DISTILLED = "{}, of which the authors tell no temperature, length, rate and labels (configs/distill/base.py)".format
+STUDENT = "{}, the last stage, taken for the student of K710 tested by its rows of these classes, since \"further fine-tuned\" is listed apart".format
+INFERRED = {"S": f"{SMALL}; {DISTILLED('distill/k710_s')}", "B": DISTILLED("distill/k710_b")}
+
+
+def _inferred(size: str, data: str) -> str:
+    """What nobody tells of the stages of a distilled student."""
+    return "; ".join([INFERRED[size], *([] if data == "k710" else [STUDENT(f"finetune/k400_{size.lower()}")])])
+
+
 G_HOURS = "pretraining 241 h on 64 A100 [secondary]"
 NO_SCRIPT = "no script of the authors tells its hyper-parameters"
 NO_PLACES = "only classification is measured here, no detection in space or time"
@@ -154,14 +169,14 @@ ROWS: tuple[Row, ...] = (
     Row("V2 g FineAction", (), 18.2, 0, "code", views="-", missing=NO_PLACES, metric="average mAP"),
     Row("V2 g AVA", (), 42.6, 0, "secondary", views="-", missing=NO_PLACES, metric="mAP"),
     Row("V2 g AVA-Kinetics", (), 43.9, 0, "secondary", views="-", missing=NO_PLACES, metric="mAP"),
-    Row("V2 S distilled K710", S_K710, 77.6, 0, "code", hours=G_HOURS),
-    Row("V2 S distilled K400", (*S_K710, _student("s", "k400")), 83.7, 0, "code", hours=G_HOURS, inferred=STUDENT),
-    Row("V2 S distilled K600", (*S_K710, _student("s", "k600")), 83.1, 0, "code", hours=G_HOURS, inferred=STUDENT),
+    Row("V2 S distilled K710", S_K710, 77.6, 0, "code", hours=G_HOURS, inferred=_inferred("S", "k710")),
+    Row("V2 S distilled K400", (*S_K710, _student("s", "k400")), 83.7, 0, "code", hours=G_HOURS, inferred=_inferred("S", "k400")),
+    Row("V2 S distilled K600", (*S_K710, _student("s", "k600")), 83.1, 0, "code", hours=G_HOURS, inferred=_inferred("S", "k600")),
     Row("V2 S distilled K400, tuned further", (), 84.0, 0, "code", views="7x3", missing=NO_SCRIPT),
     Row("V2 S distilled K600, tuned further", (), 84.6, 0, "code", views="7x3", missing=NO_SCRIPT),
-    Row("V2 B distilled K710", B_K710, 81.5, 0, "code", hours=G_HOURS),
-    Row("V2 B distilled K400", (*B_K710, _student("b", "k400")), 86.6, 0, "code", hours=G_HOURS, inferred=STUDENT),
-    Row("V2 B distilled K600", (*B_K710, _student("b", "k600")), 85.9, 0, "code", hours=G_HOURS, inferred=STUDENT),
+    Row("V2 B distilled K710", B_K710, 81.5, 0, "code", hours=G_HOURS, inferred=_inferred("B", "k710")),
+    Row("V2 B distilled K400", (*B_K710, _student("b", "k400")), 86.6, 0, "code", hours=G_HOURS, inferred=_inferred("B", "k400")),
+    Row("V2 B distilled K600", (*B_K710, _student("b", "k600")), 85.9, 0, "code", hours=G_HOURS, inferred=_inferred("B", "k600")),
     Row("V2 B distilled K400, tuned further", (), 87.1, 0, "code", views="7x3", missing=NO_SCRIPT),
     Row("V2 B distilled K600, tuned further", (), 87.4, 0, "code", views="7x3", missing=NO_SCRIPT),
     Row("V1 S K400", (_v1("k400", "s"), _tune("k400_s", "k400")), 79.0, 93.8, "code"),
@@ -325,6 +340,7 @@ def lines(verdicts: Iterable[Verdict], /, *, hours: Mapping[Stage, Mapping[str, 
         shown.append(f"| {v.row.name} | {v.row.views} | {published} | {evidence} | {measured} | {'; '.join((v.counted, *v.notes))} |")
     for v in (v for v in kept if not v.row.why):
         shown += ["", f"## {v.row.name}", ""]
+        shown += [f"    {INDEXES[data]}" for data in dict.fromkeys(stage.data for stage in v.row.stages) if data in INDEXES]
         shown += [f"    {stage.command}" for stage in v.row.stages]
         counts: Mapping[str, tuple[int, int]] = {stage.data: COUNTS[stage.data] for stage in v.row.stages}
         shown += ["", "Clips: " + "; ".join(f"{name} {train:,} train" + (f", {val:,} val" if val else "") for name, (train, val) in counts.items()) + "."]

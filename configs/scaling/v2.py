@@ -12,8 +12,8 @@ runs, too few for a law.
 
 A cell is the command line of `train`; each has the published batch and learning rate of its size, and its own schedule,
 so that a short run is a finished one. Videos: SSv2 169 k, K400 240 k, UnlabeledHybrid 1,348 k (V2, table of data sets). SSv2, whose
-frames V2 extracts at 12 a second, is read at stride 2, the others at 4. A cell of the hybrid corpus reads one index at one stride, so
-that its SSv2 runs at 4, too; the mixture of configs/data/unlabeled_hybrid.py reads it at 2.
+frames V2 extracts at 12 a second, is read at stride 2, the others at 4; in the hybrid corpus, whose index is that of V2's list
+(`index --list=hybrid.csv --format=v2`), every row has its own.
 """
 
 import ml_collections
@@ -21,14 +21,15 @@ import ml_collections
 from configs.pretrain import vit_b
 
 VIDEOS = {"ssv2": 169_000, "k400": 240_000, "hybrid": 1_348_000}
-STRIDES = {"ssv2": {f"{data}.sampling.stride": "2" for data in ("data", "eval_data")}}
+READING = {"ssv2": {f"{data}.sampling.stride": "2" for data in ("data", "eval_data")},
+           "hybrid": {"data.__symbol__": "videomae_jax.data.frame_folders.FrameClips"}}  # it reads folders and files, each at its stride
 EPOCHS = (75, 150, 300)  # over decoded clips; four crops of each make 300, 600 and 1200
 SIZES = ("b", "l", "h", "g")
 
 
 def cell(config: str, corpus: str, epochs: int) -> ml_collections.ConfigDict:
     """One run: its config, what differs from it, and how many videos it sees an epoch."""
-    overrides = {"total": f"{epochs}ep", "data.index": f"{corpus}.parquet", "optimizers.main.schedule.warmup": "10%"} | STRIDES.get(corpus, {})
+    overrides = {"total": f"{epochs}ep", "data.index": f"{corpus}.parquet", "optimizers.main.schedule.warmup": "10%"} | READING.get(corpus, {})
     return ml_collections.ConfigDict({"config": config, "videos": VIDEOS[corpus], "overrides": tuple(overrides.items())})
 
 

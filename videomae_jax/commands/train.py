@@ -107,7 +107,10 @@ def safety(options: argparse.Namespace, /) -> "Safety":
 
 
 def dry_run(run: object, tell: object, /) -> int:
-    """Compiles one step from shapes alone and prints what it needs."""
+    """Compiles one step from shapes alone and prints what it needs. Raises UserError for what is to be there before any stage: maps of classes."""
+    from videomae_jax import head_rows
+
+    head_rows.check_maps(run.objective.externals())
     compiled = run.compile()
     memory = compiled.memory_analysis()
     if memory is not None:
