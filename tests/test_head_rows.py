@@ -10,6 +10,7 @@ import pytest
 from test_merge import CLIP, written
 
 from videomae_jax import head_rows, supervision
+from videomae_jax.commands import train
 from videomae_jax.data import merge, sources
 from videomae_jax.errors import UserError
 from videomae_jax.objectives.base import External
@@ -123,3 +124,15 @@ def test_the_data_count_classes_as_the_head_does(own: list[str], data: tuple[str
     with pytest.raises(UserError, match=re.escape(said)) if said else contextlib.nullcontext():
         head_rows.check_own(tmp_path, data)
     head_rows.check_own(tmp_path / "inner", data)  # which tells no classes; those of the folder around it are another run's
+
+
+def test_a_map_that_is_not_there_ends_a_dry_run(tmp_path: pathlib.Path) -> None:
+    """Before a step is compiled, naming the command that writes it; the weights, of a stage that is still to come, are not asked for."""
+    compiled = types.SimpleNamespace(memory_analysis=lambda: None)
+    path, told = tmp_path / "k710_to_k400.json", []
+    external = External("params", str(tmp_path / "runs" / "none"), rows=(("head/.*", str(path)),))
+    run = types.SimpleNamespace(objective=types.SimpleNamespace(externals=lambda: (external,)), compile=lambda: compiled)
+    with pytest.raises(UserError, match=re.escape(f"class map {str(path)!r} is not there; index --merge=A.parquet,B.parquet --out={tmp_path}/k710.parquet writes it")):
+        train.dry_run(run, told.append)
+    path.write_text("[0, 1]")
+    assert train.dry_run(run, told.append) == 0 and told == ["dry run: the step compiles; nothing was trained and nothing was written"]
