@@ -6,6 +6,14 @@
 # LOGS (default: logs) is the folder of the log, CODES a folder in which a file keeps an exit code other than 0 (or one file for all);
 # VIDEOMAE_PYTHON is an interpreter that has everything, and nothing is installed. MACHINE: see environment.sh. --dry-run prints flags and command of this host and runs nothing.
 set -uo pipefail
+first=${1:-}
+[ "$first" != --dry-run ] || first=${2:-}
+if [[ $first = -h || $first = --help || -z $first ]]; then
+  sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0" >&2
+  [ -n "$first" ] && exit 0
+  echo "error: no command; e.g. train --config=FILE --workdir=DIR" >&2
+  exit 2
+fi
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 source launch/awaited.sh

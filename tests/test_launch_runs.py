@@ -879,6 +879,20 @@ def test_the_words_of_the_user_count_on_a_host(tmp_path: pathlib.Path) -> None:
     assert run("host.sh", "report", "r", env=env).stdout == "-m videomae_jax report r\n"
 
 
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["-h"], 0), (["--dry-run", "--help"], 0), ([], 2), (["--dry-run"], 2)])
+def test_the_usage_of_a_host_starts_nothing(tmp_path: pathlib.Path, words: list[str], code: int) -> None:
+    """No environment is made, no setting of the machine changed, no lock of another program removed; without a command it says that one is missing."""
+    lock, pages = tmp_path / "tmp" / "libtpu_lockfile", tmp_path / "sys" / "kernel" / "mm" / "transparent_hugepage" / "enabled"
+    for path in (lock, pages):
+        path.parent.mkdir(parents=True)
+        path.write_text("never")
+    env = environment(tmp_path, VIDEOMAE_PYTHON="", PYTHON="/bin/false", VENV=str(tmp_path / "none" / "venv"), LOGS=str(tmp_path / "logs"), JAX_EXTRA="cpu")
+    done = run("host.sh", *words, env=env)
+    assert done.returncode == code and done.stdout == "" and "bash launch/host.sh [--dry-run] train --config=FILE --workdir=DIR" in done.stderr
+    assert done.stderr.endswith("error: no command; e.g. train --config=FILE --workdir=DIR\n") == (code == 2)
+    assert lock.read_text() == pages.read_text() == "never" and {path.name for path in tmp_path.iterdir()} == {"tmp", "sys"}
+
+
 ONE_MACHINE = """#!/usr/bin/env bash
 # Is its own environment, sees a GPU, has one cell to train, and leaves the variables of a training behind.
 [ "$1" != -c ] || { echo gpu; exit; }
