@@ -19,7 +19,7 @@ import runs
 from runs import shared_programs  # noqa: F401 (a fixture)
 
 from videomae_jax import config as configs
-from videomae_jax import api, assembly, metrics, run_directory, stopping
+from videomae_jax import api, assembly, metrics, records, run_directory, stopping
 from videomae_jax.__main__ import COMMANDS, main
 from videomae_jax.assembly import assemble
 from videomae_jax.commands import arguments
@@ -93,7 +93,7 @@ def test_evaluate_repeats_the_last_results(trained: pathlib.Path, capsys: pytest
 
 
 def test_visualize_names_the_files_it_wrote(trained: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Three clips: three png sheets and three gifs of the newest step."""
+    """Three clips: three png sheets and three gifs of the newest step. Training clips lie beside them, and are not reported as held-out ones."""
     copied = shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(copied / "reconstructions")
     capsys.readouterr()
@@ -101,6 +101,12 @@ def test_visualize_names_the_files_it_wrote(trained: pathlib.Path, tmp_path: pat
     paths = capsys.readouterr().out.split()
     assert sorted(pathlib.Path(p).name for p in paths) == [f"step00000009_{i}.{end}" for i in range(3) for end in ("gif", "png")]
     assert all(pathlib.Path(p).stat().st_size > 1000 for p in paths)
+    before = listing(copied / "reconstructions")
+    assert main(["visualize", str(copied), "--clips=1", "--split=train"]) == 0
+    assert sorted(pathlib.Path(p).name for p in capsys.readouterr().out.split()) == ["train_step00000009_0.gif", "train_step00000009_0.png"]
+    after = listing(copied / "reconstructions")
+    assert {name: after[name] for name in before} == before and len(after) == len(before) + 2
+    assert [path.name for paths in records.load(copied).pictures.values() for path in paths] == [f"step00000009_{i}.png" for i in range(3)]
 
 
 @pytest.mark.parametrize("kernel", ["cudnn", "splash"])
@@ -573,7 +579,7 @@ def test_memory_of_devices_that_is_too_small_is_one_line(where: str, index: path
 @pytest.mark.parametrize(("words", "owner", "name", "helps"), [
     (("extract", "{run}", "{videos}", "--out={out}"), api.Model, "submit", "a smaller --batch"),
     (("evaluate", "{run}"), reconstruction.Reconstruction, "run", "a smaller --config.evaluators.NAME.batch_size, and of a suite more --config.microbatches"),
-    (("visualize", "{run}"), pictures.Pictures, "run", "fewer --clips"),
+    (("visualize", "{run}"), pictures.Pictures, "draw", "fewer --clips"),
     (("export", "{run}", "--out={out}"), api.Model, "check_layer", "a device with more memory, or JAX_PLATFORMS=cpu")])
 def test_exhausted_memory_names_the_option_of_each_command(words: tuple[str, ...], owner: Any, name: str, helps: str, trained: pathlib.Path, index: pathlib.Path,
                                                            tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -34,7 +35,8 @@ def check(objective: Any, /) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Writes reconstructions/stepNNNNNNNN_I.png and .gif: input | visible | prediction | pasted.
+    """Writes reconstructions/stepNNNNNNNN_I.png and .gif: input | visible | prediction | pasted. Of another split than "val" the names begin
+    with its own, for what reads the others takes them for clips that are held out.
 
     Cells that the decoder was not asked for and the encoder did not see are hatched. With normalised targets the
     prediction is drawn with the true statistics of each patch, and where not every frame is predicted the others repeat one that is;
@@ -47,19 +49,25 @@ class Pictures:
 
     def run(self, context: Context, /) -> dict[str, float]:
         """Draws; returns {"psnr_hidden"}, the PSNR in dB over the predicted hidden pixels of the drawn clips."""
+        errors = [error for _, error in self.draw(context)]
+        return {"psnr_hidden": float(-10 * np.log10(np.mean(errors)))}
+
+    def draw(self, context: Context, /) -> Iterator[tuple[pathlib.Path, float]]:
+        """Draws clip after clip; yields the path of its png and gif without their suffix, and the mean squared error of `compose`."""
         objective = context.assembly.objective
         check(objective)
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
-        directory, errors, number = context.directory / "reconstructions", [], 0
+        named = f"{'' if self.split == 'val' else f'{self.split}_'}step{context.step:08d}"
+        number = 0
         for predicted, pixels, valid in predictions(context, source, batch_size=self.clips):
             for row in np.flatnonzero(valid):
                 masks = jax.tree.map(lambda x, row=row: np.asarray(x)[row], predicted.masks)
                 panels, error = compose(objective, pixels[row], predicted.patches[row], masks)
-                errors.append(error)
+                stem = context.directory / "reconstructions" / f"{named}_{number}"
                 if parallel.is_lead():
-                    save(directory / f"step{context.step:08d}_{number}", panels, caption=note(objective.target))
+                    save(stem, panels, caption=note(objective.target))
+                yield stem, error
                 number += 1
-        return {"psnr_hidden": float(-10 * np.log10(np.mean(errors)))}
 
 
 def compose(objective: Any, pixels: np.ndarray, predicted: np.ndarray, masks: Any, /) -> tuple[dict[str, np.ndarray], float]:
