@@ -15,7 +15,7 @@ import pytest
 from test_decode import encode, flipped, spelt
 
 from videomae_jax import __main__ as entry
-from videomae_jax.data import columns, decode, index, sources
+from videomae_jax.data import columns, decode, index, sources, splits
 from videomae_jax.errors import UserError
 
 
@@ -119,8 +119,9 @@ def test_mistakes_in_a_csv(text: str | bytes | None, message: str, clip: bytes, 
     (["{}/v", "--out={}/v/a.mp4/i.parquet"], "cannot write to"), (["{}/v", "--out={}/f.parquet"], "f.parquet is a folder"),
     (["{}/v", "--out=/proc/i.parquet"], "cannot write to /proc"),
     *((["{}/v", "--out={}/i.parquet", f"--fps={x}"], f"--fps={x}; allowed are 0.01 to 1000") for x in ("nan", "inf", "0.0", "-1.0", "0.0003", "1e+300")),
-    (["--list=l.csv", "--out={}/i.parquet", "--val-fraction=0", "--labels=l.csv"], "--labels, --val-fraction with --list; a list tells labels and splits itself"),
-    (["--list=l.csv", "--out={}/i.parquet", "--pictures"], "--pictures with --list; "),
+    (["--list=l.csv", "--out={}/i.parquet", "--pictures", "--labels=l.csv"], "--labels, --pictures with --list; a list tells its labels itself, so allowed"),
+    (["--list={}/val.csv", "--out={}/i.parquet", "--val-fraction=0"], "val_fraction is 0.0, but {}/val.csv lists videos that are held out; allowed is one of them"),
+    (["--list={}/l.csv", "--out={}/i.parquet", "--val-fraction=1"], "allowed is 0 <= val_fraction < 1"),
     (["{}/v", "--out={}/i.parquet", "--root={}", "--format=v1"], "--format, --root with the folder"),
     (["{}/v", "--out={}/i.parquet", "--pictures", "--template=x"], "--pictures with --template=x; allowed is one of them"),
     (["{}/v", "--out={}/i.parquet", "--workers=0"], "--workers=0; allowed are 1 and more"),
@@ -130,10 +131,12 @@ def test_mistakes_in_the_command(words: list[str], message: str, clip: bytes, tm
     """Each is one line, before the scan."""
     fill(tmp_path, ["v/a.mp4", "empty/notes.txt"], clip)
     (tmp_path / "f.parquet").mkdir()
+    for name in ("l.csv", "val.csv"):
+        (tmp_path / name).write_text("v/a.mp4 0\n")
     monkeypatch.setattr(index, "scan", lambda *a, **kw: pytest.fail("scanned"))
     code = command(*(w.format(tmp_path) for w in words))
     error = capsys.readouterr().err
-    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1 and message.replace("{}", str(tmp_path)) in error
 
 
 def test_a_name_that_is_no_text(clip: bytes, tmp_path: pathlib.Path) -> None:
@@ -232,18 +235,18 @@ def test_verify_finds_what_a_header_hides(clip: bytes, tmp_path: pathlib.Path, c
 def test_split_by_name(clip: bytes, tmp_path: pathlib.Path) -> None:
     """The share is kept, a file keeps its side when others come, and no side is empty."""
     rows = [{"name": f"{i}.mp4", "split": None, "status": "ok"} for i in range(4000)]
-    index.draw_splits(rows, val_fraction=0.25)
+    splits.draw(rows, val_fraction=0.25)
     assert 900 < sum(r["split"] == "val" for r in rows) < 1100
     first = {r["name"]: r["split"] for r in rows}
     more = [{"name": f"{i}.mp4", "split": None, "status": "ok"} for i in range(8000)]
-    index.draw_splits(more, val_fraction=0.25)
+    splits.draw(more, val_fraction=0.25)
     assert {r["name"]: r["split"] for r in more[:4000]} == first
     for fraction in (1e-9, 0.999999):
         two = [{"name": n, "split": None, "status": "ok"} for n in "ab"] + [{"name": "c", "split": None, "status": "open: no"}]
-        index.draw_splits(two, val_fraction=fraction)
+        splits.draw(two, val_fraction=fraction)
         assert {r["split"] for r in two[:2]} == {"train", "val"}
     none = [{"name": f"{i}.mp4", "split": None, "status": "ok"} for i in range(50)]
-    index.draw_splits(none, val_fraction=0.0)
+    splits.draw(none, val_fraction=0.0)
     assert {r["split"] for r in none} == {"train"}
 
 

@@ -16,10 +16,12 @@ from PIL import Image
 from test_decode import bars, encode, spelt
 
 from videomae_jax import __main__ as entry
+from videomae_jax import config as configs
 from videomae_jax import head_rows
 from videomae_jax.commands.index import summary
-from videomae_jax.data import clips, columns, decode, frame_folders, index, lists, merge, packed, pictures, pipeline, remote, sources, transforms
+from videomae_jax.data import clips, columns, decode, frame_folders, index, lists, merge, packed, pictures, pipeline, remote, sources, splits, transforms
 from videomae_jax.errors import UserError
+from videomae_jax.evals.base import evaluation_source
 from videomae_jax.objectives.base import External
 
 
@@ -93,6 +95,57 @@ def test_a_v1_list(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert len(val) == 1 and val.read(0, rng=np.random.default_rng(0))["label"].tolist() == [2]
     rows = index.load(tmp_path / "i.parquet").to_pylist()
     assert [r["status"] for r in rows if r["name"] == "K400/gone.mp4"] == ["open: No such file or directory"]
+
+
+@pytest.mark.parametrize("fraction", [0.4, 0.0001])
+def test_one_list_with_videos_held_out(fraction: float, root: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    """A list for pretraining tells none: what is drawn is what configs evaluate on, by the path, so that windows of one video stay together."""
+    (tmp_path / "train.csv").write_text("K400/c.mp4 0\nK400/air drumming/a b.mp4 0\nK400/d.webm.mp4 0\nK400/c.mp4 1\nK400/air drumming/a b.mp4 1\n")
+    (tmp_path / "test.csv").write_text("K400/c.mp4 0\n")
+    listed = [f"--list={tmp_path}/train.csv", f"--root={root}", "--format=v1", f"--out={tmp_path}/i.parquet"]
+    config = configs.load("configs/tiny.py")
+    config.data.index = str(tmp_path / "i.parquet")
+    held = evaluation_source(config, split="val")
+    assert command(*listed) == 0 and "no video is held out" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no readable video in split 'val'"):
+        len(evaluation_source(config, split="val"))
+    assert command(*listed, f"--list={tmp_path}/test.csv", f"--val-fraction={fraction}") == 0 and "no video is held out" not in capsys.readouterr().out
+    rows = index.load(tmp_path / "i.parquet").to_pylist()
+    sides = {(row["path"], row["split"]) for row in rows[:-1]}
+    assert len(held) == sum(row["split"] == "val" for row in rows) > 0 and rows[-1]["split"] == "test"
+    assert len(sides) == 3 and {split for _, split in sides} == {"train", "val"}
+
+
+@pytest.mark.parametrize("where", ["beside", "behind a link", "in the line", "absolute"])
+def test_paths_with_two_dots(where: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clip is read that the list means, also once the index lies elsewhere, and not one that its text would name without the link."""
+    meant, wrong = tmp_path / "far/vids", tmp_path / "here/vids"
+    for folder, count in ((meant, 8), (wrong, 4)):
+        folder.mkdir(parents=True)
+        (folder / "a.mp4").write_bytes(encode(frames=count, bf="0"))
+    (tmp_path / "far/real").mkdir()
+    (tmp_path / "here/link").symlink_to(tmp_path / "far/real")
+    monkeypatch.chdir(tmp_path / "here")
+    base, line = {"beside": ("../far", "vids/a.mp4"), "behind a link": ("link/../vids", "a.mp4"), "in the line": (".", "link/../vids/a.mp4"),
+                  "absolute": (".", f"{tmp_path}/here/link/../vids/a.mp4")}[where]
+    pathlib.Path("train.csv").write_text(f"{line} 0\n")
+    assert command("--list=train.csv", f"--root={base}", "--out=i.parquet") == 0
+    stored = index.load("i.parquet").column("path").to_pylist()
+    assert stored == [str(meant / "a.mp4")]
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    moved = pathlib.Path("i.parquet").rename(tmp_path / "a/b/c/i.parquet")
+    made = sources.VideoClips(index=str(moved), frames=2, size=32)
+    assert made.record(0)["frames"] == 8 and made.read(0, rng=np.random.default_rng(0))["video"].shape == (1, 2, 32, 32, 3)
+
+
+def test_an_index_keeps_paths_with_two_dots(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Text alone does not tell whether they lie below its folder."""
+    (tmp_path / "train.csv").write_text("K400/c.mp4 0\n")
+    table = lists.build([tmp_path / "train.csv"], root=str(root), form="v1")
+    odd, plain = f"{tmp_path.resolve()}/link/../c.mp4", f"{tmp_path.resolve()}/v/c.mp4"
+    for path, stored in ((odd, odd), (plain, "v/c.mp4")):
+        index.write(table.set_column(0, "path", pa.array([path])), tmp_path / "i.parquet")
+        assert index.load(tmp_path / "i.parquet").column("path").to_pylist() == [stored]
 
 
 def test_a_label_of_minus_one_is_none(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -376,6 +429,6 @@ def test_rows_of_a_large_index_are_small(listed: bool, tmp_path: pathlib.Path, m
     finally:
         tracemalloc.stop()
     last, wanted = table.slice(999).to_pylist()[0], describe(index.Job(names[-1]))
-    assert table.num_rows == 1000 and last["name"] == names[-1] and last["split"] in index.SPLITS
+    assert table.num_rows == 1000 and last["name"] == names[-1] and last["split"] in splits.SPLITS
     assert last["pts"] == wanted["pts"].tolist() and last["keys"] == wanted["keys"].tolist()
     assert wanted["keys"].base is None, "a part of all times would keep them"

@@ -19,14 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from videomae_jax.data import columns, deadline, decode, folders, pictures, remote
+from videomae_jax.data import columns, deadline, decode, folders, pictures, remote, splits
 from videomae_jax.data.patience import Patience
 from videomae_jax.data.workers import processes
 from videomae_jax.errors import UserError
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv")
-SPLITS = ("train", "val", "test")
-FOLDERS = {"train": "train", "training": "train", "val": "val", "validation": "val", "valid": "val", "test": "test", "testing": "test"}
 DIGEST = b"parquet_sha256"
 PATIENCE = 10.0  # seconds between two words on the progress of a scan
 VERIFY = 3600.0  # seconds that decoding every frame of a video may take
@@ -150,8 +148,8 @@ def read_labels(path: pathlib.Path, /, *, directory: pathlib.Path) -> dict[str, 
                 name = os.path.relpath(given, directory) if given.is_absolute() else given.as_posix()
                 if name in rows:
                     raise UserError(f"{path}:{reader.line_num} names {name!r} a second time")
-                if "split" in row and row["split"] not in SPLITS:
-                    raise UserError(f"{path}:{reader.line_num}: split {row['split']!r}; allowed are {', '.join(SPLITS)}")
+                if "split" in row and row["split"] not in splits.SPLITS:
+                    raise UserError(f"{path}:{reader.line_num}: split {row['split']!r}; allowed are {', '.join(splits.SPLITS)}")
                 rows[name] = row
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
@@ -185,8 +183,7 @@ def build(directory: str | pathlib.Path, /, *, labels: pathlib.Path | None = Non
     A `template` lists folders of pictures called so, taken `fps` a second, instead of video files; "" lists the pictures
     themselves. Raises UserError.
     """
-    if not 0 <= val_fraction < 1:
-        raise UserError(f"val_fraction is {val_fraction}; allowed is 0 <= val_fraction < 1")
+    splits.check(val_fraction)
     names = found_in(directory, template=template)
     given = read_labels(labels, directory=directory) if labels else {}
     if given:
@@ -201,13 +198,13 @@ def build(directory: str | pathlib.Path, /, *, labels: pathlib.Path | None = Non
 
     def rows() -> Iterator[dict[str, Any]]:
         for name, job, facts in zip(names, jobs, scan(jobs, workers=workers, say=say), strict=True):
-            split, label = from_folder(name)
+            split, label = splits.from_folder(name)
             row = given.get(name, {"label": label, **({"split": split} if split else {})})
             yield {"path": job.path, "name": name, "label": row["label"] or None, "split": row.get("split"), **facts, **{c: row[c] or None for c in extra}}
 
     table = columns.table(rows(), schema=pa.schema([*SCHEMA, *(pa.field(column, pa.string()) for column in extra)]))
     drawn = table.select(["name", "split", "status"]).to_pylist()
-    draw_splits(drawn, val_fraction=val_fraction)
+    splits.draw(drawn, val_fraction=val_fraction)
     return table.set_column(table.schema.get_field_index("split"), "split", pa.array([row["split"] for row in drawn], pa.string()))
 
 
@@ -222,29 +219,6 @@ def found_in(directory: str | pathlib.Path, /, *, template: str | None) -> list[
     if not names:
         raise UserError(f"no videos in {directory}; looked for {', '.join(suffixes)}")
     return names
-
-
-def from_folder(name: str, /) -> tuple[str, str]:
-    """(split, label) that the folders of a relative path tell; "" where they do not."""
-    parts = name.split("/")[:-1]
-    split = FOLDERS.get(parts[0].lower(), "") if parts else ""
-    rest = parts[1:] if split else parts
-    return split, rest[0] if rest else ""
-
-
-def place(name: str, /) -> float:
-    """A number in [0, 1) that depends on a name only."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
-
-
-def draw_splits(rows: list[dict[str, Any]], /, *, val_fraction: float) -> None:
-    """Fills missing splits in place: "val" where the hash of the name is below `val_fraction`, else "train"."""
-    drawn = [row for row in rows if row["split"] is None]
-    for row in drawn:
-        row["split"] = "val" if place(row["name"]) < val_fraction else "train"
-    readable = sorted((row for row in drawn if row["status"] == "ok"), key=lambda row: place(row["name"]))
-    if len(readable) == len([row for row in rows if row["status"] == "ok"]) > 1 and val_fraction > 0:
-        readable[0]["split"], readable[-1]["split"] = "val", "train"
 
 
 def scan(jobs: Sequence[Job], /, *, workers: int, say: Callable[[str], None] = lambda line: None) -> Iterator[dict[str, Any]]:
@@ -285,13 +259,13 @@ def write(table: pa.Table, out: pathlib.Path, /) -> None:
     """Parquet at `out` and its Arrow cache beside it.
 
     Paths of videos below the folder of `out` are stored relative to it, so that the folder can be moved as a whole;
-    others stay absolute. Raises UserError where the folder cannot be written.
+    others stay absolute, those with `..` as well. Raises UserError where the folder cannot be written.
     """
     claim(out)
     home = out.parent.resolve()
     paths = table.column("path").to_pylist()
-    short = [os.path.relpath(p, home) if not remote.is_remote(p) and pathlib.PurePath(p).is_relative_to(home) else p for p in paths]
-    table = table.set_column(table.schema.get_field_index("path"), "path", pa.array(short, pa.string()))
+    short = pa.array([p if remote.is_remote(p) else _shortened(p, home) for p in paths], pa.string())
+    table = table.set_column(table.schema.get_field_index("path"), "path", short)
     temporary = _beside(out)
     try:
         pq.write_table(table, temporary, write_page_checksum=True)
@@ -300,6 +274,12 @@ def write(table: pa.Table, out: pathlib.Path, /) -> None:
         temporary.unlink(missing_ok=True)
         raise UserError(f"{out} cannot be written ({error.strerror or error})") from error
     load(out)
+
+
+def _shortened(path: str, home: pathlib.Path, /) -> str:
+    """A path relative to `home`, if it is below: one with `..`, which behind a link leads elsewhere than its text says, is not taken for that."""
+    pure = pathlib.PurePath(path)
+    return str(pure.relative_to(home)) if ".." not in pure.parts and pure.is_relative_to(home) else path
 
 
 def load(path: str | pathlib.Path, /) -> pa.Table:

@@ -11,10 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import pyarrow as pa
 
-from videomae_jax.data import columns, index, pictures, remote
+from videomae_jax.data import columns, index, pictures, remote, splits
 from videomae_jax.errors import UserError
 
 LINES = {"v1": r"(?P<path>\S.*) (?P<label>-?\d+)", "v2": r"(?P<path>\S.*?) (?P<start>\d+) (?P<total>-?\d+)(?: .*)?", "frames": r"(?P<path>\S.*) (?P<total>\d+) (?P<label>-?\d+)"}
@@ -76,24 +77,56 @@ def _line(values: dict[str, str], form: str, template: str, /) -> Line:
 
 def split_of(path: pathlib.Path, /) -> str:
     """The split that the name of a list tells: train.csv, val.csv, test.csv; else train."""
-    return index.FOLDERS.get(path.stem.lower(), "train")
+    return splits.FOLDERS.get(path.stem.lower(), "train")
 
 
 def build(paths: list[pathlib.Path], /, *, root: str, form: str, template: str = TEMPLATE, fps: Fraction = Fraction(25), verify: bool = False,
-          workers: int = 1, say: Callable[[str], None] = lambda line: None) -> pa.Table:
+          workers: int = 1, val_fraction: float | None = None, say: Callable[[str], None] = lambda line: None) -> pa.Table:
     """The index of official lists: a row per line, in order, in the split of its file; what cannot be read is kept as damaged.
 
     Paths are relative to `root`, a folder or an address. `fps` is that of frame folders, which their lists do not tell.
-    Further windows of one path are told apart by #start in their names. Raises UserError, also where nothing can be read.
+    Further windows of one path are told apart by #start in their names. With a `val_fraction` that share of the videos is held out of
+    lists for training, by a hash of their paths. Raises UserError for a line or an option that is none of what is allowed.
     """
     pictures.check(template)
+    _check_held_out(paths, val_fraction=val_fraction)
+    home = root.rstrip("/") if remote.is_remote(root) else pathlib.Path(root).resolve()
     lines = [(line, split_of(path)) for path in paths for line in read(path, form=form, template=template)]
     often = Counter((line.path, split) for line, split in lines)
     jobs = []
     for line, _ in lines:
-        place = line.path if remote.is_remote(line.path) else f"{root.rstrip('/')}/{line.path}" if remote.is_remote(root) else str(pathlib.Path(root).absolute() / line.path)
-        jobs.append(index.Job(place, verify=verify, template=line.template, start=line.start, frames=line.total, fps=fps))
+        jobs.append(index.Job(_place(line.path, home), verify=verify, template=line.template, start=line.start, frames=line.total, fps=fps))
     names = (f"{line.path}#{line.start}" if often[line.path, split] > 1 else line.path for line, split in lines)
     rows = ({"path": job.path, "name": name, "label": line.label, "split": split, "template": line.template, "stride": line.stride, **facts}
             for (line, split), name, job, facts in zip(lines, names, jobs, index.scan(jobs, workers=workers, say=say), strict=True))
-    return columns.table(rows, schema=index.SCHEMA)
+    table = columns.table(rows, schema=index.SCHEMA)
+    return table if val_fraction is None else _held_out(table, [line.path for line, _ in lines], val_fraction=val_fraction)
+
+
+def _place(path: str, home: str | pathlib.Path, /) -> str:
+    """Where a line's file lies: at its own address, or below `home`, an address or a resolved folder, without `..` before its name."""
+    if remote.is_remote(path) or isinstance(home, str):
+        return path if remote.is_remote(path) else f"{home}/{path}"
+    joined = home / path
+    return str(joined.parent.resolve() / joined.name if ".." in joined.parts else joined)
+
+
+def _check_held_out(paths: list[pathlib.Path], /, *, val_fraction: float | None) -> None:
+    """Raises UserError for a share that is none, and one beside a list of held-out videos."""
+    if val_fraction is None:
+        return
+    splits.check(val_fraction)
+    if held := [path for path in paths if split_of(path) == "val"]:
+        raise UserError(f"val_fraction is {val_fraction}, but {held[0]} lists videos that are held out; allowed is one of them")
+
+
+def _held_out(table: pa.Table, paths: list[str], /, *, val_fraction: float) -> pa.Table:
+    """The table with the split of its training rows drawn anew: windows of one path go together."""
+    drawn: dict[str, dict[str, Any]] = {}
+    told = table.select(["split", "status"]).to_pylist()
+    for path, row in zip(paths, told, strict=True):
+        if row["split"] == "train" and drawn.get(path, {}).get("status") != "ok":
+            drawn[path] = {"name": path, "split": None, "status": row["status"]}
+    splits.draw(list(drawn.values()), val_fraction=val_fraction)
+    found = [drawn[path]["split"] if row["split"] == "train" else row["split"] for path, row in zip(paths, told, strict=True)]
+    return table.set_column(table.schema.get_field_index("split"), "split", pa.array(found, pa.string()))

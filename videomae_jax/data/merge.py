@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from videomae_jax.data import index, remote, sources
+from videomae_jax.data import index, remote, sources, splits
 from videomae_jax.errors import UserError
 
 KINETICS = re.compile(r"(?P<video>[\w-]{11})_\d{6}_\d{6}")  # YouTube id, first and last second
@@ -343,5 +343,5 @@ def _told(done: Merged, /) -> list[str]:
     lines += [f"{len(lost)} classes have no clip left, first {lost[0]!r}"] if lost else []
     counts = collections.Counter(zip(done.table.column("split").to_pylist(), done.table.column(index.PART).to_pylist(), strict=True))
     lines += [f"{split}: {sum(n for (s, _), n in counts.items() if s == split)} clips ({', '.join(f'{p} {n}' for (s, p), n in counts.items() if s == split)})"
-              for split in index.SPLITS if any(s == split for s, _ in counts)]
+              for split in splits.SPLITS if any(s == split for s, _ in counts)]
     return lines + [f"{len(done.names)} classes"]

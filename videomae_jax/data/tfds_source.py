@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from videomae_jax.data import clips, decode, index, packed, remote, sources, transforms
+from videomae_jax.data import clips, decode, packed, remote, sources, transforms
+from videomae_jax.data.splits import FOLDERS
 from videomae_jax.errors import UserError
 
 
@@ -155,7 +156,7 @@ def _chosen(name: str, kinds: dict[str, str], kind: str, /, *, home: pathlib.Pat
 def _shards(home: pathlib.Path, info: dict[str, Any], /, *, split: str) -> list[tuple[pathlib.Path, int, str]]:
     """(file, records, split) of the shards of a split."""
     splits = {s["name"]: s for s in info["splits"]}
-    wanted = [n for n in splits if split in ("all", n)] or [n for n in splits if index.FOLDERS.get(n) == split]
+    wanted = [n for n in splits if split in ("all", n)] or [n for n in splits if FOLDERS.get(n) == split]
     found = []
     for name in wanted:
         lengths = [int(n) for n in splits[name]["shardLengths"]]
