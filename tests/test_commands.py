@@ -339,6 +339,28 @@ def test_workdir_that_cannot_be_one(index: pathlib.Path, tmp_path: pathlib.Path,
     assert refused(capsys, *words, f"--workdir={tmp_path / 'closed' / 'run'}").startswith(f"cannot write to --workdir={tmp_path / 'closed' / 'run'}: Permission denied")
 
 
+@pytest.mark.parametrize("what", ["config", "index", "workdir"])
+def test_a_folder_that_may_not_be_entered(what: str, index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line and the exit code that no supervisor repeats; 74, which it does, where the disk fails. (Root may enter all, so the refusal is made here.)"""
+    closed, plain = tmp_path / "closed", os.stat
+    words = {"config": [f"--config={closed / 'own.py'}", f"--workdir={tmp_path / 'run'}"],
+             "index": [*runs.arguments(index), f"--config.data.index={closed / 'i.parquet'}", f"--workdir={tmp_path / 'run'}"],
+             "workdir": [*runs.arguments(index), f"--workdir={closed / 'run'}"]}[what]
+    number = errno.EACCES
+
+    def stat(path: Any, *rest: Any, **more: Any) -> os.stat_result:
+        if str(closed) in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return plain(path, *rest, **more)
+
+    monkeypatch.setattr(os, "stat", stat)
+    line = refused(capsys, "train", *words)
+    assert "Permission denied" in line and str(closed) in line and not (tmp_path / "run").exists()
+    number = errno.EIO
+    assert main(["train", *words]) == 74 and capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+
+
 CLAIMS = {
     "free": (["--config.log.every=3", "--config.threads=1", "--config.evaluators.pictures.clips=1"], [], None),
     "extend": (["--config.total=12"], ["--extend"], "another config: total: '9' -> '12'; repeat with --extend"),

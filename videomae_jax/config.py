@@ -21,7 +21,7 @@ from typing import Any
 
 import ml_collections
 
-from videomae_jax.errors import UserError, is_number
+from videomae_jax.errors import UserError, is_number, unreadable
 
 SYMBOL = "__symbol__"
 COUNTS = ("seed", "batch_size", "microbatches", "workers", "threads", "prefetch")
@@ -190,12 +190,15 @@ def _leaves(node: Any, place: str, /) -> Iterator[tuple[str, Any]]:
 
 
 def find(path: str, /) -> pathlib.Path:
-    """The file of a config: `path` itself, or the same name among the installed configs."""
+    """The file of a config: `path` itself, or the same name among the installed configs. Raises UserError where there is none, or no access to it."""
     given = pathlib.Path(path)
     installed = pathlib.Path(__file__).parent
     for candidate in (given, installed.parent / given, installed / given):
-        if candidate.is_file():
-            return candidate
+        try:
+            if candidate.is_file():
+                return candidate
+        except OSError as error:  # a folder that may not be entered
+            raise unreadable(f"config file {path!r}", error) from error
     known = sorted({str(p.relative_to(r)) for r in (installed.parent, installed) for p in (r / "configs").rglob("*.py")
                     if p.name not in ("__init__.py", "base.py")})
     raise UserError(f"no config file {path!r}; known are {', '.join(known)}")

@@ -31,7 +31,9 @@ class UserError(ValueError):
 
 
 class StorageError(RuntimeError):
-    """A checkpoint cannot be written, be read by one of several processes, or be brought back: the same command has to be started again."""
+    """A checkpoint cannot be written, be read by one of several processes, or be brought back, or a disk fails at the start: the same command has to be
+    started again.
+    """
 
 
 def is_number(value: object, /) -> bool:
@@ -74,6 +76,11 @@ def explained(error: Exception, /, *, command: str = "train") -> Exception:
         helps = ATTENTION if command in CONFIGURED else ELSEWHERE
         return UserError(f"a kernel does not fit into the {space[1]} of its device ({said}); what helps: {helps}")
     return UserError(f"the run does not fit into the memory of its devices ({said}); what helps: {HELPS.get(command, ELSEWHERE)}")
+
+
+def unreadable(what: str, error: OSError, /) -> Exception:
+    """What a failure to read `what` means: a mistake of the user, or a fault of the storage that may pass."""
+    return (UserError if error.errno in REFUSED else StorageError)(f"{what} cannot be read ({error.strerror})")
 
 
 def unwritable(directory: pathlib.Path, error: OSError, /) -> Exception:

@@ -58,16 +58,20 @@ def claim(run: Assembly, directory: pathlib.Path, /, *, extend: bool, fork: bool
 
 
 def check_free(directory: pathlib.Path, /, *, also: tuple[str, ...] = ()) -> None:
-    """Raises UserError where `directory` is no run directory and not new.
+    """Raises UserError where `directory` is no run directory and not new, or may not be entered, StorageError where the disk fails.
 
     What a start that ended early leaves may lie there, and names that match `also`.
     """
-    if (directory / "config.json").exists():
-        return
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"--workdir={directory} is a file; needed is a folder, or a name that is still free")
+    try:
+        if (directory / "config.json").exists():
+            return
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"--workdir={directory} is a file; needed is a folder, or a name that is still free")
+        names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    except OSError as error:
+        raise unwritable(directory, error) from error
     patterns = (*FIRST, *TEMPORARY, occupancy.FILE, f"{SHARED}*", *also)
-    if directory.is_dir() and not all(any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns) for path in directory.iterdir()):
+    if not all(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name in names):
         raise UserError(f"{directory} is not empty and holds no config.json, so it is not a run directory; use a new --workdir")
 
 

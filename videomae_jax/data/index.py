@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from videomae_jax.data import columns, deadline, decode, folders, pictures, remote, splits
 from videomae_jax.data.patience import Patience
 from videomae_jax.data.workers import processes
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, unreadable
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv")
 DIGEST = b"parquet_sha256"
@@ -286,15 +286,15 @@ def load(path: str | pathlib.Path, /) -> pa.Table:
     """The table of an index, mapped from its Arrow cache, which is written anew where it does not stem from this Parquet file.
 
     Where the cache cannot be written (a read-only folder) the table is held in memory. Raises UserError when the file
-    is missing or is no index.
+    is missing, may not be read or is no index, StorageError where the disk fails.
     """
     path = remote.local(path, what="index")
-    if not path.is_file():
-        raise UserError(f"no index {path}; make one with: python -m videomae_jax index DIR --out={path}")
     try:
+        if not path.is_file():
+            raise UserError(f"no index {path}; make one with: python -m videomae_jax index DIR --out={path}")
         digest = hashlib.sha256(path.read_bytes()).hexdigest().encode()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        raise unreadable(f"index {path}", error) from error
     cached = _mapped(path.with_suffix(".arrow"), digest)
     if cached is not None:
         return cached
