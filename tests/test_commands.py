@@ -342,7 +342,7 @@ def test_workdir_that_cannot_be_one(index: pathlib.Path, tmp_path: pathlib.Path,
 @pytest.mark.parametrize("what", ["config", "index", "workdir"])
 def test_a_folder_that_may_not_be_entered(what: str, index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line and the exit code that no supervisor repeats; 74, which it does, where the disk fails. (Root may enter all, so the refusal is made here.)"""
+    """One line and the exit code that no supervisor repeats; 74, which it does, where the disk fails. (Root may enter all: the refusal is made here.)"""
     closed, plain = tmp_path / "closed", os.stat
     words = {"config": [f"--config={closed / 'own.py'}", f"--workdir={tmp_path / 'run'}"],
              "index": [*runs.arguments(index), f"--config.data.index={closed / 'i.parquet'}", f"--workdir={tmp_path / 'run'}"],

@@ -886,7 +886,8 @@ def test_the_usage_of_a_host_starts_nothing(tmp_path: pathlib.Path, words: list[
     for path in (lock, pages):
         path.parent.mkdir(parents=True)
         path.write_text("never")
-    env = environment(tmp_path, VIDEOMAE_PYTHON="", PYTHON="/bin/false", VENV=str(tmp_path / "none" / "venv"), LOGS=str(tmp_path / "logs"), JAX_EXTRA="cpu")
+    env = environment(tmp_path, VIDEOMAE_PYTHON="", PYTHON="/bin/false", VENV=str(tmp_path / "none" / "venv"), LOGS=str(tmp_path / "logs"),
+                      JAX_EXTRA="cpu")
     done = run("host.sh", *words, env=env)
     assert done.returncode == code and done.stdout == "" and "bash launch/host.sh [--dry-run] train --config=FILE --workdir=DIR" in done.stderr
     assert done.stderr.endswith("error: no command; e.g. train --config=FILE --workdir=DIR\n") == (code == 2)

@@ -138,6 +138,16 @@ def test_paths_with_two_dots(where: str, tmp_path: pathlib.Path, monkeypatch: py
     assert made.record(0)["frames"] == 8 and made.read(0, rng=np.random.default_rng(0))["video"].shape == (1, 2, 32, 32, 3)
 
 
+def test_a_list_in_a_folder_behind_a_link(tmp_path: pathlib.Path) -> None:
+    """What lies below the folder of the index is stored relative to it, also where both were named through the link."""
+    (tmp_path / "set/vids").mkdir(parents=True)
+    (tmp_path / "set/vids/a.mp4").write_bytes(encode(frames=4, bf="0"))
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    (tmp_path / "train.csv").write_text("a.mp4 0\n")
+    assert command("--list", tmp_path / "train.csv", f"--root={tmp_path}/link/vids", "--out", tmp_path / "link/i.parquet") == 0
+    assert index.load(tmp_path / "set/i.parquet").column("path").to_pylist() == ["vids/a.mp4"]
+
+
 def test_an_index_keeps_paths_with_two_dots(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Text alone does not tell whether they lie below its folder."""
     (tmp_path / "train.csv").write_text("K400/c.mp4 0\n")

@@ -31,8 +31,8 @@ class UserError(ValueError):
 
 
 class StorageError(RuntimeError):
-    """A checkpoint cannot be written, be read by one of several processes, or be brought back, or a disk fails at the start: the same command has to be
-    started again.
+    """A checkpoint cannot be written, be read by one of several processes, or be brought back, or a disk fails at the start: the same command
+    has to be started again.
     """
 
 

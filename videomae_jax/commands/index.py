@@ -44,7 +44,8 @@ def main(argv: list[str]) -> int:
     print("\n".join(summary(table)))
     print(f"index written to {out}")
     if options.list and "val" not in table.column("split").to_pylist():
-        print("no video is held out, so evaluators that read the split 'val' find none; --list=val.csv adds a list of such, --val-fraction=0.1 draws them")
+        print("no video is held out, so evaluators that read the split 'val' find none; --list=val.csv adds a list of such, "
+              "--val-fraction=0.1 draws them")
     if table.column("template").null_count < table.num_rows or table.column("stride").null_count < table.num_rows:
         print("read it with --config.data.__symbol__=videomae_jax.data.frame_folders.FrameClips")
     if "ok" not in table.column("status").to_pylist():
@@ -77,8 +78,8 @@ def _options(argv: list[str], /) -> argparse.Namespace:
     parser.add_argument("--out", type=arguments.path, required=True, metavar="FILE.parquet",
                         help="index to write; a cached .arrow file appears beside it")
     parser.add_argument("--labels", default=None, metavar="FILE.csv", help="csv with the header path,label[,split][,more columns]; only these files are listed")
-    parser.add_argument("--val-fraction", type=float, default=None, metavar="X", help="share of videos held out where no split is given (default 0.1; of lists "
-                        "none, unless it is given)")
+    parser.add_argument("--val-fraction", type=float, default=None, metavar="X", help="share of videos held out where no split is given (default 0.1; "
+                        "of lists none, unless it is given)")
     parser.add_argument("--list", action="append", default=[], metavar="FILE", help="official list instead of DIR; several are joined, val.csv and test.csv as those splits")
     parser.add_argument("--format", default=None, choices=("v1", "v2", "frames"), help="of lists: 'path label', 'path start total' or 'folder total label' (default v1)")
     parser.add_argument("--root", default=None, metavar="DIR", help="folder or address that the paths of lists are relative to (default .)")
@@ -101,7 +102,8 @@ def _check_kind(options: argparse.Namespace, /) -> None:
     unread = ("labels", "pictures") if options.list else ("format", "root")
     given = [f"--{name.replace('_', '-')}" for name in unread if getattr(options, name) is not None]
     if given and options.list:
-        raise UserError(f"{', '.join(given)} with --list; a list tells its labels itself, so allowed with it are --format, --root, --template and --val-fraction")
+        raise UserError(f"{', '.join(given)} with --list; a list tells its labels itself, so allowed with it are --format, --root, --template "
+                        "and --val-fraction")
     if given:
         raise UserError(f"{', '.join(given)} with the folder {options.directory}; allowed are these with --list=FILE alone")
     if options.pictures and options.template is not None:
