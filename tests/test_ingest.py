@@ -17,7 +17,10 @@ from videomae_jax import assembly, ingest, parallel
 from videomae_jax import config as configs
 from videomae_jax.data import augment, clips, index, mixture, pipeline, planes, sources, three_crop, transforms, unread
 from videomae_jax.data.parts import PartClips
+from videomae_jax.erasing import Erasing
 from videomae_jax.errors import UserError
+from videomae_jax.models import probing
+from videomae_jax.objectives import probe
 
 SIZE, FRAMES = 48, 3
 CROPS = {"multi_scale": transforms.MultiScaleCrop(), "resized": transforms.RandomResizedCrop(area=(0.3, 1.0)),
@@ -294,7 +297,7 @@ def test_clips_are_cut_a_micro_batch_at_a_time(folder: pathlib.Path) -> None:
 
 
 def test_who_needs_the_clips_of_a_whole_batch(folder: pathlib.Path) -> None:
-    """Objectives that prepare it, and batches whose decodes do not divide among micro-batches and devices."""
+    """Objectives that prepare it, probes where they erase, and batches whose decodes do not divide among micro-batches and devices."""
     made = training(folder, data__crops="device", data__repeats="4", batch_size="4", microbatches="2")
     assert [made.defers(ways=ways, microbatches=m) for ways, m in ((2, 2), (1, 4), (2, 1), (2, 4))] == [True, True, False, False]
 
@@ -305,6 +308,15 @@ def test_who_needs_the_clips_of_a_whole_batch(folder: pathlib.Path) -> None:
     whole = Preparing(**{f.name: getattr(made.objective, f.name) for f in dataclasses.fields(made.objective)})
     for run in (dataclasses.replace(made, objective=whole), dataclasses.replace(made, stages=((1, whole),))):
         assert not run.defers(ways=2, microbatches=2)
+    probed = probe.Probe(encoder=made.objective.encoder, head=probing.Attentive(classes=3), weights="")
+
+    class Flipped(probe.Probe):
+        def prepare(self, batch: Any, rng: Any, /, **kw: Any) -> Any:
+            return batch | {"video": batch["video"][:, :, :, ::-1]}
+
+    own = Flipped(**{f.name: getattr(probed, f.name) for f in dataclasses.fields(probed)})
+    for objective, defers in ((probed, True), (dataclasses.replace(probed, erasing=Erasing(probability=0.1)), False), (own, False)):
+        assert dataclasses.replace(made, objective=objective).defers(ways=2, microbatches=2) == defers
 
 
 def test_devices_cut_their_own_crops(folder: pathlib.Path) -> None:

@@ -162,7 +162,7 @@ class Assembly:
         Not where an objective prepares whole batches, nor where the decodes do not divide.
         """
         objectives = (self.objective, *(objective for _, objective in self.stages))
-        return microbatches > 1 and all(map(base.leaves_as_is, objectives)) and self.config.batch_size % (ways * microbatches) == 0
+        return microbatches > 1 and not any(objective.prepares for objective in objectives) and self.config.batch_size % (ways * microbatches) == 0
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and shardings of a global batch."""

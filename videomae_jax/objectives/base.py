@@ -189,6 +189,11 @@ class Objective:
         """Once on the global batch, before micro-batches: mixup, swapped pairs, flattening of views."""
         return batch
 
+    @property
+    def prepares(self) -> bool:
+        """Whether `prepare` changes any batch of training; where none, no step calls it or has to have the clips of a whole batch at once."""
+        return type(self).prepare is not Objective.prepare
+
     def phases(self) -> tuple[Phase, ...]:
         """Optimiser passes of one step, in order."""
         return (Phase("train", self.loss),)
@@ -224,11 +229,6 @@ class Objective:
     def cost(self) -> Cost:
         """Forward cost of one clip."""
         raise NotImplementedError
-
-
-def leaves_as_is(objective: Objective, /) -> bool:
-    """Whether `prepare` gives every batch back as it is: then nothing asks for the clips of a whole batch at once."""
-    return type(objective).prepare is Objective.prepare
 
 
 def check_phases(phases: tuple[Phase, ...], /) -> None:

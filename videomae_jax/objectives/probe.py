@@ -100,6 +100,11 @@ class Probe(Objective):
         """In training boxes of `video` become noise, where `erasing` is on."""
         return supervision.erased(batch, rng, erasing=self.erasing, encoder=self.encoder) if train else batch
 
+    @property
+    def prepares(self) -> bool:
+        """Where `erasing` is on, or a class that begins from this one prepares batches its own way."""
+        return self.erasing.probability > 0 or type(self).prepare is not Probe.prepare
+
     def tokens(self, extra: Extra, batch: Batch, /, *, blocks: tuple[int, ...]) -> tuple[Array, Array]:
         """Tokens f32 [B N D] of what `norm` says, and raw ones [K B N D] of the blocks asked for. No gradient passes."""
         x = self.patchify(batch)
