@@ -119,6 +119,11 @@ def test_unknown_normalisation_is_refused_when_it_is_named() -> None:
         targets.Pixels(normalise="patch")
 
 
+def floats(text: str) -> set[int]:
+    """Sizes of the float32 arrays in the text of a compiled program."""
+    return {math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text)}
+
+
 def test_no_grid_of_floats_is_made() -> None:
     """Only the patches that are embedded or predicted become floats: no float32 array of the compiled step has the values of all clips."""
     config = configs.load("configs/tiny.py")
@@ -127,7 +132,6 @@ def test_no_grid_of_floats_is_made() -> None:
     configs.override(config, {"objective.encoder.depth": "1", "objective.decoder.depth": "1", "batch_size": "8"})
     run = assembly.assemble(config, devices=jax.devices()[:1])
     counts = run.objective.counts()
-    text, values = run.compile().as_text(), 8 * run.objective.encoder.values
-    found = {math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text)}
+    found, values = floats(run.compile().as_text()), 8 * run.objective.encoder.values
     assert counts["decoded"] * values in found and counts["visible"] < counts["decoded"] < counts["all"]
     assert counts["all"] * values not in found

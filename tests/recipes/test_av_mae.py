@@ -14,6 +14,7 @@ import pytest
 import scipy.special
 import substitutes
 import test_optim
+import test_targets
 import written
 
 import videomae_jax
@@ -332,6 +333,19 @@ def test_each_modality_has_its_own_denominator() -> None:
     assert float(terms["audio"].weight.sum()) == 6 + (np.asarray(target)[1] < 6).sum()
     silent = loss_of(objective, parameters(objective), clips(0, 0, 0, 0)).terms
     assert float(silent["audio"].weight.sum()) == 0 and float(losses.value(silent, denominators=losses.denominators(silent))) > 0
+
+
+def test_no_grid_of_floats_is_made() -> None:
+    """Pixels that are neither seen nor predicted stay bytes: no float32 array of the compiled gradient has the values of all clips."""
+    objective, rows = recipe(decoder="joint"), clips(26, 26, 26, 26, 26)
+
+    def total(params: Any) -> Any:
+        terms = objective.loss(params, {}, rows, jax.random.key(3), step=jnp.int32(0), train=True).terms
+        return losses.value(terms, denominators=losses.denominators(terms))
+
+    found = test_targets.floats(jax.jit(jax.grad(total)).lower(parameters(objective)).compile().as_text())
+    hidden, clip = VIDEO.grid.tokens - objective.video_mask.count(VIDEO.grid), VIDEO.grid.tokens * VIDEO.values
+    assert 5 * hidden * VIDEO.values in found and 5 * clip not in found
 
 
 # -- who sees whom --------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import substitutes
 import test_forward
+import test_targets
 import written
 from mapped import value
 
@@ -416,6 +417,19 @@ def test_without_a_penalty_there_is_no_such_term() -> None:
     released = dataclasses.replace(OBJECTIVE, penalty=0.0)
     out = jax.eval_shape(lambda p: released.criticise(p, {}, batch(), KEY, step=0, train=True), initial())
     assert out.terms.keys() == {"wasserstein"}
+
+
+@pytest.mark.parametrize("name", ["train", "critic"])
+def test_no_grid_of_floats_is_made(name: str) -> None:
+    """Pixels that neither player sees stay bytes: no float32 array of a compiled gradient has the values of all clips."""
+    loss = {"critic": OBJECTIVE.criticise, "train": OBJECTIVE.loss}[name]
+
+    def total(params: Any, rows: Any) -> Any:
+        terms = loss(params, {}, rows, KEY, step=0, train=True).terms
+        return losses.value(terms, denominators=losses.denominators(terms))
+
+    counts, found = OBJECTIVE.counts(), test_targets.floats(jax.jit(jax.grad(total)).lower(initial(), prepared(batch())).compile().as_text())
+    assert ROWS * counts["decoded"] * ENCODER.values in found and ROWS * counts["all"] * ENCODER.values not in found
 
 
 # -- the evaluator -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from videomae_jax import frame_targets, losses, masking, targets
 from videomae_jax.errors import UserError
 from videomae_jax.masking import Grid, Mask
 from videomae_jax.metrics import Mean
-from videomae_jax.models import fusion
+from videomae_jax.models import fusion, patches
 from videomae_jax.models.fusion import MODALITIES, Slots
 from videomae_jax.objectives.base import Cost, Features, Objective, Output, Prediction
 from videomae_jax.objectives.mae import block_macs
@@ -85,8 +85,8 @@ class AudiovisualMAE(Objective):
         return self.encoder.video.patchify(batch)
 
     def targets(self, x: Mapping[str, Array], /) -> dict[str, Array]:
-        """Regression targets f32 [B N P] of patches of the modalities given."""
-        return {m: (self.target if m == "video" else self.audio_target)(patches) for m, patches in x.items()}
+        """Regression targets f32 [B M P] of patches [B M P] of the modalities given, those of video in [0, 1] or bytes."""
+        return {m: self.target(patches.to_unit(own)) if m == "video" else self.audio_target(own) for m, own in x.items()}
 
     # -- masks ------------------------------------------------------------------------------------------------------
 
@@ -124,8 +124,9 @@ class AudiovisualMAE(Objective):
     # -- the protocol -----------------------------------------------------------------------------------------------
 
     def forward(self, params: Params, x: Mapping[str, Array], masks: Mapping[str, Mask], slots: Mapping[str, Slots], /) -> dict[str, Array]:
-        """Predictions f32 [B M P] of each modality for its patches [B N P]."""
+        """Predictions f32 [B M P] of each modality for its patches [B N P], those of video in [0, 1] or bytes."""
         visible = {m: masking.take(x[m], ids=masks[m].visible) for m in MODALITIES}
+        visible["video"] = patches.to_unit(visible["video"])
         tokens = self.encoder.apply({"params": params["encoder"]}, visible, ids={m: masks[m].visible for m in MODALITIES},
                                     valid={m: masks[m].visible_valid for m in MODALITIES})
         return self.decoder.apply({"params": params["decoder"]}, tokens, slots=slots, inputs=self.encoder.inputs)
@@ -134,7 +135,7 @@ class AudiovisualMAE(Objective):
         """A Prediction for each modality; its mask marks what exists. Masks that are not given are drawn."""
         masks = {**self.masks(batch, jax.random.split(rng)[0]), **(masks or {})}
         masks, slots = self.existing(masks, batch)
-        x = {m: i.patchify(batch) for m, i in self.encoder.inputs.items()}
+        x = {"video": patches.stored(batch["video"], to=self.encoder.video), "audio": self.encoder.audio.patchify(batch)}  # few pixels become floats
         predicted, true = self.forward(params, x, masks, slots), self.targets({m: masking.take(x[m], ids=masks[m].target) for m in MODALITIES})
         return {m: Prediction(patches=predicted[m], targets=true[m], masks=masks[m]) for m in MODALITIES}
 

@@ -10,6 +10,7 @@ from videomae_jax import losses, masking, part_masks, targets
 from videomae_jax.errors import UserError
 from videomae_jax.masking import Mask
 from videomae_jax.metrics import Mean
+from videomae_jax.models import patches
 from videomae_jax.models.critic import Critic
 from videomae_jax.objectives.base import Cost, Output, Phase
 from videomae_jax.objectives.mae import MAE
@@ -79,7 +80,7 @@ class MARLIN(MAE):
         """Predicted and true values f32 [B M P] of the hidden patches, and their weight f32 [B M]."""
         keys = jax.random.split(rng)
         masks = self.masks(batch, keys[0]) if masks is None else masks
-        x = self.patchify(batch)
+        x = patches.stored(batch["video"], to=self.encoder)
         predicted = self.forward(params, x, masks, keys=row_keys(keys[1], batch["key"]) if train else None)
         return predicted, self.targets(x, masks), masks.weight * batch["valid"][:, None]
 
