@@ -569,6 +569,44 @@ def test_a_cap_of_memory_leads_to_accumulation(size: str, memory: float) -> None
     assert footprint.rows_cut(planner.run, sizes, microbatches=1) * clip == pytest.approx({"b": 9.87e9, "l": 14.8e9}[size], rel=1e-3)
 
 
+def fine_tuning(**overrides: str) -> Planner:
+    """ViT-B as published, 512 videos of two copies, on one H100; `overrides` of its config."""
+    config = configs.load("configs/finetune/k400_b.py")
+    configs.override(config, {k.replace("__", "."): v for k, v in overrides.items()})
+    return Planner(forecast.without_index(config, videos=10**6), topologies.find("h100x1"), fixed=frozenset(), trust=())
+
+
+def test_clips_that_are_mixed_stay_in_float32_through_every_micro_batch() -> None:
+    """1,024 clips, blended before the first of 64 micro-batches; without mixing and erasing they are labelled in front of it, as bytes."""
+    choice, sizes, clip = Choice("full", 64, 1, 1, 1), {"data": 1, "fsdp": 1, "tensor": 1}, 16 * 224 * 224 * 3
+    mixing, plain = fine_tuning(), fine_tuning(objective__mixing__probability="0.0", objective__erasing__probability="0.0")
+    planes = 512 * 16 * (256 * 342 * 3 // 2)
+    found = [one.of(choice).bytes for one in (mixing, plain)]
+    assert found[0] >= footprint.state_bytes(mixing.run, sizes) + 2 * planes + 1024 * 4 * clip and 4 * clip == 9_633_792
+    assert found[0] - found[1] == pytest.approx(1024 * 3 * clip, rel=1e-3)
+    for one, each in ((mixing, 4 * clip), (plain, clip)):
+        saved = one._kept("full", 16)[1]
+        assert saved.pixels == 4 * clip and saved.prepared == pytest.approx(each, rel=1e-3)  # labels and weights beside them
+        same = {"microbatches": 64, "layer": 0.0}
+        for count in (footprint.gpu_bytes, lambda *args, **kw: footprint.device_bytes(*args, **kw, margin=1.0)):
+            less = count(one.run, sizes, **same, saved=dataclasses.replace(saved, prepared=0.0))
+            assert count(one.run, sizes, **same, saved=saved) - less == pytest.approx(1024 * saved.prepared)
+            one_pass = [count(one.run, sizes, **same | {"microbatches": 1}, saved=dataclasses.replace(saved, prepared=x)) for x in (0.0, saved.prepared)]
+            assert one_pass[0] == one_pass[1]  # the blend goes into the patches
+
+
+def test_pixels_that_stay_bytes_take_no_floats() -> None:
+    """A device's sixteen clips more of masked pretraining: what their layers keep, their bytes and their planes, and no float32 copy."""
+    config = forecast.without_index(configs.load("configs/pretrain/vit_b.py"), videos=10**6)
+    planner = Planner(config, topologies.find("v5e-256"), fixed=frozenset(), trust=())
+    clip, saved = 16 * 224 * 224 * 3, {rows: planner._kept("none", rows)[1] for rows in (16, 32)}
+    few, many = (planner.of(Choice("none", 1, data, 128, 1)).bytes for data in (2, 1))
+    layers = footprint.layers(planner.run)
+    activations = plan.MARGIN["tpu"] * (saved[32].activations - saved[16].activations) * (1 + 1 / layers)
+    planes = config.prefetch * footprint.batch_bytes(planner.run) / planner.run.clips
+    assert 0 <= many - few - activations - 16 * (planes + clip) < 16 * 4 * clip and saved[16].pixels == 0
+
+
 def test_plan_of_local_devices_compiles_the_real_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same machinery on this backend: bytes from the compiler, collectives from the program."""
     chip = topologies.Chip("cpu", 0.1, 4e9, 1e10, 1e9, 1e9, 8, 2, platform="cpu")

@@ -24,17 +24,23 @@ OTHERS = 200
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """Bytes that the forward pass keeps for the backward pass: `activations`, copies of `weights`, and what lies in the `host`'s memory."""
+    """Bytes that the forward pass keeps for the backward pass: `activations`, copies of `weights`, and what lies in the `host`'s memory.
+
+    Of a clip by itself: `pixels` in float32 where a phase makes floats of all of them, and what of it as `prepared` the batch does not hold.
+    """
 
     activations: float
     weights: float
     host: float = 0.0
+    pixels: float = 0.0
+    prepared: float = 0.0
 
     def at(self, more: "Kept", rows: int, /) -> "Kept":
         """What `rows` clips keep, if this is one clip and `more` two: an equal part for each clip, and what does not grow, which are weights."""
         each = more.activations - self.activations
         constant = max(0.0, self.activations - each)
-        return Kept(self.activations - constant + (rows - 1) * each, self.weights + constant, self.host + (rows - 1) * (more.host - self.host))
+        return dataclasses.replace(self, activations=self.activations - constant + (rows - 1) * each, weights=self.weights + constant,
+                                   host=self.host + (rows - 1) * (more.host - self.host))
 
 
 def kept(run: Assembly, /, *, rows: int) -> Kept:
@@ -42,11 +48,12 @@ def kept(run: Assembly, /, *, rows: int) -> Kept:
     params, extra, frozen, rng = run.abstract.params, run.abstract.extra, run.abstract_frozen, run.abstract.rng
     step = jnp.zeros((), jnp.int32)
     # `prepare` sees the global batch, as in a step; its rows are cut afterwards.
-    whole = jax.eval_shape(lambda batch, rng: run.objective.prepare(ingest.ingest(batch, fields=run.fields), rng, step=step, train=True),
-                           run.abstract_batch(), rng)
+    given = run.abstract_batch()
+    whole = jax.eval_shape(lambda batch, rng: run.objective.prepare(ingest.ingest(batch, fields=run.fields), rng, step=step, train=True), given, rng)
+    prepared = sum(_bytes(x) for k, x in whole.items() if k not in given or (x.shape, x.dtype) != (given[k].shape, given[k].dtype)) / run.clips
     batch = {k: jax.ShapeDtypeStruct((x.shape[0] * rows // run.clips, *x.shape[1:]), x.dtype) for k, x in whole.items()}
     shapes = {x.shape for x in jax.tree.leaves(params)}
-    most = Kept(0.0, 0.0)
+    most, pixels = Kept(0.0, 0.0), 0.0
     for phase in run.objective.phases():
         def saved(part: Any, params: Any, extra: Any, frozen: Any, rng: Any, batch: Any, phase: Any = phase) -> Any:
             def loss(part: Any) -> Any:
@@ -54,12 +61,27 @@ def kept(run: Assembly, /, *, rows: int) -> Kept:
                 return losses.value(out.terms, denominators=losses.denominators(out.terms))
             return jax.tree.leaves(jax.vjp(loss, part)[1])
 
-        leaves = jax.eval_shape(saved, optim.select(params, phase.trains), params, extra, frozen, rng, batch)
-        weights = sum(_bytes(x) for x in leaves if x.shape in shapes and x.dtype != jnp.float32)
-        activations = sum(_bytes(x) for x in leaves if x.shape not in shapes)
+        traced = jax.make_jaxpr(saved)(optim.select(params, phase.trains), params, extra, frozen, rng, batch)
+        weights = sum(_bytes(x) for x in traced.out_avals if x.shape in shapes and x.dtype != jnp.float32)
+        activations = sum(_bytes(x) for x in traced.out_avals if x.shape not in shapes)
         if activations + weights > most.activations + most.weights:
             most = Kept(activations, weights)
-    return most
+        if "video" in batch and (batch["video"].dtype == jnp.float32 or math.prod(batch["video"].shape) in _made_floats(traced.jaxpr)):
+            pixels = 4.0 * math.prod(batch["video"].shape[1:])
+    return dataclasses.replace(most, pixels=pixels, prepared=prepared)
+
+
+def _made_floats(jaxpr: Any, /) -> set[int]:
+    """Sizes of the arrays of bytes that become float32, wherever in a traced function."""
+    found = set()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "convert_element_type":
+            before, after = equation.invars[0].aval, equation.outvars[0].aval
+            found |= {after.size} if (before.dtype, after.dtype) == (jnp.uint8, jnp.float32) else set()
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns")):
+            if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                found |= _made_floats(getattr(inner, "jaxpr", inner))
+    return found
 
 
 def _bytes(x: Any, /) -> float:
@@ -77,17 +99,16 @@ def state_bytes(run: Assembly, sizes: dict[str, int], /) -> float:
 
 
 def device_bytes(run: Assembly, sizes: dict[str, int], /, *, microbatches: int, saved: Kept, layer: float, margin: float) -> float:
-    """Bytes of a step on one device: state, gradients, what is `saved`, the batches in flight, and clips in float32.
+    """Bytes of a step on one device: state, gradients, what is `saved`, the batches in flight, clips, and their pixels in float32 three times.
 
     `layer` are the activations of one layer without recomputation: what its backward pass holds beside them. `margin`
     multiplies what the compiler lays out as it likes, activations, and not what is known to the byte.
     """
     rows = run.clips // (sizes["data"] * sizes["fsdp"])
-    cut, together = cut_clip(run), rows_cut(run, sizes, microbatches=microbatches)
-    pixels = 3 * 4 * (cut or batch_bytes(run) / run.clips) * max(1, rows // microbatches)
+    pixels = 3 * saved.pixels * max(1, rows // microbatches)
     split = sizes["fsdp"] * sizes["tensor"]
     loose = (saved.activations + layer) / sizes["tensor"] + saved.weights / split + pixels
-    return state_bytes(run, sizes) + margin * loose + cut * together + in_flight(run, rows)
+    return state_bytes(run, sizes) + margin * loose + clip_bytes(run, sizes, microbatches=microbatches, saved=saved) + in_flight(run, rows)
 
 
 def gpu_bytes(run: Assembly, sizes: dict[str, int], /, *, microbatches: int, saved: Kept, layer: float) -> float:
@@ -106,7 +127,14 @@ def gpu_bytes(run: Assembly, sizes: dict[str, int], /, *, microbatches: int, sav
         held = sums * gradients + kept + saved.weights / split + block
     else:
         held = max(gradients, kept) + (block if recomputed(run) else 0.0) + (saved.weights / sizes["tensor"] if sizes["fsdp"] > 1 else 0.0)
-    return state_bytes(run, sizes) - gradients + held + cut_clip(run) * rows_cut(run, sizes, microbatches=microbatches) + in_flight(run, rows)
+    return state_bytes(run, sizes) - gradients + held + clip_bytes(run, sizes, microbatches=microbatches, saved=saved) + in_flight(run, rows)
+
+
+def clip_bytes(run: Assembly, sizes: dict[str, int], /, *, microbatches: int, saved: Kept) -> float:
+    """Bytes of clips that a device holds beside their batch: those cut at a time, or all as they are prepared for several micro-batches."""
+    if microbatches > 1 and not run.defers(ways=sizes["data"] * sizes["fsdp"], microbatches=microbatches):
+        return saved.prepared * (run.clips // (sizes["data"] * sizes["fsdp"]))
+    return cut_clip(run) * rows_cut(run, sizes, microbatches=microbatches)
 
 
 def cut_clip(run: Assembly, /) -> float:
