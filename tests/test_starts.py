@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from videomae_jax import records, starts
+from videomae_jax import journal, records, starts
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -52,6 +52,7 @@ def test_a_line_that_was_cut_takes_no_other_with_it(tmp_path: pathlib.Path) -> N
         with (tmp_path / starts.FILE).open("a") as file:
             file.write('{"time": "2026')
     assert starts.frozen(tmp_path)["frozen/encoder"]["sha256"] == "b" and len((tmp_path / starts.FILE).read_text().splitlines()) == 4
+    assert [line["step"] for line in journal.read(tmp_path / starts.FILE)] == [0, 4]
 
 
 def test_a_start_that_came_to_nothing_says_nothing_of_the_run() -> None:

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from videomae_jax import metrics, run_directory, starts
+from videomae_jax import journal, metrics, run_directory, starts
 from videomae_jax.errors import UserError
 
 
@@ -73,17 +73,11 @@ def load(directory: pathlib.Path, /) -> Record:
     pictures: dict[int, list[pathlib.Path]] = {}
     for path in sorted((directory / "reconstructions").glob("step*_*.png"), key=lambda p: (len(p.name), p.name)):
         pictures.setdefault(int(path.name.removeprefix("step").partition("_")[0]), []).append(path)
-    faults = [fault for path in sorted(directory.glob("faults*.jsonl")) for fault in parsed(path, jsonl, missing=[])]
+    faults = [fault for path in sorted(directory.glob("faults*.jsonl")) for fault in journal.read(path)]
     return Record(directory=directory, config=config, card=parsed(directory / "recipe_card.json", json.loads, missing={}),
                   lines=metrics.read(directory), summary=parsed(directory / "summary.json", json.loads, missing={}), faults=faults,
-                  pictures=dict(sorted(pictures.items())), starts=parsed(directory / starts.FILE, jsonl, missing=[]),
+                  pictures=dict(sorted(pictures.items())), starts=journal.read(directory / starts.FILE),
                   data=parsed(directory / run_directory.DATA, json.loads, missing={}))
-
-
-def jsonl(text: str, /) -> list[dict[str, Any]]:
-    """The lines of a file that may end in the middle of one, as a run in progress leaves it."""
-    whole = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
-    return [json.loads(line) for line in whole]
 
 
 def parsed(path: pathlib.Path, read: Callable[[str], Any], /, *, missing: Any) -> Any:
