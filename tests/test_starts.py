@@ -60,3 +60,11 @@ def test_a_start_that_came_to_nothing_says_nothing_of_the_run() -> None:
     told = [{"step": 0, "externals": {"params": {"sha256": "a"}}}, {"step": 0, "externals": {"data": {"sha256": "c"}, "frozen/teacher": {"sha256": "b"}}}, {"step": 2}]
     record = records.Record(pathlib.Path(), None, {}, (), {}, (), {}, starts=told)
     assert record.weights == {"frozen/teacher": "b"}
+
+
+def test_a_start_from_checkpoint_0_keeps_the_weights_that_the_run_began_with() -> None:
+    """It reads none of the parameters anew, but frozen ones, which a fork may have changed before the first step."""
+    told = [{"step": 0, "saved": -1, "externals": {"params": {"sha256": "a"}, "frozen/teacher": {"sha256": "b"}}},
+            {"step": 0, "saved": 0, "externals": {"frozen/teacher": {"sha256": "c"}}}, {"step": 2, "saved": 2, "externals": {"frozen/teacher": {"sha256": "d"}}}]
+    record = records.Record(pathlib.Path(), None, {}, (), {}, (), {}, starts=told)
+    assert record.weights == {"params": "a", "frozen/teacher": "c"}

@@ -41,10 +41,13 @@ class Record:
 
     @property
     def weights(self) -> dict[str, str]:
-        """{into: SHA-256} of the weights of others that the run began with, by its last start at step 0: those before it came to nothing, and may have
-        had another config. {} for none, and where it does not tell."""
-        begun = [start.get("externals", {}) for start in self.starts if start["step"] == 0][-1:]
-        return {into: about["sha256"] for externals in begun for into, about in externals.items() if into.split("/")[0] != "data"}
+        """{into: SHA-256} of the weights of others that the run began with, by the last of its starts at step 0 that made the parameters: those before it
+        came to nothing, and may have had another config. One that goes on from checkpoint 0 reads frozen weights alone, which then count. {} for none,
+        and where it does not tell."""
+        found: dict[str, Any] = {}
+        for start in (start for start in self.starts if start["step"] == 0):
+            found = (found if start.get("saved", -1) >= 0 else {}) | start.get("externals", {})
+        return {into: about["sha256"] for into, about in found.items() if into.split("/")[0] != "data"}
 
     def series(self, name: str, /) -> list[tuple[float, float]]:
         """(step, value) of a metric."""
