@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from videomae_jax import config as configs
-from videomae_jax import metrics, pages, records, run_directory, starts
+from videomae_jax import metrics, pages, records, run_data, run_directory, starts
 from videomae_jax.charts import Line, chart
 from videomae_jax.errors import UserError
 from videomae_jax.records import Record
 
 FOLDERS = tuple(parent / "configs" / "curves" for parent in (pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parent))
 WEIGHTS = r"objective\.(pretrained|weights|initial\.path)"  # places of weights of others
-OTHER = rf"seed|data\.(.*\.)?(index|folder)|{WEIGHTS}"  # may differ between runs of one curve
+OTHER = rf"seed|{run_data.PLACES}|{WEIGHTS}"  # may differ between runs of one curve
 SCHEDULING = r"evaluators\.\w+\.(every|first|primary|batch_size)"  # of an evaluator: when it runs and how fast
 DIGITS = 5  # significant ones that are kept
 
