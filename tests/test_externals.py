@@ -349,7 +349,27 @@ def test_a_run_that_was_stopped_at_step_0_tells_what_it_began_with(tmp_path: pat
     assert loop.train(run, tmp_path / "run", stop=Stop(), say=lambda line: None).finished
     record = records.load(tmp_path / "run")
     assert [(start["step"], start["saved"]) for start in record.starts] == [(0, -1), (0, 0)]
-    assert record.weights == {"params": externals.digest(pre, step=1)}
+    assert record.weights["params"]["sha256"] == externals.digest(pre, step=1) and list(record.weights) == ["params"]
+
+
+def test_the_values_of_a_checkpoint_are_told_beside_its_files(tmp_path: pathlib.Path) -> None:
+    """Those of the same training done again are equal, although its metadata name another time or revision; another step and averages differ."""
+    def told(run: pathlib.Path, step: int, *, revision: str, seed: int) -> dict[str, Any]:
+        trees = [written.tree(PRETRAINING, seed=seed + i) for i in range(2)]
+        saver = Checkpointer(run / "checkpoints", keep_last=9)
+        saver.save(step, TrainState(jnp.asarray(step), jax.random.key(0), trees[0], {}, {}, trees[1]), meta={"step": step, "start": revision})
+        saver.wait()
+        saver.close()
+        found = externals.manifest(externals.settle([External("params", str(run)), External("frozen/encoder", str(run), item="ema")]))
+        return {"params": found["params"], "ema": found["frozen/encoder"]}
+
+    one, again = told(tmp_path / "a", 1, revision="x", seed=0), told(tmp_path / "b", 1, revision="y", seed=0)
+    later = told(tmp_path / "a", 2, revision="x", seed=7)
+    for item in ("params", "ema"):
+        assert one[item]["sha256"] != again[item]["sha256"] and one[item]["values"] == again[item]["values"] != later[item]["values"]
+    assert one["params"]["values"] != one["ema"]["values"]
+    np.savez(tmp_path / "weights.npz", x=MATRIX)
+    assert "values" not in externals.manifest(externals.settle([External("params", str(tmp_path / "weights.npz"))]))["params"]
 
 
 def test_processes_read_the_step_of_the_first(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

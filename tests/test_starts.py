@@ -59,7 +59,7 @@ def test_a_start_that_came_to_nothing_says_nothing_of_the_run() -> None:
     """Its config may have named other weights than the one that was corrected afterwards."""
     told = [{"step": 0, "externals": {"params": {"sha256": "a"}}}, {"step": 0, "externals": {"data": {"sha256": "c"}, "frozen/teacher": {"sha256": "b"}}}, {"step": 2}]
     record = records.Record(pathlib.Path(), None, {}, (), {}, (), {}, starts=told)
-    assert record.weights == {"frozen/teacher": "b"}
+    assert record.weights == {"frozen/teacher": {"sha256": "b"}}
 
 
 def test_a_start_from_checkpoint_0_keeps_the_weights_that_the_run_began_with() -> None:
@@ -67,4 +67,4 @@ def test_a_start_from_checkpoint_0_keeps_the_weights_that_the_run_began_with() -
     told = [{"step": 0, "saved": -1, "externals": {"params": {"sha256": "a"}, "frozen/teacher": {"sha256": "b"}}},
             {"step": 0, "saved": 0, "externals": {"frozen/teacher": {"sha256": "c"}}}, {"step": 2, "saved": 2, "externals": {"frozen/teacher": {"sha256": "d"}}}]
     record = records.Record(pathlib.Path(), None, {}, (), {}, (), {}, starts=told)
-    assert record.weights == {"params": "a", "frozen/teacher": "c"}
+    assert record.weights == {"params": {"sha256": "a"}, "frozen/teacher": {"sha256": "c"}}
