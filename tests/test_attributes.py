@@ -191,8 +191,9 @@ def test_a_head_keeps_its_attributes(folder: pathlib.Path, tmp_path: pathlib.Pat
 
 def test_attributes_of_a_run_on_a_mixture(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Those of the parts that it has; a config of classes, or of another program, tells none."""
-    (tmp_path / "config.json").write_text('{"model_type": "videomae"}')
-    assert head_rows.own(tmp_path, kind="attributes") == ()
+    for other in ({"model_type": "videomae"}, {"data": "k400"}, {"data": {"parts": "faces"}}, {"data": {"parts": {"a": 1, "b": {"weight": 1.0}}, "missing": "a"}}):
+        (tmp_path / "config.json").write_text(json.dumps(other))
+        assert head_rows.own(tmp_path, kind="attributes") == ()
     parts = {name: configs.spec(mixture.Part, source=source(folder, *names)) for name, names in (("a", ("hat",)), ("b", ("smile", "hat")))}
     data = configs.spec(mixture.Concat, parts=parts, missing=("a",))
     assert sources.names(configs.build(data), "attributes") == ("smile", "hat")

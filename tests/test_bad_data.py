@@ -255,8 +255,8 @@ def test_a_resumed_run_repeats_what_does_not_repeat_itself(
 
 
 def test_the_earliest_quarantine_of_all_processes_holds(slow: Slow, tmp_path: pathlib.Path) -> None:
-    """Another process may have the row after a change of their number; half a line of one that lives is left alone."""
-    (tmp_path / "quarantine.jsonl").write_text('{"row": 3, "position": 70}\n{"row": 5, "position": 9}\n')
+    """Another process may have the row after a change of their number; half a line, of one that lives too, is left alone."""
+    (tmp_path / "quarantine.jsonl").write_text('{"row": 3, "position": 70}\n{"row": 7, "pos\n{"row": 5, "position": 9}\n')
     (tmp_path / "quarantine.1.jsonl").write_text('{"row": 3, "position": 40}\n{"row": 6, "po')
     assert run_directory.Faults(tmp_path, source=slow).quarantine == quarantine.Quarantine({3: 40, 5: 9})
     assert (tmp_path / "quarantine.1.jsonl").read_text().endswith('"po')

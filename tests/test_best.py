@@ -1,5 +1,6 @@
 """The best weights are chosen by all processes alike, and trouble with them costs no training."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -13,12 +14,21 @@ import written
 from runs import shared_programs  # noqa: F401 (a fixture)
 
 import videomae_jax
-from videomae_jax import agreement, api, optim, run_directory
+from videomae_jax import agreement, api, optim, parallel, run_directory, starts
 from videomae_jax import config as configs
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.errors import UserError
 from videomae_jax.evals import best
 from videomae_jax.evals.base import Context
+from videomae_jax.models import probing, vit
+from videomae_jax.objectives import base
+from videomae_jax.objectives.probe import Probe
+
+
+class Taught(Probe):
+    """A probe whose frozen weights only training reads."""
+
+    training_only = ("encoder",)
 
 
 def context(directory: pathlib.Path, /, *, step: int) -> Context:
@@ -78,6 +88,46 @@ def test_a_kept_step_that_lies_ahead_stays(tmp_path: pathlib.Path) -> None:
     assert best.keep(context(tmp_path, step=5), 0.5, metric="top1") == 0.5
     assert best.keep(context(tmp_path, step=3), 0.9, metric="top1") == 0.5
     assert best.load(context(tmp_path, step=3))[0] == 5
+
+
+def test_the_best_of_other_frozen_weights_are_not_taken(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Heads that were trained on another encoder, as before a fork: new ones take their place, and until then none are evaluated.
+
+    Frozen weights that training alone reads, as a teacher's, are no part of the answers.
+    """
+    made = Probe(encoder=vit.Encoder(**written.ENCODER), head=probing.Linear(classes=2, count=2), weights="absent")
+    run = noise_runs.run_of(made, optimizer=configs.spec(optim.AdamW, schedule=optim.Schedule(base=1e-2)))
+    params = parallel.unbox(jax.jit(lambda: made.init(run.rng(), base.dummy(run.fields)))())
+    for objective in (made, Taught(**vars(made))):
+        run, directory = dataclasses.replace(run, objective=objective), tmp_path / type(objective).__name__
+
+        def at(step: int, run: Any = run, directory: pathlib.Path = directory, *, training: bool = True) -> Context:
+            return Context(run, params, {}, step, directory, training=training)
+
+        def begin(digest: str, step: int, directory: pathlib.Path = directory) -> None:
+            directory.mkdir(exist_ok=True)
+            starts.note(directory, {"externals": {"frozen/encoder": {"sha256": digest}}}, step=step, say=pytest.fail)
+
+        begin("a", 0)
+        assert best.keep(at(2), 90.0, metric="top1") == 90 and best.keep(at(3), 80.0, metric="top1") == 90
+        begin("a", 3)
+        assert best.keep(at(4), 80.0, metric="top1") == 90 and best.load(at(4))[0] == 2
+        begin("b", 4)
+        if objective.training_only:
+            assert best.load(at(4))[0] == 2 and best.keep(at(6), 40.0, metric="top1") == 90 and not capsys.readouterr().err
+            continue
+        said = r"Probe/best holds the best of step 2, which was trained with other frozen weights than step 6; allowed are those of the same ones"
+        for training in (True, False):
+            with pytest.raises(UserError, match=said) as error:
+                best.load(at(6, training=training))
+            assert "\n" not in str(error.value)
+        assert best.load(at(4, training=False))[0] == 2  # saved before the fork
+        assert best.keep(at(6, training=False), 40.0, metric="top1") == 40 and best.keep(at(4, training=False), 40.0, metric="top1") == 90
+        assert not capsys.readouterr().err
+        assert best.keep(at(6), 40.0, metric="top1") == 40 and best.load(at(6, training=False))[0] == 6
+        said = capsys.readouterr().err
+        assert "the best of step 2, top1 90, which was trained with other frozen weights: the weights of step 6, top1 40, take its place" in said
+        assert best.keep(at(7), 30.0, metric="top1") == 40 and not capsys.readouterr().err
 
 
 def test_the_best_open_as_a_model(tmp_path: pathlib.Path) -> None:

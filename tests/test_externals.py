@@ -17,7 +17,7 @@ import toy
 import written
 
 from videomae_jax import config as configs
-from videomae_jax import agreement, api, externals, head_rows, optim, parallel, run_directory
+from videomae_jax import agreement, api, externals, head_rows, optim, parallel, records, run_directory
 from videomae_jax import train as loop
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer
@@ -335,6 +335,41 @@ def test_what_is_told_is_what_was_read(tmp_path: pathlib.Path, monkeypatch: pyte
     monkeypatch.setattr(Assembly, "create", late)
     assert of_step(trained(probe_of(pre), tmp_path / "run").frozen) == 1
     assert [(line["step"], line["sha256"]) for line in begun(tmp_path / "run")] == [(1, externals.digest(pre, step=1))]
+
+
+def test_a_run_that_was_stopped_at_step_0_tells_what_it_began_with(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start that goes on from there reads no first weights, and takes away none of those that are told."""
+    pre = grown(tmp_path / "pre", 1)
+    config = noise_runs.run_of(dataclasses.replace(written.classifier(), pretrained=str(pre)), optimizer=configs.spec(optim.AdamW, schedule=optim.Schedule(base=1e-2))).config
+    config.evaluators, config.eval_data = {}, {}
+    run = run_directory.claim(assemble(config, devices=jax.devices()[:1]), tmp_path / "run", extend=False, fork=False, say=lambda line: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stop, "requested", lambda self: True)
+        assert loop.train(run, tmp_path / "run", stop=Stop(), say=lambda line: None).step == 0
+    assert loop.train(run, tmp_path / "run", stop=Stop(), say=lambda line: None).finished
+    record = records.load(tmp_path / "run")
+    assert [(start["step"], start["saved"]) for start in record.starts] == [(0, -1), (0, 0)]
+    assert record.weights["params"]["sha256"] == externals.digest(pre, step=1) and list(record.weights) == ["params"]
+
+
+def test_the_values_of_a_checkpoint_are_told_beside_its_files(tmp_path: pathlib.Path) -> None:
+    """Those of the same training done again are equal, although its metadata name another time or revision; another step and averages differ."""
+    def told(run: pathlib.Path, step: int, *, revision: str, seed: int) -> dict[str, Any]:
+        trees = [written.tree(PRETRAINING, seed=seed + i) for i in range(2)]
+        saver = Checkpointer(run / "checkpoints", keep_last=9)
+        saver.save(step, TrainState(jnp.asarray(step), jax.random.key(0), trees[0], {}, {}, trees[1]), meta={"step": step, "start": revision})
+        saver.wait()
+        saver.close()
+        found = externals.manifest(externals.settle([External("params", str(run)), External("frozen/encoder", str(run), item="ema")]))
+        return {"params": found["params"], "ema": found["frozen/encoder"]}
+
+    one, again = told(tmp_path / "a", 1, revision="x", seed=0), told(tmp_path / "b", 1, revision="y", seed=0)
+    later = told(tmp_path / "a", 2, revision="x", seed=7)
+    for item in ("params", "ema"):
+        assert one[item]["sha256"] != again[item]["sha256"] and one[item]["values"] == again[item]["values"] != later[item]["values"]
+    assert one["params"]["values"] != one["ema"]["values"]
+    np.savez(tmp_path / "weights.npz", x=MATRIX)
+    assert "values" not in externals.manifest(externals.settle([External("params", str(tmp_path / "weights.npz"))]))["params"]
 
 
 def test_processes_read_the_step_of_the_first(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,9 @@ def test_half_a_line_and_other_processes_do_no_harm(tmp_path: pathlib.Path, cloc
     path = tmp_path / "ledger.jsonl"
     path.write_text(path.read_text() + '{"to": 12')
     assert goodput(tmp_path) == want
+    Ledger(tmp_path, lead=True)
+    assert goodput(tmp_path).starts == want.starts + 1
+    want = goodput(tmp_path)
     other = Ledger(tmp_path, lead=False)
     spend(other, clock, step=100)
     other.line(50)

@@ -92,25 +92,32 @@ def test_other_clips_are_told(curve: reference.Curve, tmp_path: pathlib.Path, mo
 
 def test_other_weights_are_told(curve: reference.Curve, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their place may differ, and then their digest tells; a run that begins from none belongs to no curve of one that does."""
-    def tuned(name: str, digest: str, *, seed: int = 0, pretrained: str = "") -> pathlib.Path:
+    def tuned(name: str, digest: str, *, values: str = "", seed: int = 0, pretrained: str = "") -> pathlib.Path:
         directory = run(tmp_path / name, [1.0, 0.5, 0.3, 0.2], seed=seed)
         config = json.loads((directory / "config.json").read_text())
         config["objective"] = json.loads(configs.to_json(configs.plain(dataclasses.replace(written.classifier(), pretrained=pretrained))))
         (directory / "config.json").write_text(json.dumps(config))
-        told = {"params": {"path": pretrained, "sha256": digest}, "data/parts": {"sha256": name}} if digest else {}
+        told = {"params": {"path": pretrained, "sha256": digest} | ({"values": values} if values else {}), "data/parts": {"sha256": name}} if digest else {}
         lines = [START | {"externals": told}, START | {"step": 4, "externals": {"data/parts": {"sha256": name}}}]
         (directory / "starts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return directory
 
     first = tuned("first", "a", pretrained="runs/smoke")
     made = reference.read(reference.write([first, tuned("old", "", seed=1, pretrained="runs/smoke")], tmp_path / "tuned.json"))
-    assert made.weights == {"params": "a"}
+    assert made.weights == {"params": {"sha256": "a"}}
     monkeypatch.setattr(reference, "shipped", lambda: (made,))
     for name, digest, said in (("same", "a", ""), ("other", "b", " (began from other weights)"), ("unknown", "", "")):
         record = records.load(tuned(name, digest, pretrained=f"/elsewhere/{name}"))
         assert f"in brackets{said}: loss 0.2" in reference.line(record) and ("began from other weights" in report.page(record)) is bool(said)
         assert reference.strange(record, dataclasses.replace(made, weights={})) == ""  # a curve of before they were written down
     assert reference.of(records.load(tuned("scratch", "")).config) is None
+    anew = tuned("anew", "b", values="v", pretrained="runs/smoke")  # the same pretraining, done a second time
+    known = reference.read(reference.write([anew, tuned("again", "c", seed=1, values="v", pretrained="runs/smoke")], tmp_path / "anew.json"))
+    for name, digest, values, other in (("equal", "d", "v", False), ("unequal", "e", "w", True), ("older", "b", "", False), ("other old", "a", "", True)):
+        assert bool(reference.strange(records.load(tuned(name, digest, values=values, pretrained="runs/smoke")), known)) is other
+    text = (tmp_path / "tuned.json").read_text()
+    (tmp_path / "old.json").write_text(text.replace('{"params": {"sha256": "a"}}', '{"params": "a"}'))
+    assert reference.read(tmp_path / "old.json").weights == made.weights
     with pytest.raises(UserError, match="began from other weights"):
         reference.write([first, tuned("third", "b", seed=2, pretrained="runs/smoke")], tmp_path / "new.json")
 

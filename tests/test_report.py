@@ -111,6 +111,7 @@ def test_time_and_events_are_on_the_page(tmp_path: pathlib.Path) -> None:
     begin = (tmp_path / "run").stat().st_mtime + 1e6
     lines = [{"begin": begin, "alive": None}, {"resume": -1}, {"to": begin + 100, "step": 10, "seconds": {"init": 10.0, "step": 90.0}}]
     (directory / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (directory / "events.jsonl").write_text('{"time": 1')  # cut by a full disk
     events.Events(directory, lead=True, say=lambda line: None).add("rolled back", 8, to=6, samples=[24, 32], number=1)
     text = text_of(report.page(records.load(directory)))
     assert "Goodput 90.0 % of the time that the run was up went into steps that count; 1 starts, 100.0 s" in text
@@ -196,10 +197,10 @@ def test_raw_targets_need_no_caveat(tmp_path: pathlib.Path) -> None:
 
 
 def test_faults_are_counted_and_listed(tmp_path: pathlib.Path) -> None:
-    """Those of every process; a line that is being written does not count; names are escaped."""
+    """Those of every process; a line that a full disk cut, or that is being written, does not count; names are escaped."""
     directory = run(tmp_path, training(), name="<i>toy</i>")
     faults = [{"name": f"clip {i} <b>", "stage": "seek" if i % 2 else "open", "position": i} for i in range(23)]
-    (directory / "faults.jsonl").write_text("".join(json.dumps(f) + "\n" for f in faults[:20]) + '{"name": "ha')
+    (directory / "faults.jsonl").write_text('{"name": "ha\n' + "".join(json.dumps(f) + "\n" for f in faults[:20]) + '{"name": "ha')
     (directory / "faults.77.jsonl").write_text("".join(json.dumps(f) + "\n" for f in faults[20:]))
     page = report.write(records.load(directory)).read_text()
     text = text_of(page)

@@ -4,13 +4,16 @@ import json
 import math
 import pathlib
 import types
+from typing import Any
 
 import numpy as np
 import pytest
+import written
 
 from videomae_jax import config as configs
 from videomae_jax import run_directory, scaling
 from videomae_jax.commands import report as command
+from videomae_jax.data import mixture
 from videomae_jax.errors import UserError
 from videomae_jax.scaling import Fit, Law, Point
 
@@ -177,6 +180,18 @@ def test_losses_of_other_clips_or_patches_have_no_common_law(changes: dict[str, 
     with pytest.raises(UserError, match=f"1 and 5 have no losses of one law: {message}; allowed are") as error:
         scaling.report(folders, draws=2)
     assert "\n" not in str(error.value)
+
+
+def test_data_of_another_machine_are_compared_by_their_names() -> None:
+    """Of every part of a mixture too, and folders."""
+    def measured(place: str) -> dict[str, Any]:
+        config = written.config(written.pretraining(), index=f"{place}/all.parquet")
+        with config.unlocked(), config.ignore_type():
+            config.data.folder = f"{place}/frames"
+            config.data = configs.spec(mixture.Concat, parts={"a": {"source": config.data}})
+        return scaling.measured(config)
+
+    assert measured("/data") == measured("/mnt/data") and {"all.parquet", "frames"} <= set(map(str, measured("/data").values()))
 
 
 def test_mistakes_in_run_directories(tmp_path: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from videomae_jax import records, starts
+from videomae_jax import journal, records, starts
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -52,10 +52,19 @@ def test_a_line_that_was_cut_takes_no_other_with_it(tmp_path: pathlib.Path) -> N
         with (tmp_path / starts.FILE).open("a") as file:
             file.write('{"time": "2026')
     assert starts.frozen(tmp_path)["frozen/encoder"]["sha256"] == "b" and len((tmp_path / starts.FILE).read_text().splitlines()) == 4
+    assert [line["step"] for line in journal.read(tmp_path / starts.FILE)] == [0, 4]
 
 
 def test_a_start_that_came_to_nothing_says_nothing_of_the_run() -> None:
     """Its config may have named other weights than the one that was corrected afterwards."""
     told = [{"step": 0, "externals": {"params": {"sha256": "a"}}}, {"step": 0, "externals": {"data": {"sha256": "c"}, "frozen/teacher": {"sha256": "b"}}}, {"step": 2}]
     record = records.Record(pathlib.Path(), None, {}, (), {}, (), {}, starts=told)
-    assert record.weights == {"frozen/teacher": "b"}
+    assert record.weights == {"frozen/teacher": {"sha256": "b"}}
+
+
+def test_a_start_from_checkpoint_0_keeps_the_weights_that_the_run_began_with() -> None:
+    """It reads none of the parameters anew, but frozen ones, which a fork may have changed before the first step."""
+    told = [{"step": 0, "saved": -1, "externals": {"params": {"sha256": "a"}, "frozen/teacher": {"sha256": "b"}}},
+            {"step": 0, "saved": 0, "externals": {"frozen/teacher": {"sha256": "c"}}}, {"step": 2, "saved": 2, "externals": {"frozen/teacher": {"sha256": "d"}}}]
+    record = records.Record(pathlib.Path(), None, {}, (), {}, (), {}, starts=told)
+    assert record.weights == {"params": {"sha256": "a"}, "frozen/teacher": {"sha256": "c"}}

@@ -273,7 +273,7 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, best: bool = F
     example = base.dummy(configs.build(config.data, trust=trust).fields)
     shapes = parallel.unbox(jax.eval_shape(lambda: objective.init(jax.random.key(0), example)))
     params = transfer(shapes, stored.params)
-    outside = externals.settle(answering(objective), earlier=externals.earlier(path, step=stored.step))
+    outside = externals.settle(base.answering(objective), earlier=externals.earlier(path, step=stored.step))
     extra = extra_of(objective, kept.checkpoints(path, best=best), step=stored.step, example=example, shapes=shapes, outside=outside)
     shared = parallel.replicated(mesh)
     classes = head_rows.of_run(path, objective) if run else stored.classes
@@ -346,12 +346,6 @@ def chosen(folder: pathlib.Path, /, *, step: int | None) -> int:
     if not steps or step not in (None, *steps):
         raise UserError(f"no checkpoint {'' if step is None else step} in {folder}; its steps are {steps}")
     return steps[-1] if step is None else step
-
-
-def answering(objective: base.Objective, /) -> list[base.External]:
-    """The frozen weights that its answers need."""
-    names = [(e, *e.into.split("/")) for e in objective.externals()]
-    return [e for e, root, *rest in names if root == "frozen" and rest[:1] not in [[name] for name in objective.training_only]]
 
 
 def extra_of(objective: base.Objective, folder: pathlib.Path, /, *, step: int, example: Any, shapes: Params, outside: Iterable[base.External]) -> Extra:

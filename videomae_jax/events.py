@@ -1,10 +1,11 @@
 """events.jsonl of a run directory: what went wrong and was lived with, one line each, over all restarts."""
 
-import json
 import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
+
+from videomae_jax import journal
 
 
 class Events:
@@ -19,19 +20,11 @@ class Events:
             return
         self._say(f"{event} at step {step}: {', '.join(f'{k} {v}' for k, v in values.items())}")
         try:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"time": round(time.time(), 3), "step": step, "event": event, **values}) + "\n")
+            journal.append(self._path, {"time": round(time.time(), 3), "step": step, "event": event, **values})
         except OSError as error:
             self._say(f"{self._path} cannot be written ({error.strerror})")
 
 
 def read(directory: pathlib.Path, /) -> list[dict[str, Any]]:
     """The whole lines of a run's events.jsonl."""
-    path = pathlib.Path(directory) / "events.jsonl"
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:  # half a line of a process that was killed
-            continue
-    return found
+    return journal.read(pathlib.Path(directory) / "events.jsonl")

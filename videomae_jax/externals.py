@@ -8,6 +8,7 @@ resumed or opened reads the same ones again (`settle`).
 import dataclasses
 import errno
 import hashlib
+import json
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from flax import traverse_util
 
 from videomae_jax import agreement, head_rows, parallel, starts
 from videomae_jax import config as configs
-from videomae_jax.checkpoint import load_params
+from videomae_jax.checkpoint import META, load_params
 from videomae_jax.errors import DAMAGED, StorageError, UserError
 from videomae_jax.models import resized
 from videomae_jax.objectives.base import External
@@ -188,15 +189,26 @@ def outside(externals: Iterable[External], /, *, source: Any = None) -> dict[str
 
 def manifest(settled: Mapping[External, str], /, *, source: Any = None) -> dict[str, dict[str, Any]]:
     """`outside` of what `settle` gave, with the "sha256" of every file and the "step" of every checkpoint, for starts.jsonl: two runs with
-    different files differ there, and the same run reads the same ones again (`earlier`). Raises StorageError for a file that is there no more.
+    different files differ there, and the same run reads the same ones again (`earlier`). A checkpoint's files also tell when and by which code they
+    were written; "values" is of its arrays alone, the same for a training that was repeated. Raises StorageError for a file that is there no more.
     """
     known = {external.into: sha256 for external, sha256 in settled.items()}
+    items = {external.into: external.item for external in settled}
     found = {}
     for into, about in outside(settled, source=source).items():
         path = pathlib.Path(about["path"])
         step = {"step": int(path.name)} if into in known and head_rows.is_step(path) else {}
-        found[into] = about | step | {"sha256": known.get(into) or digest(path)}
+        found[into] = about | step | {"sha256": known.get(into) or digest(path)} | (_values(path, item=items[into]) if step else {})
     return found
+
+
+def _values(checkpoint: pathlib.Path, /, *, item: str) -> dict[str, str]:
+    """{"values": SHA-256 of names, shapes, dtypes and checksums of the arrays of an item}; {} where the metadata do not tell, which whoever reads them says."""
+    try:
+        leaves = json.loads((checkpoint / META).read_text())["leaves"][item]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {"values": hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()}
 
 
 def digest(path: pathlib.Path, /, *, step: int | None = None) -> str:

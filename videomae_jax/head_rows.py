@@ -130,9 +130,12 @@ def _attributes(config: Any, /) -> Any:
     data = config.get("data") if isinstance(config, dict) else None
     if not isinstance(data, dict):  # of another program
         return []
-    absent = {name.strip() for text in data.get("missing", ()) for name in text.split(",")}
-    parts = [part["source"] for name, part in sorted(data.get("parts", {}).items()) if name not in absent]
-    return next((node["attributes"] for node in (data, *parts) if node.get("attributes")), [])
+    parts, missing = data.get("parts"), data.get("missing")
+    if not isinstance(parts, dict):  # of other data, which may call a column so
+        parts = {}
+    absent = {name.strip() for text in (missing if isinstance(missing, list) else ()) for name in str(text).split(",")}
+    nodes = [data, *(part.get("source") for name, part in sorted(parts.items()) if isinstance(part, dict) and name not in absent)]
+    return next((node["attributes"] for node in nodes if isinstance(node, dict) and node.get("attributes")), [])
 
 
 def told(directory: pathlib.Path | None, data: Sequence[str], /, *, kind: str = "classes", externals: Iterable[External] = ()) -> tuple[str, ...]:

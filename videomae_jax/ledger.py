@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Mapping
 
+from videomae_jax import journal
 from videomae_jax.errors import UserError
 
 CLASSES = ("init", "compile", "step", "data_wait", "checkpoint", "evaluation", "restore", "lost", "idle")
@@ -67,8 +68,8 @@ class Ledger:
 
     def _append(self, line: Mapping[str, object], /) -> None:
         if self._lead:
-            with contextlib.suppress(OSError), self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            with contextlib.suppress(OSError):
+                journal.append(self._path, line)
 
 
 def process_start() -> float:
@@ -139,14 +140,11 @@ def _alive(directory: pathlib.Path, /) -> float | None:
 
 
 def _lines(path: pathlib.Path, /) -> list[dict]:
-    """Whole lines of the file; a killed process may leave half of one."""
-    found = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            line = json.loads(text)
-            if not _described(line):
-                raise UserError(f"{path} is damaged: {text[:80]!r} is no line of a ledger")
-            found.append(line)
+    """The lines of the file. Raises UserError for one that no ledger writes."""
+    found = journal.read(path)
+    for line in found:
+        if not _described(line):
+            raise UserError(f"{path} is damaged: {json.dumps(line)[:80]!r} is no line of a ledger")
     return found
 
 

@@ -6,8 +6,10 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from videomae_jax import metrics, run_directory, starts
+from videomae_jax import journal, metrics, run_directory, starts
 from videomae_jax.errors import UserError
+
+DIGESTS = ("values", "sha256")  # of weights in starts.jsonl: of their values alone, which older starts and files lack, and of all of a file or checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +42,14 @@ class Record:
         return int(self.card.get("steps", 0))
 
     @property
-    def weights(self) -> dict[str, str]:
-        """{into: SHA-256} of the weights of others that the run began with, by its last start at step 0: those before it came to nothing, and may have
-        had another config. {} for none, and where it does not tell."""
-        begun = [start.get("externals", {}) for start in self.starts if start["step"] == 0][-1:]
-        return {into: about["sha256"] for externals in begun for into, about in externals.items() if into.split("/")[0] != "data"}
+    def weights(self) -> dict[str, dict[str, str]]:
+        """{into: DIGESTS} of the weights of others that the run began with, by the last of its starts at step 0 that made the parameters: those before it
+        came to nothing, and may have had another config. One that goes on from checkpoint 0 reads frozen weights alone, which then count. {} for none,
+        and where it does not tell."""
+        found: dict[str, Any] = {}
+        for start in (start for start in self.starts if start["step"] == 0):
+            found = (found if start.get("saved", -1) >= 0 else {}) | start.get("externals", {})
+        return {into: {name: about[name] for name in DIGESTS if name in about} for into, about in found.items() if into.split("/")[0] != "data"}
 
     def series(self, name: str, /) -> list[tuple[float, float]]:
         """(step, value) of a metric."""
@@ -73,17 +78,20 @@ def load(directory: pathlib.Path, /) -> Record:
     pictures: dict[int, list[pathlib.Path]] = {}
     for path in sorted((directory / "reconstructions").glob("step*_*.png"), key=lambda p: (len(p.name), p.name)):
         pictures.setdefault(int(path.name.removeprefix("step").partition("_")[0]), []).append(path)
-    faults = [fault for path in sorted(directory.glob("faults*.jsonl")) for fault in parsed(path, jsonl, missing=[])]
+    faults = [fault for path in sorted(directory.glob("faults*.jsonl")) for fault in journal.read(path)]
     return Record(directory=directory, config=config, card=parsed(directory / "recipe_card.json", json.loads, missing={}),
                   lines=metrics.read(directory), summary=parsed(directory / "summary.json", json.loads, missing={}), faults=faults,
-                  pictures=dict(sorted(pictures.items())), starts=parsed(directory / starts.FILE, jsonl, missing=[]),
+                  pictures=dict(sorted(pictures.items())), starts=journal.read(directory / starts.FILE),
                   data=parsed(directory / run_directory.DATA, json.loads, missing={}))
 
 
-def jsonl(text: str, /) -> list[dict[str, Any]]:
-    """The lines of a file that may end in the middle of one, as a run in progress leaves it."""
-    whole = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
-    return [json.loads(line) for line in whole]
+def other_weights(one: Mapping[str, Mapping[str, str]], other: Mapping[str, Mapping[str, str]], /) -> bool:
+    """Whether two runs whose `weights` are known began from other ones: by the first of DIGESTS that both have, as the second differs where the same
+    training was done twice."""
+    def differ(into: str) -> bool:
+        return next((one[into][name] != other[into][name] for name in DIGESTS if name in one[into] and name in other[into]), False)
+
+    return bool(one and other) and (one.keys() != other.keys() or any(map(differ, one)))
 
 
 def parsed(path: pathlib.Path, read: Callable[[str], Any], /, *, missing: Any) -> Any:

@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from videomae_jax import config as configs
-from videomae_jax import metrics, pages, records, run_directory, starts
+from videomae_jax import metrics, pages, records, run_data, run_directory, starts
 from videomae_jax.charts import Line, chart
 from videomae_jax.errors import UserError
 from videomae_jax.records import Record
 
 FOLDERS = tuple(parent / "configs" / "curves" for parent in (pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parent))
 WEIGHTS = r"objective\.(pretrained|weights|initial\.path)"  # places of weights of others
-OTHER = rf"seed|data\.(.*\.)?(index|folder)|{WEIGHTS}"  # may differ between runs of one curve
+OTHER = rf"seed|{run_data.PLACES}|{WEIGHTS}"  # may differ between runs of one curve
 SCHEDULING = r"evaluators\.\w+\.(every|first|primary|batch_size)"  # of an evaluator: when it runs and how fast
 DIGITS = 5  # significant ones that are kept
 
@@ -29,14 +29,14 @@ DIGITS = 5  # significant ones that are kept
 @dataclasses.dataclass(frozen=True)
 class Curve:
     """`lines` of metrics.jsonl by seed; `made` says when, where and with which versions, `data` what the training clips were ({} = unknown), `weights`
-    {into: SHA-256} of those of others that the runs began with ({} = none, or unknown)."""
+    those of others that the runs began with, as `Record.weights` has them ({} = none, or unknown)."""
 
     name: str
     made: str
     config: Any
     lines: Mapping[str, Sequence[Mapping[str, float]]]
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
     def at(self, name: str, /) -> dict[int, list[float]]:
         """{step: the value of every seed} of a metric, at steps where all seeds have it."""
@@ -69,7 +69,8 @@ def remeasured(first: Any, second: Any, /) -> list[str]:
 def read(path: pathlib.Path, /) -> Curve:
     """A file that `write` made."""
     found = json.loads(path.read_text())
-    return Curve(path.stem, found["made"], configs.from_json(json.dumps(found["config"])), found["lines"], found.get("data", {}), found.get("weights", {}))
+    weights = {into: told if isinstance(told, dict) else {"sha256": told} for into, told in found.get("weights", {}).items()}  # older curves: the digest alone
+    return Curve(path.stem, found["made"], configs.from_json(json.dumps(found["config"])), found["lines"], found.get("data", {}), weights)
 
 
 @functools.cache
@@ -103,7 +104,7 @@ def write(directories: Sequence[pathlib.Path], out: pathlib.Path, /) -> pathlib.
     if other := next((record for record in known if record.data != known[0].data), None):
         raise UserError(f"{other.directory} and {known[0].directory} were trained on other clips ({run_directory.DATA}); the runs of a curve differ in nothing but the seed")
     begun = [record for record in found if record.weights]
-    if other := next((record for record in begun if record.weights != begun[0].weights), None):
+    if other := next((record for record in begun if records.other_weights(record.weights, begun[0].weights)), None):
         raise UserError(f"{other.directory} and {begun[0].directory} began from other weights ({starts.FILE}); the runs of a curve differ in nothing but the seed")
     made = dict.fromkeys(starts.text(start) for record in found for start in record.starts)
     by_seed = [f'"{seed}": [\n' + ",\n".join(json.dumps(kept(line)) for line in record.lines) + "]" for seed, record in zip(seeds, found, strict=True)]
@@ -150,7 +151,7 @@ def line(record: Record, /) -> str:
 def strange(record: Record, curve: Curve, /) -> str:
     """A word where the run is known to see other training clips than the curve's did, in number, names or classes, or to have begun from other weights."""
     clips = record.data and curve.data and record.data != curve.data
-    weights = record.weights and curve.weights and record.weights != curve.weights
+    weights = records.other_weights(record.weights, curve.weights)
     told = f" (of {curve.data['clips']:,} other training clips; this run has {record.data['clips']:,})" if clips else ""
     return f"{told}{' (began from other weights)' * bool(weights)}"
 

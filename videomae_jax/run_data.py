@@ -13,6 +13,7 @@ from videomae_jax.assembly import Assembly
 from videomae_jax.errors import UserError
 
 DATA = "data.json"  # what the training clips are
+PLACES = r"data\.(.*\.)?(index|folder)"  # fields of a config that say where clips lie, which another machine has elsewhere
 PROBED = 1000  # their names in it
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from videomae_jax import agreement, card, metrics, occupancy, parallel, run_data
+from videomae_jax import agreement, card, journal, metrics, occupancy, parallel, run_data
 from videomae_jax import config as configs
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer, DamagedError
@@ -299,12 +299,9 @@ class Faults:
         self._paths = {name: directory / (f"{name}.{number}.jsonl" if number else f"{name}.jsonl") for name in ("faults", "quarantine")}
         self._limit, self._window = getattr(source, "max_bad_fraction", 0.01), min(WINDOW, len(source))
         self._recent: collections.deque[tuple[int, int]] = collections.deque()  # (decoded, bad) of the last batches
-        for path in self._paths.values():
-            if path.exists() and not (text := path.read_text()).endswith("\n"):  # a killed process may leave half a line
-                write(path, text[: text.rfind("\n") + 1])
-        self._seen = {line["row"] for line in _lines(self._paths["faults"])}
+        self._seen = {line["row"] for line in journal.read(self._paths["faults"])}
         self._until = 0  # how far it is written that this call read; 0 before it meets a row that takes too long
-        self.quarantine = self._quarantined([line for path in sorted(directory.glob("quarantine*.jsonl")) for line in _lines(path)])
+        self.quarantine = self._quarantined([line for path in sorted(directory.glob("quarantine*.jsonl")) for line in journal.read(path)])
 
     def _quarantined(self, lines: list[dict[str, Any]], /) -> quarantine.Quarantine:
         """What the lines of all processes say: the positions of one may be another's now."""
@@ -354,8 +351,7 @@ class Faults:
 
     def _append(self, name: str, line: dict[str, Any], /) -> None:
         try:
-            with self._paths[name].open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            journal.append(self._paths[name], line)
         except OSError as error:  # costs the line, not the run
             sys.stderr.write(f"{self._paths[name]} cannot be written ({error.strerror}): {json.dumps(line)}\n")
 
@@ -383,9 +379,3 @@ class Faults:
         if self._count:
             stages = ", ".join(f"{stage} {n}" for stage, n in self._stages.most_common())
             sys.stderr.write(f"{self._count} clips of {len(self._seen)} unreadable videos were replaced by others ({stages}); see {self._paths['faults']}\n")
-
-
-def _lines(path: pathlib.Path, /) -> list[dict[str, Any]]:
-    """The whole lines of a jsonl file, [] where it is missing."""
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

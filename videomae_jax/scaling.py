@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-from videomae_jax import charts, pages, run_directory
+from videomae_jax import charts, pages, run_data, run_directory
 from videomae_jax import config as configs
 from videomae_jax.errors import UserError
 
@@ -99,12 +99,12 @@ def read(directory: pathlib.Path, /, *, metric: str) -> Point | None:
 def measured(config: Any, /) -> dict[str, Any]:
     """What runs have to share for their losses to be of one law: the held-out clips as they are read, by field, and the pixels of a patch.
 
-    An index counts by its name: it may lie elsewhere on another machine.
+    An index or a folder counts by its name: it may lie elsewhere on another machine.
     """
     data = configs.flat({**dict(config.data.items()), **dict(config.eval_data.items())}, prefix="data")
     patch = configs.flat({"patch": config.objective.get("encoder", {}).get("patch", "none")}, prefix="objective.encoder")
     found = {k: v for k, v in (data | patch).items() if not any(re.fullmatch(pattern, k) for pattern in configs.FREE)}
-    return {k: pathlib.PurePath(v).name if k == "data.index" and isinstance(v, str) else v for k, v in found.items()}
+    return {k: pathlib.PurePath(v).name if re.fullmatch(run_data.PLACES, k) and isinstance(v, str) else v for k, v in found.items()}
 
 
 def check_comparable(directories: Sequence[pathlib.Path], /) -> None:

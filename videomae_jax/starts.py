@@ -2,7 +2,6 @@
 
 import datetime
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 
 import videomae_jax
+from videomae_jax import journal
 
 FILE = "starts.jsonl"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
@@ -45,10 +45,7 @@ def note(directory: pathlib.Path, found: dict[str, Any], /, *, step: int, say: C
     """Appends the line of a start that begins at `step`. A full disk costs the line, not the run."""
     line = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "step": step, **found}
     try:
-        with (directory / FILE).open("ab+") as file:
-            file.seek(-1 if file.tell() else 0, os.SEEK_END)
-            broken = file.read(1) not in (b"", b"\n")  # a line that a full disk cut must not take this one with it
-            file.write(b"\n" * broken + json.dumps(line).encode() + b"\n")
+        journal.append(directory / FILE, line)
     except OSError as error:
         say(f"{directory / FILE} cannot be written ({error.strerror})")
 
@@ -58,12 +55,7 @@ def frozen(directory: pathlib.Path, /, *, step: int | None = None) -> dict[str, 
     does not tell. The last start before that step counts: only one that saved nothing, or a fork, may have had others than the starts after it.
     """
     found: dict[str, dict[str, Any]] = {}
-    file = directory / FILE
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        try:
-            start = json.loads(line)
-        except ValueError:  # cut by a full disk, which costs the line, not the run
-            continue
+    for start in journal.read(directory / FILE):
         if step is None or start["step"] < max(1, step):
             found |= {into: about for into, about in start.get("externals", {}).items() if into.split("/")[0] == "frozen"}
     return found

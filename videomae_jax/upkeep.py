@@ -87,7 +87,8 @@ class Upkeep:
         else:
             read = run.frozen_weights if saved >= 0 else run.initial_weights | run.frozen_weights  # a resumed run needs no first weights
             if parallel.is_lead():
-                starts.note(self.directory, self._start | {"externals": externals.manifest(read, source=run.source)}, step=step, say=self._say)
+                about = {"saved": saved, "externals": externals.manifest(read, source=run.source)}
+                starts.note(self.directory, self._start | about, step=step, say=self._say)
         self.ledger.resumed(saved)
         self.ledger.line(step)
         return state, step, cursor, saved

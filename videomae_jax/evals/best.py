@@ -1,7 +1,8 @@
 """The weights of the best evaluation of a run, kept beside its checkpoints in the folder `best`.
 
 The folder is a checkpoint like any other: `pretrained`, and any other external weights, may name it. It holds the parameters alone, averaged
-ones where the run averages; what opens it takes config and classes from the run.
+ones where the run averages; what opens it takes config, classes and frozen weights from the run. Its metadata tell which frozen ones it was
+trained with: heads of another encoder answer as if they knew nothing.
 """
 
 import json
@@ -10,11 +11,14 @@ import re
 import sys
 from typing import Any
 
+import numpy as np
+
 from videomae_jax import config as configs
-from videomae_jax import parallel, reference, run_data
+from videomae_jax import agreement, parallel, reference, run_data, starts
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context
+from videomae_jax.objectives import base
 from videomae_jax.ownership import BEST
 from videomae_jax.step import TrainState
 from videomae_jax.types import Params
@@ -53,11 +57,10 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
     """Saves the weights that the context shows if `value` is above that of the kept ones; returns the best value so far.
 
     `by` says what the value was `measured` by. Values of the kept ones that are known to come of another measurement cannot be compared
-    with it, so the weights that the context shows take their place. A kept step that lies ahead, of a run that went back to an older
-    checkpoint, stays: going on reaches it again. Nothing is saved where a run is only looked at, and a value of
-    another measurement is then no answer. Kept weights whose metadata are damaged
-    are moved away, and these take their place. A save that fails is told and leaves the kept ones; of several processes it ends all, as
-    any save does.
+    with it, so the weights that the context shows take their place, as they do where the kept ones are known to have been trained with other frozen
+    weights. A kept step that lies ahead, of a run that went back to an older checkpoint, stays: going on reaches it again. Nothing is saved where a
+    run is only looked at, and a value that cannot be compared is then no answer. Kept weights whose metadata are damaged are moved away, and these
+    take their place. A save that fails is told and leaves the kept ones; of several processes it ends all, as any save does.
     """
     if not context.training and not folder(context).is_dir():
         return value
@@ -67,7 +70,9 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
         kept = found and found[1]
         if kept is not None and kept["metric"] != metric:
             raise UserError(f"{folder(context)} holds the best by {kept['metric']!r}, and the evaluator asks for {metric!r}; move the folder away")
-        other = kept is not None and by is not None and kept.get("measured") not in (None, by)
+        frozen = _frozen(context)
+        foreign = kept is not None and _foreign(kept, frozen)
+        other = foreign or (kept is not None and by is not None and kept.get("measured") not in (None, by))
         if other and not context.training:
             return value
         if kept is not None and (kept["step"] >= context.step or (kept["value"] >= value and not other)):
@@ -77,9 +82,10 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
         run = context.assembly
         state = TrainState(parallel.put(context.step, mesh=run.mesh), run.rng(), context.params, {}, {}, {})
         if other and parallel.is_lead():
-            print(f"{folder(context)} holds the best of step {kept['step']}, {metric} {kept['value']:g}, which was measured by other settings or on other clips: "
+            why = "trained with other frozen weights" if foreign else "measured by other settings or on other clips"
+            print(f"{folder(context)} holds the best of step {kept['step']}, {metric} {kept['value']:g}, which was {why}: "
                   f"the weights of step {context.step}, {metric} {value:g}, take its place", file=sys.stderr)
-        saver.save(context.step, state, meta={"step": context.step, "metric": metric, "value": value, "measured": by})
+        saver.save(context.step, state, meta={"step": context.step, "metric": metric, "value": value, "measured": by, "frozen": frozen})
         saver.check(wait=True)
         return float(kept["value"]) if kept is not None and saver.failed else value
     finally:
@@ -87,13 +93,29 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
 
 
 def load(context: Context, /) -> tuple[int, Params]:
-    """(step, parameters) of the kept weights. Raises UserError where there are none."""
+    """(step, parameters) of the kept weights. Raises UserError where there are none, and where they were trained with other frozen weights than
+    those of the context."""
     saver = Checkpointer(checkpoints(context.directory, best=True), read_only=True)
     try:
         steps = saver.candidates()
         if not steps:
             raise UserError(f"{folder(context)} holds no checkpoint")
-        step = steps[-1]
-        return step, saver.restore(step, context.assembly.abstract, rng=context.assembly.rng(), items=("params",)).state.params
+        found = saver.restore(steps[-1], context.assembly.abstract, rng=context.assembly.rng(), items=("params",))
+        if _foreign(found.meta, _frozen(context)):
+            raise UserError(f"{folder(context)} holds the best of step {found.step}, which was trained with other frozen weights than step "
+                            f"{context.step}; allowed are those of the same ones, as evaluations of the run that goes on put them there")
+        return found.step, found.state.params
     finally:
         saver.close()
+
+
+def _frozen(context: Context, /) -> dict[str, str]:
+    """{into: SHA-256} of the frozen weights that the answers at the step of the context need, {} where no start tells."""
+    told = starts.frozen(context.directory, step=None if context.training else context.step)
+    return {e.into: told[e.into]["sha256"] for e in base.answering(context.assembly.objective) if e.into in told}
+
+
+def _foreign(kept: dict[str, Any], frozen: dict[str, str], /) -> bool:
+    """Whether weights with the metadata `kept` are known to have been trained with others than the `frozen` ones; all processes ask together."""
+    before = kept.get("frozen", {})
+    return bool(agreement.from_lead(np.asarray(any(before.get(into, sha256) != sha256 for into, sha256 in frozen.items()))))

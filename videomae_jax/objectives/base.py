@@ -253,3 +253,9 @@ def dummy(fields: Mapping[str, Any], /) -> dict[str, jax.Array]:
     shapes = {k: ((1, *f.shape), f.dtype) for k, f in fields.items()}
     bookkeeping = {"key": ((1, 2), "uint32"), "row": ((1,), "int32"), "valid": ((1,), "bool"), "fault": ((1,), "int32")}
     return {k: jnp.zeros(shape, dtype) for k, (shape, dtype) in (shapes | bookkeeping).items()}
+
+
+def answering(objective: Objective, /) -> list[External]:
+    """The frozen weights that its answers need."""
+    names = [(e, *e.into.split("/")) for e in objective.externals()]
+    return [e for e, root, *rest in names if root == "frozen" and rest[:1] not in [[name] for name in objective.training_only]]
