@@ -100,6 +100,25 @@ def test_dry_run_here(name: str, env: dict[str, str], argv: list[str], tmp_path:
     assert all(line[0] in ("export", "HERE/venv/bin/python") for line in words)
 
 
+@pytest.mark.parametrize("argv", [["sweep.sh", "--grid=g.py", "--root=HERE/a b", "--world=HERE/world", "--dry-run"], ["progressive.sh", "--dry-run", "--direct", "HERE/a b"]])
+def test_dry_run_of_several_runs_here(argv: list[str], tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> None:
+    """The flags of this machine come first, for all of them, and a shell reads everything back."""
+    fake = tool(tmp_path, "python", "#!/usr/bin/env bash\n[[ $3 != plan ]] || printf '# 1 of 2 cells\\na-1\\ttrain --workdir=r/a\\n'\n")
+    words = {name: f"--config={name.lower()}.py" for name in ("PRETRAIN", "INTERMEDIATE", "TARGET", "DIRECT")}
+    flags = dict.fromkeys(("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_OPTIMIZATION_LEVEL", "NCCL_NVLS_ENABLE", "CUDA_DEVICE_MAX_CONNECTIONS", "XLA_PYTHON_CLIENT_MEM_FRACTION"), "")
+    done = run(*(word.replace("HERE", str(tmp_path)) for word in argv),
+               env=words | flags | {"CHIP": "h100", "JAX_COMPILATION_CACHE_DIR": "/programs", "VIDEOMAE_PYTHON": str(fake), "LAUNCH": "", "DETERMINISTIC": ""})
+    assert done.returncode == 0 and list(tmp_path.iterdir()) == [fake], done.stderr
+    text, file = done.stdout.replace(str(tmp_path), "HERE"), GOLDEN / f"{argv[0].removesuffix('.sh')}_gpu.txt"
+    if request.config.getoption("--update-golden"):
+        file.write_text(text)
+    assert text == file.read_text()
+    read = [shlex.split(line) for line in text.splitlines()]
+    first = next(i for i, line in enumerate(read) if line[0] != "export")
+    assert first == 6 and all(line[:3] == ["HERE/python", "-m", "videomae_jax"] for line in read[first:])
+    assert text.splitlines()[:first] == (GOLDEN / "local_gpu.txt").read_text().splitlines()[:first]
+
+
 def test_the_matrix_of_plans_expects_one_abort(tmp_path: pathlib.Path) -> None:
     """libtpu's compiler aborts on 22B over two slices: that cell is told and no error; another that has no plan is, and so is another fault of that cell."""
     fake = tool(tmp_path, "python", '#!/usr/bin/env bash\n[[ $* != *22b* || $* != *2xv5p* ]] || $END\n[[ $* != *vit_s* ]] || exit 1\necho {"topology"}\n')
