@@ -534,6 +534,26 @@ def test_an_environment_that_was_broken_off_gets_its_pip(tmp_path: pathlib.Path)
     assert (venv / "mine").exists() and (tmp_path / "pip").read_text().count("install") == 1
 
 
+def test_steps_for_tpus_are_compiled_with_the_libtpu_of_jax(tmp_path: pathlib.Path) -> None:
+    """Which is installed once for each version, apart from the environment, that then looks for no TPU; its tests run alone, in one process."""
+    _, env = installing(tmp_path, "flock")
+    more = '"-c from "*) cat "$STAND_IN/wanted"; exit ;; "-m pytest") echo "$PYTHONPATH|$*" >>"$STAND_IN/pytest" ;; '
+    tool(tmp_path, "python", PYTHON.replace('in\n', f'in\n  {more}\n', 1).replace("sleep 0.5", '[ "$7" != --target ] || mkdir "$8"'))
+    words = [env["PATH"] + "/bash", "launch/test.sh", "--plans", "-x"]
+    for wanted in ("libtpu==0.0.42.*", "libtpu==0.0.42.*", "libtpu==0.0.43.*"):
+        (tmp_path / "wanted").write_text(f"{wanted}\n")
+        done = subprocess.run(words, cwd=ROOT, env=env | {"PYTHONPATH": "mine"}, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    libtpu = tmp_path / "new" / ".venv" / "libtpu"
+    assert [line for line in (tmp_path / "pip").read_text().splitlines() if "libtpu" in line] == [
+        f"-m pip install --quiet --disable-pip-version-check --no-deps --target {libtpu} libtpu==0.0.{n}.*" for n in (42, 43)]
+    assert (tmp_path / "pytest").read_text().splitlines() == [
+        f"{libtpu}:mine|-m pytest -q -n 0 --slow tests/test_plan.py -k real_steps_compile_for_tpus -x"] * 3
+    collected = subprocess.run([sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/test_plan.py", "-k", "real_steps_compile_for_tpus"], cwd=ROOT,
+                               capture_output=True, text=True, timeout=300)
+    assert "v5e-256" in collected.stdout and "v5p-512" in collected.stdout, collected.stdout
+
+
 def test_the_lock_of_the_environment_is_no_change_of_the_checkout() -> None:
     """What runs from a checkout notes whether it was changed."""
     assert subprocess.run(["git", "check-ignore", "--quiet", ".venv.lock"], cwd=ROOT).returncode == 0

@@ -729,13 +729,16 @@ def test_data_that_are_not_here() -> None:
     assert len(configs.build(forecast.without_index(config, videos=77).data)) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # launch/test.sh --plans
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("size", "name", "low", "high"), [("b", "v5e-256", 5e9, 15e9), ("g", "v5p-512", 10e9, 60e9)])
-def test_real_steps_compile_for_tpus(size: str, name: str, low: float, high: float) -> None:
+def test_real_steps_compile_for_tpus(size: str, name: str, low: float, high: float, capsys: pytest.CaptureFixture[str]) -> None:
     """The public libtpu, no TPU: communicated bytes are 3 x 2 P where parameters are split, and nothing is exchanged all to all."""
     pytest.importorskip("libtpu")
     config = forecast.without_index(configs.load(f"configs/pretrain/vit_{size}.py"), videos=1_350_000)
     result = forecast.make(config, name, fixed=frozenset())
+    with capsys.disabled():  # the goal of g is 120 s of one core that is idle: seconds of a busy one are no fault of the program
+        print(f"\n{size} on {name}: compiled in {result['compile_cpu_seconds']:.0f} s of CPU")
     assert result["fits"] and low < result["bytes_per_chip"] < high and 0.1 < result["predicted_mfu"] < 0.8
     assert result["breaches"] == []
     if size == "g":
