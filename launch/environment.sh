@@ -11,20 +11,6 @@ supported() { # supported INTERPRETER: whether it runs and is of a version that 
   "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
 }
 
-show() { # show COMMAND...: one line that a shell reads back as the same words; macOS's bash 3.2 does it as well
-  local line
-  line=$(printf ' %q' "$@")
-  printf '%s\n' "${line# }"
-}
-
-show_exports() { # the flags of the chip that a run gets, as commands
-  local name
-  for name in LIBTPU_INIT_ARGS XLA_FLAGS JAX_OPTIMIZATION_LEVEL NCCL_NVLS_ENABLE CUDA_DEVICE_MAX_CONNECTIONS XLA_PYTHON_CLIENT_MEM_FRACTION \
-    JAX_COMPILATION_CACHE_DIR; do
-    [ -z "${!name:-}" ] || show export "$name=${!name}"
-  done
-}
-
 choose_python() {
   local candidate
   if [ -n "${PYTHON:-}" ]; then

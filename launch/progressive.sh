@@ -4,7 +4,7 @@
 # RUNS/pretrain, RUNS/intermediate and RUNS/target are the run directories. The same command goes on where it was stopped: a
 # finished stage is passed over (unless its words have --extend or --fork), a stopped one resumes, and its exit code
 # (75 after SIGTERM) is that of this script. --direct also trains the target without the stage between, in RUNS/direct. --dry-run
-# prints the commands and lets each compile a step.
+# prints flags and commands and lets each compile a step.
 #
 # PRETRAIN, INTERMEDIATE, TARGET and DIRECT hold the words of `train` for each stage, split at blanks; LAUNCH what stands before
 # every command. By default they are those of the embedded world: shapes from all labels in 400 steps, then from a tenth of them in 200; the direct
@@ -40,6 +40,7 @@ done
 cd "$here"
 source launch/xla_flags.sh
 export_here
+[ -z "$DRY_RUN" ] || show_exports
 read -ra launch <<<"${LAUNCH:-}"
 
 steps() { # steps FILE: the number that a summary or a recipe card gives; nothing where there is none

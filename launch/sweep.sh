@@ -11,6 +11,7 @@ python=${VIDEOMAE_PYTHON:-$here/.venv/bin/python}
 cd "$here"
 source launch/xla_flags.sh
 export_here
+[ -z "$DRY_RUN" ] || show_exports
 
 [ -z "${OPTION[world]}" ] || [ -f "${OPTION[world]}/index.parquet" ] || do_or_show "$python" -m videomae_jax synthesize "${OPTION[world]}"
 one() { # one NAME COMMAND...

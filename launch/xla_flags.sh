@@ -1,5 +1,5 @@
 # Compiler flags and environment for each chip, exported by `export_flags CHIP [SLICES]`; the values of the user come last and win.
-# `export_here` exports those of this machine. CHIP names the chip where the machine does not tell it.
+# `export_here` exports those of this machine, `show_exports` prints them. CHIP names the chip where the machine does not tell it.
 # DETERMINISTIC=1 makes GPUs give the same bits in every run (CPUs and TPUs do).
 #
 # The flags of a chip are those of videomae_jax/compiler_flags.txt, which `plan` compiles with: what is predicted is what runs.
@@ -92,4 +92,18 @@ export_flags() { # export_flags CHIP [SLICES]
       [ -z "${DETERMINISTIC:-}" ] || flags+="${flags:+ }--xla_gpu_deterministic_ops=true"
       export XLA_FLAGS="$flags${XLA_FLAGS:+${flags:+ }$XLA_FLAGS}" XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}" ;;
   esac
+}
+
+show() { # show COMMAND...: one line that a shell reads back as the same words; macOS's bash 3.2 does it as well
+  local line
+  line=$(printf ' %q' "$@")
+  printf '%s\n' "${line# }"
+}
+
+show_exports() { # the flags of the chip that a run gets, as commands
+  local name
+  for name in LIBTPU_INIT_ARGS XLA_FLAGS JAX_OPTIMIZATION_LEVEL NCCL_NVLS_ENABLE CUDA_DEVICE_MAX_CONNECTIONS XLA_PYTHON_CLIENT_MEM_FRACTION \
+    JAX_COMPILATION_CACHE_DIR; do
+    [ -z "${!name:-}" ] || show export "$name=${!name}"
+  done
 }

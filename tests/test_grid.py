@@ -83,10 +83,38 @@ def test_a_run_of_an_earlier_version_stays_finished(tmp_path: pathlib.Path) -> N
     assert not grid.finished(tmp_path, {"objective.encoder.eps": "1e-5"})
 
 
+def test_a_cell_without_a_total_is_as_long_as_its_config() -> None:
+    """A grid over seeds."""
+    config = ml_collections.ConfigDict({"name": "g", "grid": {
+        f"{seed}{total}": {"config": "configs/tiny.py", "videos": 400, "overrides": (("seed", str(seed)), *((("total", total),) if total else ()))}
+        for seed, total in ((1, ""), (2, ""), (3, str(configs.load("configs/tiny.py").total)))}})
+    found = grid.cells(config, root="r")
+    assert found[0].cost == found[1].cost == found[2].cost > 0
+    assert found[1].words == ("train", "--config=configs/tiny.py", "--workdir=r/2", "--config.seed=2")
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"config": None}, "has no config; needed is the path of a config"), ({"videos": None}, "has no videos; needed is a whole number of 1 and more"),
+    ({"overrides": None}, "has no overrides; needed is pairs of a field and its value"), ({"config": 5}, "has config = 5; allowed is the path"),
+    ({"videos": 0}, "has videos = 0; allowed is a whole number"), ({"videos": "many"}, "has videos = 'many'; allowed"), ({"videos": True}, "has videos = True; allowed"),
+    ({"overrides": "seed"}, "has overrides = 'seed'; allowed is pairs"), ({"overrides": ("seed", "12")}, "has overrides = .'seed', '12'.; allowed is pairs"),
+    ({"overrides": (("seed", 1),)}, "has overrides = ..'seed', 1.,.; allowed is pairs")])
+def test_mistakes_in_a_cell(fields: dict[str, Any], message: str) -> None:
+    """One line that names the cell and what it lacks, whichever of them it is."""
+    config = small(a=(400, "1ep"), bad=(400, "1ep"))
+    with config.unlocked(), config.ignore_type():
+        cell = {"config": "configs/tiny.py", "videos": 400, "overrides": ()} | fields
+        config.grid.bad = {name: value for name, value in cell.items() if value is not None}
+    with pytest.raises(UserError, match=f"^cell 'bad' of config.grid {message}"):
+        grid.cells(config, root="r")
+
+
 def test_mistakes() -> None:
     """A config without cells; a config beside a grid; neither."""
     with pytest.raises(UserError, match="no cells in config.grid"):
         grid.cells(configs.load("configs/tiny.py"), root="r")
+    with pytest.raises(UserError, match="no cells in config.grid"):
+        grid.cells(ml_collections.ConfigDict({"name": "g", "grid": 5}), root="r")
     with pytest.raises(UserError, match="--topology=local belongs to a plan of one run; allowed with --grid is a name of hardware"):
         command.main(["--grid=configs/scaling/v2.py", "--topology=local"])
     for word in ("--memory=20", "--videos=5", "--measure=m.json", "--then=x.py"):

@@ -100,6 +100,25 @@ def test_dry_run_here(name: str, env: dict[str, str], argv: list[str], tmp_path:
     assert all(line[0] in ("export", "HERE/venv/bin/python") for line in words)
 
 
+@pytest.mark.parametrize("argv", [["sweep.sh", "--grid=g.py", "--root=HERE/a b", "--world=HERE/world", "--dry-run"], ["progressive.sh", "--dry-run", "--direct", "HERE/a b"]])
+def test_dry_run_of_several_runs_here(argv: list[str], tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> None:
+    """The flags of this machine come first, for all of them, and a shell reads everything back."""
+    fake = tool(tmp_path, "python", "#!/usr/bin/env bash\n[[ $3 != plan ]] || printf '# 1 of 2 cells\\na-1\\ttrain --workdir=r/a\\n'\n")
+    words = {name: f"--config={name.lower()}.py" for name in ("PRETRAIN", "INTERMEDIATE", "TARGET", "DIRECT")}
+    flags = dict.fromkeys(("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_OPTIMIZATION_LEVEL", "NCCL_NVLS_ENABLE", "CUDA_DEVICE_MAX_CONNECTIONS", "XLA_PYTHON_CLIENT_MEM_FRACTION"), "")
+    done = run(*(word.replace("HERE", str(tmp_path)) for word in argv),
+               env=words | flags | {"CHIP": "h100", "JAX_COMPILATION_CACHE_DIR": "/programs", "VIDEOMAE_PYTHON": str(fake), "LAUNCH": "", "DETERMINISTIC": ""})
+    assert done.returncode == 0 and list(tmp_path.iterdir()) == [fake], done.stderr
+    text, file = done.stdout.replace(str(tmp_path), "HERE"), GOLDEN / f"{argv[0].removesuffix('.sh')}_gpu.txt"
+    if request.config.getoption("--update-golden"):
+        file.write_text(text)
+    assert text == file.read_text()
+    read = [shlex.split(line) for line in text.splitlines()]
+    first = next(i for i, line in enumerate(read) if line[0] != "export")
+    assert first == 6 and all(line[:3] == ["HERE/python", "-m", "videomae_jax"] for line in read[first:])
+    assert text.splitlines()[:first] == (GOLDEN / "local_gpu.txt").read_text().splitlines()[:first]
+
+
 def test_the_matrix_of_plans_expects_one_abort(tmp_path: pathlib.Path) -> None:
     """libtpu's compiler aborts on 22B over two slices: that cell is told and no error; another that has no plan is, and so is another fault of that cell."""
     fake = tool(tmp_path, "python", '#!/usr/bin/env bash\n[[ $* != *22b* || $* != *2xv5p* ]] || $END\n[[ $* != *vit_s* ]] || exit 1\necho {"topology"}\n')
@@ -513,6 +532,26 @@ def test_an_environment_that_was_broken_off_gets_its_pip(tmp_path: pathlib.Path)
     tool(venv / "bin", "python", PYTHON.replace('"-m ensurepip")', '"-m ensurepip") rm "$STAND_IN/no_pip";'))
     assert subprocess.run(words, cwd=ROOT, env=env, timeout=60).returncode == 0
     assert (venv / "mine").exists() and (tmp_path / "pip").read_text().count("install") == 1
+
+
+def test_steps_for_tpus_are_compiled_with_the_libtpu_of_jax(tmp_path: pathlib.Path) -> None:
+    """Which is installed once for each version, apart from the environment, that then looks for no TPU; its tests run alone, in one process."""
+    _, env = installing(tmp_path, "flock")
+    more = '"-c from "*) cat "$STAND_IN/wanted"; exit ;; "-m pytest") echo "$PYTHONPATH|$*" >>"$STAND_IN/pytest" ;; '
+    tool(tmp_path, "python", PYTHON.replace('in\n', f'in\n  {more}\n', 1).replace("sleep 0.5", '[ "$7" != --target ] || mkdir "$8"'))
+    words = [env["PATH"] + "/bash", "launch/test.sh", "--plans", "-x"]
+    for wanted in ("libtpu==0.0.42.*", "libtpu==0.0.42.*", "libtpu==0.0.43.*"):
+        (tmp_path / "wanted").write_text(f"{wanted}\n")
+        done = subprocess.run(words, cwd=ROOT, env=env | {"PYTHONPATH": "mine"}, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    libtpu = tmp_path / "new" / ".venv" / "libtpu"
+    assert [line for line in (tmp_path / "pip").read_text().splitlines() if "libtpu" in line] == [
+        f"-m pip install --quiet --disable-pip-version-check --no-deps --target {libtpu} libtpu==0.0.{n}.*" for n in (42, 43)]
+    assert (tmp_path / "pytest").read_text().splitlines() == [
+        f"{libtpu}:mine|-m pytest -q -n 0 --slow tests/test_plan.py -k real_steps_compile_for_tpus -x"] * 3
+    collected = subprocess.run([sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/test_plan.py", "-k", "real_steps_compile_for_tpus"], cwd=ROOT,
+                               capture_output=True, text=True, timeout=300)
+    assert "v5e-256" in collected.stdout and "v5p-512" in collected.stdout, collected.stdout
 
 
 def test_the_lock_of_the_environment_is_no_change_of_the_checkout() -> None:

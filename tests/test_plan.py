@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import pathlib
+import re
 import types
 from typing import Any
 from unittest import mock
@@ -62,6 +63,27 @@ def test_an_unknown_topology_is_one_line(name: str) -> None:
 def test_a_chip_is_a_word_of_the_name_that_jax_gives(kind: str, name: str) -> None:
     """Another device in whose name it lies has other figures."""
     assert topologies.chip_of(kind) is topologies.CHIPS.get(name)
+
+
+def test_larger_topologies_have_more_memory_in_all() -> None:
+    """Each once, and never the one that was asked for; all chips of its kind have the memory that it is planned with."""
+    names = [f"{chip}-{size}" for chip, sizes in topologies.TORUS.items() for size in sizes]
+    for name in (*names, "2xv5p-512", "8xv5e-256", "a100x4", "h100x1", "h100x6", "h100x8", "h100x24", "h200x8", "b200x8", "b200x512"):
+        asked = topologies.find(name)
+        for memory in (asked.chip.hbm / asked.chip.devices, 8e9):
+            found = topologies.larger(asked, memory=memory)
+            assert len({one.name for one in found}) == len(found) and name not in {one.name for one in found}
+            for one in found:
+                each = memory if one.chip is asked.chip else one.chip.hbm / one.chip.devices
+                assert one.devices * each > asked.devices * memory, (name, one.name)
+    def listed(name: str) -> list[str]:
+        asked = topologies.find(name)
+        return [one.name for one in topologies.larger(asked, memory=asked.chip.hbm / asked.chip.devices)]
+    assert listed("v5p-512") == ["v5p-1024", "v5p-2048", "v5p-4096", "tpu7x-512"] and listed("v5p-4096") == []
+    assert listed("tpu7x-512") == ["tpu7x-1024"] and listed("tpu7x-128") == ["tpu7x-512", "tpu7x-1024", "v5p-512"]
+    assert listed("v5p-256") == ["v5p-512", *listed("v5p-512")] and listed("v5e-128") == ["v5e-256", "v5p-512", "tpu7x-512"]
+    assert listed("h100x8") == ["h200x8", "h100x16", "h200x16", "h100x32", "h200x32"] and listed("b200x8") == ["h200x16", "h100x32", "h200x32"]
+    assert listed("h100x6") == ["h200x6", "h100x16", "h200x16", "h100x24", "h200x24"]
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, kind: str, count: int, platform: str) -> None:
@@ -263,7 +285,8 @@ def test_what_the_user_sets_is_not_chosen() -> None:
     assert list(one.choices()) == [Choice("as given", 2, 2, 4, 1)]
     made = Choice("as given", 2, 2, 4, 1).apply(config)
     assert made.objective.encoder.remat == "dots" and made.objective.decoder.remat == "none" and made.mesh.data == 2 and config.mesh.data == -1
-    assert len(set(one.choices(free=True))) > 3
+    free = set(one.choices(free=True))
+    assert {c.fsdp for c in free} > {4} and {(c.remat, c.microbatches) for c in free if c.fsdp == 4} >= {("none", 1), ("full", 4)}
 
 
 @pytest.mark.parametrize(("fields", "message"), [
@@ -539,11 +562,31 @@ def test_what_does_not_fit_comes_with_ways_out(capsys: pytest.CaptureFixture[str
     assert not result["fits"] and result["bytes_per_chip"] > result["limit_bytes_per_chip"] == 22_800_000_000 and len(result["ways_out"]) == 3
     hours = [float(line.rsplit(", ", 1)[1].removesuffix(" chip-hours").replace(",", "")) for line in result["ways_out"]]
     assert hours == sorted(hours) and all("microbatches" in line for line in result["ways_out"])
+    assert all(float(re.search(r"([\d.]+) GB a chip", line)[1]) <= 22.8 for line in result["ways_out"] if "=h200x" not in line)
+
+
+def test_a_mesh_that_the_user_has_set_is_given_up_for_a_way_out() -> None:
+    """Where the state does not fit whole its split does, on the same chips."""
+    def of(memory: float) -> Planner:
+        return planner(memory, fixed=frozenset({"mesh.data"}))
+
+    ample = of(1e12)
+    tight = of(0.9 * min(ample.of(choice).bytes for choice in ample.choices()) / plan.USABLE)
+    estimate, compiled = forecast.choose(tight)
+    assert compiled.bytes > tight.limit and estimate.choice.sizes == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert len(ways := tight.ways_out(1.0)) == 3 and all("--config.mesh.data=1 --config.mesh.fsdp=8 --config.mesh.tensor=1" in line for line in ways)
+
+
+def test_other_topologies_have_meshes_of_their_own_and_the_cap_of_their_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mesh of eight devices is none of sixteen; a byte of memory is one of every H100, and none of an H200."""
+    monkeypatch.setattr(plan, "larger", lambda topology, memory: [topologies.find("h100x16"), topologies.find("h200x16")])
+    [line] = planner(1.0, fixed=frozenset({"mesh.data"})).ways_out(1.0)
+    assert line.startswith("--topology=h200x16, ") and "--config.mesh.data=2 --config.mesh.fsdp=8 --config.mesh.tensor=1: " in line
 
 
 def test_bfloat16_moments_are_a_way_out() -> None:
     """Where their two bytes are what is missing; what is printed is what fits."""
-    one = planner(1e12)
+    one = Planner(small(), topologies.find("h100x1"), fixed=frozenset(), trust=(), memory=1e12)  # no mesh splits it
     best = min(map(one.of, one.choices()), key=lambda e: e.seconds)
     params = parallel.nbytes(one.run.abstract.params)
     one.limit = best.bytes - 0.4 * params
@@ -686,13 +729,16 @@ def test_data_that_are_not_here() -> None:
     assert len(configs.build(forecast.without_index(config, videos=77).data)) == 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("size", "name", "low", "high"), [("b", "v5e-256", 5e9, 15e9), ("g", "v5p-512", 10e9, 60e9)])
-def test_real_steps_compile_for_tpus(size: str, name: str, low: float, high: float) -> None:
+@pytest.mark.slow  # launch/test.sh --plans
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("size", "name", "low", "high"), [("b", "v5e-256", 2e9, 6e9), ("g", "v5p-512", 10e9, 60e9)])
+def test_real_steps_compile_for_tpus(size: str, name: str, low: float, high: float, capsys: pytest.CaptureFixture[str]) -> None:
     """The public libtpu, no TPU: communicated bytes are 3 x 2 P where parameters are split, and nothing is exchanged all to all."""
     pytest.importorskip("libtpu")
     config = forecast.without_index(configs.load(f"configs/pretrain/vit_{size}.py"), videos=1_350_000)
     result = forecast.make(config, name, fixed=frozenset())
+    with capsys.disabled():  # the goal of g is 120 s of one core that is idle: seconds of a busy one are no fault of the program
+        print(f"\n{size} on {name}: compiled in {result['compile_cpu_seconds']:.0f} s of CPU")
     assert result["fits"] and low < result["bytes_per_chip"] < high and 0.1 < result["predicted_mfu"] < 0.8
     assert result["breaches"] == []
     if size == "g":

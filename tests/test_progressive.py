@@ -29,7 +29,8 @@ WORDS = {"PRETRAIN": "--config=p.py --config.total=1", "INTERMEDIATE": "--config
 
 def script(*words: str, env: dict[str, str], timeout: int = 60, root: pathlib.Path = ROOT) -> subprocess.CompletedProcess[str]:
     """The script in a shell."""
-    return subprocess.run(["bash", "launch/progressive.sh", *words], cwd=root, env=os.environ | env, text=True, capture_output=True, timeout=timeout, check=False)
+    flags = {"CHIP": "cpu", "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": ""} if "--dry-run" in words else {}  # which it prints, those of the tests as well
+    return subprocess.run(["bash", "launch/progressive.sh", *words], cwd=root, env=os.environ | flags | env, text=True, capture_output=True, timeout=timeout, check=False)
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """Grids of runs: the cells of a config's `grid`, which of them are finished, what they cost, and their command lines.
 
+A cell has three fields: `config`, the path of a config; `videos`, how many its data set has, for the cost; and `overrides`, any number of pairs of
+a field of that config and its value as a text. Without `total` among them the run is as long as its config says.
+
 With a topology a cell's command line has the mesh, micro-batches and recomputation that its cost is of, unless its overrides set them.
 """
 
@@ -39,10 +42,29 @@ def cells(config: Any, /, *, root: str, topology: str = "", trust: tuple[str, ..
         raise UserError("--topology=local belongs to a plan of one run; allowed with --grid is a name of hardware, such as v5p-512 or h100x512, or none")
     if "://" in root:
         raise UserError(f"--root={root} is no folder; allowed is one that all hosts share (a bucket that is mounted, too)")
-    if not config.get("grid", None):
+    if not config.get("grid", None) or not hasattr(config.grid, "items"):
         raise UserError(f"config {config.name!r} has no cells in config.grid")
+    for name, cell in config.grid.items():
+        _check(name, cell)
     planners: dict[Any, Any] = {}
     return [_cell(name, cell, dict(cell.overrides) | dict(overrides or {}), root, topology, trust, planners) for name, cell in config.grid.items()]
+
+
+def _check(name: str, cell: Any, /) -> None:
+    fields = dict(cell.items()) if hasattr(cell, "items") else {}
+    for field, allowed, good in (
+            ("config", "the path of a config", lambda value: isinstance(value, str) and value),
+            ("videos", "a whole number of 1 and more", lambda value: type(value) is int and value > 0),
+            ("overrides", "pairs of a field and its value, both texts, such as (('total', '40ep'),)", _pairs)):
+        if field not in fields:
+            raise UserError(f"cell {name!r} of config.grid has no {field}; needed is {allowed}")
+        if not good(fields[field]):
+            raise UserError(f"cell {name!r} of config.grid has {field} = {fields[field]!r}; allowed is {allowed}")
+
+
+def _pairs(value: Any, /) -> bool:
+    listed = (tuple, list)
+    return isinstance(value, listed) and all(isinstance(pair, listed) and [type(x) for x in pair] == [str, str] for pair in value)
 
 
 def _cell(name: str, cell: Any, overrides: dict[str, str], root: str, topology: str, trust: tuple[str, ...], planners: dict[Any, Any], /) -> Cell:
@@ -51,16 +73,16 @@ def _cell(name: str, cell: Any, overrides: dict[str, str], root: str, topology: 
     key = cell.config, *sorted((k, str(v)) for k, v in given.items())
     if key not in planners:
         planners[key] = _speed(cell, given, topology, trust)
-    batch, clip_flops, seconds, chips, chosen = planners[key]
-    steps = configs.duration(overrides["total"], total=None, steps_per_epoch=cell.videos / batch)
+    batch, total, clip_flops, seconds, chips, chosen = planners[key]
+    steps = configs.duration(overrides.get("total", total), total=None, steps_per_epoch=cell.videos / batch)
     cost = steps * seconds * chips / 3600 if topology else steps * clip_flops / 1e18
     fields = overrides | {k: v for k, v in chosen.items() if k not in overrides}
     words = ("train", f"--config={cell.config}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in fields.items()))
     return Cell(name, words, finished(pathlib.Path(workdir), overrides), cost)
 
 
-def _speed(cell: Any, given: dict[str, str], topology: str, trust: tuple[str, ...], /) -> tuple[int, float, float, int, dict[str, Any]]:
-    """Decoded clips and FLOPs of a step, its seconds on chips or on hosts that cannot keep up, chips, and the fields of the config that make it such a step."""
+def _speed(cell: Any, given: dict[str, str], topology: str, trust: tuple[str, ...], /) -> tuple[int, str | int, float, float, int, dict[str, Any]]:
+    """Decoded clips of a step, the config's total, FLOPs of a step, its seconds on chips or on hosts that cannot keep up, chips, and such a step's fields."""
     config = configs.load(cell.config)
     configs.override(config, given)
     config = forecast.without_index(config, videos=cell.videos)
@@ -68,13 +90,13 @@ def _speed(cell: Any, given: dict[str, str], topology: str, trust: tuple[str, ..
     planner = Planner(config, where, fixed=frozenset(given), trust=trust)
     flops = planner.run.objective.cost().train_flops * planner.run.clips * planner.run.draws
     if not topology:
-        return config.batch_size, flops, 0.0, 0, {}
+        return config.batch_size, config.total, flops, 0.0, 0, {}
     fits = [e for e in map(planner.of, planner.choices()) if e.bytes <= planner.limit]
     if not fits:
         raise UserError(f"{cell.config} does not fit {topology} by estimate; plan --config={cell.config} --topology={topology} gives the ways out")
     best = min(fits, key=lambda e: (e.seconds, e.choice.microbatches, e.bytes))
     seconds = best.seconds * forecast.fed(planner.run, where, best.seconds, Input())["input_slowdown"]
-    return config.batch_size, flops, seconds, where.all_chips, _fields(best.choice, config.objective)
+    return config.batch_size, config.total, flops, seconds, where.all_chips, _fields(best.choice, config.objective)
 
 
 def _fields(choice: Choice, objective: Any, /) -> dict[str, Any]:

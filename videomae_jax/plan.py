@@ -14,7 +14,7 @@ import jax
 
 from videomae_jax import assembly, footprint, hlo, parallel, topologies
 from videomae_jax.errors import UserError, explained, is_exhausted
-from videomae_jax.topologies import TORUS, Topology, find
+from videomae_jax.topologies import Topology, larger
 
 EFFICIENCY = 0.8  # of the peak rates that large matrix products and long copies reach (an H200: 790 of 989 TFLOP/s)
 RECOMPUTE = {"none": 0.0, "dots": 0.1, "offload": 0.1, "full": 1.0}  # forward passes more, by remat policy
@@ -127,7 +127,8 @@ class Planner:
     def __init__(self, config: Any, topology: Topology, /, *, fixed: frozenset[str], trust: tuple[str, ...],
                  memory: float = 0.0, say: Callable[[str], None] = lambda line: None) -> None:
         self.config, self.topology, self.fixed, self.trust, self.say = config, topology, fixed, trust, say
-        self.limit = (memory or topology.chip.hbm / topology.chip.devices) * USABLE
+        self.memory = memory or topology.chip.hbm / topology.chip.devices
+        self.limit = self.memory * USABLE
         one = Choice("as given", 1, 1, 1, 1).apply(config)
         with self._aimed():
             self.run = assembly.assemble(one, trust=trust, devices=jax.devices()[:1])
@@ -174,7 +175,7 @@ class Planner:
         if self.topology.chip.platform == "cpu":  # its memory is the host's
             remats = tuple(r for r in remats if r != "offload")
         found, given = False, "microbatches" in fixed or self.run.objective.batch_coupled
-        for sizes in self.meshes(fixed):
+        for sizes in self.meshes(self.fixed, free=free):
             rows, left = divmod(self.run.clips, sizes["data"] * sizes["fsdp"])
             counts = [self.config.microbatches] if given else [2**k for k in range(rows.bit_length())]
             counts = [] if left else [count for count in counts if rows % count == 0]
@@ -186,24 +187,27 @@ class Planner:
             raise UserError(f"batch of {self.run.clips} clips (decoded clips x repeats){count} cannot be split evenly over the {self.topology.devices} devices of "
                             f"{self.topology.name}; allowed are multiples of them, such as --config.batch_size={self.topology.devices}, or other topologies")
 
-    def meshes(self, fixed: frozenset[str], /) -> list[dict[str, int]]:
-        """Meshes worth trying: the user's, else all data-parallel where the state is small, and split within a slice and beyond."""
+    def meshes(self, fixed: frozenset[str], /, *, free: bool = False) -> list[dict[str, int]]:
+        """Meshes worth trying: the user's, else (with `free` also) all data-parallel where the state is small, and split within a slice and beyond."""
         devices = self.topology.devices
-        given = self.config.mesh
+        given, own = self.config.mesh, []
         if fixed & {f"mesh.{axis}" for axis in parallel.AXES} or (given.data, given.fsdp, given.tensor) != (-1, 1, 1):
             layout = parallel.Layout(**given)
             sizes = dict(zip(parallel.AXES, layout.sizes(devices), strict=True))
             mesh = parallel.abstract_mesh(**sizes)  # what a run would refuse is no plan
             parallel.check_replication(self.run.boxed, mesh=mesh, limit=layout.replicated)
             parallel.check_batch(self.run.clips, mesh=mesh, microbatches=self.config.microbatches if "microbatches" in fixed else 1)
-            return [sizes]
+            if not free:
+                return [sizes]
+            own = [sizes]
         within = devices // self.topology.slices
         powers = [f for f in (2**k for k in range(devices.bit_length())) if devices % f == 0 and self._splits(f, devices)]
         fits = [{"data": devices // f, "fsdp": f, "tensor": 1} for f in powers]
         whole = [s for s in fits if s["fsdp"] == 1 and footprint.state_bytes(self.run, s) <= SHARE * self.limit]
         split = [s for s in fits if 1 < s["fsdp"] <= within][-1:]
         # Beyond a slice only where nothing else can hold the state.
-        return whole + split if whole else (split or fits[:1]) + [s for s in fits if s["fsdp"] > within]
+        found = whole + split if whole else (split or fits[:1]) + [s for s in fits if s["fsdp"] > within]
+        return own + [sizes for sizes in found if sizes not in own]
 
     def _splits(self, fsdp: int, devices: int, /) -> bool:
         """Whether `fsdp` passes the replication gate."""
@@ -251,15 +255,17 @@ class Planner:
                 if one.bytes * factor - saved <= self.limit:
                     found.append(self._way(dataclasses.replace(one, bytes=one.bytes - saved / factor), text, self.topology, factor))
                     break
-        for name in self._larger() if len(found) < 3 else ():
+        config = Choice("as given", self.config.microbatches, -1, 1, 1).apply(self.config)  # the user's mesh is one of this topology
+        for where in larger(self.topology, memory=self.memory) if len(found) < 3 else ():
+            cap = self.memory if where.chip.name == self.topology.chip.name else 0.0
             try:
-                other = Planner(self.config, find(name), fixed=frozenset(), trust=self.trust)
+                other = Planner(config, where, fixed=frozenset(), trust=self.trust, memory=cap)
                 fits = [e for e in map(other.of, other.choices()) if e.bytes * factor <= other.limit]
-            except UserError:  # the user's mesh or batch is none of that topology
+            except UserError:  # the user's batch is none of that topology
                 continue
             if fits:
                 best = min(fits, key=lambda e: e.seconds)
-                found.append(self._way(best, f"--topology={name}, {best.choice.options()}", other.topology, factor))
+                found.append(self._way(best, f"--topology={where.name}, {best.choice.options()}", where, factor))
         return [text for _, text in sorted(found)[:3]]
 
     def _smaller_state(self, choice: Choice, /) -> list[tuple[str, float]]:
@@ -272,12 +278,3 @@ class Planner:
         """Chip-hours and a line."""
         hours = one.seconds * topology.all_chips * self.run.total / 3600
         return hours, f"{text}: {one.bytes * factor * topology.chip.devices / 1e9:.1f} GB a chip, {hours:,.0f} chip-hours"
-
-    def _larger(self) -> list[str]:
-        """Topologies with more memory: more chips of the kind, then other chips."""
-        chip = self.topology.chip.name
-        if self.topology.chip.platform != "tpu":
-            count = max(4, self.topology.all_chips)
-            return [f"h200x{self.topology.all_chips}", *(f"{kind}x{n}" for n in (2 * count, 4 * count) for kind in ("h100", "h200"))]
-        more = [f"{chip}-{n}" for n in TORUS.get(chip, {}) if find(f"{chip}-{n}").all_chips > self.topology.all_chips]
-        return [*more, "v5p-512", "tpu7x-512"]

@@ -115,6 +115,19 @@ def find(name: str, /) -> Topology:
                     "(below 8, or a multiple of 8); local")
 
 
+def larger(topology: Topology, /, *, memory: float) -> list[Topology]:
+    """Topologies with more memory in all than one whose devices have `memory` bytes each, as all of its kind have: more chips, then other chips."""
+    chip, count = topology.chip, topology.all_chips
+    if chip.platform == "tpu":
+        sizes = [f"{chip.name}-{n}" for n in TORUS.get(chip.name, {})]
+        names = [*(name for name in sizes if find(name).all_chips > count), "v5p-512", "tpu7x-512"]
+    else:
+        some = [-(-n * max(4, count) // 8) * 8 for n in (2, 4)]  # whole nodes
+        names = [*([f"h200x{count}"] if count < 8 or count % 8 == 0 else []), *(f"{kind}x{n}" for n in some for kind in ("h100", "h200"))]
+    have = {one: one.devices * memory if one.chip.name == chip.name else one.all_chips * one.chip.hbm for one in map(find, names)}
+    return [one for one, bytes_ in have.items() if bytes_ > topology.devices * memory]
+
+
 def chip_of(kind: str, /) -> Chip | None:
     """The chip of a device kind as JAX names it ("TPU v5 lite", "NVIDIA H100 80GB HBM3"), None for one that is not listed."""
     name = kind.lower().replace("tpu v5 lite", "v5e").replace("tpu v6 lite", "v6e")
