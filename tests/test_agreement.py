@@ -56,7 +56,7 @@ def test_checkpoints_are_those_of_the_first_process(tmp_path: Any, monkeypatch: 
     assert saver.steps() == [] and saver.candidates() == [7]
     aside: list[list[int]] = []
     monkeypatch.setattr(agreement, "numbers", lambda own, what: [3, 7])
-    monkeypatch.setattr(saver, "_set_aside", lambda steps, why: aside.append(steps))
+    monkeypatch.setattr(saver, "set_aside", lambda steps, why: aside.append(steps))
     saver.retreat(5)
     assert aside == [[7]]  # and no other, nor none, where the own listing is late: all wait for each other there
     saver.close()

@@ -128,6 +128,11 @@ def test_the_best_of_other_frozen_weights_are_not_taken(tmp_path: pathlib.Path, 
         said = capsys.readouterr().err
         assert "the best of step 2, top1 90, which was trained with other frozen weights: the weights of step 6, top1 40, take its place" in said
         assert best.keep(at(7), 30.0, metric="top1") == 40 and not capsys.readouterr().err
+        begin("c", 4)
+        for step in (5, 6):  # the kept one lies ahead, or is of the same number
+            assert best.keep(at(step), 20.0 + step, metric="top1") == 20 + step and best.load(at(step))[0] == step
+        assert [p.name for p in (directory / "best_foreign").iterdir()] == ["00000006"]
+        assert "foreign checkpoints 6 now lie in" in capsys.readouterr().err
 
 
 def test_the_best_open_as_a_model(tmp_path: pathlib.Path) -> None:

@@ -21,6 +21,7 @@ from videomae_jax import train as loop
 from videomae_jax.assembly import assemble
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.errors import UserError
+from videomae_jax.evals.base import evaluation_source
 from videomae_jax.reproduction import COUNTS, ROWS, Row, Stage, judge
 from videomae_jax.stopping import Stop
 
@@ -296,8 +297,10 @@ def test_the_hybrid_list_is_read_whole(tmp_path: pathlib.Path) -> None:
         Image.new("RGB", (32, 32)).save(folder / f"img_{number:05}.jpg")
     (tmp_path / "a.mp4").write_bytes(encode(frames=80))
     (tmp_path / "hybrid.csv").write_text("a.mp4 0 -1\nSomethingV2/frames/7 1 40\n")
-    words = reproduction.INDEXES["hybrid"].replace("DATA", str(tmp_path)).replace("hybrid.", f"{tmp_path}/hybrid.").split()
-    assert entry.main(words[3:]) == 0
+    (tmp_path / "b.mp4").write_bytes(encode(frames=40))
+    (tmp_path / "val.csv").write_text("b.mp4 0 -1\n")
+    words = reproduction.INDEXES["hybrid"].replace("DATA", str(tmp_path))
+    assert entry.main(re.sub(r"(hybrid|val)\.", lambda m: f"{tmp_path}/{m[0]}", words).split()[3:]) == 0
     stage, opened = reproduction.ROWS[0].stages[0], []
     for one in (stage, dataclasses.replace(stage, words=())):
         config = config_of(one)
@@ -306,6 +309,10 @@ def test_the_hybrid_list_is_read_whole(tmp_path: pathlib.Path) -> None:
     assert [opened[0].sampling_of(opened[0].record(row)).stride for row in range(len(opened[0]))] == [4, 2]
     with pytest.raises(UserError, match="lists folders of pictures"):
         len(opened[1])
+    config = config_of(stage)
+    config.data.index = str(tmp_path / "hybrid.parquet")
+    splits = {node.split for node in map(configs.build, config.evaluators.values())}
+    assert splits == {"val"} and all(len(evaluation_source(config, split=split)) == 1 for split in splits)  # each evaluator runs before the first step
 
 
 def test_indexes_of_several_parts_have_their_command(tmp_path: pathlib.Path) -> None:

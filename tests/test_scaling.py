@@ -183,15 +183,16 @@ def test_losses_of_other_clips_or_patches_have_no_common_law(changes: dict[str, 
 
 
 def test_data_of_another_machine_are_compared_by_their_names() -> None:
-    """Of every part of a mixture too, and folders."""
-    def measured(place: str) -> dict[str, Any]:
+    """Of every part of a mixture too, and folders, whose last name is a version alone."""
+    def measured(place: str, folder: str = "hmdb51") -> dict[str, Any]:
         config = written.config(written.pretraining(), index=f"{place}/all.parquet")
         with config.unlocked(), config.ignore_type():
-            config.data.folder = f"{place}/frames"
+            config.data.folder = f"{place}/{folder}/2.0.0"
             config.data = configs.spec(mixture.Concat, parts={"a": {"source": config.data}})
         return scaling.measured(config)
 
-    assert measured("/data") == measured("/mnt/data") and {"all.parquet", "frames"} <= set(map(str, measured("/data").values()))
+    assert measured("/data") == measured("/mnt/data") and {"all.parquet", "hmdb51/2.0.0"} <= set(map(str, measured("/data").values()))
+    assert measured("/data") != measured("/data", "ucf101")
 
 
 def test_mistakes_in_run_directories(tmp_path: pathlib.Path) -> None:

@@ -226,7 +226,7 @@ class Checkpointer:
                 self._warn(str(error))
                 damaged.append(step)
         if repair:
-            self._set_aside(damaged, "damaged")
+            self.set_aside(damaged, "damaged")
         return found
 
     def restore(self, step: int, abstract: TrainState, /, *, rng: jax.Array, items: Sequence[str] = ITEMS) -> Restored:
@@ -304,7 +304,7 @@ class Checkpointer:
                 here = [*here, step]
                 restored = self._readable(step, abstract, rng=rng)
             if restored is not None:
-                self._set_aside(damaged, "damaged")
+                self.set_aside(damaged, "damaged")
                 self._offer(step)
                 return restored
             if step in here:
@@ -325,7 +325,7 @@ class Checkpointer:
         """Whether the second place gave its copy of a step, which takes the place of a damaged one where one is `here`."""
         fetched = self.directory.with_name(f"{self.directory.name}_fetched") / f"{step:08d}"
         if good := self._second.fetch(step, into=fetched):
-            self._set_aside([step] if here else [], "damaged")
+            self.set_aside([step] if here else [], "damaged")
             if parallel.is_lead():
                 fetched.rename(self.directory / fetched.name)
             agreement.numbers(self._listed, what="checkpoint")  # a shared file system shows it to the others late
@@ -340,12 +340,13 @@ class Checkpointer:
         self.check(wait=True)
         here, steps = self._told()
         step = max(step, min(steps, default=step))
-        self._set_aside([s for s in here if s > step], "abandoned")
+        self.set_aside([s for s in here if s > step], "abandoned")
         self._step, self._offered = -1, -1  # as at a start: what is restored next is offered to the second place, which may hold none as old
         if self._second:
             self._second.forget(step)
 
-    def _set_aside(self, steps: Sequence[int], why: str, /) -> None:
+    def set_aside(self, steps: Sequence[int], why: str, /) -> None:
+        """Moves steps to the folder `<directory>_<why>`. All processes call this."""
         if not steps:
             return
         aside = self.directory.with_name(f"{self.directory.name}_{why}")

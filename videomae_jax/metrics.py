@@ -211,9 +211,9 @@ class Clock:
         self.wait, self.last = 0.0, {}
         self._mark: tuple[float, int] | None = None
 
-    def restart(self, step: int, /) -> None:
-        """Leaves the time since the last reading out of the rates: they count from here, once the step is compiled."""
-        self._mark, self.wait = None if self._mark is None else (time.monotonic(), step), 0.0
+    def restart(self) -> None:
+        """Leaves the time since the last reading out of the rates. They count from the next one: an evaluation waits for the device, which a reading does not."""
+        self._mark, self.wait = None, 0.0
 
     def put(self, step: int, metrics: Any, /) -> None:
         """Queues the metrics of `step` and reads those queued before."""

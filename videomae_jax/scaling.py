@@ -99,12 +99,18 @@ def read(directory: pathlib.Path, /, *, metric: str) -> Point | None:
 def measured(config: Any, /) -> dict[str, Any]:
     """What runs have to share for their losses to be of one law: the held-out clips as they are read, by field, and the pixels of a patch.
 
-    An index or a folder counts by its name: it may lie elsewhere on another machine.
+    An index counts by its name, and a folder, which is that of a version (hmdb51/2.0.0), by its last two: they may lie elsewhere on another machine.
     """
     data = configs.flat({**dict(config.data.items()), **dict(config.eval_data.items())}, prefix="data")
     patch = configs.flat({"patch": config.objective.get("encoder", {}).get("patch", "none")}, prefix="objective.encoder")
     found = {k: v for k, v in (data | patch).items() if not any(re.fullmatch(pattern, k) for pattern in configs.FREE)}
-    return {k: pathlib.PurePath(v).name if re.fullmatch(run_data.PLACES, k) and isinstance(v, str) else v for k, v in found.items()}
+
+    def named(field: str, value: Any) -> Any:
+        if not (re.fullmatch(run_data.PLACES, field) and isinstance(value, str)):
+            return value
+        return "/".join(pathlib.PurePath(value).parts[-2 if field.endswith("folder") else -1:])
+
+    return {field: named(field, value) for field, value in found.items()}
 
 
 def check_comparable(directories: Sequence[pathlib.Path], /) -> None:

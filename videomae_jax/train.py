@@ -82,7 +82,7 @@ def _loop(upkeep: Upkeep, step_fn: Callable[..., Any], back: RollBack | None, /)
                 clock.flush(step)
                 upkeep.at("evaluation", step)
                 stopping = not upkeep.evaluate(state, step, names, writer)
-                clock.restart(step)
+                clock.restart()
             if step != saved and (last or stopping or saver.due() or (step and every["save"] and step % every["save"] == 0)):
                 clock.flush(step)
                 watch.read(step)

@@ -58,8 +58,8 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
 
     `by` says what the value was `measured` by. Values of the kept ones that are known to come of another measurement cannot be compared
     with it, so the weights that the context shows take their place, as they do where the kept ones are known to have been trained with other frozen
-    weights. A kept step that lies ahead, of a run that went back to an older checkpoint, stays: going on reaches it again. Nothing is saved where a
-    run is only looked at, and a value that cannot be compared is then no answer. Kept weights whose metadata are damaged are moved away, and these
+    weights. A kept step that lies ahead, of a run that went back to an older checkpoint, stays: going on reaches it again; with other frozen weights it
+    never does, and that step is moved away. Nothing is saved where a run is only looked at, and a value that cannot be compared is then no answer. Kept weights whose metadata are damaged are moved away, and these
     take their place. A save that fails is told and leaves the kept ones; of several processes it ends all, as any save does.
     """
     if not context.training and not folder(context).is_dir():
@@ -75,10 +75,12 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
         other = foreign or (kept is not None and by is not None and kept.get("measured") not in (None, by))
         if other and not context.training:
             return value
-        if kept is not None and (kept["step"] >= context.step or (kept["value"] >= value and not other)):
+        if kept is not None and not foreign and (kept["step"] >= context.step or (kept["value"] >= value and not other)):
             return float(kept["value"])
         if not context.training:
             return value
+        if foreign and kept["step"] >= context.step:
+            saver.set_aside([kept["step"]], "foreign")
         run = context.assembly
         state = TrainState(parallel.put(context.step, mesh=run.mesh), run.rng(), context.params, {}, {}, {})
         if other and parallel.is_lead():
