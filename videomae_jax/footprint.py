@@ -132,15 +132,18 @@ def gpu_bytes(run: Assembly, sizes: dict[str, int], /, *, microbatches: int, sav
 
 def clip_bytes(run: Assembly, sizes: dict[str, int], /, *, microbatches: int, saved: Kept) -> float:
     """Bytes of clips that a device holds beside their batch: those cut at a time, or all as they are prepared for several micro-batches."""
-    if microbatches > 1 and not run.defers(ways=sizes["data"] * sizes["fsdp"], microbatches=microbatches):
-        return saved.prepared * (run.clips // (sizes["data"] * sizes["fsdp"]))
+    ways = sizes["data"] * sizes["fsdp"]
+    if microbatches > 1 and not run.defers(ways=ways, microbatches=microbatches):
+        return saved.prepared * (run.clips // ways)
     return cut_clip(run) * rows_cut(run, sizes, microbatches=microbatches)
 
 
 def cut_clip(run: Assembly, /) -> float:
     """Bytes of a clip that the step cuts from planes, 0 where clips arrive as they are."""
-    video = run.fields["video"] if "luma" in run.source.fields else None
-    return float(math.prod(video.shape) * jnp.dtype(video.dtype).itemsize) if video else 0.0
+    if "luma" not in run.source.fields:
+        return 0.0
+    video = run.fields["video"]
+    return _bytes(jax.ShapeDtypeStruct(video.shape, video.dtype))
 
 
 def rows_cut(run: Assembly, sizes: dict[str, int], /, *, microbatches: int) -> int:

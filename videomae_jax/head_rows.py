@@ -33,8 +33,9 @@ def read(path: str, /) -> dict[str, Any]:
     try:
         found = json.loads(pathlib.Path(path).read_text())
     except FileNotFoundError as error:
-        raise UserError(f"class map {path!r} is not there; index --merge=A.parquet,B.parquet --out={path.partition('_to_')[0]}.parquet writes it beside the index of the "
-                        "merged classes") from error
+        whole, called, _ = pathlib.Path(path).name.partition("_to_")  # as index --merge calls them, but not V2's lists
+        made = f"; index --merge=A.parquet,B.parquet --out={pathlib.Path(path).with_name(whole)}.parquet writes it beside the index of the merged classes"
+        raise UserError(f"class map {path!r} is not there{made if called else ''}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"class map {path!r} cannot be read: {error}") from error
     found = found if isinstance(found, dict) else {"rows": found}

@@ -34,12 +34,14 @@ PLACES = ("data.index", "objective.classes", *(f"objective.{name}" for name in S
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One `train` command: the config, the name of its run directory, the data set, further words."""
+    """One `train` command: the config, the name of its run directory, the data set, further words; `inferred` says what of it no script or text of
+    the authors tells."""
 
     config: str
     run: str
     data: str
     words: tuple[str, ...] = ()
+    inferred: str = ""
 
     @property
     def file(self) -> str:
@@ -58,9 +60,8 @@ class Stage:
 class Row:
     """A published result: top-1 and top-5 in percent (0 = not published) with its evidence, over `views`, and the stages that lead to it.
 
-    `missing` says why there are no stages, `inferred` which of them no script or text of the authors tells. `hours` tells what the authors report of
-    the time of training; `top5_evidence` is of the top-5 alone where it has another source. Where `metric` is another one than top-1, `top1` holds
-    that, in percent.
+    `missing` says why there are no stages. `hours` tells what the authors report of the time of training; `top5_evidence` is of the top-5 alone where it
+    has another source. Where `metric` is another one than top-1, `top1` holds that, in percent.
     """
 
     name: str
@@ -73,7 +74,6 @@ class Row:
     missing: str = ""
     top5_evidence: str = ""
     metric: str = "top-1"
-    inferred: str = ""
 
     def __post_init__(self) -> None:
         for tag in (self.evidence, self.top5_evidence or self.evidence):
@@ -81,6 +81,11 @@ class Row:
                 raise UserError(f"evidence {tag!r}; allowed are {', '.join(EVIDENCE)}")
         if bool(self.stages) is bool(self.missing):
             raise UserError(f"row {self.name!r} has stages, or says why not")
+
+    @property
+    def inferred(self) -> str:
+        """The stages that no script or text of the authors tells, and what of them; "" for none."""
+        return "; ".join(f"{stage.config} on {stage.data}, {stage.inferred}" for stage in self.stages if stage.inferred)
 
     @property
     def why(self) -> str:
@@ -93,9 +98,15 @@ class Row:
         return self.missing
 
 
+UNSCRIPTED = "of which the authors give no script"
+DISTILLED = "of which the authors tell no temperature, length, rate and labels (configs/distill/base.py)"
+STUDENT = "the last stage, taken for the student of K710 tested by its rows of these classes, since \"further fine-tuned\" is listed apart"
+
+
 def _v2(size: str) -> Stage:
     # Its list holds frame folders, each with its stride, beside video files.
-    return Stage(f"pretrain/vit_{size}", f"vit_{size}", "hybrid", ("--config.data.__symbol__=videomae_jax.data.frame_folders.FrameClips",))
+    words = ("--config.data.__symbol__=videomae_jax.data.frame_folders.FrameClips",)
+    return Stage(f"pretrain/vit_{size}", f"vit_{size}", "hybrid", words, UNSCRIPTED if size == "s" else "")
 
 
 def _v1(data: str, size: str, *, epochs: str = "") -> Stage:
@@ -108,9 +119,9 @@ def _tune(name: str, data: str, *words: str) -> Stage:
 
 
 K710_G = (_v2("g"), _tune("k710_g", "k710"))
-K710_S = Stage("finetune/k400_s", "finetune_k710_s", "k710", ("--config.objective.head.classes=710", "--config.objective.pretrained=runs/vit_s"))
-S_K710 = (*K710_G, _v2("s"), K710_S, Stage("distill/k710_s", "distill_k710_s", "k710"))
-B_K710 = (*K710_G, _v2("b"), _tune("k710_b", "k710"), Stage("distill/k710_b", "distill_k710_b", "k710"))
+K710_S = Stage("finetune/k400_s", "finetune_k710_s", "k710", ("--config.objective.head.classes=710", "--config.objective.pretrained=runs/vit_s"), UNSCRIPTED)
+S_K710 = (*K710_G, _v2("s"), K710_S, Stage("distill/k710_s", "distill_k710_s", "k710", inferred=DISTILLED))
+B_K710 = (*K710_G, _v2("b"), _tune("k710_b", "k710"), Stage("distill/k710_b", "distill_k710_b", "k710", inferred=DISTILLED))
 # One step at rate 0, then the test: the weights stay those of the stage before, and the head has its rows of the data's classes.
 UNCHANGED = ("total=1", "optimizers.main.schedule.base=0", "optimizers.main.schedule.minimum=0", "optimizers.main.schedule.warmup=0")
 
@@ -119,18 +130,7 @@ def _student(size: str, data: str) -> Stage:
     """The test of the distilled student of K710 on other Kinetics, by the rows of its head."""
     fields = (f"objective.pretrained=runs/distill_k710_{size}", "objective.start=model", f"objective.classes=k710_to_{data}.json", *UNCHANGED)
     head = () if data == "k400" else (f"--config.objective.head.classes={data.removeprefix('k')}",)
-    return Stage(f"finetune/k400_{size}", f"distill_k710_{size}_on_{data}", data, (*head, *(f"--config.{field}" for field in fields)))
-
-
-SMALL = "pretrain/vit_s and finetune/k400_s on K710, of which the authors give no script"
-DISTILLED = "{}, of which the authors tell no temperature, length, rate and labels (configs/distill/base.py)".format
-STUDENT = "{}, the last stage, taken for the student of K710 tested by its rows of these classes, since \"further fine-tuned\" is listed apart".format
-INFERRED = {"S": f"{SMALL}; {DISTILLED('distill/k710_s')}", "B": DISTILLED("distill/k710_b")}
-
-
-def _inferred(size: str, data: str) -> str:
-    """What nobody tells of the stages of a distilled student."""
-    return "; ".join([INFERRED[size], *([] if data == "k710" else [STUDENT(f"finetune/k400_{size.lower()}")])])
+    return Stage(f"finetune/k400_{size}", f"distill_k710_{size}_on_{data}", data, (*head, *(f"--config.{field}" for field in fields)), STUDENT)
 
 
 G_HOURS = "pretraining 241 h on 64 A100 [secondary]"
@@ -169,14 +169,14 @@ ROWS: tuple[Row, ...] = (
     Row("V2 g FineAction", (), 18.2, 0, "code", views="-", missing=NO_PLACES, metric="average mAP"),
     Row("V2 g AVA", (), 42.6, 0, "secondary", views="-", missing=NO_PLACES, metric="mAP"),
     Row("V2 g AVA-Kinetics", (), 43.9, 0, "secondary", views="-", missing=NO_PLACES, metric="mAP"),
-    Row("V2 S distilled K710", S_K710, 77.6, 0, "code", hours=G_HOURS, inferred=_inferred("S", "k710")),
-    Row("V2 S distilled K400", (*S_K710, _student("s", "k400")), 83.7, 0, "code", hours=G_HOURS, inferred=_inferred("S", "k400")),
-    Row("V2 S distilled K600", (*S_K710, _student("s", "k600")), 83.1, 0, "code", hours=G_HOURS, inferred=_inferred("S", "k600")),
+    Row("V2 S distilled K710", S_K710, 77.6, 0, "code", hours=G_HOURS),
+    Row("V2 S distilled K400", (*S_K710, _student("s", "k400")), 83.7, 0, "code", hours=G_HOURS),
+    Row("V2 S distilled K600", (*S_K710, _student("s", "k600")), 83.1, 0, "code", hours=G_HOURS),
     Row("V2 S distilled K400, tuned further", (), 84.0, 0, "code", views="7x3", missing=NO_SCRIPT),
     Row("V2 S distilled K600, tuned further", (), 84.6, 0, "code", views="7x3", missing=NO_SCRIPT),
-    Row("V2 B distilled K710", B_K710, 81.5, 0, "code", hours=G_HOURS, inferred=_inferred("B", "k710")),
-    Row("V2 B distilled K400", (*B_K710, _student("b", "k400")), 86.6, 0, "code", hours=G_HOURS, inferred=_inferred("B", "k400")),
-    Row("V2 B distilled K600", (*B_K710, _student("b", "k600")), 85.9, 0, "code", hours=G_HOURS, inferred=_inferred("B", "k600")),
+    Row("V2 B distilled K710", B_K710, 81.5, 0, "code", hours=G_HOURS),
+    Row("V2 B distilled K400", (*B_K710, _student("b", "k400")), 86.6, 0, "code", hours=G_HOURS),
+    Row("V2 B distilled K600", (*B_K710, _student("b", "k600")), 85.9, 0, "code", hours=G_HOURS),
     Row("V2 B distilled K400, tuned further", (), 87.1, 0, "code", views="7x3", missing=NO_SCRIPT),
     Row("V2 B distilled K600, tuned further", (), 87.4, 0, "code", views="7x3", missing=NO_SCRIPT),
     Row("V1 S K400", (_v1("k400", "s"), _tune("k400_s", "k400")), 79.0, 93.8, "code"),

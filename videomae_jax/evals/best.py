@@ -59,8 +59,8 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
     `by` says what the value was `measured` by. Values of the kept ones that are known to come of another measurement cannot be compared
     with it, so the weights that the context shows take their place, as they do where the kept ones are known to have been trained with other frozen
     weights. A kept step that lies ahead, of a run that went back to an older checkpoint, stays: going on reaches it again; with other frozen weights it
-    never does, and that step is moved away. Nothing is saved where a run is only looked at, and a value that cannot be compared is then no answer. Kept weights whose metadata are damaged are moved away, and these
-    take their place. A save that fails is told and leaves the kept ones; of several processes it ends all, as any save does.
+    never does, and that step is moved away. Nothing is saved where a run is only looked at, and a value that cannot be compared is then no answer.
+    Kept weights whose metadata are damaged are moved away, and these take their place. A save that fails is told and leaves the kept ones; of several processes it ends all, as any save does.
     """
     if not context.training and not folder(context).is_dir():
         return value
