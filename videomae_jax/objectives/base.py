@@ -191,7 +191,7 @@ class Objective:
 
     @property
     def prepares(self) -> bool:
-        """Whether `prepare` changes any batch of training; where none, no step calls it or has to have the clips of a whole batch at once."""
+        """Whether `prepare` changes any batch of training; where it does not, micro-batches do without it and cut their clips one after the other."""
         return type(self).prepare is not Objective.prepare
 
     def phases(self) -> tuple[Phase, ...]:
