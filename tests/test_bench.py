@@ -237,6 +237,19 @@ def test_sizes_modes_and_dtypes() -> None:
     assert dtype == config.objective.encoder.dtype == "float32" and config.batch_size == bench.ON_CPU * 8
 
 
+BFLOAT16 = [f"--config.objective.{part}.dtype=bfloat16" for part in ("encoder", "decoder")]
+
+
+def test_the_dtype_is_that_of_the_step() -> None:
+    """The overrides' where they name one; several, another than --dtype, and one that --dtype has not are refused: figures would bear a wrong name."""
+    assert options("--size=B", *BFLOAT16)[1] == options("--size=B", "--dtype=bfloat16", *BFLOAT16)[1] == "bfloat16"
+    for words, told in ((BFLOAT16[:1], "objective.decoder.dtype=float32, objective.encoder.dtype=bfloat16; "),
+                        (["--dtype=float32", *BFLOAT16], "--dtype=float32, objective.decoder.dtype=bfloat16, objective.encoder.dtype=bfloat16; "),
+                        ([word.replace("bfloat", "float") for word in BFLOAT16], "objective.decoder.dtype=float16, objective.encoder.dtype=float16; ")):
+        with pytest.raises(UserError, match=f"^{told}a step is timed in one dtype, so allowed is one of float32, bfloat16 for all of them$"):
+            options("--size=B", *words)
+
+
 def test_a_config_keeps_its_batch() -> None:
     """Without --batch the clips of a step are those of the run, copies included; overrides come last."""
     config, _ = options("--config=configs/tiny.py", "--config.objective.decoder.depth=3")

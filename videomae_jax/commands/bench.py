@@ -173,9 +173,8 @@ def prepared(options: argparse.Namespace, assignments: dict[str, str], /) -> tup
     config.unlock()
     objective, cpu = config.objective, jax.default_backend() == "cpu"
     typed = list(nodes(objective, "dtype").values())
-    dtype = options.dtype or ("float32" if cpu or not typed else typed[0].dtype)
     for node in typed:
-        node.dtype = dtype
+        node.dtype = options.dtype or ("float32" if cpu else typed[0].dtype)
     for node in nodes(objective, "attention").values():
         node.attention = options.attention or node.attention
     if options.mode:
@@ -194,4 +193,16 @@ def prepared(options: argparse.Namespace, assignments: dict[str, str], /) -> tup
         for name in NO_FILES.keys() & set(objective):
             objective[name] = NO_FILES[name]
     configs.override(config, assignments)
-    return config, dtype
+    return config, dtype_of(config.objective, asked=options.dtype)
+
+
+def dtype_of(objective: Any, /, *, asked: str | None) -> str:
+    """The dtype that all parts of an objective's config compute in. Raises UserError where they differ, or are not in the one `asked` for."""
+    from videomae_jax.errors import UserError
+
+    told = ({"--dtype": asked} if asked else {}) | {f"objective.{name}.dtype": node.dtype for name, node in nodes(objective, "dtype").items()}
+    found = set(told.values()) or {"float32"}
+    if len(found) > 1 or not found <= set(DTYPES):
+        raise UserError(f"{', '.join(f'{name}={dtype}' for name, dtype in told.items())}; a step is timed in one dtype, so allowed is one of "
+                        f"{', '.join(DTYPES)} for all of them")
+    return found.pop()
