@@ -156,7 +156,8 @@ HOME = [
     ("index --merge=~/a.parquet,~/b.parquet --out=~/m.parquet", "no index {home}/a.parquet"), ("pack ~/i.parquet --out=~/packed", "{home}/i.parquet"),
     ("bench step --config=~/c.py", "no config file '{home}/c.py'"), ("bench input --index=~/i.parquet", "{home}/i.parquet"),
     ("extract ~/none ~/a.mp4 --out=~/f", "no video in {home}/a.mp4"), ("predict ~/none ~/a.mp4 --out=~/p.csv", "no video in {home}/a.mp4"),
-    ("predict ~/none ~/a.mp4 --out=~/p.txt", "--out={home}/p.txt"), ("export ~/none --out=~/e", "{home}/none"), ("convert --from=hf ~/w --out=~/file", "{home}/file"),
+    ("predict ~/none ~/a.mp4 --out=~/p.txt", "--out={home}/p.txt"),
+    ("predict ~/none ~/a.mp4 --sheet=~/p.csv", "--sheet={home}/p.csv; allowed is"), ("export ~/none --out=~/e", "{home}/none"), ("convert --from=hf ~/w --out=~/file", "{home}/file"),
     ("plan --config=configs/tiny.py --topology=h100x1 --measure=~/m.json", "--measure={home}/m.json"), ("config --config=~/c.py", "no config file '{home}/c.py'"),
     ("plan --config=configs/tiny.py --topology=h100x1 --then=~/c.py,5", "no config file '{home}/c.py'"), ("synthesize ~/file --train=1 --val=0 --test=0", "{home}/file")]
 

@@ -79,7 +79,8 @@ def test_names_of_classes(run: pathlib.Path, folder: pathlib.Path, tmp_path: pat
     (tmp_path / "names.json").write_text(json.dumps(["one", "two"]))
     pretrained = written.write(tmp_path / "pretrained", written.pretraining())
     for more, message in (([f"--classes={tmp_path}/names.json"], "2 names of classes for a head of 3"), (["--classes=absent"], "names of classes absent cannot be read"),
-                          (["--out=p.txt"], "allowed are a name that ends in .csv"), ([f"--out={tmp_path}/names.txt/p.csv"], "names.txt/p.csv cannot be written")):
+                          (["--out=p.txt"], "allowed are a name that ends in .csv"), ([f"--sheet={tmp_path}/p.csv"], "p.csv; allowed is a file name that ends in .png"),
+                          ([f"--sheet={tmp_path}/names.txt/p.png"], f"--sheet={tmp_path}/names.txt/p.png cannot be written"), ([f"--out={tmp_path}/names.txt/p.csv"], "names.txt/p.csv cannot be written")):
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err
     assert main(["predict", str(pretrained), str(folder / "a.mp4"), f"--out={tmp_path}/q.csv"]) == 2

@@ -96,12 +96,12 @@ def model(options: argparse.Namespace, /, **kw: Any) -> Any:
 
 
 @contextlib.contextmanager
-def writing(out: str, /) -> Iterator[None]:
-    """Around what writes to --out: a place that cannot be written is one line, like every other mistake of a user."""
+def writing(out: str, /, *, option: str = "out") -> Iterator[None]:
+    """Around what writes to the place of an option: a place that cannot be written is one line, like every other mistake of a user."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"--out={out} cannot be written ({error})") from error
+        raise UserError(f"--{option}={out} cannot be written ({error})") from error
 
 
 def start(options: argparse.Namespace, /) -> None:

@@ -26,6 +26,9 @@ def main(argv: list[str]) -> int:
     out = pathlib.Path(options.out)
     if out.suffix != ".csv" or options.top < 1:
         raise UserError(f"--out={options.out} --top={options.top}; allowed are a name that ends in .csv, and 1 and more")
+    picture = pathlib.Path(options.sheet) if options.sheet else out.with_suffix(".png")
+    if picture.suffix != ".png":
+        raise UserError(f"--sheet={options.sheet}; allowed is a file name that ends in .png")
     videos = extraction.find(options.videos)
     model = arguments.model(options)
     if hasattr(model.objective, "judge"):
@@ -43,10 +46,10 @@ def main(argv: list[str]) -> int:
         if not journal.known:
             journal.close()
         raise UserError(f"none of {failed} videos can be read, and no table is written; first {answers[0].name}: {answers[0].error}")
-    picture = pathlib.Path(options.sheet) if options.sheet else out.with_suffix(".png")
     with arguments.writing(options.out):
         prediction.table(answers, out, top=top)
-        prediction.sheet(answers, picture)
+        with arguments.writing(str(picture), option="sheet"):
+            prediction.sheet(answers, picture)
         journal.close()
     if len(answers) > prediction.SHOWN:
         say(f"{picture} shows the first {prediction.SHOWN} of {len(answers)} videos")
