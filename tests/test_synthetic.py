@@ -259,7 +259,7 @@ def test_command_writes_and_indexes(tmp_path: pathlib.Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize(("words", "told"), [
     (["--family=cats"], "family 'cats'; allowed are collisions, faces, shapes"),
-    (["--family=faces", "--world.hat=1"], "no field 'hat'"),
+    (["--family=faces", "--world.hat=1"], "no field 'hat'"), (["--family=collisions", "--world.duration=3"], "no field 'duration'; it has "),
     (["--family=faces", "--world.size=big"], "world.size is 'big'"),
     (["--family=faces", "--world.period=3"], "world.period is '3'; allowed is a value like (9.0, 14.0)"),
     (["--family=faces", "--world.crop=loose"], "crop 'loose'; allowed are generous, tight"),

@@ -98,10 +98,10 @@ def module(family: str, /) -> Any:
 def world(family: str, /, *, changes: dict[str, str] | None = None) -> Any:
     """The parameters of a family, with fields changed by their written values. Raises UserError."""
     kind = getattr(module(family), family.capitalize())
-    default, values = kind(), {}
+    default, values, fields = kind(), {}, [f.name for f in dataclasses.fields(kind)]
     for field, text in (changes or {}).items():
-        if not hasattr(default, field):
-            raise UserError(f"the world {family!r} has no field {field!r}; it has {', '.join(f.name for f in dataclasses.fields(kind))}")
+        if field not in fields:
+            raise UserError(f"the world {family!r} has no field {field!r}; it has {', '.join(fields)}")
         values[field] = read_value(text, like=getattr(default, field), field=field)
     return kind(**values)
 
