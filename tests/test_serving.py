@@ -239,7 +239,8 @@ def test_export_mistakes(run: pathlib.Path, tmp_path: pathlib.Path, capsys: pyte
     """One line each, and nothing is written."""
     pretrained = written.write(tmp_path / "pretrained", written.pretraining())
     for path, words, message in ((run, ["--platforms=abacus"], "for abacus; allowed are features, classes for cpu, cuda, rocm, tpu"),
-                                 (pretrained, ["--what=classes"], "MAE has no classes; allowed is 'features'"), (run, ["--layer=9"], "layer 9; allowed are")):
+                                 (pretrained, ["--what=classes"], "MAE has no classes; allowed is 'features'"), (run, ["--layer=9"], "layer 9; allowed are"),
+                                 (run, ["--what=classes", "--layer=0"], "layer 0 for 'classes', which come from the head whatever the layer; allowed is")):
         assert main(["export", str(path), f"--out={tmp_path}/out", *words]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

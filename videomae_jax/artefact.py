@@ -31,12 +31,14 @@ def write(model: Model, out: pathlib.Path, /, *, what: str = "features", layer: 
     """Writes the folder `out` (new or empty) and returns what stands in about.json.
 
     The program takes `video` u8 [B T H W C] for any B and gives `tokens` f32 [B N D] and `pooled` f32 [B D] ("features"), or
-    `probabilities` f32 [B classes] ("classes"). Raises UserError where the model has no such output.
+    `probabilities` f32 [B classes] ("classes"), whose `layer` is -1. Raises UserError where the model has no such output.
     """
     if what not in WHAT or not platforms or not set(platforms) <= set(PLATFORMS):
         raise UserError(f"{what!r} for {', '.join(platforms) or 'no platform'}; allowed are {', '.join(WHAT)} for {', '.join(PLATFORMS)}")
     if what == "classes" and not hasattr(model.objective, "head"):
         raise UserError(f"{type(model.objective).__name__} has no classes; allowed is 'features'")
+    if what == "classes" and layer != -1:
+        raise UserError(f"layer {layer} for 'classes', which come from the head whatever the layer; allowed is a layer for 'features'")
     model.check_layer(layer)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out={out} is there already and not an empty folder; use a new name")
