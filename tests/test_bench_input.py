@@ -166,7 +166,8 @@ def test_command(crops: str, listed: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(("argument", "message"), [("--repeats=0", "repeats is 0; allowed are 1 and more"), ("--crops=gpu", "crops 'gpu'; allowed are device, host"),
-                                                   ("--cores=0", "--cores=0; allowed are 1 and more")])
+                                                   ("--cores=0", "--cores=0; allowed are 1 and more"),
+                                                   ("--packed=packed/index.parquet", "--packed=packed/index.parquet goes with --index")])
 def test_mistakes_are_one_line(argument: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2 and what is allowed."""
     assert command_line.main(["bench", "input", argument]) == 2

@@ -568,6 +568,10 @@ def test_wrong_families_and_words(official: dict[str, np.ndarray], tmp_path: pat
     assert "5 heads for the encoder of width 32" in refused(capsys, "--from=videomae", path, run, "--heads=5", "--decoder-heads=3")
     assert "names an entry of a PyTorch file; " in refused(capsys, "--from=videomae", path, run, "--key=ema")
     assert "'lost' is no class of differences; allowed are missing, unexpected" in refused(capsys, "--from=videomae", path, run, "--allow=lost")
+    for option in ("--item=params", "--item=ema", "--best", "--biases=q_bias"):
+        assert f"{option.partition('=')[0]} belongs to --to" in refused(capsys, "--from=videomae", path, run, *HEADS, *SIZES, option)
+    for to in ("videomae", "videomae_v2"):
+        assert "allowed is it with --to=hf" in refused(capsys, f"--to={to}", tmp_path, f"--out={tmp_path}/x.pth", "--biases=query.bias")
     assert "--key belongs to --from" in refused(capsys, "--to=hf", tmp_path, f"--out={tmp_path}/x", "--key=model")
     assert "holds no config.json" in refused(capsys, "--to=hf", tmp_path / "nowhere", f"--out={tmp_path}/x")
     assert "is there already and not an empty folder" in refused(capsys, "--from=videomae", path, f"--out={tmp_path}")

@@ -236,6 +236,20 @@ def test_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> 
         records.load(tmp_path / "absent")
 
 
+@pytest.mark.parametrize(("line", "message"), [
+    ("a --out=x.html", "--out goes with --compare or --scaling"), ("a --curve=c.json --out=x.html", "--out goes with --compare or --scaling"),
+    ("a --metric=probe/top1", "--metric goes with --scaling"), ("--compare a b --metric=probe/top1", "--metric goes with --scaling"),
+    ("a --with b", "--with goes with --curve"), ("--compare a b --with c", "--with goes with --curve"), ("--scaling a b --with c", "--with goes with --curve"),
+    ("a --curve=c.json --goodput", "--goodput: not allowed with argument --curve"), ("--compare a b --curve=c.json", "--curve: not allowed with argument --compare"),
+    ("--scaling a b --curve=c.json", "--curve: not allowed with argument --scaling"), ("--scaling a b --compare a b", "--compare: not allowed with argument --scaling"),
+    ("--scaling a b --goodput", "--goodput: not allowed with argument --scaling"), ("--scaling a b --out=x.json", "--out=x.json; allowed is a file name that ends in .html")])
+def test_options_that_nothing_would_read_are_refused(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, before a run is looked for."""
+    assert command_line.main(["report", *line.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
 # -- charts ------------------------------------------------------------------------------------------------------------
 
 

@@ -137,7 +137,7 @@ def test_the_metric_is_one_that_runs_have(tmp_path: pathlib.Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 4, "reconstruction/loss": 0.5, "reconstruction/loss_zero": 0.9, "reconstruction/loss_trivial": 0.8}\n')
     run_directory.summarise(tmp_path, types.SimpleNamespace(total=4, config=configs.load("configs/scaling/toy.py")), seconds=1.0)
     assert json.loads((tmp_path / "summary.json").read_text())["results"][scaling.METRIC] == 0.5
-    assert f'default="{scaling.METRIC}"' in pathlib.Path(command.__file__).read_text()
+    assert command.METRIC == scaling.METRIC
 
 
 def test_the_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +156,7 @@ def test_the_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str])
         command.main(["--scaling", *folders, f"--out={tmp_path}/missing/x.html"])
     assert json.loads(capsys.readouterr().out)["law"], "the fit is not lost with the page"
     with pytest.raises(UserError, match="with --scaling needed are runs and nothing else"):
-        command.main(["--goodput", "--scaling", *folders])
+        command.main([folders[0], "--scaling", *folders[1:]])
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -89,7 +89,7 @@ def input_(argv: list[str], /) -> int:
     parser = arguments.Parser("bench input", description="CPU time of reading clips: open, seek, decode, convert, crop, batch, transfer; one JSON line. A clip "
                               "counts as read when it is on the device; crops that are cut there are part of the step and given apart.")
     parser.add_argument("--index", default="", metavar="FILE", help="index.parquet of video files (default: videos written for this, like those of Kinetics)")
-    parser.add_argument("--packed", default="", metavar="FILE", help="index.parquet that `pack` wrote of them (default with --index: none)")
+    parser.add_argument("--packed", default="", metavar="FILE", help="with --index: index.parquet that `pack` wrote of it (default: none)")
     from videomae_jax.data import footage
 
     said = {"frames": "of a clip", "stride": "frames of the video from one to the next", "size": "pixels of a crop", "copies": "crops of one decode",
@@ -106,6 +106,8 @@ def input_(argv: list[str], /) -> int:
     from videomae_jax import input_benchmark
     from videomae_jax.errors import UserError
 
+    if options.packed and not options.index:
+        raise UserError(f"--packed={options.packed} goes with --index, the index that was packed")
     for name, least in (("videos", 1), ("step_ms", 0), ("batch", 1), ("cores", 1)):
         if not getattr(options, name) >= least:
             raise UserError(f"--{name.replace('_', '-')}={getattr(options, name)}; allowed are {least} and more")

@@ -30,9 +30,9 @@ def main(argv: list[str]) -> int:
                         help="accept differences: missing, unexpected, interpolated or zero, all of them or names that match; may be repeated")
     parser.add_argument("--config", default="", metavar="FILE", help="config that the run starts from (default: one of the same family)")
     parser.add_argument("--classes", default="", metavar="FILE", help="names of the classes of the head, one a line in its order, as in V2's label_map_k710.txt")
-    parser.add_argument("--item", choices=("params", "ema"), default="params", help="with --to: the weights or their average")
+    parser.add_argument("--item", choices=("params", "ema"), default=None, help="with --to: the weights or their average (default params)")
     parser.add_argument("--best", action="store_true", help="with --to: weights of the best evaluation, where the run keeps them (evaluators.NAME.best)")
-    parser.add_argument("--biases", choices=("q_bias", "query.bias"), default="q_bias", help="with --to=hf: names of the q and v biases")
+    parser.add_argument("--biases", choices=("q_bias", "query.bias"), default=None, help="with --to=hf: names of the q and v biases (default q_bias)")
     parser.epilog = "Fields of the config can be overridden: --config.data.index=FILE, --config.objective.encoder.frames=32 with --allow=interpolated."
     options, assignments = arguments.parse(parser, argv)
     return to_run(options, assignments) if options.source else from_run(options, assignments)
@@ -43,8 +43,8 @@ def to_run(options: argparse.Namespace, assignments: dict[str, str], /) -> int:
     from videomae_jax.convert import exporting, importing, report
     from videomae_jax.errors import UserError
 
-    if options.best:
-        raise UserError("--best belongs to --to; with --from the weights that PATH names are read")
+    if strays := [f"--{name}" for name in ("item", "best", "biases") if getattr(options, name)]:
+        raise UserError(f"{strays[0]} belongs to --to; with --from the weights that PATH names are read")
     out = pathlib.Path(options.out)
     exporting.claim(out)
     found = importing.read(pathlib.Path(options.path), family="" if options.source == "auto" else options.source, key=options.key,
@@ -68,8 +68,10 @@ def from_run(options: argparse.Namespace, assignments: dict[str, str], /) -> int
     strays += [f"--config.{k}" for k in assignments]
     if strays:
         raise UserError(f"{strays[0]} belongs to --from; with --to allowed are --out, --item, --best and --biases")
+    if options.biases and options.to != "hf":
+        raise UserError(f"--biases={options.biases} with --to={options.to}, whose files have one name for them; allowed is it with --to=hf")
     with arguments.writing(options.out):
-        state = exporting.export(pathlib.Path(options.path), to=options.to.removesuffix("_v2"), out=pathlib.Path(options.out), item=options.item, best=options.best,
-                                 biases=videomae.Biases(options.biases))
+        state = exporting.export(pathlib.Path(options.path), to=options.to.removesuffix("_v2"), out=pathlib.Path(options.out), item=options.item or "params", best=options.best,
+                                 biases=videomae.Biases(options.biases or "q_bias"))
     print(f"{len(state)} arrays written to {options.out}")
     return 0

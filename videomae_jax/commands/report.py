@@ -8,6 +8,8 @@ import pathlib
 from videomae_jax.commands import arguments
 from videomae_jax.errors import UserError
 
+METRIC = "reconstruction/loss"  # what a law is fitted to unless --metric says otherwise
+
 
 def main(argv: list[str]) -> int:
     """Writes report.html into a run directory and prints its path, and how the run stands beside the shipped curve of its config."""
@@ -15,20 +17,24 @@ def main(argv: list[str]) -> int:
         return against(argv)
     parser = arguments.Parser("report", description="Write report.html of a run directory, finished or not; it needs no network to be read.")
     parser.add_argument("workdir", type=arguments.path, metavar="DIR", nargs="?", default="", help="run directory")
-    parser.add_argument("--compare", type=arguments.path, nargs=2, default=[], metavar="RUN", help="a page about two runs side by side instead")
-    parser.add_argument("--against", metavar="paper", help="the published tables with the commands of every row and which runs match, with what deviations; see --against=paper --help")
-    parser.add_argument("--scaling", type=arguments.path, nargs="+", default=[], metavar="RUN",
-                        help="fit a power law to finished runs, predict the largest from the others")
-    parser.add_argument("--metric", default="reconstruction/loss", help="with --scaling: result to fit (default: %(default)s)")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--compare", type=arguments.path, nargs=2, default=[], metavar="RUN", help="a page about two runs side by side instead")
+    way.add_argument("--against", metavar="paper", help="the published tables with the commands of every row and which runs match, with what deviations; see --against=paper --help")
+    way.add_argument("--scaling", type=arguments.path, nargs="+", default=[], metavar="RUN",
+                     help="fit a power law to finished runs, predict the largest from the others")
+    parser.add_argument("--metric", default="", help=f"with --scaling: result to fit (default: {METRIC})")
     parser.add_argument("--out", type=arguments.path, default="", metavar="FILE.html",
                         help="with --compare or --scaling: page to write (default: comparison.html, scaling.html)")
-    parser.add_argument("--curve", type=arguments.path, default="", metavar="FILE.json",
-                        help="write the reference curve of the finished run DIR instead, and of further seeds --with")
+    way.add_argument("--curve", type=arguments.path, default="", metavar="FILE.json",
+                     help="write the reference curve of the finished run DIR instead, and of further seeds --with")
     parser.add_argument("--with", dest="others", type=arguments.path, nargs="+", default=[], metavar="RUN",
                         help="with --curve: runs that differ in nothing but the seed")
-    parser.add_argument("--goodput", action="store_true", help="print where the time of the run went instead, over all its restarts; one JSON line on "
-                        "standard output")
+    way.add_argument("--goodput", action="store_true", help="print where the time of the run went instead, over all its restarts; one JSON line on "
+                     "standard output")
     options = parser.parse_args(argv)
+    for name, value, ways in (("out", options.out, ("compare", "scaling")), ("metric", options.metric, ("scaling",)), ("with", options.others, ("curve",))):
+        if value and not any(getattr(options, given) for given in ways):
+            raise UserError(f"--{name} goes with {' or '.join(f'--{given}' for given in ways)}")
     if options.compare:
         return compare(options)
     if options.scaling:
@@ -41,8 +47,6 @@ def main(argv: list[str]) -> int:
 
         print(reference.write([directory, *map(pathlib.Path, options.others)], pathlib.Path(options.curve)))
         return 0
-    if options.others:
-        raise UserError("--with goes with --curve")
     if options.goodput:
         return goodput(directory)
     from videomae_jax import records, reference, report
@@ -82,7 +86,7 @@ def against(argv: list[str], /) -> int:
 
 def compare(options: argparse.Namespace, /) -> int:
     """Two runs on one page."""
-    if options.workdir or options.goodput:
+    if options.workdir:
         raise UserError("with --compare needed are two runs and nothing else: --compare RUN RUN [--out=FILE.html]")
     from videomae_jax import comparison
 
@@ -93,17 +97,20 @@ def compare(options: argparse.Namespace, /) -> int:
 
 def scaling(options: argparse.Namespace, /) -> int:
     """A power law over runs: lines on standard error, a page with a picture, one JSON line on standard output."""
-    if options.workdir or options.goodput:
+    if options.workdir:
         raise UserError("with --scaling needed are runs and nothing else: --scaling RUN RUN ... [--metric=NAME] [--out=FILE.html]")
+    out = pathlib.Path(options.out or "scaling.html")
+    if out.suffix != ".html":
+        raise UserError(f"--out={out}; allowed is a file name that ends in .html")
     from videomae_jax import scaling as law
 
     runs = [path for path in map(pathlib.Path, options.scaling) if not (path.suffix == ".html" and path.is_file())]  # RUNS/* has the page of the last time
-    result = law.report(runs, metric=options.metric)
+    result = law.report(runs, metric=options.metric or METRIC)
     for line in law.lines(result):
         arguments.say(line)
     print(json.dumps(result))
-    with arguments.writing(options.out or "scaling.html"):
-        law.write(result, pathlib.Path(options.out or "scaling.html"))
+    with arguments.writing(str(out)):
+        law.write(result, out)
     return 0
 
 
