@@ -33,9 +33,9 @@ def read(path: str, /) -> dict[str, Any]:
     try:
         found = json.loads(pathlib.Path(path).read_text())
     except FileNotFoundError as error:
-        whole, called, _ = pathlib.Path(path).name.partition("_to_")  # as index --merge calls them, but not V2's lists
-        made = f"; index --merge=A.parquet,B.parquet --out={pathlib.Path(path).with_name(whole)}.parquet writes it beside the index of the merged classes"
-        raise UserError(f"class map {path!r} is not there{made if called else ''}") from error
+        merged = "_to_" in pathlib.Path(path).name  # as index --merge calls them, but not V2's lists
+        made = "; index --merge writes such maps beside the merged index OUT.parquet, as OUT_to_PART.json and PART_to_OUT.json"
+        raise UserError(f"class map {path!r} is not there{made if merged else ''}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"class map {path!r} cannot be read: {error}") from error
     found = found if isinstance(found, dict) else {"rows": found}
