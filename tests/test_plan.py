@@ -49,11 +49,14 @@ def test_topologies(name: str, chips: int, devices: int, hosts: int, torus: str)
     assert (found.all_chips, found.devices, found.hosts, found.torus) == (chips, devices, hosts, torus)
 
 
-@pytest.mark.parametrize("name", ["v5p-500", "v4-128", "h100x12", "h100x0", "0xv5p-512", "v5p", "", "v5e-256x"])
+@pytest.mark.parametrize("name", ["v5p-500", "v4-128", "h100x12", "h100x0", "0xv5p-512", "v5p", "", "v5e-256x", "local"])
 def test_an_unknown_topology_is_one_line(name: str) -> None:
-    """With what is known."""
-    with pytest.raises(UserError, match="^topology '.*'; allowed are v5e-4, .* local$"):
+    """With what is known; the devices here are known where they can be planned for."""
+    with pytest.raises(UserError, match=r"^topology '.*'; allowed are v5e-4, .* or a multiple of 8\)$"):
         topologies.find(name)
+    if name != "local":
+        with pytest.raises(UserError, match=r"^topology '.*'; allowed are v5e-4, .* or a multiple of 8\); local$"):
+            forecast.make(small(), name, fixed=frozenset())
 
 
 @pytest.mark.parametrize(("kind", "name"), [

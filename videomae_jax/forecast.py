@@ -43,10 +43,20 @@ def here() -> Topology:
     return local(memory=memory, tflops=tflops)
 
 
+def named(name: str, /) -> Topology:
+    """The topology of a name, of which "local" is the devices here. Raises UserError for an unknown one."""
+    if name == "local":
+        return here()
+    try:
+        return find(name)
+    except UserError as error:
+        raise UserError(f"{error}; local") from error
+
+
 def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, ...] = (), feed: Input = Input(),
          memory: float = 0.0, then: Sequence[tuple[Any, int]] = (), say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """The plan of a config on the topology `name` as plain data; `then` are further stages and the videos each is tested on, costed at the same utilisation."""
-    topology = here() if name == "local" else find(name)
+    topology = named(name)
     topologies.devices(topology)  # fails now, not after minutes
     planner = Planner(config, topology, fixed=fixed, trust=trust, memory=memory, say=say)
     estimate, compiled = choose(planner)

@@ -112,7 +112,7 @@ def find(name: str, /) -> Topology:
         return Topology(name, CHIPS[match[1]], max(1, count // 8), min(8, count))
     sizes = "; ".join(f"{chip}-{', -'.join(sizes)}" for chip, sizes in TORUS.items())
     raise UserError(f"topology {name!r}; allowed are {sizes}, each with Nx before it for N slices; a100xN, h100xN, h200xN, b200xN for N GPUs "
-                    "(below 8, or a multiple of 8); local")
+                    "(below 8, or a multiple of 8)")
 
 
 def larger(topology: Topology, /, *, memory: float) -> list[Topology]:
