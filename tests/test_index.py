@@ -123,6 +123,9 @@ def test_mistakes_in_a_csv(text: str | bytes | None, message: str, clip: bytes, 
     (["--list={}/val.csv", "--out={}/i.parquet", "--val-fraction=0"], "val_fraction is 0.0, but {}/val.csv lists videos that are held out; allowed is one of them"),
     (["--list={}/l.csv", "--out={}/i.parquet", "--val-fraction=1"], "allowed is 0 <= val_fraction < 1"),
     (["{}/v", "--out={}/i.parquet", "--root={}", "--format=v1"], "--format, --root with the folder"),
+    *((["--list=l.csv", "--out={}/i.parquet", "--template=f{{:03}}.png", *form], "--template=f{:03}.png with lists of format v1, which name video files; allowed are")
+      for form in ([], ["--format=v1"])),
+    *(([*which, "--out={}/i.parquet", "--fps=12"], "--fps=12 with video files, which tell their own; allowed is") for which in (["{}/v"], ["--list=l.csv"])),
     (["{}/v", "--out={}/i.parquet", "--pictures", "--template=x"], "--pictures with --template=x; allowed is one of them"),
     (["{}/v", "--out={}/i.parquet", "--workers=0"], "--workers=0; allowed are 1 and more"),
     *((["{}/v", "--out={}/i.parquet", f"--val-fraction={x}"], "allowed is 0 <= val_fraction < 1") for x in (1, -0.1, "nan"))])

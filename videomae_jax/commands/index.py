@@ -25,11 +25,11 @@ def main(argv: list[str]) -> int:
     if out.suffix != ".parquet":
         raise UserError(f"--out={options.out}; allowed is a file name that ends in .parquet")
     low, high = clips.RATES
-    if not low <= options.fps <= high:
+    if options.fps is not None and not low <= options.fps <= high:
         raise UserError(f"--fps={options.fps}; allowed are {low:g} to {high:g}")
     if options.workers < 1:
         raise UserError(f"--workers={options.workers}; allowed are 1 and more")
-    fps = Fraction(options.fps).limit_denominator(1001)
+    fps = Fraction(25.0 if options.fps is None else options.fps).limit_denominator(1001)
     _check_kind(options)
     root = "." if options.root is None else options.root
     index.claim(out)
@@ -85,7 +85,7 @@ def _options(argv: list[str], /) -> argparse.Namespace:
     parser.add_argument("--root", default=None, metavar="DIR", help="folder or address that the paths of lists are relative to (default .)")
     parser.add_argument("--template", default=None, metavar="NAME", help="folders of pictures called so, e.g. img_{:05}.jpg, are the videos")
     parser.add_argument("--pictures", action="store_true", default=None, help="pictures are the videos, of one frame each")
-    parser.add_argument("--fps", type=float, default=25.0, metavar="X", help="frames a second of folders of pictures, for sampling by rate (default 25)")
+    parser.add_argument("--fps", type=float, default=None, metavar="X", help="frames a second of folders of pictures, for sampling by rate (default 25)")
     parser.add_argument("--verify", action="store_true", help="decode every frame once")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
                         metavar="N", help="processes (default: one a core)")
@@ -108,6 +108,11 @@ def _check_kind(options: argparse.Namespace, /) -> None:
         raise UserError(f"{', '.join(given)} with the folder {options.directory}; allowed are these with --list=FILE alone")
     if options.pictures and options.template is not None:
         raise UserError(f"--pictures with --template={options.template}; allowed is one of them: a template names the pictures of a folder that is one video")
+    frames = options.format in ("v2", "frames") if options.list else options.pictures or options.template is not None
+    if options.list and options.template is not None and not frames:
+        raise UserError(f"--template={options.template} with lists of format v1, which name video files; allowed are --format=v2 and --format=frames")
+    if options.fps is not None and not frames:
+        raise UserError(f"--fps={options.fps:g} with video files, which tell their own; allowed is it with --template, --pictures, --format=v2 and --format=frames")
 
 
 def summary(table: Any, /) -> list[str]:
