@@ -9,6 +9,7 @@ import noise_runs
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import test_externals as others
 import test_train as loops
 import written
 from runs import shared_programs  # noqa: F401 (a fixture)
@@ -90,10 +91,17 @@ def test_a_kept_step_that_lies_ahead_stays(tmp_path: pathlib.Path) -> None:
     assert best.load(context(tmp_path, step=3))[0] == 5
 
 
-def test_the_best_of_other_frozen_weights_are_not_taken(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def full(*_: Any) -> None:
+    """What a save meets on a full disk."""
+    raise OSError(28, "No space left on device")
+
+
+def test_the_best_of_other_frozen_weights_are_not_taken(
+        tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Heads that were trained on another encoder, as before a fork: new ones take their place, and until then none are evaluated.
 
-    Frozen weights that training alone reads, as a teacher's, are no part of the answers.
+    A value of theirs is no answer, where these cannot be saved either. Frozen weights that training alone reads, as a teacher's, are no part of the
+    answers.
     """
     made = Probe(encoder=vit.Encoder(**written.ENCODER), head=probing.Linear(classes=2, count=2), weights="absent")
     run = noise_runs.run_of(made, optimizer=configs.spec(optim.AdamW, schedule=optim.Schedule(base=1e-2)))
@@ -128,11 +136,38 @@ def test_the_best_of_other_frozen_weights_are_not_taken(tmp_path: pathlib.Path, 
         said = capsys.readouterr().err
         assert "the best of step 2, top1 90, which was trained with other frozen weights: the weights of step 6, top1 40, take its place" in said
         assert best.keep(at(7), 30.0, metric="top1") == 40 and not capsys.readouterr().err
-        begin("c", 4)
-        for step in (5, 6):  # the kept one lies ahead, or is of the same number
-            assert best.keep(at(step), 20.0 + step, metric="top1") == 20 + step and best.load(at(step))[0] == step
-        assert [p.name for p in (directory / "best_foreign").iterdir()] == ["00000006"]
-        assert "foreign checkpoints 6 now lie in" in capsys.readouterr().err
+        for digest, value, found in (("c", 25.0, 6), ("d", 24.0, 5)):  # the kept one lies ahead, or is of the same number
+            begin(digest, 4)
+            assert best.keep(at(5), value, metric="top1") == value and best.load(at(5))[0] == 5
+            assert f"foreign checkpoints {found} now lie in" in capsys.readouterr().err
+        assert sorted(p.name for p in (directory / "best_foreign").iterdir()) == ["00000005", "00000006"]
+        begin("e", 4)
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.JsonCheckpointHandler, "finalize", full)
+            for step in (6, 5):  # the kept one lies behind, and is left there, or makes room
+                assert best.keep(at(step), 20.0, metric="top1") == 20 and "cannot be written" in capsys.readouterr().err
+                assert [p.name for p in (directory / "best").iterdir() if p.name.isdigit()] == ["00000005"] * (step - 5)
+        assert best.keep(at(6), 10.0, metric="top1") == 10 and best.load(at(6))[0] == 6
+
+
+def test_the_best_open_with_their_own_frozen_weights(tmp_path: pathlib.Path) -> None:
+    """A fork that begins before their step has others, and heads answer on those that they were trained on or not at all."""
+    pre, directory, gone = others.grown(tmp_path / "pre", 1), tmp_path / "run", tmp_path / "gone"
+    head = probing.Attentive(classes=2, count=2, blocks=1, heads=2, ratio=1)
+    others.trained(others.probe_of(pre, head=head), directory)
+    context = run_directory.context(directory)
+    assert best.keep(dataclasses.replace(context, step=6), 50.0, metric="top1") == 50  # and the run goes back to step 4
+    others.grown(pre, 2)
+    (pre / "checkpoints" / "00000001").rename(gone)
+    others.trained(others.probe_of(pre, total=8, head=head), directory, fork=True)
+    assert others.of_step(api.load(directory).extra["frozen"]) == 2
+    said = rf"{directory} was trained with other weights for frozen/encoder than {pre} has now: with sha256 .{{12}}, and {pre} holds 2; put them back$"
+    with pytest.raises(UserError, match=said) as error:
+        api.load(directory, best=True)
+    assert "\n" not in str(error.value)
+    gone.rename(pre / "checkpoints" / "00000001")
+    model = api.load(directory, best=True)
+    assert model.step == 6 and others.of_step(model.extra["frozen"]) == 1
 
 
 def test_the_best_open_as_a_model(tmp_path: pathlib.Path) -> None:

@@ -254,10 +254,10 @@ def grown(run: pathlib.Path, *steps: int) -> pathlib.Path:
     return run
 
 
-def probe_of(weights: pathlib.Path, *, total: int = 4) -> Assembly:
-    """Linear heads on the frozen encoder of a run."""
+def probe_of(weights: pathlib.Path, *, total: int = 4, head: Any = probing.Linear(classes=2, count=2)) -> Assembly:
+    """Heads on the frozen encoder of a run."""
     grid = configs.spec(optim.Grid, schedule=optim.Schedule(base=1.0, warmup="0", unit=0, shape="constant"), rates=(1.0, 2.0), method="lars")
-    objective = Probe(encoder=vit.Encoder(**written.ENCODER), head=probing.Linear(classes=2, count=2), weights=str(weights), storage="float32")
+    objective = Probe(encoder=vit.Encoder(**written.ENCODER), head=head, weights=str(weights), storage="float32")
     config = noise_runs.run_of(objective, optimizer=grid).config
     config.total, config.evaluators, config.eval_data = str(total), {}, {}
     return assemble(config, devices=jax.devices()[:1])

@@ -258,34 +258,107 @@ def test_metrics_are_read_one_interval_late(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_rates_of_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clips over the time between two readings, share of it spent waiting for data; none for the first reading."""
+    """Clips over the time between two readings that are equally late, share of it spent waiting for data; none for other ones."""
     clock, recorder, now = timed(monkeypatch)
-    for step, moment, wait in ((1, 100.0, 0.0), (10, 110.0, 5.0), (20, 112.0, 0.5), (30, 114.0, 9.0)):
+    for step, moment, wait in ((1, 80.0, 0.0), (10, 100.0, 0.0), (20, 110.0, 5.0), (30, 112.0, 0.5), (40, 114.0, 9.0), (45, 115.0, 0.0)):
         now[0] = moment
         clock.wait += wait
         clock.put(step, {"loss": 1.0})
     clock.close()
-    assert recorder.lines[0] == (1, {"loss": 1.0})
-    assert recorder.lines[1] == (10, {"loss": 1.0, "clips_per_second": 20.0, "data_wait": 0.25, "data_wait_ms": 50.0})
-    assert recorder.lines[2][1]["data_wait"] == 1.0  # never above 1
-    assert recorder.lines[2][1]["data_wait_ms"] == 900.0
+    assert recorder.lines[:2] == [(1, {"loss": 1.0}), (10, {"loss": 1.0})]
+    assert recorder.lines[2] == (20, {"loss": 1.0, "clips_per_second": 20.0, "data_wait": 0.25, "data_wait_ms": 50.0})
+    assert recorder.lines[3][1]["data_wait"] == 1.0  # never above 1
+    assert recorder.lines[3][1]["data_wait_ms"] == 900.0
+    assert recorder.lines[4:] == [(40, {"loss": 1.0}), (45, {"loss": 1.0})]
     assert clock.last["clips_per_second"] == 20.0
 
 
+class Device:
+    """A device that takes `seconds` a step, once Python has asked for it and it is done with the step before: the time of both."""
+
+    def __init__(self, now: list[float], /, *, seconds: float) -> None:
+        self._now, self._seconds, self._done = now, seconds, [now[0]]
+
+    def ask(self, *, more: float = 0.0) -> "Step":
+        """The next step, which may take some seconds more."""
+        self._done.append(max(self._done[-1], self._now[0]) + self._seconds + more)
+        return Step(self._now, self._done[-1])
+
+
+class Step:
+    """What a step gives; who looks at it waits until it is done."""
+
+    def __init__(self, now: list[float], done: float) -> None:
+        self._now, self._done = now, done
+
+    def block_until_ready(self) -> None:
+        """Waits."""
+        self._now[0] = max(self._now[0], self._done)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        self.block_until_ready()
+        return np.asarray(1.0, dtype)
+
+
+@pytest.mark.parametrize(("python", "device"), [(0.01, 1.0), (1.0, 0.01)], ids=["device", "data"])
+@pytest.mark.parametrize(("total", "every"), [(100, 5), (200, 10), (200, 15), (200, 20), (400, 20), (600, 30), (800, 80)])
+def test_rates_between_evaluations(monkeypatch: pytest.MonkeyPatch, total: int, every: int, python: float, device: float) -> None:
+    """Any two with a line between them have a rate there, once the step is compiled, and all rates are true ones, whoever waits for whom."""
+    clock, recorder, now = timed(monkeypatch)
+    machine, step = Device(now, seconds=device), Step(now, now[0])
+    for number in range(total + 1):
+        if number % every == 0:
+            clock.flush(number, step)
+            now[0] += 1000.0
+            clock.restart(number)
+        if number == total:
+            break
+        now[0] += python
+        clock.wait += python
+        step = machine.ask(more=60.0 * (number == 0))
+        if number == 0 or (number + 1) % 10 == 0:
+            clock.put(number + 1, {"loss": step})
+    rated = [(number, values["clips_per_second"], values["data_wait"]) for number, values in recorder.lines if "clips_per_second" in values]
+    lines = {-(-number // every) for number, _ in recorder.lines if number > every}
+    assert {-(-number // every) for number, *_ in rated if number > every} == lines and len(lines) >= total // every // 2
+    for _, rate, wait in rated:
+        assert rate == pytest.approx(4.0, rel=0.02) and wait == pytest.approx(python, rel=0.02)
+
+
 def test_evaluation_is_left_out_of_the_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """flush and restart around an evaluation: the next reading has no rate, the one after counts from it."""
+    """flush and restart around an evaluation: two readings before the next, or its own wait, give a rate."""
     clock, recorder, now = timed(monkeypatch)
     clock.put(1, {"loss": 1.0})
     clock.put(10, {"loss": 1.0})
     now[0] = 105.0
-    clock.flush(15)
+    clock.flush(15, ())
     now[0] = 1105.0  # a long evaluation
-    clock.restart()
+    clock.restart(15)
     for step, moment in ((20, 1110.0), (30, 1112.0), (40, 1116.0)):
         now[0] = moment
         clock.put(step, {"loss": 1.0})
+    clock.flush(40, ())
+    now[0] = 2000.0
+    clock.restart(40)
+    clock.put(50, {"loss": 1.0})
+    now[0] = 2005.0
+    clock.flush(50, ())
     rates = {step: values.get("clips_per_second") for step, values in recorder.lines}
-    assert rates == {1: None, 10: 4.0, 20: None, 30: 10.0}
+    assert rates == {1: None, 10: None, 20: None, 30: 10.0, 40: None, 50: 8.0}
+
+
+def test_rates_begin_after_the_first_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation before the first step starts no rate: the compilation would be in it."""
+    clock, recorder, now = timed(monkeypatch)
+    clock.restart(0)
+    clock.put(1, {"loss": 1.0})
+    now[0] = 160.0
+    clock.flush(5, ())
+    clock.restart(5)
+    clock.put(10, {"loss": 1.0})
+    now[0] = 162.0
+    clock.flush(10, ())
+    assert [values.get("clips_per_second") for _, values in recorder.lines] == [None, 10.0]
 
 
 def test_a_rate_that_is_not_measured_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +366,7 @@ def test_a_rate_that_is_not_measured_is_not_shown(monkeypatch: pytest.MonkeyPatc
     stream = io.StringIO()
     clock = Clock(Progress(total=2, first=1, lead=True, stream=stream), Recorder(), clips=4)
     clock.put(2, {"loss": 1.0})
-    clock.flush(2)
+    clock.flush(2, ())
     assert stream.getvalue() == "[####################] step 2/2  loss 1.0000  ETA 0:00:00\n"
 
 
@@ -301,8 +374,8 @@ def test_flush_twice_writes_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A line is written for a step once, whoever asks for it."""
     clock, recorder, _ = timed(monkeypatch)
     clock.put(1, {"critic/loss": 2.0})  # a recipe without a metric "loss" shows its first one
-    clock.flush(1)
-    clock.flush(1)
+    clock.flush(1, ())
+    clock.flush(1, ())
     clock.close()
     assert recorder.lines == [(1, {"critic/loss": 2.0})]
 

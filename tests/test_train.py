@@ -145,6 +145,22 @@ def test_state_is_evaluated_then_saved_then_trained_on(straight: tuple[pathlib.P
     assert [line["step"] for line in begun] == [0] and begun[0].items() >= meta["start"].items() and meta["start"]["libraries"]["jax"] == jax.__version__
 
 
+def test_rates_leave_out_evaluations_and_saves(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps alone count, up to where the device is done with them, and each stretch between two of these has a rate once the step is compiled."""
+    told: list[str] = []
+
+    def note(kind: type, name: str) -> None:
+        plain = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda self, *a, **k: told.append(name) or plain(self, *a, **k))
+
+    for kind, name in ((metrics.Clock, "flush"), (metrics.Clock, "restart"), (upkeep.Upkeep, "evaluate"), (upkeep.Upkeep, "save")):
+        note(kind, name)
+    go(build(), tmp_path)
+    evaluation, save = ["flush", "evaluate", "restart"], ["flush", "save", "restart"]
+    assert told == [*evaluation * 2, *save, *evaluation * 2, *save]  # steps 0, 2, 3, 4, 6 and 6
+    assert [line["step"] for line in metrics.read(tmp_path) if "clips_per_second" in line] == [3, 4, 6]
+
+
 def test_the_best_weights_are_chosen_before_they_are_tested(tmp_path: pathlib.Path) -> None:
     """At the last step too, whatever the names: `test` comes before `val` in the alphabet."""
     config = config_of(total=1)

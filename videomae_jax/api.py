@@ -273,8 +273,10 @@ def load(path: str | pathlib.Path, /, *, step: int | None = None, best: bool = F
     example = base.dummy(configs.build(config.data, trust=trust).fields)
     shapes = parallel.unbox(jax.eval_shape(lambda: objective.init(jax.random.key(0), example)))
     params = transfer(shapes, stored.params)
-    outside = externals.settle(base.answering(objective), earlier=externals.earlier(path, step=stored.step))
-    extra = extra_of(objective, kept.checkpoints(path, best=best), step=stored.step, example=example, shapes=shapes, outside=outside)
+    folder = kept.checkpoints(path, best=best)
+    told = meta(folder, step=stored.step).get("frozen", {}) if run else {}
+    outside = externals.settle(base.answering(objective), earlier=externals.earlier(path, step=stored.step, told=told))
+    extra = extra_of(objective, folder, step=stored.step, example=example, shapes=shapes, outside=outside)
     shared = parallel.replicated(mesh)
     classes = head_rows.of_run(path, objective) if run else stored.classes
 
@@ -297,15 +299,15 @@ def of_run(path: pathlib.Path, /, *, step: int | None, best: bool = False) -> St
         raise UserError(f"step {step} and the best weights are asked for; allowed is one of them")
     folder = kept.checkpoints(path, best=best)
     config, found = run_directory.open_run(path), chosen(folder, step=step)
-    params = load_params(folder, step=found, item="ema" if config.ema and "ema" in saved(folder, step=found) else "params")
+    params = load_params(folder, step=found, item="ema" if config.ema and "ema" in meta(folder, step=found)["leaves"] else "params")
     return Stored(config, params, found)
 
 
-def saved(folder: pathlib.Path, /, *, step: int) -> tuple[str, ...]:
-    """The parts that the checkpoint `step` in a folder of them holds, such as "params" and "ema"."""
+def meta(folder: pathlib.Path, /, *, step: int) -> dict[str, Any]:
+    """The metadata of the checkpoint `step` in a folder of them: "leaves" of the parts it holds, as "params" and "ema", and what its save said."""
     saver = Checkpointer(folder, read_only=True)
     try:
-        return tuple(saver.meta(step)["leaves"])
+        return saver.meta(step)
     finally:
         saver.close()
 

@@ -326,7 +326,8 @@ def seconds_per_step(directory: pathlib.Path, /) -> float:
     """Median over the logged intervals of a run."""
     rates = [line["clips_per_second"] for line in metrics.read(directory) if "clips_per_second" in line]
     if not rates:
-        raise UserError(f"{directory} logged no speed; a run that sets a time budget needs three log intervals (config.log.every)")
+        raise UserError(f"{directory} logged no speed; a run that sets a time budget needs three log intervals (config.log.every), "
+                        "or one after an evaluation or a save")
     return json.loads((directory / "recipe_card.json").read_text())["global_batch_clips"] / float(np.median(rates))
 
 

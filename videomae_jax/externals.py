@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import pathlib
+import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,9 +44,15 @@ class Earlier:
     opened: bool = False
 
 
-def earlier(directory: pathlib.Path, /, *, step: int | None = None, fork: bool = False) -> Earlier:
-    """Those that starts.jsonl of a run directory tells for the checkpoint of `step` (None = for what comes next)."""
-    return Earlier(str(directory), starts.frozen(directory, step=step), fork, opened=step is not None)
+def earlier(directory: pathlib.Path, /, *, step: int | None = None, fork: bool = False,
+            told: Mapping[str, str] = types.MappingProxyType({})) -> Earlier:
+    """Those that starts.jsonl of a run directory tells for the checkpoint of `step` (None = for what comes next).
+
+    What that checkpoint itself has `told`, {into: SHA-256}, comes first: a later fork may have begun before its step.
+    """
+    known = starts.frozen(directory, step=step)
+    own = {into: {"sha256": sha256} for into, sha256 in told.items() if known.get(into, {}).get("sha256") != sha256}
+    return Earlier(str(directory), known | own, fork, opened=step is not None)
 
 
 def settle(externals: Iterable[External], /, *, earlier: Earlier = Earlier()) -> dict[External, str]:

@@ -10,7 +10,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import flax.struct
 import jax
@@ -196,12 +196,24 @@ def clock(seconds: float, /) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
+class Moment(NamedTuple):
+    """Where a run was at a time: seconds of the monotonic clock, steps that Python had asked for, seconds waited for data up to then."""
+
+    seconds: float
+    step: int
+    wait: float
+
+
 class Clock:
     """Holds metrics for one interval before it reads them, so that Python never waits for the device inside a step.
 
     A line has the clips a second of the interval, the share of its time that was spent waiting for data (`data_wait`) and that
     time in ms a step (`data_wait_ms`). `more(step)` gives further values of a line; what is put into `next` goes out with the next line, once. A metric
-    [L] becomes L values "<name>/<i>".
+    [L] becomes L values "<name>/<i>". `wait` is the time spent waiting for data so far, in seconds.
+
+    A rate is of two like moments, for Python may be a whole interval ahead of the device where `put` reads, and is level with it from `flush` to
+    `restart`, around an evaluation or a save: `put` counts from the `put` before, where that was as far ahead, and `flush`, where none did since,
+    from the `restart` before.
     """
 
     def __init__(self, progress: Progress, writer: Writer, /, *, clips: int, more: Callable[[int], Mapping[str, float]] = lambda step: {}) -> None:
@@ -209,40 +221,51 @@ class Clock:
         self.next: dict[str, float] = {}
         self._pending: tuple[int, Any] | None = None
         self.wait, self.last = 0.0, {}
-        self._mark: tuple[float, int] | None = None
+        self._ahead: Moment | None = None  # of the last reading of `put`, and by how many steps
+        self._lead = 0
+        self._level: Moment | None = None  # of the last `restart`, until a rate is known
 
-    def restart(self) -> None:
-        """Leaves the time since the last reading out of the rates. They count from the next one: an evaluation waits for the device, which a reading does not."""
-        self._mark, self.wait = None, 0.0
+    def restart(self, step: int, /) -> None:
+        """Leaves the time since `flush` out of the rates. Before the first line nothing is compiled, and none count from here."""
+        self._ahead, self._level = None, Moment(time.monotonic(), step, self.wait) if self.last else None
 
     def put(self, step: int, metrics: Any, /) -> None:
         """Queues the metrics of `step` and reads those queued before."""
-        self.flush(step)
+        if self._pending is not None:
+            lead = step - self._pending[0]
+            since = self._ahead if lead == self._lead else None
+            self._level = None if since else self._level
+            self._ahead, self._lead = self._read(step, since=since), lead
         self._pending = (step, metrics)
 
-    def flush(self, now: int, /) -> None:
-        """Reads what is queued."""
-        if self._pending is None:
-            return
+    def flush(self, step: int, state: Any, /) -> None:
+        """Waits until the device has done `step`, which gives `state`, and reads what is queued."""
+        jax.block_until_ready(state)
+        if self._pending is not None:
+            self._read(step, since=self._level)
+
+    def _read(self, now: int, /, *, since: Moment | None) -> Moment:
+        """Writes the line that is queued, with the rates since a moment like this one, which it returns."""
         step, metrics = self._pending
         values: dict[str, float] = {}
         for name, value in ((k, np.asarray(v)) for k, v in jax.device_get(metrics).items()):
             values |= {f"{name}/{i}": float(x) for i, x in enumerate(value)} if value.ndim else {name: float(value)}
         values |= {**self._more(step), **self.next}
         self.next = {}
-        moment, self._pending = time.monotonic(), None
-        if self._mark is not None and now > self._mark[1]:
-            seconds = max(moment - self._mark[0], 1e-9)
-            values["clips_per_second"] = (now - self._mark[1]) * self._clips / seconds
-            values["data_wait"] = min(self.wait / seconds, 1.0)
-            values["data_wait_ms"] = 1000 * self.wait / (now - self._mark[1])
-        self._mark, self.wait = (moment, now), 0.0
+        here, self._pending = Moment(time.monotonic(), now, self.wait), None
+        if since is not None:
+            seconds, steps, wait = max(here.seconds - since.seconds, 1e-9), now - since.step, self.wait - since.wait
+            values["clips_per_second"] = steps * self._clips / seconds
+            values["data_wait"] = min(wait / seconds, 1.0)
+            values["data_wait_ms"] = 1000 * wait / steps
         self.last = self.last | values
         self._writer.write(step, values)
         self._progress.show(step, loss=values.get("loss", next(iter(values.values()))), clips_per_second=self.last.get("clips_per_second"),
                             wait=self.last.get("data_wait"))
+        return here
 
     def close(self) -> None:
         """Reads the rest and ends the progress line."""
-        self.flush(self._mark[1] if self._mark else 0)
+        if self._pending is not None:
+            self._read(self._pending[0], since=None)
         self._progress.close()

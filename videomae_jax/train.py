@@ -79,16 +79,17 @@ def _loop(upkeep: Upkeep, step_fn: Callable[..., Any], back: RollBack | None, /)
             names = [n for n in upkeep.evaluators if last or step == 0 or (due[n] and step % due[n] == 0)]
             names = [n for n in names if step != saved or not any(key.startswith(f"{n}/") for key in known)]
             if names and not stopping:
-                clock.flush(step)
+                clock.flush(step, state)
                 upkeep.at("evaluation", step)
                 stopping = not upkeep.evaluate(state, step, names, writer)
-                clock.restart()
+                clock.restart(step)
             if step != saved and (last or stopping or saver.due() or (step and every["save"] and step % every["save"] == 0)):
-                clock.flush(step)
+                clock.flush(step, state)
                 watch.read(step)
                 watch.check()
                 upkeep.at("checkpoint", step)
                 clock.next |= upkeep.save(state, step, watch.cursor, last=last or stopping)
+                clock.restart(step)
             if last or stopping:
                 break
             upkeep.at("init" if step == first else "data_wait", step)

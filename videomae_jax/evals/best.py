@@ -60,7 +60,8 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
     with it, so the weights that the context shows take their place, as they do where the kept ones are known to have been trained with other frozen
     weights. A kept step that lies ahead, of a run that went back to an older checkpoint, stays: going on reaches it again; with other frozen weights it
     never does, and that step is moved away. Nothing is saved where a run is only looked at, and a value that cannot be compared is then no answer.
-    Kept weights whose metadata are damaged are moved away, and these take their place. A save that fails is told and leaves the kept ones; of several processes it ends all, as any save does.
+    Kept weights whose metadata are damaged are moved away, and these take their place. A save that fails is told and leaves the kept ones that were
+    not moved away, whose value is the answer where it can be compared; of several processes it ends all, as any save does.
     """
     if not context.training and not folder(context).is_dir():
         return value
@@ -89,7 +90,7 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
                   f"the weights of step {context.step}, {metric} {value:g}, take its place", file=sys.stderr)
         saver.save(context.step, state, meta={"step": context.step, "metric": metric, "value": value, "measured": by, "frozen": frozen})
         saver.check(wait=True)
-        return float(kept["value"]) if kept is not None and saver.failed else value
+        return float(kept["value"]) if kept is not None and saver.failed and not other else value
     finally:
         saver.close()
 
