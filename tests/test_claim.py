@@ -70,6 +70,14 @@ def test_a_new_directory_is_held_while_it_is_claimed(tmp_path: pathlib.Path, mon
     assert [path.name for path in tmp_path.iterdir()] == [occupancy.FILE]
 
 
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_directory_that_links_to_itself(durable: bool, tmp_path: pathlib.Path) -> None:
+    """Nothing can be read or written there, with a durable place as without, which is a mistake in one line."""
+    (tmp_path / "run").symlink_to("run")
+    with pytest.raises(UserError, match=f"{tmp_path}/run.*cannot be read|cannot write to --workdir={tmp_path}/run: "):
+        claim(tmp_path / "run", place=beside(tmp_path / "run") if durable else None)
+
+
 def test_a_run_is_taken_up_by_one_start(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of a durable place would else be written over those of a start that took it up first and trains."""
     monkeypatch.setattr(occupancy, "PATIENCE", 0.3)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import functools
 import pathlib
 import pickle
@@ -22,7 +23,7 @@ from videomae_jax.data import clips, decode, index, pipeline, sources
 from videomae_jax.data.decode import DecodeError
 from videomae_jax.data.three_crop import ThreeCrop
 from videomae_jax.errors import UserError
-from videomae_jax.evals import attentive, best
+from videomae_jax.evals import attentive, best, per_class
 from videomae_jax.evals.base import Context
 from videomae_jax.evals.classification import Classification, Sums, Views, results
 from videomae_jax.models import heads, vit
@@ -268,6 +269,25 @@ def test_what_is_saved(tmp_path: pathlib.Path) -> None:
         share = np.mean(fused[LABELS == LABELS[0]].argmax(1) == guess)
         middle = picture.getpixel((side + int(guess) * cell + cell // 2, 24 + int(LABELS[0]) * cell + cell // 2))
     np.testing.assert_allclose(middle, 255 + share * (np.array([8, 48, 107]) - 255), atol=1)
+
+
+def test_a_full_disk_costs_what_is_saved_alone(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """All three files of the evaluation before are left, and nothing half; the values are those of a disk with room. Whoever asks for the files is told."""
+    saving = dataclasses.replace(MANY, save="test")
+    wanted = evaluate(saving, directory=tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "test").iterdir()}
+    assert sorted(before) == ["confusion.png", "logits.npz", "per_class.csv"]
+
+    def full(file: Any, **arrays: Any) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(per_class.np, "savez", full)
+    assert evaluate(saving, directory=tmp_path) == wanted
+    assert capsys.readouterr().err == f"{tmp_path}/test cannot be written (No space left on device)\n"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "test").iterdir()} == before
+    with pytest.raises(OSError, match="No space left"):
+        saving.run(Toy(run(), {}, {}, 7, tmp_path, training=False))
 
 
 def test_the_best_weights_are_kept(tmp_path: pathlib.Path) -> None:

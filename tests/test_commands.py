@@ -24,7 +24,7 @@ from videomae_jax.__main__ import COMMANDS, main
 from videomae_jax.assembly import assemble
 from videomae_jax.commands import arguments
 from videomae_jax.data import sources
-from videomae_jax.errors import StorageError, UserError
+from videomae_jax.errors import STORAGE, StorageError, UserError
 from videomae_jax.evals import pictures, reconstruction
 from videomae_jax.models import attention
 
@@ -72,8 +72,20 @@ def test_a_run_leaves_its_files(trained: pathlib.Path, index: pathlib.Path, caps
     assert main(["train", *runs.arguments(index), f"--workdir={trained}"]) == 0
     assert "nothing to do" in capsys.readouterr().err
     after = listing(trained)
-    own = ("tensorboard", "ledger.", "starts.")  # the second call opens an events file, accounts for its own time and says what ran it
+    own = ("ledger.", "starts.")  # the second call accounts for its own time and says what ran it
     assert {k: v for k, v in after.items() if not k.startswith(own)} == {k: v for k, v in before.items() if not k.startswith(own)}
+
+
+def test_a_summary_on_a_full_disk(trained: pathlib.Path, index: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fault of the storage, in one line, which the same command mends once there is room."""
+    directory = tmp_path / "run"
+    shutil.copytree(trained, directory)
+    (directory / "summary.json").unlink()
+    (directory / f".summary.json.{os.getpid()}").symlink_to("/dev/full")
+    for code in (STORAGE, 0):  # the first takes the link away with what it wrote
+        assert main(["train", *runs.arguments(index), f"--workdir={directory}"]) == code
+        assert capsys.readouterr().err.endswith(f"error: cannot write to --workdir={directory}: No space left on device\n") is (code == STORAGE)
+        assert (directory / "summary.json").exists() is (code == 0)
 
 
 def test_evaluate_repeats_the_last_results(trained: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,6 +121,7 @@ def test_mistakes_in_a_csv(text: str | bytes | None, message: str, clip: bytes, 
     *((["{}/v", "--out={}/i.parquet", f"--fps={x}"], f"--fps={x}; allowed are 0.01 to 1000") for x in ("nan", "inf", "0.0", "-1.0", "0.0003", "1e+300")),
     (["--list=l.csv", "--out={}/i.parquet", "--pictures", "--labels=l.csv"], "--labels, --pictures with --list; a list tells its labels itself, so allowed"),
     (["--list={}/val.csv", "--out={}/i.parquet", "--val-fraction=0"], "val_fraction is 0.0, but {}/val.csv lists videos that are held out; allowed is one of them"),
+    (["--list={}/l.csv", "--out={}/i.parquet", "--format=v1", "--format=v2"], "2 formats (v1, v2) of 1 lists; allowed is one of all, or one of each in their order"),
     (["--list={}/l.csv", "--out={}/i.parquet", "--val-fraction=1"], "allowed is 0 <= val_fraction < 1"),
     (["{}/v", "--out={}/i.parquet", "--root={}", "--format=v1"], "--format, --root with the folder"),
     *((["--list=l.csv", "--out={}/i.parquet", "--template=f{{:03}}.png", *form], "--template=f{:03}.png with lists of format v1, which name video files; allowed are")

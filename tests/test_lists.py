@@ -116,6 +116,32 @@ def test_one_list_with_videos_held_out(fraction: float, root: pathlib.Path, tmp_
     assert len(sides) == 3 and {split for _, split in sides} == {"train", "val"}
 
 
+@pytest.mark.parametrize("fraction", [0.4, 0.0001])
+def test_windows_of_one_video_are_held_out_together(fraction: float, tmp_path: pathlib.Path) -> None:
+    """Whatever their starts are, by which their names differ, and also where the first of them is damaged: one video is held out at least."""
+    folders = [f"own/frames/{letter}" for letter in "abcdefgh"]
+    for folder in folders:
+        draw(tmp_path / folder, range(1, 21), "f{:03}.png")
+    (tmp_path / "train.csv").write_text("".join(f"{folder} {start} 5\n" for folder in folders for start in (40, 1, 6, 11, 16)))
+    table = lists.build([tmp_path / "train.csv"], root=str(tmp_path), form="v2", template="f{:03}.png", val_fraction=fraction)
+    rows = table.to_pylist()
+    assert [row["status"] == "ok" for row in rows] == [False, True, True, True, True] * len(folders) and len({row["name"] for row in rows}) == len(rows)
+    sides = {(row["path"], row["split"]) for row in rows}
+    assert len(sides) == len(folders) and {split for _, split in sides} == {"train", "val"}
+
+
+@pytest.mark.parametrize("line", ["a.mp4", "sub/../a.mp4"])
+def test_a_root_that_links_to_itself(line: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    """Nothing can be read there, which one line says; so for a line whose folder is such a link."""
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "l.csv").write_text(f"{line} 0\n")
+    assert command("--list", tmp_path / "l.csv", f"--root={tmp_path}/loop", "--out", tmp_path / "i.parquet") == 2
+    assert capsys.readouterr().err == f"error: none of the 1 videos in {tmp_path}/loop can be read\n"
+    (tmp_path / "l.csv").write_text(f"loop/{line} 0\n")
+    assert command("--list", tmp_path / "l.csv", f"--root={tmp_path}", "--out", tmp_path / "i.parquet") == 2
+    assert capsys.readouterr().err == f"error: none of the 1 videos in {tmp_path} can be read\n"
+
+
 @pytest.mark.parametrize("where", ["beside", "behind a link", "in the line", "absolute"])
 def test_paths_with_two_dots(where: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clip is read that the list means, also once the index lies elsewhere, and not one that its text would name without the link."""

@@ -287,12 +287,14 @@ def test_mistakes(parts: list[pathlib.Path], tmp_path: pathlib.Path, capsys: pyt
     """One line each, and nothing is written."""
     out, names = tmp_path / "out.parquet", ",".join(map(str, parts))
     (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "loop.parquet").symlink_to("loop.parquet")
     (tmp_path / "chain.json").write_text('{"zumba": "abseiling", "abseiling": "knitting"}')
     for words, message in (([f"--merge={parts[0]}", f"--out={out}"], "allowed are two indexes and more"),
                            ([f"--merge={parts[0]},{parts[0]}", f"--out={out}"], "need different file names"),
                            ([f"--merge={names}", f"--out={parts[0]}"], "is one of the indexes to merge"),
                            ([f"--merge={names}", f"--out={tmp_path / 'out.csv'}"], "ends in .parquet"),
                            ([f"--merge={names},{tmp_path / 'none.parquet'}", f"--out={out}"], "no index"),
+                           ([f"--merge={names},{tmp_path / 'loop.parquet'}", f"--out={out}"], "no index"),
                            ([f"--merge={names}", f"--out={out}", f"--aliases={tmp_path / 'list.json'}"], "no JSON object"),
                            ([f"--merge={names}", f"--out={tmp_path / 'new' / 'k600.parquet'}"], "is called like one of the indexes to merge"),
                            ([f"--merge={names}", f"--out={out}", f"--aliases={tmp_path / 'chain.json'}"], "itself an alias"),

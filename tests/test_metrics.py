@@ -110,6 +110,19 @@ def test_events_behind_a_full_disk_can_be_read(tmp_path: pathlib.Path, monkeypat
     assert [e.step for e in events(tmp_path / "tensorboard")[2:]] == [1, 3]
 
 
+def test_events_begin_once_there_is_room(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A disk that takes no file at the start costs the events until it does, and not the start; those behind are whole."""
+    (tmp_path / "tensorboard").touch()  # no folder can be made there
+    writer = Writer(tmp_path, step=4, lead=True)
+    writer.write(5, {"loss": 1.0})
+    assert "the TensorBoard events of step 5 cannot be written (File exists)\n" == capsys.readouterr().err
+    (tmp_path / "tensorboard").unlink()
+    writer.write(6, {"loss": 2.0})
+    writer.close()
+    assert [line["step"] for line in metrics.read(tmp_path)] == [5, 6]
+    assert [(e.file_version, e.step) for e in events(tmp_path / "tensorboard")] == [("brain.Event:2", 0), ("", 5), ("", 6)]
+
+
 def events(directory: pathlib.Path) -> list[Any]:
     """Of the only file there, in the framing of TFRecord: length, its checksum, data, their checksum."""
     from tensorboardX.proto.event_pb2 import Event

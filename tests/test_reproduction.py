@@ -298,7 +298,7 @@ def test_the_hybrid_list_is_read_whole(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.mp4").write_bytes(encode(frames=80))
     (tmp_path / "hybrid.csv").write_text("a.mp4 0 -1\nSomethingV2/frames/7 1 40\n")
     (tmp_path / "b.mp4").write_bytes(encode(frames=40))
-    (tmp_path / "val.csv").write_text("b.mp4 0 -1\n")
+    (tmp_path / "val.csv").write_text("b.mp4 3\n")  # `path label`, as published
     words = reproduction.INDEXES["hybrid"].replace("DATA", str(tmp_path))
     assert entry.main(re.sub(r"(hybrid|val)\.", lambda m: f"{tmp_path}/{m[0]}", words).split()[3:]) == 0
     stage, opened = reproduction.ROWS[0].stages[0], []

@@ -1,6 +1,8 @@
 """A storage that fails, is full or is slow costs a checkpoint and an alarm, never a step; and what fuzzing finds."""
 
+import errno
 import json
+import os
 import pathlib
 import random
 import time
@@ -10,10 +12,15 @@ import corruption
 import orbax.checkpoint as ocp
 import pytest
 import test_train as loops
+from PIL import Image
 from runs import shared_programs  # noqa: F401 (a fixture)
 
-from videomae_jax import checkpoint, manifest, metrics, upkeep
+from videomae_jax import checkpoint, manifest, metrics, run_directory, upkeep
+from videomae_jax import config as configs
+from videomae_jax.assembly import assemble
 from videomae_jax.checkpoint import Checkpointer
+from videomae_jax.errors import StorageError
+from videomae_jax.evals.pictures import Pictures
 from videomae_jax.metrics import Writer
 
 pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"), pytest.mark.usefixtures("collected")]
@@ -165,6 +172,56 @@ def test_metrics_on_a_full_disk_end_nothing(tmp_path: pathlib.Path, capsys: Any)
     said = capsys.readouterr().err
     for what in ("the metrics of step 3", "the TensorBoard events of step 3", "the last metrics"):
         assert f"{what} cannot be written (No space left on device)" in said
+
+
+def test_files_of_the_last_evaluation_cost_no_checkpoint(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A disk that fills while they are written costs these alone: the values are there, and what is saved after them."""
+    config = loops.config_of(total=2)
+    config.evaluators = {"pictures": configs.spec(Pictures, clips=1)}
+    plain = Image.Image.save
+
+    def save(picture: Image.Image, path: pathlib.Path, **options: Any) -> None:
+        plain(picture, path, **options)
+        if "_0.gif" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    assert loops.go(assemble(config, trust=(loops.ME,), devices=loops.jax.devices()[:1]), tmp_path).finished
+    said = [line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line]
+    assert said == [f"{tmp_path}/reconstructions/step0000000{step}_0 cannot be written (No space left on device)" for step in (0, 2)]
+    left = {path.name for path in (tmp_path / "reconstructions").iterdir()}
+    assert left == {f"step0000000{step}_1.{kind}" for step in (0, 2) for kind in ("png", "gif")}, "the second of two copies, whole; nothing half of the first"
+    assert [line["step"] for line in metrics.read(tmp_path) if "pictures/psnr_hidden" in line] == [0, 2]
+    saver = Checkpointer(tmp_path / "checkpoints", read_only=True)
+    assert saver.steps()[-1] == 2
+    saver.close()
+    monkeypatch.setattr(run_directory, "open_run", lambda directory: config)
+    with pytest.raises(OSError, match="No space left"):  # whoever looks at the run asks for these files
+        Pictures(clips=1).run(run_directory.context(tmp_path, trust=(loops.ME,)))
+
+
+def test_a_start_on_a_full_disk(straight: tuple[pathlib.Path, Any], tmp_path: pathlib.Path) -> None:
+    """It is told as a fault of the storage where lines have to be cut, and goes on where none has; so is the summary."""
+    assert not loops.go(build(), tmp_path, stop=6).finished
+    full = tmp_path / f".metrics.jsonl.{os.getpid()}"
+
+    def fill() -> None:
+        full.unlink(missing_ok=True)
+        full.symlink_to("/dev/full")
+
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "loss": 1.0}\n')
+    before = (tmp_path / "metrics.jsonl").read_text()
+    fill()
+    with pytest.raises(StorageError) as caught:
+        loops.go(build(), tmp_path)
+    assert str(caught.value) == f"cannot write to --workdir={tmp_path}: No space left on device" and (tmp_path / "metrics.jsonl").read_text() == before
+    (tmp_path / "metrics.jsonl").write_text(before[: before.rindex("{")])
+    fill()
+    assert loops.go(build(), tmp_path).finished and lines(tmp_path) == lines(straight[0])
+    (tmp_path / f".summary.json.{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="cannot write to --workdir=.*: No space left on device$"):
+        run_directory.summarise(tmp_path, build(), seconds=1.0, trust=(loops.ME,))
 
 
 def test_fuzzed_checkpoints_are_detected(tmp_path: pathlib.Path) -> None:

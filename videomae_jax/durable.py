@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import datetime
 import json
+import os
 import pathlib
 import re
 import secrets
@@ -61,13 +62,13 @@ class Durable:
 
     def __init__(self, place: Place, directory: pathlib.Path, /, *, warn: Callable[[str], None] = warnings.warn) -> None:
         self._copies = Copies(place.path)
-        there, here = self._copies.folder, directory.resolve()
+        there, here = self._copies.folder, pathlib.Path(os.path.realpath(directory))  # pathlib's raises RuntimeError for a link to itself
         if there and (there.is_relative_to(here) or here.is_relative_to(there)):
             raise UserError(f"the durable place {place.path} and the run directory {directory} are one folder or lie in one another; "
                             "allowed is a folder apart from it, or an address")
         self._place, self._directory, self._warn = place, directory, warn
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
-        self._token = f"{directory.resolve()} on {socket.gethostname()}, start {secrets.token_hex(8)} at {now}"
+        self._token = f"{here} on {socket.gethostname()}, start {secrets.token_hex(8)} at {now}"
         self._holder: str | None = None  # what HOLDER is while no later start has the place: what this one found at its beginning, then its token
         self._came, self._lost = False, False
         self._waiting: set[int] = set()

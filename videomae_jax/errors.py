@@ -31,8 +31,8 @@ class UserError(ValueError):
 
 
 class StorageError(RuntimeError):
-    """A checkpoint cannot be written, be read by one of several processes, or be brought back, or a disk fails at the start: the same command
-    has to be started again.
+    """A checkpoint cannot be written, be read by one of several processes, or be brought back, or a disk fails at the start or
+    the end: the same command has to be started again.
     """
 
 
@@ -86,4 +86,4 @@ def unreadable(what: str, error: OSError, /) -> Exception:
 def unwritable(directory: pathlib.Path, error: OSError, /) -> Exception:
     """What a failure to write to a run directory means: a mistake of the user, or a fault of the storage that may pass, such as a full disk."""
     kind = UserError if error.errno in REFUSED else StorageError
-    return kind(f"cannot write to --workdir={directory}: {error.strerror} ({error.filename})")
+    return kind(f"cannot write to --workdir={directory}: {error.strerror}{f' ({error.filename})' if error.filename else ''}")  # a write that fails names no file

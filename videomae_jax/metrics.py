@@ -18,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
+from videomae_jax.errors import unwritable
 from videomae_jax.types import Array
+from videomae_jax.whole import renew
 
 # Values of metrics.jsonl that say how a machine fared and not what was learned.
 TIMING = ("clips_per_second", "data_wait", "data_wait_ms", "save_blocked_s", "save_failures", "durable_failures")
@@ -46,7 +48,10 @@ def overview(params: Any, /) -> str:
 
 
 class Writer:
-    """metrics.jsonl and TensorBoard events of a run directory; lines after `step` are cut, because a resumed run redoes them."""
+    """metrics.jsonl and TensorBoard events of a run directory; lines after `step` are cut, because a resumed run redoes them.
+
+    Raises what `unwritable` says where these lines cannot be cut, or metrics.jsonl cannot be opened.
+    """
 
     def __init__(self, directory: pathlib.Path, /, *, step: int, lead: bool) -> None:
         self._file: TextIO | None = None
@@ -54,44 +59,46 @@ class Writer:
         if not lead:
             return
         path = directory / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _complete(line) and json.loads(line)["step"] <= step]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(temporary, path)
-        self._file = path.open("a")
+        try:
+            if path.exists():
+                kept = [line for line in path.read_text().splitlines() if _complete(line) and json.loads(line)["step"] <= step]
+                renew(path, "".join(f"{line}\n" for line in kept))
+            self._file = path.open("a")
+        except OSError as error:
+            raise unwritable(directory, error) from error
         self._events = _Scalars(directory / "tensorboard", purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float], /) -> None:
         """One line of metrics.jsonl and one TensorBoard scalar per value. A full disk costs lines, not the run."""
         if self._file is None:
             return
-        with _tolerant(f"the metrics of step {step}"):
+        with tolerant(f"the metrics of step {step}"):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
-        with _tolerant(f"the TensorBoard events of step {step}"):
+        with tolerant(f"the TensorBoard events of step {step}"):
             self._events.write(step, values)
 
     def close(self) -> None:
         """Flushes and closes the files."""
         if self._file is not None:
-            with _tolerant("the last metrics"):
+            with tolerant("the last metrics"):
                 self._file.close()
-            with _tolerant("the last TensorBoard events"):
+            with tolerant("the last TensorBoard events"):
                 self._events.close()
 
 
 @contextlib.contextmanager
-def _tolerant(what: str, /) -> Iterator[None]:
+def tolerant(what: str, /) -> Iterator[None]:
     """A full or absent disk is said, and training goes on; what Python still holds is written once there is room."""
     try:
         yield
     except OSError as error:
-        sys.stderr.write(f"{what} cannot be written ({error.strerror})\n")
+        sys.stderr.write(f"{what} cannot be written ({error.strerror or error})\n")
 
 
 class _Scalars:
-    """TensorBoard events of a folder, written by the thread that has them, a whole line of values or nothing.
+    """TensorBoard events of a folder, written by the thread that has them, a whole line of values or nothing. The first line begins their file: a disk
+    that is full at the start costs the lines until it has room.
 
     tensorboardX's SummaryWriter hands them to a thread of its own, which a full disk ends; the next ones would wait for it for ever.
     """
@@ -101,11 +108,10 @@ class _Scalars:
             from tensorboardX.proto import event_pb2
             from tensorboardX.record_writer import masked_crc32c
             from tensorboardX.summary import scalar
-        directory.mkdir(parents=True, exist_ok=True)
         self._event, self._scalar, self._sum, self._size = event_pb2.Event, scalar, masked_crc32c, 0
-        self._file = (directory / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}").open("ab", buffering=0)
+        self._path, self._file = directory / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}", None
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._append(self._event(wall_time=time.time(), file_version="brain.Event:2"), self._event(wall_time=time.time(), step=purge_step, session_log=start))
+        self._head = (self._event(wall_time=time.time(), file_version="brain.Event:2"), self._event(wall_time=time.time(), step=purge_step, session_log=start))
 
     def write(self, step: int, values: Mapping[str, float], /) -> None:
         """One scalar per value. Raises OSError."""
@@ -113,7 +119,10 @@ class _Scalars:
 
     def _append(self, *events: Any) -> None:
         """Whole records, in the framing of TFRecord; what a full disk took of them is taken away, for nothing behind half a record can be read."""
-        data = b"".join(self._record(event.SerializeToString()) for event in events)
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab", buffering=0)
+        data = b"".join(self._record(event.SerializeToString()) for event in (*self._head, *events))
         try:
             if self._file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -121,7 +130,7 @@ class _Scalars:
             with contextlib.suppress(OSError):
                 self._file.truncate(self._size)
             raise
-        self._size += len(data)
+        self._size, self._head = self._size + len(data), ()
 
     def _record(self, data: bytes, /) -> bytes:
         head = struct.pack("<Q", len(data))
@@ -129,7 +138,8 @@ class _Scalars:
 
     def close(self) -> None:
         """Raises OSError."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 @contextlib.contextmanager

@@ -25,9 +25,9 @@ TOLERANCE = 0.3  # points of top-1: the binomial deviation of 85 % on 20,000 vid
 MFU = 0.35  # of the peak, for chip-hours: what `plan` predicts of B to g on GPUs is 22 to 37 %, of L to g on TPUs 40 to 53 %
 TEST = ("evaluators.test.", "eval_data.")  # any run may change them, and then the test is another one
 STARTS = ("pretrained", "weights")  # fields of an objective that name the run of an earlier stage
-# What makes the index of a stage's data: the parts of one corpus with any list of held-out videos, and which classes of Kinetics-710 are those of the others.
+# What makes the index of a stage's data: V2's list for pretraining with any list for fine-tuning as held-out videos, and which classes of Kinetics-710 are those of the others.
 INDEXES = {
-    "hybrid": "python -m videomae_jax index --list=hybrid.csv --list=val.csv --format=v2 --root=DATA --out=hybrid.parquet",
+    "hybrid": "python -m videomae_jax index --list=hybrid.csv --format=v2 --list=val.csv --format=v1 --root=DATA --out=hybrid.parquet",
     "k710": "python -m videomae_jax index --merge=k400.parquet,k600.parquet,k700.parquet --out=k710.parquet --aliases=k710_identical_label_merge.json"}
 PLACES = ("data.index", "objective.classes", *(f"objective.{name}" for name in STARTS))  # what differs from machine to machine
 

@@ -244,12 +244,12 @@ def context(directory: pathlib.Path, /, *, step: int | None = None, trust: tuple
         state = saver.restore(chosen, run.abstract, rng=run.rng(), items=("params", "extra", "ema")).state
     finally:
         saver.close()
-    return Context(run, state.ema or state.params, run.seen(state.extra), chosen, directory, trust)
+    return Context(run, state.ema or state.params, run.seen(state.extra), chosen, directory, trust, training=False)
 
 
 def summarise(directory: pathlib.Path, run: Assembly, /, *, seconds: float, trust: tuple[str, ...] = ()) -> None:
     """summary.json: steps, wall time of this call, median throughput, what the evaluators make headlines, and the latest
-    value of everything in metrics.jsonl under `results`.
+    value of everything in metrics.jsonl under `results`. Raises what `unwritable` says where it cannot be written.
     """
     lines = metrics.read(directory)
     first, last = {}, {}
@@ -261,7 +261,10 @@ def summarise(directory: pathlib.Path, run: Assembly, /, *, seconds: float, trus
     if rates:
         summary["clips_per_second"] = float(np.median(rates))
     summary |= headlines(run.config.evaluators, first, last, trust=trust)
-    write(directory / "summary.json", json.dumps(summary | {"results": {k: v for k, v in last.items() if k != "step"}}, indent=2))
+    try:
+        write(directory / "summary.json", json.dumps(summary | {"results": {k: v for k, v in last.items() if k != "step"}}, indent=2))
+    except OSError as error:
+        raise unwritable(directory, error) from error
 
 
 def headlines(nodes: Any, first: dict[str, float], last: dict[str, float], /, *, trust: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -13,7 +13,7 @@ runs, too few for a law.
 A cell is the command line of `train`; each has the published batch and learning rate of its size, and its own schedule,
 so that a short run is a finished one. Videos: SSv2 169 k, K400 240 k, UnlabeledHybrid 1,348 k (V2, table of data sets). SSv2, whose
 frames V2 extracts at 12 a second, is read at stride 2, the others at 4; in the hybrid corpus, whose index is that of V2's list
-with some held-out videos (`index --list=hybrid.csv --list=val.csv --format=v2`), every row has its own.
+with some held-out videos (`index --list=hybrid.csv --format=v2 --list=val.csv --format=v1`), every row has its own.
 """
 
 import ml_collections

@@ -1,6 +1,5 @@
 """The `evaluate` command: the evaluators of a run on one of its checkpoints, or the evidence that a config declares."""
 
-import dataclasses
 import json
 import pathlib
 
@@ -23,7 +22,6 @@ def main(argv: list[str]) -> int:
     from videomae_jax.errors import UserError
 
     context = run_directory.context(pathlib.Path(options.workdir), step=options.step, trust=tuple(options.trust), assignments=assignments)
-    context = dataclasses.replace(context, training=False)
     nodes = context.assembly.config.evaluators
     unknown = [name for name in options.only if name not in nodes]
     if unknown:

@@ -31,10 +31,10 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--workers={options.workers}; allowed are 1 and more")
     fps = Fraction(25.0 if options.fps is None else options.fps).limit_denominator(1001)
     _check_kind(options)
-    root = "." if options.root is None else options.root
+    root, formats = "." if options.root is None else options.root, options.format or ["v1"]
     index.claim(out)
     if options.list:
-        table = lists.build([pathlib.Path(p) for p in options.list], root=root, form=options.format or "v1", template=options.template or lists.TEMPLATE, fps=fps,
+        table = lists.build([pathlib.Path(p) for p in options.list], root=root, form=formats if len(formats) > 1 else formats[0], template=options.template or lists.TEMPLATE, fps=fps,
                             verify=options.verify, workers=options.workers, val_fraction=options.val_fraction, say=arguments.say)
     else:
         table = index.build(options.directory, labels=pathlib.Path(options.labels) if options.labels else None,
@@ -81,7 +81,8 @@ def _options(argv: list[str], /) -> argparse.Namespace:
     parser.add_argument("--val-fraction", type=float, default=None, metavar="X", help="share of videos held out where no split is given (default 0.1; "
                         "of lists none, unless it is given)")
     parser.add_argument("--list", action="append", default=[], metavar="FILE", help="official list instead of DIR; several are joined, val.csv and test.csv as those splits")
-    parser.add_argument("--format", default=None, choices=("v1", "v2", "frames"), help="of lists: 'path label', 'path start total' or 'folder total label' (default v1)")
+    parser.add_argument("--format", action="append", default=None, choices=("v1", "v2", "frames"), help="of lists: 'path label', 'path start total' or "
+                        "'folder total label' (default v1); one of all lists, or repeated, one of each in their order")
     parser.add_argument("--root", default=None, metavar="DIR", help="folder or address that the paths of lists are relative to (default .)")
     parser.add_argument("--template", default=None, metavar="NAME", help="folders of pictures called so, e.g. img_{:05}.jpg, are the videos")
     parser.add_argument("--pictures", action="store_true", default=None, help="pictures are the videos, of one frame each")

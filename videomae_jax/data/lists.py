@@ -6,10 +6,11 @@
 """
 
 import dataclasses
+import os
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -80,18 +81,21 @@ def split_of(path: pathlib.Path, /) -> str:
     return splits.FOLDERS.get(path.stem.lower(), "train")
 
 
-def build(paths: list[pathlib.Path], /, *, root: str, form: str, template: str = TEMPLATE, fps: Fraction = Fraction(25), verify: bool = False,
+def build(paths: list[pathlib.Path], /, *, root: str, form: str | Sequence[str], template: str = TEMPLATE, fps: Fraction = Fraction(25), verify: bool = False,
           workers: int = 1, val_fraction: float | None = None, say: Callable[[str], None] = lambda line: None) -> pa.Table:
     """The index of official lists: a row per line, in order, in the split of its file; what cannot be read is kept as damaged.
 
-    Paths are relative to `root`, a folder or an address. `fps` is that of frame folders, which their lists do not tell.
+    Paths are relative to `root`, a folder or an address. `form` is that of all lists, or of each. `fps` is that of frame folders, which their lists do not tell.
     Further windows of one path are told apart by #start in their names. With a `val_fraction` that share of the videos is held out of
     lists for training, by a hash of their paths. Raises UserError for a line or an option that is none of what is allowed.
     """
     pictures.check(template)
     _check_held_out(paths, val_fraction=val_fraction)
-    home = root.rstrip("/") if remote.is_remote(root) else pathlib.Path(root).resolve()
-    lines = [(line, split_of(path)) for path in paths for line in read(path, form=form, template=template)]
+    home = root.rstrip("/") if remote.is_remote(root) else pathlib.Path(os.path.realpath(root))  # pathlib's raises RuntimeError for a link to itself
+    forms = [form] * len(paths) if isinstance(form, str) else form
+    if len(forms) != len(paths):
+        raise UserError(f"{len(forms)} formats ({', '.join(forms)}) of {len(paths)} lists; allowed is one of all, or one of each in their order")
+    lines = [(line, split_of(path)) for path, one in zip(paths, forms, strict=True) for line in read(path, form=one, template=template)]
     often = Counter((line.path, split) for line, split in lines)
     jobs = []
     for line, _ in lines:
@@ -108,7 +112,7 @@ def _place(path: str, home: str | pathlib.Path, /) -> str:
     if remote.is_remote(path) or isinstance(home, str):
         return path if remote.is_remote(path) else f"{home}/{path}"
     joined = home / path
-    return str(joined.parent.resolve() / joined.name if ".." in joined.parts else joined)
+    return str(pathlib.Path(os.path.realpath(joined.parent)) / joined.name if ".." in joined.parts else joined)
 
 
 def _check_held_out(paths: list[pathlib.Path], /, *, val_fraction: float | None) -> None:

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -319,7 +320,7 @@ def merged(words: str, /, *, out: pathlib.Path, aliases: str | None = None, name
     if out.suffix != ".parquet":
         raise UserError(f"--out={out}; allowed is a file name that ends in .parquet")
     paths = [remote.local(word, what="index") for word in words.split(",") if word]
-    if out.resolve() in [path.resolve() for path in paths]:
+    if os.path.realpath(out) in map(os.path.realpath, paths):
         raise UserError(f"--out={out} is one of the indexes to merge; give another name")
     if out.stem in [path.stem for path in paths]:
         raise UserError(f"--out={out} is called like one of the indexes to merge, and maps of classes are called by both; give another name")

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 
 from videomae_jax import config as configs
-from videomae_jax import parallel
+from videomae_jax import metrics, parallel
 from videomae_jax.assembly import Assembly
 from videomae_jax.data import pipeline
 from videomae_jax.stopping import InterruptedEvaluation, shielded
@@ -51,6 +51,13 @@ class Context:
     def source(self, split: str, /) -> Any:
         """The evaluation source of a split."""
         return evaluation_source(self.assembly.config, split=split, trust=self.trust)
+
+    @contextlib.contextmanager
+    def leaving(self, path: pathlib.Path, /) -> Iterator[None]:
+        """Within it the lead writes `path`, which an evaluator leaves beside its values. While a run trains, a full disk is said and costs these files:
+        the values are kept, and the checkpoint that is saved next. Where a run is only looked at it raises OSError."""
+        with metrics.tolerant(str(path)) if self.training else contextlib.nullcontext():
+            yield
 
     def sweep(self, source: Any, /, *, batch_size: int) -> Iterator[Batch]:
         """Device batches of one ordered pass; the last one is padded with rows whose `valid` is False.

@@ -111,8 +111,9 @@ class Classification:
             sums.add(found, copies=views.repeats)
         found = results(sums) | {"chance": 100 / classes}
         if self.save and parallel.is_lead():
-            per_class.write(context.directory / self.save, names=[source.name(row) for row in range(len(source))], classes=source.classes,
-                            labels=np.where(sums.seen > 0, sums.labels, -1), logits=sums.logits, seen=sums.shown, mean=sums.mean)
+            with context.leaving(context.directory / self.save):
+                per_class.write(context.directory / self.save, names=[source.name(row) for row in range(len(source))], classes=source.classes,
+                                labels=np.where(sums.seen > 0, sums.labels, -1), logits=sums.logits, seen=sums.shown, mean=sums.mean)
         found |= {"best_step": float(step)} if self.weights == "best" else {}
         if self.best:
             found["best"] = best.keep(context, found[self.best], metric=self.best, by=best.measured(context, self, source=source))

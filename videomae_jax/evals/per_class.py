@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from videomae_jax import losses
+from videomae_jax import losses, whole
 
 SIDE = 720  # pixels of the confusion matrix, and at least one for a cell
 NAMED = 40  # up to so many classes have their names beside it
@@ -23,23 +23,25 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, /, *, classes: int) -> 
 
 def write(folder: pathlib.Path, /, *, names: Sequence[str], classes: Sequence[str], labels: np.ndarray, logits: np.ndarray, seen: np.ndarray,
           mean: np.ndarray) -> None:
-    """logits.npz, per_class.csv and confusion.png.
+    """logits.npz, per_class.csv and confusion.png, which replace those that are there together.
 
     `logits` f32 [N views K] of videos `names`, of which `seen` bool [N views] were readable (the others are NaN); `mean` [N K]
-    are the averaged probabilities that decide, `labels` i [N], -1 for a video without any readable view.
+    are the averaged probabilities that decide, `labels` i [N], -1 for a video without any readable view. Raises OSError, and leaves
+    those that are there then.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "logits.npz", logits=np.where(seen[..., None], logits, np.nan).astype(np.float32), seen=seen, labels=labels.astype(np.int32),
-             names=np.asarray(names), classes=np.asarray(classes))
     read = labels >= 0
     place, label, predicted = losses.ranks(mean[read], labels[read]), labels[read], mean[read].argmax(-1)
     counts = confusion(predicted, label, classes=len(classes))
-    with (folder / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(("class", "videos", "top1", "top5", "most often taken for", "share"))
-        for number, name in enumerate(classes):
-            table.writerow((name, *_line(place[label == number], counts[number], number, classes)))
-    draw(counts, classes).save(folder / "confusion.png")
+    with whole.replacing(folder / "logits.npz") as arrays, whole.replacing(folder / "per_class.csv") as rows, whole.replacing(folder / "confusion.png") as picture:
+        with arrays.open("wb") as file:
+            np.savez(file, logits=np.where(seen[..., None], logits, np.nan).astype(np.float32), seen=seen, labels=labels.astype(np.int32),
+                     names=np.asarray(names), classes=np.asarray(classes))
+        with rows.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(("class", "videos", "top1", "top5", "most often taken for", "share"))
+            for number, name in enumerate(classes):
+                table.writerow((name, *_line(place[label == number], counts[number], number, classes)))
+        draw(counts, classes).save(picture, format="PNG")
 
 
 def _line(place: np.ndarray, counts: np.ndarray, number: int, classes: Sequence[str], /) -> tuple[object, ...]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from videomae_jax import parallel
+from videomae_jax import parallel, whole
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context
 from videomae_jax.evals.reconstruction import predictions
@@ -65,7 +65,8 @@ class Pictures:
                 panels, error = compose(objective, pixels[row], predicted.patches[row], masks)
                 stem = context.directory / "reconstructions" / f"{named}_{number}"
                 if parallel.is_lead():
-                    save(stem, panels, caption=note(objective.target))
+                    with context.leaving(stem):
+                        save(stem, panels, caption=note(objective.target))
                 yield stem, error
                 number += 1
 
@@ -108,8 +109,7 @@ def hatch(video: np.ndarray, cells: np.ndarray, /, *, grid: Any, patch: tuple[in
 
 
 def save(stem: pathlib.Path, panels: dict[str, np.ndarray], /, *, caption: str) -> None:
-    """stem.png: one row a panel, one column a shown frame; stem.gif: the panels side by side, moving."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    """stem.png: one row a panel, one column a shown frame; stem.gif: the panels side by side, moving. Raises OSError, and leaves neither half then."""
     videos = [np.uint8(np.round(255 * panels[name].clip(0, 1))) for name in PANELS]
     frames, size = videos[0].shape[0], videos[0].shape[1]
     zoom = max(1, 96 // size)
@@ -122,6 +122,7 @@ def save(stem: pathlib.Path, panels: dict[str, np.ndarray], /, *, caption: str) 
     for row, name in enumerate(PANELS):
         draw.text((4, (row * size + size // 2) * zoom - 6), name, fill="black")
     draw.text((4, sheet.shape[0] * zoom + 3), f"{caption}; hatched: not decoded", fill="black")
-    page.save(stem.with_suffix(".png"))
     strips = [Image.fromarray(np.concatenate([v[t] for v in videos], 1)).resize((4 * size * zoom, size * zoom), Image.NEAREST) for t in range(frames)]
-    strips[0].save(stem.with_suffix(".gif"), save_all=True, append_images=strips[1:], duration=120, loop=0)
+    with whole.replacing(stem.with_suffix(".png")) as png, whole.replacing(stem.with_suffix(".gif")) as gif:
+        page.save(png, format="PNG")
+        strips[0].save(gif, format="GIF", save_all=True, append_images=strips[1:], duration=120, loop=0)
