@@ -20,6 +20,7 @@ check_bash "${BASH_VERSINFO[0]}" "${BASH_VERSINFO[1]}"
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 COUNTS="nodes gpus cpus hosts slices chips num-nodes processes devices port init-timeout max-restarts" # options that are numbers
+SWITCHES="spot keep follow" # options that are 1 or left out
 DRY_RUN=
 COMMAND=()
 declare -A OPTION
@@ -51,6 +52,7 @@ parse_options() {
     [[ ${OPTION[$name]-1} =~ ^[1-9][0-9]*$ || $name=${OPTION[$name]-} =~ ^(max-restarts=0|port=|num-nodes=)$ ]] ||
       fail "--$name=${OPTION[$name]}; allowed are whole numbers of 1 and more"
   done
+  for name in $SWITCHES; do [[ ${OPTION[$name]-} =~ ^1?$ ]] || fail "--$name=${OPTION[$name]}; allowed is 1, or leave it out"; done
   (source "$here/launch/xla_flags.sh" && flags_of "${OPTION[chip]:-}" >/dev/null) || exit 2
   if [ -n "${OPTION[grid]}" ]; then
     [[ ${COMMAND[0]---} == --* ]] || fail "--grid brings its own commands; nothing but options of its cells may follow --, which ${COMMAND[0]} is not"

@@ -35,8 +35,11 @@ vacant() {
 }
 
 submit() { # submit NAME COMMAND...
-  local name=$1
+  local name=$1 word
   shift
+  for word in ${OPTION[device-type]:+"$@"}; do # xpk writes them into YAML between double quotes, as they are
+    [[ $word != *[\"\'\\$'\n']* ]] || fail "${word//$'\n'/\\n}; allowed with --device-type are words without \" ' \\ and line breaks"
+  done
   vacant "$name" || { taken "the workload $name is under way; $(delete quoted "$name") saves and ends it"; return 0; }
   # xpk restarts on 42 and 127-255 only; 75 is a run that a signal stopped with its state saved, 74 one whose checkpoint a process could not
   # write or read, 1 a crash. It gives 30 s by default.

@@ -19,6 +19,7 @@ from videomae_jax import topologies
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "launch"
 TRAIN = ["--", "train", "--config=configs/pretrain/vit_g.py", "--workdir=/mnt/bucket/runs/a b", "--config.name=it's"]
+PLAIN = [*TRAIN[:-1], "--config.name=its"]  # words that xpk takes for GPUs
 CASES = {
     "tpu_vm": ["tpu_vm.sh", "--name=pod", "--zone=us-east5-a", "--project=p", "--chip=v5e"],
     "tpu_vm_slices": ["tpu_vm.sh", "--name=pod-0,pod-1", "--zone=us-east5-a", "--init-timeout=900", "--logs=collected"],
@@ -35,6 +36,11 @@ CASES = {
     "slurm_per_node": ["slurm.sh", "--nodes=2", "--per=node", "--gpus=4", "--cpus=12", "--time=1:00:00", "--account=a"],
     "simulate": ["simulate.sh", "--processes=2", "--devices=4"],
 }
+
+
+def words_of(name: str) -> list[str]:
+    """What stands behind the options of a case."""
+    return PLAIN if name == "xpk_gpu" else TRAIN
 
 
 def run(*argv: str, env: dict[str, str] | None = None, cwd: pathlib.Path = ROOT, timeout: int = 60) -> subprocess.CompletedProcess[str]:
@@ -71,7 +77,7 @@ def tool(folder: pathlib.Path, name: str, text: str) -> pathlib.Path:
 @pytest.mark.parametrize("name", CASES)
 def test_dry_run(name: str, request: pytest.FixtureRequest) -> None:
     """Nothing runs; what would is printed exactly."""
-    done = run(CASES[name][0], *CASES[name][1:], "--dry-run", *TRAIN)
+    done = run(CASES[name][0], *CASES[name][1:], "--dry-run", *words_of(name))
     assert done.returncode == 0, done.stderr
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     text = done.stdout.replace(str(ROOT), "HERE").replace(sys.prefix, "HERE/.venv").replace(commit, "COMMIT")
@@ -146,10 +152,12 @@ def test_a_queued_resource_has_the_system_of_its_generation(accelerator: str, ve
 def test_printed_commands_hold_the_words_of_the_run(name: str) -> None:
     """A shell reads the words behind -- back as they were, through one level of quoting for each machine in between."""
     lines = (GOLDEN / f"{name}.txt").read_text().splitlines()
-    wanted = TRAIN[1:]
+    wanted = words_of(name)[1:]
     for line in (line for line in lines if "vit_g.py" in line):
         words = shlex.split(line)
         inner = [w.partition("=")[2] for w in words if w.startswith("--command=")]
+        if name == "xpk_gpu":  # xpk's own line, of the environment of the container
+            assert pytest.importorskip("yaml").safe_load(f'value: "{inner[0]}"') == {"value": inner[0]}
         words = shlex.split(inner[0]) if inner else words
         begin = words.index("train")
         assert words[begin:begin + len(wanted)] == wanted
@@ -207,7 +215,13 @@ def test_the_manifest_mounts_what_all_hosts_share(name: str, volume: dict[str, A
        f"--mount={mount}; allowed are gs://BUCKET:/FOLDER and HOST:/SHARE:/FOLDER") for mount in (
         "gs://b", "gs://b/d:/mnt", "gs://b:/", "gs://b:mnt", "/mnt", "host:/mnt")),
     (["queued_resource.sh", "--name=a", "--zone=z", "--accelerator-type=t", "--bucket=b", "--mount=b:/mnt", *TRAIN], "--mount=b:/mnt; allowed are gs://"),
-    (["queued_resource.sh", "--name=a", "--zone=z", "--accelerator-type=tpu7x-8", "--bucket=b", *TRAIN], "--accelerator-type=tpu7x-8; allowed are v2 to v6e")])
+    (["queued_resource.sh", "--name=a", "--zone=z", "--accelerator-type=tpu7x-8", "--bucket=b", *TRAIN], "--accelerator-type=tpu7x-8; allowed are v2 to v6e"),
+    *(([*words, *TRAIN], f"{words[-1]}; allowed is 1, or leave it out") for words in (
+        ["queued_resource.sh", "--name=a", "--zone=z", "--accelerator-type=v4-8", "--bucket=b", "--spot=0"],
+        ["queued_resource.sh", "--name=a", "--zone=z", "--accelerator-type=v4-8", "--bucket=b", "--keep=no"],
+        ["gke.sh", "--name=a", "--image=i", "--accelerator=a", "--torus=2x2", "--hosts=2", "--follow=0"])),
+    *((["xpk.sh", "--name=a", "--cluster=c", "--image=i", "--device-type=t", "--", "train", f"--config.name=a{mark}b"],
+       rf'--config.name=a{re.escape(mark)}b; allowed with --device-type are words without " \' \\ and line breaks') for mark in "\"'\\")])
 def test_mistakes_are_one_line(argv: list[str], message: str) -> None:
     """Exit code 2 before anything is sent."""
     done = run(*argv, env={"PATH": "/usr/bin:/bin"})
