@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
 # N processes on this machine through the same train command: what a cluster does, at the size of a laptop.
 #   bash launch/simulate.sh [--processes=2] [--devices=1] [--port=PORT] [--logs=logs] [--init-timeout=120] [--dry-run] -- train ...
-# Every process has --devices CPU devices. When one fails, the others are ended, and its code comes back. SIGTERM goes to all; their code comes back.
+# Every process has --devices CPU devices, and a log in --logs, of a grid in a folder for each cell. When one fails, the others are ended, and its
+# code comes back. SIGTERM goes to all; their code comes back.
 set -euo pipefail
 source "$(dirname "$0")/options.sh"
 parse_options "$0" "" "name processes=2 devices=1 port logs=logs init-timeout=120" "$@"
-[ ${#COMMAND[@]} -eq 0 ] || [ "${COMMAND[0]}" = train ] || fail "${COMMAND[0]} runs in one process; allowed behind -- is train"
+[ -n "${OPTION[grid]}" ] || [ "${COMMAND[0]}" = train ] || fail "${COMMAND[0]} runs in one process; allowed behind -- is train"
 python=${VIDEOMAE_PYTHON:-$here/.venv/bin/python}
 
 free_port() { "$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])'; }
 
 start() { # start NAME COMMAND...
-  local i out err tees=() pids=() code=0 told= whole= stopped= ended port=${OPTION[port]} one log
+  local i out err tees=() pids=() code=0 told= whole= stopped= ended port=${OPTION[port]} one log logs=${OPTION[logs]}${OPTION[grid]:+/$1}
   shift
   [ -n "$port" ] || port=$([ -n "$DRY_RUN" ] && echo PORT || free_port)
-  do_or_show mkdir -p "${OPTION[logs]}"
+  do_or_show mkdir -p "$logs"
   stop() { # all of them, once all are there
     told=1
     if [ -n "$whole" ] && [ -z "$stopped" ]; then stopped=1; kill -TERM ${pids[@]+"${pids[@]}"} 2>/dev/null || true; fi
@@ -24,7 +25,7 @@ start() { # start NAME COMMAND...
     one=(env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="${OPTION[devices]}" "$python" -m videomae_jax "$@" --coordinator="localhost:$port"
       --processes="${OPTION[processes]}" --process="$i" --init-timeout="${OPTION[init-timeout]}")
     if [ -n "$DRY_RUN" ]; then quoted "${one[@]}"; continue; fi
-    log="${OPTION[logs]}/host_$i.log"
+    log="$logs/host_$i.log"
     : >"$log"
     # A signal to the whole group leaves the logs to the processes, which save.
     exec {out}> >(trap '' INT TERM; exec tee -p -a "$log")

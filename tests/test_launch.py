@@ -242,6 +242,9 @@ def test_a_grid_submits_its_unfinished_cells(tmp_path: pathlib.Path) -> None:
     assert "plan --grid=g.py --root=r --config.mesh.fsdp=4 --config.seed 1\n" in done.stderr  # whose cells have these in their words
     assert [shlex.split(line)[-3:] for line in done.stdout.splitlines()] == [
         [last, "--step-limit=0", "--durable=d"] for last in ("--config.name=a b", "--config.name=x")]
+    done = run("simulate.sh", "--processes=1", "--grid=g.py", "--root=r", "--dry-run", "--", "--config.seed=1", env={"VIDEOMAE_PYTHON": str(fake)})
+    assert done.returncode == 0 and "plan --grid=g.py --root=r --config.seed=1\n" in done.stderr
+    assert done.stdout.count(" train --workdir=r/b ") == done.stdout.count("mkdir -p logs/run-b-75ep\n") == 2
     fake.write_text("#!/usr/bin/env bash\necho 'error: no such grid' >&2\nexit 2\n")
     assert run("slurm.sh", "--nodes=2", "--grid=g.py", "--root=r", "--dry-run", env={"VIDEOMAE_PYTHON": str(fake)}).returncode == 2
 

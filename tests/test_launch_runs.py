@@ -979,6 +979,20 @@ def test_simulated_processes_leave_a_log_each(tmp_path: pathlib.Path) -> None:
         assert sorted(lines) == [f"got -m videomae_jax train --x=a b --coordinator=localhost:4567 --processes=2 --process={n} --init-timeout=120", "problem"]
 
 
+def test_a_simulated_grid_leaves_the_logs_of_every_cell(tmp_path: pathlib.Path) -> None:
+    """Whose options behind -- are those of each."""
+    fake = tool(tmp_path, "python", """#!/usr/bin/env bash
+[ "$1" != -c ] || { echo 4567; exit; }
+[ "$3" != plan ] || { printf "# 2 cells, $*\\na\\ttrain --x=1\\nb\\ttrain --x=2\\n"; exit; }
+echo "got $3 $4"
+""")
+    done = run("simulate.sh", f"--logs={tmp_path}/logs", "--grid=g.py", "--root=r", "--", "--config.seed=1",
+               env=environment(tmp_path, VIDEOMAE_PYTHON=str(fake)), timeout=30)
+    assert done.returncode == 0 and "--root=r --config.seed=1" in done.stderr, done.stderr
+    assert {str(log.relative_to(tmp_path / "logs")): log.read_text() for log in (tmp_path / "logs").rglob("*.log")} == {
+        f"run-{cell}/host_{n}.log": f"got train --x={x}\n" for cell, x in (("a", 1), ("b", 2)) for n in (0, 1)}
+
+
 @pytest.mark.parametrize(("number", "group", "code"), [(signal.SIGTERM, False, 75), (signal.SIGTERM, True, 75), (signal.SIGINT, False, 75), (signal.SIGINT, True, 130)])
 def test_simulate_waits_for_processes_that_save_on_a_signal(tmp_path: pathlib.Path, number: int, group: bool, code: int) -> None:
     """It reaches all of them, as SIGTERM where it does not come from a terminal to the whole group; each saves in its own time, and their code comes back."""
