@@ -130,5 +130,19 @@ for_each_run() {
   done 3< <(grep -v '^#' <<<"$table")
 }
 
-# pack_source FILE COMMIT: the committed files, so that what runs is a commit.
-pack_source() { do_or_show git -C "$here" archive --format=tar.gz --output="$1" "$2"; }
+# remember CODE: the launcher ends with the first one other than 0, after the cells that follow.
+FAILED=0
+remember() { [ "$FAILED" -ne 0 ] || FAILED=$1; }
+
+# pack_source FILE COMMIT: the committed files, so that what runs is a commit; what differs from it is told.
+pack_source() {
+  local changed first
+  mapfile -t changed < <(git -C "$here" --no-optional-locks status --porcelain)
+  if [ ${#changed[@]} -gt 0 ]; then
+    changed=("${changed[@]#???}") # without the letters of their state
+    printf -v first ', %s' "${changed[@]:0:3}"
+    [ ${#changed[@]} -le 3 ] || first+=" and $((${#changed[@]} - 3)) more"
+    echo "files that differ from commit $(git -C "$here" rev-parse --short=12 "$2"), which is what runs: ${first:2}" >&2
+  fi
+  do_or_show git -C "$here" archive --format=tar.gz --output="$1" "$2"
+}

@@ -19,4 +19,9 @@ one() { # one NAME COMMAND...
   do_or_show "$python" -m videomae_jax "$@" ${OPTION[world]:+--config.data.index="${OPTION[world]}/index.parquet"}
 }
 for_each_run one
-do_or_show "$python" -m videomae_jax report --scaling "${OPTION[root]}"/*/ --out="${OPTION[root]}/scaling.html" $(optional metric)
+law=("$python" -m videomae_jax report --scaling) of=(--out="${OPTION[root]}/scaling.html" $(optional metric))
+if [ -n "$DRY_RUN" ]; then
+  echo "$(quoted "${law[@]}" "${OPTION[root]}")/*/ $(quoted "${of[@]}")" # run directories that are there by then
+else
+  "${law[@]}" "${OPTION[root]}"/*/ "${of[@]}"
+fi

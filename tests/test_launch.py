@@ -263,14 +263,19 @@ def test_a_sweep_runs_the_unfinished_cells_and_reports(tmp_path: pathlib.Path) -
     fake.write_text(f"#!/usr/bin/env bash\n[[ $* == *plan* ]] || printf '<%s>' \"$@\" >>{log}; echo >>{log}\n"
                     "[[ $* != *plan* ]] || printf '# 2 of 3 cells\\na-1\\ttrain --workdir=r/a --config.name=%s\\nb-2\\ttrain --workdir=r/b\\n' \"'a b'\"\n")
     fake.chmod(0o755)
+    argv = ["sweep.sh", "--grid=g.py", f"--root={tmp_path}/r", f"--world={tmp_path}/w", "--metric=x"]
+    printed = run(*argv, "--dry-run", env={"VIDEOMAE_PYTHON": str(fake)}).stdout
     for name in ("done", "a"):
         (tmp_path / "r" / name).mkdir(parents=True)
     (tmp_path / "r" / "scaling.html").touch()
-    argv = ["sweep.sh", "--grid=g.py", f"--root={tmp_path}/r", f"--world={tmp_path}/w", "--metric=x"]
     done = run(*argv, env={"VIDEOMAE_PYTHON": str(fake)})
     assert done.returncode == 0 and "2 of 3 cells" in done.stderr, done.stderr
+    ran = [line for line in log.read_text().splitlines() if line]
+    log.unlink()
+    subprocess.run(["bash", "-euc", printed], cwd=tmp_path, check=True, timeout=60)
+    assert [line for line in log.read_text().splitlines() if line] == ran
     index = f"<--config.data.index={tmp_path}/w/index.parquet>"
-    assert [line.removeprefix("<-m><videomae_jax>") for line in log.read_text().splitlines() if line] == [
+    assert [line.removeprefix("<-m><videomae_jax>") for line in ran] == [
         f"<synthesize><{tmp_path}/w>", f"<train><--workdir=r/a><--config.name=a b>{index}", f"<train><--workdir=r/b>{index}",
         f"<report><--scaling><{tmp_path}/r/a/><{tmp_path}/r/done/><--out={tmp_path}/r/scaling.html><--metric=x>"]
     assert run("sweep.sh", "--grid=g.py", env={"VIDEOMAE_PYTHON": str(fake)}).returncode == 2
