@@ -6,7 +6,8 @@
 # The same command resumes: a JobSet of that name that has ended is deleted first; one that is under way is an error, and passed over in a grid.
 # --mount gives all hosts a folder that they share: a bucket (gcsfuse: the cluster needs its CSI driver, the Kubernetes service account the right to
 # write; a bucket with a hierarchical namespace renames folders at once), or with HOST:/SHARE:/FOLDER one of an NFS server. --follow=1 waits for the
-# end, looking every POLL seconds (30), collects a log for each pod, and fails where the JobSet failed.
+# end, looking every POLL seconds (30), collects a log for each pod, and fails where the JobSet failed: of a grid, all of which is submitted first,
+# where one of them did, after the last.
 set -euo pipefail
 source "$(dirname "$0")/options.sh"
 parse_options "$0" "name image accelerator torus hosts" \
@@ -74,16 +75,8 @@ vacant() {
   esac
 }
 
-submit() { # submit NAME COMMAND...
+follow() { # follow NAME: to its end, then the logs
   local name=$1 pod code=0
-  vacant "$name" || { taken "the JobSet $name is under way; $(quoted "${kubectl[@]}" delete "jobset/$name") saves and ends it"; return 0; }
-  if [ -n "$DRY_RUN" ]; then
-    manifest "$@"
-    echo "# ^ $(quoted "${kubectl[@]}" create -f -)"
-  else
-    manifest "$@" | "${kubectl[@]}" create -f -
-  fi
-  [ -n "${OPTION[follow]}" ] || return 0
   ended "$name" || code=$?
   do_or_show mkdir -p "${OPTION[logs]}/$name"
   local pods=("${kubectl[@]}" get pods --selector="jobset.sigs.k8s.io/jobset-name=$name" --output=name)
@@ -95,7 +88,22 @@ submit() { # submit NAME COMMAND...
   for pod in $("${pods[@]}"); do
     "${kubectl[@]}" logs --container=trainer "$pod" >"${OPTION[logs]}/$name/${pod##*/}.log" || echo "no log from $pod" >&2
   done
-  return $code
+  remember $code
+}
+
+submitted=()
+submit() { # submit NAME COMMAND...
+  local name=$1
+  vacant "$name" || { taken "the JobSet $name is under way; $(quoted "${kubectl[@]}" delete "jobset/$name") saves and ends it"; return 0; }
+  if [ -n "$DRY_RUN" ]; then
+    manifest "$@"
+    echo "# ^ $(quoted "${kubectl[@]}" create -f -)"
+  else
+    manifest "$@" | "${kubectl[@]}" create -f -
+  fi
+  submitted+=("$name")
 }
 
 for_each_run submit
+for name in ${OPTION[follow]:+"${submitted[@]}"}; do follow "$name"; done
+exit $FAILED

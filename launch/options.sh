@@ -104,8 +104,9 @@ optional() {
   for name in "$@"; do [ -z "${OPTION[$name]}" ] || echo "--$name=${OPTION[$name]}"; done
 }
 
-# supervised: what starts a command again, as often as --max-restarts allows. A start that only waited for the other hosts is a crash of a row.
-supervised() { echo "CRASHES=$((OPTION[max-restarts] + 1)) STEADY=$((OPTION[init-timeout] + 600)) bash launch/supervise.sh"; }
+# supervising: how launch/supervise.sh starts a command again, as often as --max-restarts allows. A start that only waited for the other hosts is a
+# crash of a row.
+supervising() { echo "CRASHES=$((OPTION[max-restarts] + 1)) STEADY=$((OPTION[init-timeout] + 600))"; }
 
 # for_each_run FUNCTION: calls it as FUNCTION NAME COMMAND...: once, or for every unfinished cell of the grid.
 for_each_run() {

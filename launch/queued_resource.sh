@@ -119,7 +119,7 @@ SCRIPT
   giving_back "$@"
   mounting
   cat <<SCRIPT
-INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }$(supervised) bash -c '
+INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }$(supervising) bash launch/supervise.sh bash -c '
 source launch/awaited.sh
 bash launch/host.sh "\$@" & child=\$! # its output goes to the bucket after every start
 trap "kill -TERM \$child" TERM

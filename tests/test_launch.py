@@ -81,6 +81,7 @@ def test_dry_run(name: str, request: pytest.FixtureRequest) -> None:
     assert done.returncode == 0, done.stderr
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     text = done.stdout.replace(str(ROOT), "HERE").replace(sys.prefix, "HERE/.venv").replace(commit, "COMMIT")
+    text = re.sub(r"(once\.sh) \d+-\d+\.", r"\1 LAUNCH.", text)
     file = GOLDEN / f"{name}.txt"
     if request.config.getoption("--update-golden"):
         file.parent.mkdir(exist_ok=True)

@@ -74,7 +74,7 @@ def joined(variables: Mapping[str, str], *, chips: bool) -> tuple[str | None, in
 
 GCLOUD = f"#!{sys.executable}" + '''
 """Hosts are folders: scp copies, ssh and start-up scripts run on all of them at once, and gs://X is the folder X of what all buckets hold."""
-import glob, os, pathlib, shutil, subprocess, sys
+import glob, os, pathlib, shutil, subprocess, sys, time
 
 home, hosts = pathlib.Path(os.environ["STAND_IN"]), range(4)
 words = [w for w in sys.argv[1:] if not w.startswith("--")]
@@ -90,7 +90,16 @@ def everywhere(script):
     running = []
     for n in hosts:
         mine = {"WORKER": str(n), "HOME": str(host(n)), "PATH": f"{host(n)}/bin:{os.environ['PATH']}", "GCE_METADATA_IP": f"{os.environ.get('METADATA')}/{n}"}
-        running.append(subprocess.Popen(["bash", "-c", script.replace("@HOST@", str(host(n)))], cwd=host(n), env=os.environ | mine))
+        start = lambda: subprocess.Popen(["bash", "-c", script.replace("@HOST@", str(host(n)))], cwd=host(n), env=os.environ | mine)
+        running.append(start())
+        if os.environ.get("BREAKS", "").startswith(f"{n} ") and "launch/host.sh" in script and not (home / "broke").exists():
+            (home / "broke").touch()  # the connection, of which gcloud knows no code: it sends the same again, while the run lives or after its end
+            while not (home / f"begun.{n}").exists() and running[-1].poll() is None:
+                time.sleep(0.05)
+            if os.environ["BREAKS"].endswith("after"):
+                (home / "end").touch()
+                running[-1].wait()
+            running[-1] = start()
     sys.exit(max(process.wait() for process in running))
 
 def place(word):
@@ -208,6 +217,77 @@ def test_a_tpu_vm_refuses_a_second_run(tmp_path: pathlib.Path, bin_folder: pathl
         assert first.wait(timeout=120) == 0
     for n in range(HOSTS):
         assert (tmp_path / "logs" / "pod" / f"host_t1v-w-{n}.log").read_text().splitlines() == ["begun", "done"]
+
+
+# Ends a host's own processes alone: they have their folders below the host's.
+PKILL = f"#!{sys.executable}" + """
+import os, pathlib, signal, sys
+assert sys.argv[1:3] == ["-TERM", "-f"]
+for process in pathlib.Path("/proc").iterdir():
+    if not process.name.isdecimal() or int(process.name) == os.getpid():
+        continue
+    try:
+        if pathlib.Path(os.readlink(process / "cwd")).is_relative_to(os.environ["HOME"]):
+            if sys.argv[3] in (process / "cmdline").read_bytes().replace(b"\\0", b" ").decode():
+                os.kill(int(process.name), signal.SIGTERM)
+    except OSError:
+        pass  # it ended meanwhile, or is somebody else's
+"""
+
+
+def test_the_command_of_the_refusal_ends_the_run_on_every_host(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """As it is printed; each saves, and nothing starts again."""
+    tool(bin_folder, "pkill", PKILL)
+    tool(bin_folder, "python", "#!/usr/bin/env bash\ntrap 'echo saved; exit 75' TERM\necho begun\nfor ((i = 0; i < 600; i++)); do sleep 0.1; done\n")
+    env = cloud_tpu(tmp_path, bin_folder, PAUSE="0")
+    words = ["bash", str(ROOT / "launch" / "tpu_vm.sh"), "--name=pod", "--zone=z", f"--logs={tmp_path}/logs", "--", "train"]
+    with subprocess.Popen(words, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True) as first:
+        for _ in range(HOSTS):
+            first.stdout.readline()
+        second = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+        line, *_ = (line for line in second.stderr.splitlines() if line.startswith("error: a run is under way on this host"))
+        subprocess.run(["bash", "-c", line.partition("this saves and ends it: ")[2]], env=env, cwd=tmp_path, check=True, timeout=120)
+        first.stdout.read()
+        assert first.wait(timeout=120) == 75
+    for n in range(HOSTS):
+        assert (tmp_path / "logs" / "pod" / f"host_t1v-w-{n}.log").read_text().splitlines() == ["begun", "saved"]
+
+
+@pytest.mark.parametrize("when", ["during", "after"])
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_run_is_started_once_however_often_gcloud_asks(tmp_path: pathlib.Path, bin_folder: pathlib.Path, when: str, code: int) -> None:
+    """It repeats the command where the connection to a host breaks; the run's own code comes back, of a grid at its end, and the next cell starts."""
+    tool(bin_folder, "python", f"""#!/usr/bin/env bash
+[ "$3" != plan ] || {{ printf '# 2 cells\\na\\ttrain --x=1\\nb\\ttrain --x=2\\n'; exit; }}
+echo "${{!#}}" >>"$STAND_IN/starts.$WORKER"
+touch "$STAND_IN/begun.$WORKER"
+for ((i = 0; i < 600; i++)); do [ ! -e "$STAND_IN/end" ] || break; sleep 0.05; done
+[ "$WORKER ${{!#}}" != "2 --x=1" ] || exit {code}
+""")
+    env = cloud_tpu(tmp_path, bin_folder, BREAKS=f"2 {when}")
+    words = ["bash", str(ROOT / "launch" / "tpu_vm.sh"), "--name=pod", "--zone=z", f"--logs={tmp_path}/logs", "--grid=g.py", "--root=r"]
+    with subprocess.Popen(words, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as launcher:
+        said = ""
+        for line in launcher.stderr:
+            said += line
+            if "is under way on this host; its end is waited for" in line:
+                (tmp_path / "end").touch()
+        assert launcher.wait(timeout=120) == code, said
+    assert ("its end is waited for" in said) == (when == "during") and f"has ended on this host (exit code {code})" in said
+    assert ("error: pod-a failed (exit code 2)" in said) == bool(code)
+    assert [(tmp_path / f"starts.{n}").read_text().split() for n in range(HOSTS)] == [["--x=1", "--x=2"]] * HOSTS
+
+
+def test_a_grid_ends_where_somebody_stops_a_cell(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """With the code of a run that saved."""
+    tool(bin_folder, "python", f"""#!/usr/bin/env bash
+[ "$3" != plan ] || {{ printf '# 2 cells\\na\\ttrain --x=1\\nb\\ttrain --x=2\\n'; exit; }}
+echo "${{!#}}" >>"$STAND_IN/starts.$WORKER"
+{STOPPED.replace("$(up $(up $PPID))", "$(up $PPID)")}
+""")
+    done = run("tpu_vm.sh", "--name=pod", "--zone=z", f"--logs={tmp_path}/logs", "--grid=g.py", "--root=r", env=cloud_tpu(tmp_path, bin_folder), timeout=300)
+    assert done.returncode == 75, done.stderr
+    assert [(tmp_path / f"starts.{n}").read_text() for n in range(HOSTS)] == ["--x=1\n"] * HOSTS
 
 
 # Machines that have nothing yet: apt brings the file system, a file says that it is mounted.
@@ -605,6 +685,33 @@ def test_a_jobset_under_way_is_left_alone(tmp_path: pathlib.Path, bin_folder: pa
     done = run(*words, env=environment(tmp_path, **python))
     assert done.returncode == 0 and "the JobSet job-a is under way" in done.stderr, done.stderr
     assert (tmp_path / "status").read_text() == ""
+
+
+# Two cells, of which the first fails.
+KUBECTL_OF_TWO = """#!/usr/bin/env bash
+echo "$2 $3" >>"$STAND_IN/calls"
+case "$2 $3 $4" in
+  "create -f -") cat >/dev/null ;;
+  *--ignore-not-found) ;;
+  "get jobset/job-a "*) echo Failed ;;
+  "get jobset/job-b "*) echo Completed ;;
+  "get pods "*) echo "pod/of-${4##*=}" ;;
+  "logs "*) echo "log of $4" ;;
+esac
+"""
+
+
+def test_a_grid_is_submitted_before_it_is_followed(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """Every cell, so that they run together; one that fails is told at the end, and the logs of all are there."""
+    tool(bin_folder, "kubectl", KUBECTL_OF_TWO)
+    python = tool(bin_folder, "python", "#!/usr/bin/env bash\nprintf '# 2 cells\\na\\ttrain --x=1\\nb\\ttrain --x=2\\n'\n")
+    done = run("gke.sh", "--name=job", "--image=i", "--accelerator=a", "--torus=2x4", "--hosts=2", "--follow=1", f"--logs={tmp_path}/logs",
+               "--grid=g.py", "--root=r", env=environment(tmp_path, VIDEOMAE_PYTHON=str(python), POLL="0"))
+    assert done.returncode == 1 and "error: the JobSet job-a failed" in done.stderr and "job-b" not in done.stderr, done.stderr
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        "get jobset/job-a", "create -f", "get jobset/job-b", "create -f",
+        "get jobset/job-a", "get pods", "logs --container=trainer", "get jobset/job-b", "get pods", "logs --container=trainer"]
+    assert [(tmp_path / "logs" / f"job-{cell}" / f"of-job-{cell}.log").read_text() for cell in "ab"] == [f"log of pod/of-job-{cell}\n" for cell in "ab"]
 
 
 # -- SLURM ------------------------------------------------------------------------------------------------------------------
