@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A run on TPUs that do not exist yet: a queued resource whose start-up script fetches the source and trains, and starts again
+# A run on TPUs that do not exist yet: a queued resource whose start-up script fetches the commit and trains, and starts again
 # after a stop or a crash (launch/supervise.sh; --max-restarts counts crashes in a row). A machine that is started again runs the same script, and
 # so resumes. What was taken away (--spot=1) is granted no second time: the same command deletes it, once it is SUSPENDED, asks anew, and resumes.
 #   bash launch/queued_resource.sh --name=NAME --zone=ZONE --accelerator-type=v5p-512 --bucket=gs://BUCKET [--mount=gs://BUCKET:/mnt/bucket]
 #       [--slices=N] [--spot=1] [--project=P] [--runtime-version=VERSION] [--chip=v5p] [--init-timeout=1800] [--max-restarts=20] [--keep=1]
 #       [--dry-run] -- train --workdir=/mnt/bucket/runs/...
-# --bucket takes the source and the logs. --mount gives all hosts a folder that they share: a bucket (gcsfuse; one with a hierarchical namespace
-# renames folders at once), or with HOST:/SHARE:/FOLDER one of an NFS server. Nothing trains before it is there. --runtime-version is that of the
-# accelerator type, unless another is named.
+# --bucket takes the commit and the logs. --mount gives all hosts a folder that they share: a bucket (gcsfuse; one with a hierarchical namespace
+# renames folders at once), or with HOST:/SHARE:/FOLDER one of an NFS server. Nothing trains before it is there: commit and folder are asked for
+# again as long as the other machines wait at a start (--init-timeout). --runtime-version is that of the accelerator type, unless another is named.
 # At the end of the run, and where it is given up, its first machine deletes the queued resource, which is paid for until then: its service account
 # needs the right to (roles/tpu.admin). Not with --keep=1, not after a signal, and not where --workdir is not below the mounted folder: the run
 # would go with the machines. What has ended otherwise makes room for the same command, which resumes; what is under way is an error, and passed
@@ -88,17 +88,12 @@ install_gcsfuse() {
 }
 SCRIPT
   cat <<SCRIPT
-for try in 1 2 3 4 5; do
-  mountpoint -q "\$shared" && break
+mounted() {
+  mountpoint -q "\$shared" && return
   mkdir -p "\$shared"
-  $how || sleep "\${PAUSE:-30}"
-done
-if ! mountpoint -q "\$shared"; then
-  mkdir -p logs && echo "error: ${OPTION[mount]%:*} cannot be mounted as \$shared" | tee "logs/mount_\$HOSTNAME.log" >&2
-  gcloud storage cp logs/*.log "\$BUCKET_LOGS"
-  give_back
-  exit 1
-fi
+  $how && mountpoint -q "\$shared"
+}
+persist mounted || given_up mount "${OPTION[mount]%:*} cannot be mounted as \$shared"
 SCRIPT
 }
 
@@ -113,10 +108,31 @@ export ACCELERATOR_TYPE=\$(sed -n "s/^ACCELERATOR_TYPE: '\(.*\)'/\1/p" <<<"\$env
 export TPU_WORKER_ID=\$(sed -n "s/^WORKER_ID: '\(.*\)'/\1/p" <<<"\$environment")
 export MEGASCALE_SLICE_ID=\$(sed -n "s/^MEGASCALE_SLICE_ID: '\(.*\)'/\1/p" <<<"\$environment")
 mkdir -p /opt/videomae_jax && cd /opt/videomae_jax
-gcloud storage cp $(quoted "$(archive "$1")") - | tar -xz
 export BUCKET_LOGS=$(quoted "${OPTION[bucket]}/$1/logs/")
 SCRIPT
   giving_back "$@"
+  cat <<SCRIPT
+persist() { # persist COMMAND: until it succeeds, for as long as the other machines wait at a start
+  local try
+  for ((try = 0; try < $((OPTION[init-timeout] / 30 + 5)); try++)); do
+    "\$1" && return
+    sleep "\${PAUSE:-30}"
+  done
+  return 1
+}
+given_up() { # given_up WHAT MESSAGE: a log beside those of the run, for which no source is needed
+  mkdir -p logs
+  echo "error: \$2" | tee "logs/\$1_\$HOSTNAME.log" >&2
+  gcloud storage cp "logs/\$1_\$HOSTNAME.log" "\$BUCKET_LOGS"
+  give_back
+  exit 1
+}
+fetched() (
+  set -o pipefail
+  gcloud storage cp $(quoted "$(archive "$1")") - | tar -xz
+)
+persist fetched || given_up fetch $(quoted "the source cannot be fetched from $(archive "$1")")
+SCRIPT
   mounting
   cat <<SCRIPT
 INIT_TIMEOUT=${OPTION[init-timeout]} ${OPTION[chip]:+CHIP=${OPTION[chip]} }$(supervising) bash launch/supervise.sh bash -c '
@@ -161,6 +177,6 @@ submit() { # submit NAME COMMAND...
 }
 
 commit=$(git -C "$here" rev-parse HEAD)
-source_file=$([ -n "$DRY_RUN" ] && echo source.tar.gz || echo "$scripts/source.tar.gz")
+source_file=$([ -n "$DRY_RUN" ] && echo "$PWD/source.tar.gz" || echo "$scripts/source.tar.gz")
 pack_source "$source_file" "$commit"
 for_each_run submit

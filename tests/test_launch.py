@@ -258,6 +258,45 @@ def test_a_tool_that_reads_leaves_the_cells_alone(tmp_path: pathlib.Path) -> Non
     assert done.returncode == 0 and (tmp_path / "submitted").read_text().split() == ["--x=1", "--x=2", "--x=3"], done.stderr
 
 
+def test_a_launch_tells_what_differs_from_its_commit(tmp_path: pathlib.Path) -> None:
+    """It stays behind; a clean checkout says nothing."""
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout[:12]
+
+    def said(*words: str) -> str:
+        done = subprocess.run(["bash", str(tmp_path / "launch" / words[0]), "--name=a", "--zone=z", *words[1:], "--dry-run", *TRAIN],
+                              capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert said("tpu_vm.sh") == ""
+    (tmp_path / "launch" / "test.sh").unlink()
+    (tmp_path / "b").touch()
+    queued = ("queued_resource.sh", "--accelerator-type=v4-8", "--bucket=gs://b", "--keep=1")
+    assert said("tpu_vm.sh") == said(*queued) == f"files that differ from commit {commit}, which is what runs: launch/test.sh, b\n"
+    for name in "cd":
+        (tmp_path / name).touch()
+    assert said("tpu_vm.sh").endswith(" runs: launch/test.sh, b, c and 1 more\n")
+
+
+@pytest.mark.parametrize("argv", [
+    ["tpu_vm.sh", "--name=a", "--zone=z"], ["queued_resource.sh", "--name=a", "--zone=z", "--accelerator-type=v4-8", "--bucket=gs://b"]])
+def test_the_printed_lines_hand_over_the_archive_that_they_make(argv: list[str], tmp_path: pathlib.Path) -> None:
+    """From a folder that is not that of the checkout, whose archive is made in between."""
+    tool(tmp_path, "gcloud", '#!/bin/bash\nfor word in "$@"; do [[ $word != *.tar.gz || $word == *:* ]] || cp "$word" "$STAND_IN/copied"; done\n')
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    lines = run(*argv, "--dry-run", *TRAIN, cwd=folder).stdout.splitlines()
+    script = "\n".join(line for line in lines if line.startswith("git ") or re.match(f"gcloud .* '?{re.escape(str(folder))}/", line))
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "STAND_IN": str(tmp_path)}
+    subprocess.run(["bash", "-euc", script], cwd=folder, env=env, check=True, timeout=60)
+    archive, = folder.iterdir()
+    assert (tmp_path / "copied").read_bytes() == archive.read_bytes()
+
+
 def test_a_sweep_runs_the_unfinished_cells_and_reports(tmp_path: pathlib.Path) -> None:
     """The world where it is missing, each cell in turn with its words, then the law over every run directory, the finished ones too."""
     fake, log = tmp_path / "python", tmp_path / "log"

@@ -102,6 +102,12 @@ def everywhere(script):
             running[-1] = start()
     sys.exit(max(process.wait() for process in running))
 
+def missed():
+    """Whether this host's read is one of the first that fail."""
+    with (home / f"reads.{os.environ['WORKER']}").open("a+") as reads:
+        reads.write("x")
+        return reads.tell() <= int(os.environ["MISSES"])
+
 def place(word):
     path = home / "buckets" / word.removeprefix("gs://") if word.startswith("gs://") else pathlib.Path(word)
     (path if word.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
@@ -136,6 +142,8 @@ match words:
         sys.exit(os.environ.get("RIGHTS"))
     case ["compute", "tpus", "queued-resources", "list"]:
         pass
+    case ["storage", "cp", source, "-"] if os.environ.get("WORKER") in os.environ.get("UNREAD", "").split() and missed():
+        sys.exit(1)
     case ["storage", "cp", source, "-"]:
         sys.stdout.buffer.write(place(source).read_bytes())
     case ["storage", "cp", *sources, target]:
@@ -327,18 +335,18 @@ def test_a_queued_resource_mounts_what_all_hosts_share(tmp_path: pathlib.Path, b
 
 
 def test_a_queued_resource_without_its_folder_trains_nothing(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str) -> None:
-    """After five tries each host says so where its logs go, and the machines are given back."""
+    """After as many tries as fit into the time that others wait each host says so where its logs go, and the machines are given back."""
     for name, text in NEW_MACHINE.items():
         tool(bin_folder, name, text)
     tool(bin_folder, "gcsfuse", '#!/bin/sh\necho x >>"$STAND_IN/tries.$WORKER"\nexit 1\n')
     tool(bin_folder, "python", NOTING)
     done = run("queued_resource.sh", "--name=big", "--zone=z", "--accelerator-type=t", "--bucket=gs://own", f"--mount=gs://shared:{tmp_path}/mnt",
-               "--", "train", f"--workdir={tmp_path}/mnt/x", env=cloud_tpu(tmp_path, bin_folder, METADATA=metadata, PAUSE="0"), timeout=300)
+               "--init-timeout=60", "--", "train", f"--workdir={tmp_path}/mnt/x", env=cloud_tpu(tmp_path, bin_folder, METADATA=metadata, PAUSE="0"), timeout=300)
     assert len(given_back(tmp_path)) == 1
     assert done.returncode == 1 and not (tmp_path / "env").exists()
     said, = (tmp_path / "buckets" / "own" / "big" / "logs").iterdir()
     assert said.name.startswith("mount_") and said.read_text() == f"error: gs://shared cannot be mounted as {tmp_path}/mnt\n"
-    assert (tmp_path / "tries.3").read_text().splitlines() == ["x"] * 5
+    assert (tmp_path / "tries.3").read_text().splitlines() == ["x"] * 7  # 30 seconds apart, and five more
 
 
 def queued(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str, text: str, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -381,6 +389,23 @@ def test_a_queued_resource_is_given_back_at_its_end(tmp_path: pathlib.Path, bin_
     assert given_back(tmp_path) == [f"{DELETE} --async"] * wanted, done.stderr
 
 
+def test_a_source_that_cannot_be_read_is_asked_for_again(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str) -> None:
+    """The first machine's, too, which deletes nothing for it: the others wait meanwhile, and all of them train."""
+    done = queued(tmp_path, bin_folder, metadata, f'touch "$STAND_IN/ran.$TPU_WORKER_ID"\n{STOPPED}', UNREAD="0 3", MISSES="6")
+    assert sorted(path.name for path in tmp_path.glob("ran.*")) == [f"ran.{n}" for n in range(HOSTS)], done.stderr
+    assert given_back(tmp_path) == [] and len((tmp_path / "reads.3").read_text()) == 7
+
+
+def test_a_source_that_is_not_there_is_told_in_the_bucket(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str) -> None:
+    """By each machine, when the others wait no longer; nothing starts, and the machines, which nothing can use, are given back."""
+    done = queued(tmp_path, bin_folder, metadata, 'touch "$STAND_IN/ran"', "--init-timeout=60", UNREAD="0 1 2 3", MISSES="1000")
+    assert done.returncode == 1 and not (tmp_path / "ran").exists()
+    said, = (tmp_path / "buckets" / "own" / "big" / "logs").iterdir()
+    assert said.name.startswith("fetch_")
+    assert re.fullmatch(r"error: the source cannot be fetched from gs://own/big/source_[0-9a-f]{40}\.tar\.gz\n", said.read_text())
+    assert len((tmp_path / "reads.0").read_text()) == 7 and given_back(tmp_path) == [f"{DELETE} --async"]
+
+
 def test_machines_that_have_the_only_copy_of_the_run_stay() -> None:
     """Which is said when they are asked for, with the command that gives them back."""
     words = ("queued_resource.sh", "--name=big", "--zone=z", "--accelerator-type=t", "--bucket=gs://own", "--dry-run")
@@ -390,7 +415,7 @@ def test_machines_that_have_the_only_copy_of_the_run_stay() -> None:
         assert f"big: --workdir is not below the folder of --mount, so the machines stay after the run, to be paid for until: gcloud {DELETE}" in done.stderr
         assert "give_back() { :; }" in done.stdout
     done = run(*words, shared, "--", "train", "--workdir", "/mnt/a/x")
-    assert done.stderr == "" and f"gcloud {DELETE} --async" in done.stdout
+    assert "the machines stay" not in done.stderr and f"gcloud {DELETE} --async" in done.stdout
 
 
 def test_machines_without_the_right_to_go_say_what_gives_them_back(tmp_path: pathlib.Path, bin_folder: pathlib.Path, metadata: str) -> None:
