@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from videomae_jax import assembly, benchmarks, hlo, parallel, topologies
+from videomae_jax import assembly, benchmarks, footprint, hlo, parallel, topologies
 from videomae_jax import config as configs
 from videomae_jax.data.unread import Unread
 from videomae_jax.errors import UserError
@@ -77,7 +77,7 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
         "flops_per_step": flops, "step_seconds": seconds, "predicted_mfu": flops / seconds / peak,
         "steps": run.total, "hours": hours, "chip_hours": hours * topology.all_chips,
         "compile_seconds": round(compiled.seconds, 1) if compiled.seconds else None, "compile_cpu_seconds": round(compiled.cpu, 1),
-        "label": MEASURED if (chip.name, topology.all_chips) == ("h100", 1) else LABEL,
+        "label": MEASURED if (chip.name, topology.all_chips) == ("h100", 1) and footprint.pretrains(run) else LABEL,
         "from": "compiled step" if compiled.program else "compiled step's memory, estimated time" if compiled.seconds else "estimate",
         **(wires(compiled.program, time) if time else {}), "breaches": broken(compiled.program, planner, estimate.choice), **feeding,
         "checkpoint_gb": assembly.state_bytes(run.abstract) / 1e9, "versions": versions()}

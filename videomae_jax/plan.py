@@ -22,7 +22,7 @@ USABLE = 0.95  # of a device's memory; the rest is for the runtime, the next bat
 MARGIN = {"tpu": 1.25, "cpu": 1.1}  # compiled bytes of activations over counted ones at the least: padded layouts
 TRIES = 3  # compilations at most
 SHARE = 0.15  # of a device's memory that parameters, moments and gradients may take whole before they are split
-LABEL = "model, unvalidated; of one H100, to whose steps the constants of GPUs are fitted, it is within 12 %"
+LABEL = "model, unvalidated; within 12 % of the steps of masked pretraining on one H100, to which the constants of GPUs are fitted"
 MEASURED = "model, fitted to ViT-S to g on one H100: their steps within 12 %, their memory within 5 %"  # tests/test_gpu_plans.py has both sides
 
 
