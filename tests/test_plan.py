@@ -561,6 +561,22 @@ def test_plan_of_gpus_end_to_end(tmp_path: Any, capsys: pytest.CaptureFixture[st
             command.main(["--config=configs/tiny.py", "--topology=h100x8", word])
 
 
+def test_a_plan_of_data_that_are_not_here_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is assumed of a published config's data, in the figures too; whoever names a place of data that is wrong gets no plan of others."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    argv = ["--config=configs/tiny.py", "--topology=h100x1", "--config.data.size=32", *(f"--config.{k}={v}" for k, v in SMALL.items() if k != "data.size")]
+    assert command.main([*argv, "--config.total=1ep", "--then=configs/finetune/k400_b.py,2000"]) == 0
+    shown = capsys.readouterr()
+    result = json.loads(shown.out.splitlines()[-1])
+    assert result["videos"] == 1_350_000 and result["steps"] == 1_350_000 // 16 and "84,375 steps over 1,350,000 videos, " in shown.out
+    for count in ("1,350,000", "2,000"):
+        assert f"the data cannot be opened here, {count} videos are assumed in their place: " in shown.err
+    with pytest.raises(UserError, match="/absent.parquet.*; --videos=N plans for N videos without them$"):
+        command.main([*argv, "--config.data.index=/absent.parquet"])
+    assert command.main([*argv, "--config.data.index=/absent.parquet", "--videos=1000"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["videos"] == 1000
+
+
 @pytest.mark.parametrize(("memory", "first"), [("24", "remat none, "), ("0.7", "--topology=h200x8, remat none, ")])
 def test_a_way_out_costs_what_its_plan_says(memory: str, first: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Hosts that cannot keep up are paid for, on other chips as well; of ways that they make equal the one whose chips are fastest comes first."""
