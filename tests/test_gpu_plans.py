@@ -1,5 +1,6 @@
 """Plans of GPUs: estimates beside what a GPU measured, and programs compiled for GPUs that are not there."""
 
+import dataclasses
 import importlib.util
 import re
 from typing import Any
@@ -12,6 +13,8 @@ from videomae_jax import footprint, forecast, parallel, plan, topologies
 from videomae_jax.assembly import assemble
 from videomae_jax.data import sources
 from videomae_jax.errors import UserError
+from videomae_jax.objectives.base import Phase
+from videomae_jax.objectives.mae import MAE
 from videomae_jax.plan import Choice, Compiled, Planner
 
 # bench step on one H100 80GB, bfloat16, dual masks, 2026-11-26, jax 0.11.2: clips, remat, milliseconds a step, peak GiB of the device.
@@ -25,6 +28,45 @@ def test_estimates_of_gpus_are_those_that_an_h100_measured(name: str) -> None:
     count, remat, milliseconds, gibibytes = H100[name]
     found = Planner(noise(name[0], count), topologies.find("h100x1"), fixed=frozenset(), trust=()).of(Choice(remat, 1, 1, 1, 1))
     assert 1e3 * found.seconds == pytest.approx(milliseconds, rel=0.12) and found.bytes / 2**30 == pytest.approx(gibibytes, rel=0.05)
+
+
+def of(name: str, **changes: str) -> Any:
+    """The run of a published config on one H100, with changes of its objective."""
+    config = configs.load(f"configs/{name}.py")
+    configs.override(config, {f"objective.{field}": value for field, value in changes.items()})
+    return Planner(forecast.without_index(config, videos=240_000), topologies.find("h100x1"), fixed=frozenset(), trust=()).run
+
+
+def test_what_runs_forward_alone_counts_a_third() -> None:
+    """A teacher, the encoder under a probe, encoder and decoder while a critic learns; heads side by side each in all passes. By hand: layers x width x tokens."""
+    student, teacher, large, base = 12 * 384 * 1568, 40 * 1408 * 2048, 24 * 1024 * 1568, 12 * 768 * 1568
+    distilled = of("distill/k710_s")
+    assert footprint.widths(distilled) == pytest.approx(student + teacher / 3)
+    assert footprint.widths(distilled, recompute=1.0) == pytest.approx(student * 4 / 3 + teacher / 3)
+    assert footprint.widths(of("probe/linear_k400_b")) == pytest.approx(base / 3)
+    pooled = 20 * 3 * 1024 * 1568
+    assert footprint.widths(of("probe/attentive_k400_l")) == pytest.approx(large / 3 + pooled)
+    assert footprint.widths(of("probe/attentive_k400_l", layers="(5, 11, 17, 23)")) == pytest.approx(large / 3 + 4 * pooled)
+    pretraining, adversarial = of("pretrain/vit_b"), of("marlin/b", critic_steps="2")
+    for run, passes in ((pretraining, 1), (adversarial, 1 + 2 / 3)):
+        n = run.objective.counts()
+        assert footprint.widths(run) == pytest.approx(passes * (12 * 768 * n["visible"] + 4 * 384 * n["decoder"]))
+    twofold = Twofold(**{f.name: getattr(pretraining.objective, f.name) for f in dataclasses.fields(MAE)})
+    assert footprint.widths(dataclasses.replace(pretraining, objective=twofold, draws=2)) == footprint.widths(pretraining)  # of a clip, each of which one phase sees
+    assert [footprint.pretrains(run) for run in (pretraining, adversarial, distilled, of("finetune/k400_b"))] == [True, False, False, False]
+
+
+class Twofold(MAE):
+    """Two phases, each on a batch of its own."""
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("first", self.loss, data="fresh"), Phase("train", self.loss))
+
+
+def test_distillation_is_as_slow_as_the_traffic_of_its_teacher() -> None:
+    """Three quarters of the peak would be more than a forward pass of ViT-g reaches; nobody measured one, and the label does not say so."""
+    result = forecast.make(forecast.without_index(configs.load("configs/distill/k710_s.py"), videos=240_000), "h100x1", fixed=frozenset())
+    assert 0.35 < result["predicted_mfu"] < 0.55 and result["label"] == plan.LABEL != plan.MEASURED
 
 
 def noise(size: str, clips: int, remat: str = "none") -> Any:
@@ -96,6 +138,7 @@ def test_with_the_plug_in_the_compiled_memory_decides(monkeypatch: pytest.Monkey
     result = forecast.make(noise("b", 128), "h100x1", fixed=frozenset())
     assert len(tried) == 2 and tried[0] != tried[1] and result["fits"] and result["bytes_per_chip"] == pytest.approx(0.5 * 80e9 * plan.USABLE)
     assert result["from"] == "compiled step's memory, estimated time" and result["compile_seconds"] == 7.0 and result["step_seconds"] > 0
+    assert result["label"] == plan.MEASURED
 
 
 @pytest.mark.slow

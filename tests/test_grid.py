@@ -12,6 +12,8 @@ from videomae_jax import config as configs
 from videomae_jax import forecast, grid, plan, topologies
 from videomae_jax.commands import plan as command
 from videomae_jax.errors import UserError
+from videomae_jax.objectives.base import Phase
+from videomae_jax.objectives.mae import MAE
 
 
 def small(**cells: Any) -> Any:
@@ -159,8 +161,24 @@ def test_hosts_that_cannot_keep_up_are_paid_for() -> None:
     where, made = topologies.find("h100x512"), forecast.without_index(configs.load("configs/pretrain/vit_s.py"), videos=240_000)
     planner = plan.Planner(made, where, fixed=frozenset(), trust=())
     seconds = min(e.seconds for e in map(planner.of, planner.choices()) if e.bytes <= planner.limit)
-    slowdown = forecast.fed(planner.run, where, seconds, plan.Input())["input_slowdown"]
+    slowdown = plan.fed(planner.run, where, seconds, plan.Input())["input_slowdown"]
     assert slowdown > 1 and cell.cost == pytest.approx(100 * seconds * slowdown * 512 / 3600)
+
+
+class Twofold(MAE):
+    """Two phases, each on a batch of its own."""
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("first", self.loss, data="fresh"), Phase("train", self.loss))
+
+
+def test_an_epoch_is_as_many_steps_as_a_run_makes_of_it() -> None:
+    """Two batches a step: half as many, each twice as dear."""
+    config = small(one=(400, "1ep"), two=(400, "1ep"))
+    config.grid.two.overrides += (("objective.__symbol__", f"{__name__}.Twofold"),)
+    for topology in ("", "h100x1"):
+        one, two = grid.cells(config, root="r", topology=topology, trust=(__name__,))
+        assert two.cost == pytest.approx(one.cost, rel=1e-6 if not topology else 0.05)
 
 
 def test_the_toy_grid() -> None:

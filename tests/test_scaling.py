@@ -195,6 +195,36 @@ def test_data_of_another_machine_are_compared_by_their_names() -> None:
     assert measured("/data") != measured("/data", "ucf101")
 
 
+def test_packed_sets_are_told_apart_by_their_folders(tmp_path: pathlib.Path) -> None:
+    """Each has an index.parquet; the same set below another root, or in a folder of another name, stays the same. In a mixture too."""
+    def config(index: str, *, mixed: bool = False, held: str = "") -> Any:
+        made = written.config(written.pretraining(), index=index)
+        with made.unlocked(), made.ignore_type():
+            if mixed:
+                made.data = configs.spec(mixture.Concat, parts={"a": {"source": made.data}})
+            if held:
+                made.eval_data.index = held
+        return made
+
+    def compare(a: Any, b: Any, *, trained: tuple[str, str] = ("", "")) -> None:
+        for name, one, clips in zip("ab", (a, b), trained, strict=True):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "config.json").write_text(configs.to_json(one))
+            (tmp_path / name / "data.json").write_text(json.dumps({"clips": 5, "sha256": clips}) if clips else "")
+        scaling.check_comparable([tmp_path / "a", tmp_path / "b"])
+
+    for mixed, field in ((False, "data.index"), (True, "data.parts.a.source.index")):
+        kinetics, something = (config(f"/data/{name}_packed/index.parquet", mixed=mixed) for name in ("k400", "ssv2"))
+        for trained in (("", ""), ("x", "y"), ("x", "")):
+            with pytest.raises(UserError, match=f"the folder of {field} is 'k400_packed' and 'ssv2_packed'; allowed are"):
+                compare(kinetics, something, trained=trained)
+        compare(kinetics, config("/mnt/k400_packed/index.parquet", mixed=mixed))
+        compare(kinetics, config("index.parquet", mixed=mixed))
+        compare(kinetics, config("/mnt/index.parquet", mixed=mixed), trained=("x", "x"))
+    with pytest.raises(UserError, match="the folder of data.index is 'a' and 'b'"):  # whose held-out clips are others than those that they trained on
+        compare(config("t.parquet", held="/data/a/index.parquet"), config("t.parquet", held="/data/b/index.parquet"), trained=("x", "x"))
+
+
 def test_mistakes_in_run_directories(tmp_path: pathlib.Path) -> None:
     """No run, another metric, nothing finished."""
     folder = write(tmp_path, points(0.0)[0])

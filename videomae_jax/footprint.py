@@ -185,14 +185,33 @@ def layers(run: Assembly, /) -> int:
     return max(1, sum(depths.values()))
 
 
-def widths(run: Assembly, /) -> float:
-    """Tokens x width x layers of a clip, over the stacks of the model: what element-wise work grows with."""
-    tokens, total = run.objective.cost().tokens, 0.0
-    for part in ("encoder", "decoder"):
-        model = getattr(run.objective, part, None)
-        if model is not None and hasattr(model, "depth"):
-            total += tokens.get({"encoder": "visible", "decoder": "decoder"}[part], tokens["all"]) * model.width * model.depth
-    return total
+def widths(run: Assembly, /, *, recompute: float = 0.0) -> float:
+    """Tokens x width x layers of a clip, over the stacks of the model and the phases of a step: what element-wise work grows with.
+
+    Both passes of training count one, and a third more for each of `recompute` forward passes. A stack that a phase does not train, of frozen weights too,
+    runs forward alone in it: a third.
+    """
+    trained = [(phase.repeats, optim.select(run.abstract.params, phase.trains)) for phase in run.objective.phases()]
+    return sum(size * repeats * (1 + recompute / 3 if name in chosen else 1 / 3)
+               for name, size in _sizes(run).items() for repeats, chosen in trained) / run.draws
+
+
+def _sizes(run: Assembly, /) -> dict[str, float]:
+    """Tokens x width x layers of a clip in each part of the model; in stacks of heads, of all that run side by side."""
+    tokens, heads = run.objective.cost().tokens, {}
+    models = {name: part for name, part in vars(run.objective).items() if hasattr(part, "depth") and hasattr(part, "width")}
+    for path, x in zip(jax.tree.leaves(optim.paths(run.abstract.params)), jax.tree.leaves(run.abstract.params), strict=True):
+        name = path.partition("/")[0]
+        if name not in models and path.endswith("/norm1/scale") and optim.layer_axis(path) is not None:  # one a block, as wide as its tokens
+            heads[name] = heads.get(name, 0.0) + tokens.get(name, tokens["all"]) * math.prod(x.shape)
+    whole = {name: part.grid.tokens if name in run.abstract_frozen else tokens["all"] for name, part in models.items()}
+    return heads | {name: float(tokens.get("visible" if name == "encoder" else name, whole[name]) * part.width * part.depth) for name, part in models.items()}
+
+
+def pretrains(run: Assembly, /) -> bool:
+    """Whether a step is one pass of an encoder and a decoder, both trained, and of nothing else: the kind that the constants of GPUs are fitted to."""
+    phases = run.objective.phases()
+    return run.abstract.params.keys() == {"encoder", "decoder"} and not run.abstract_frozen and len(phases) == phases[0].repeats == 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +245,7 @@ def seconds(run: Assembly, topology: Topology, sizes: dict[str, int], /, *, micr
     cost = run.objective.cost()
     compute = clips * (cost.train_flops + 2 * recompute * (cost.macs - cost.frozen)) / (chip.tflops * 1e12 * efficiency)
     state = 10 * state_bytes(run, sizes) / 4
-    moved = clips * TRAFFIC.get(chip.platform, OTHERS) * (1 + recompute / 3) * widths(run) + state * chip.devices
+    moved = clips * TRAFFIC.get(chip.platform, OTHERS) * widths(run, recompute=recompute) + state * chip.devices
     sent = wire(run, sizes, topology.slices, microbatches=microbatches)
     each = sent.link / chip.link + sent.network / (chip.network / chip.per_host) + 2 * host / chip.pcie  # the devices of a chip share its ways
     return compute + moved / (chip.bandwidth * efficiency) + each * chip.devices

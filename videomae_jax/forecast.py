@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from videomae_jax import assembly, benchmarks, hlo, parallel, topologies
+from videomae_jax import assembly, benchmarks, footprint, hlo, parallel, topologies
 from videomae_jax import config as configs
 from videomae_jax.data.unread import Unread
 from videomae_jax.errors import UserError
-from videomae_jax.plan import EFFICIENCY, LABEL, MEASURED, TRIES, Choice, Compiled, Estimate, Input, Planner
+from videomae_jax.plan import EFFICIENCY, LABEL, MEASURED, TRIES, Choice, Compiled, Estimate, Input, Planner, fed
 from videomae_jax.topologies import Topology, find, local
 
 VIDEOS = 1_350_000  # of VideoMAE V2's UnlabeledHybrid
@@ -58,7 +58,7 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
     """The plan of a config on the topology `name` as plain data; `then` are further stages and the videos each is tested on, costed at the same utilisation."""
     topology = named(name)
     topologies.devices(topology)  # fails now, not after minutes
-    planner = Planner(config, topology, fixed=fixed, trust=trust, memory=memory, say=say)
+    planner = Planner(config, topology, fixed=fixed, trust=trust, feed=feed, memory=memory, say=say)
     estimate, compiled = choose(planner)
     time = roofline(compiled.program, topology) if compiled.program else None
     seconds = time.step if time else estimate.seconds
@@ -75,9 +75,9 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
         "host_bytes_per_chip": round(compiled.host * chip.devices),
         "remat": estimate.choice.remat, "microbatches": estimate.choice.microbatches, "mesh": estimate.choice.sizes,
         "flops_per_step": flops, "step_seconds": seconds, "predicted_mfu": flops / seconds / peak,
-        "steps": run.total, "hours": hours, "chip_hours": hours * topology.all_chips,
+        "steps": run.total, "videos": len(run.source), "hours": hours, "chip_hours": hours * topology.all_chips,
         "compile_seconds": round(compiled.seconds, 1) if compiled.seconds else None, "compile_cpu_seconds": round(compiled.cpu, 1),
-        "label": MEASURED if (chip.name, topology.all_chips) == ("h100", 1) else LABEL,
+        "label": MEASURED if (chip.name, topology.all_chips) == ("h100", 1) and footprint.pretrains(run) else LABEL,
         "from": "compiled step" if compiled.program else "compiled step's memory, estimated time" if compiled.seconds else "estimate",
         **(wires(compiled.program, time) if time else {}), "breaches": broken(compiled.program, planner, estimate.choice), **feeding,
         "checkpoint_gb": assembly.state_bytes(run.abstract) / 1e9, "versions": versions()}
@@ -181,19 +181,10 @@ def breaches(program: hlo.Program, /, *, moved: float, largest: float) -> list[s
     return found + ([f"gathers and scatters move {due / 1e9:.3g} GB a device, {due / moved:.2f} times what parameters and gradients need"] if due > 1.05 * moved else [])
 
 
-def fed(run: assembly.Assembly, topology: Topology, seconds: float, feed: Input, /) -> dict[str, Any]:
-    """What the hosts must do to keep up, and whether they can."""
-    decodes = run.config.batch_size * run.draws / seconds / topology.hosts
-    cores = decodes * (feed.decode + run.source.repeats * feed.crop)
-    return {"decodes_per_s_host": decodes, "host_cores_needed": cores, "host_cores": topology.chip.cores,
-            "storage_gb_s": decodes * topology.hosts * feed.bytes / 1e9, "input_bound": cores > topology.chip.cores,
-            "input_slowdown": max(1.0, cores / topology.chip.cores), "input": feed.source}
-
-
 def stage(config: Any, topology: Topology, mfu: float, /, *, feed: Input | None = None, tested: int = 0, trust: tuple[str, ...] = ()) -> dict[str, Any]:
     """Chip-hours of training another config at the same utilisation, and of a test of `tested` videos in the most views that it declares.
 
-    Hosts that cannot keep up with training at the cost of `feed` are paid for as well; without it, and for the test, all keep up.
+    Hosts that cannot keep up with training at the cost of `feed` are told and paid for as well; without it, and for the test, all keep up.
     """
     with config.ignore_type(), config.unlocked():
         config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
@@ -201,8 +192,9 @@ def stage(config: Any, topology: Topology, mfu: float, /, *, feed: Input | None 
     rate = topology.chip.tflops * 1e12 * mfu * 3600
     cost = run.objective.cost()
     hours = run.clips * run.draws * cost.train_flops / rate  # of chips, a step
-    slowdown = fed(run, topology, 3600 * hours / topology.all_chips, feed)["input_slowdown"] if feed else 1.0
-    found = {"config": config.name, "chip_hours": run.total * hours * slowdown}
+    feeding = fed(run, topology, 3600 * hours / topology.all_chips, feed) if feed else {}
+    found = {"config": config.name, "chip_hours": run.total * hours * feeding.get("input_slowdown", 1.0)}
+    found |= {k: feeding[k] for k in ("host_cores_needed", "host_cores", "input_bound", "input_slowdown") if feeding}
     cuts = [getattr(configs.build(node, trust=trust), "views", None) for node in config.evaluators.values()]
     views = [cut.sampling.views * cut.crop.views for cut in cuts if hasattr(cut, "sampling")]
     if tested:
@@ -217,6 +209,11 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names if name in installed}
 
 
+def verdict(stage: Mapping[str, Any], /) -> str:
+    """Whether the chips of a stage wait for its hosts, from what is `fed`."""
+    return f"input-bound: {stage['input_slowdown']:.1f} times slower than the chips" if stage["input_bound"] else "compute-bound"
+
+
 def table(plan: Mapping[str, Any], /) -> list[str]:
     """The plan for people."""
     mesh = " x ".join(f"{k} {v}" for k, v in plan["mesh"].items())
@@ -225,17 +222,18 @@ def table(plan: Mapping[str, Any], /) -> list[str]:
         ("fits", f"{'yes' if plan['fits'] else 'NO'}: {plan['bytes_per_chip'] / 1e9:.1f} of {plan['limit_bytes_per_chip'] / 1e9:.1f} GB a chip"),
         ("chosen", f"remat {plan['remat']}, {plan['microbatches']} micro-batches, mesh {mesh}"),
         ("step", f"{1e3 * plan['step_seconds']:.1f} ms, {plan['flops_per_step'] / 1e12:.1f} TFLOP of the model, MFU {100 * plan['predicted_mfu']:.1f} %"),
-        ("whole recipe", f"{plan['steps']:,} steps, {plan['hours']:.1f} hours, {plan['chip_hours']:,.0f} chip-hours"),
+        ("whole recipe", f"{plan['steps']:,} steps over {plan['videos']:,} videos, {plan['hours']:.1f} hours, {plan['chip_hours']:,.0f} chip-hours"),
         ("input", f"{plan['decodes_per_s_host']:.0f} decodes/s a host, {plan['host_cores_needed']:.0f} of {plan['host_cores']} cores, "
                   f"{plan['storage_gb_s']:.2f} GB/s from storage in all ({plan['input']})"),
-        ("verdict", f"input-bound: {plan['input_slowdown']:.1f} times slower than the chips" if plan["input_bound"] else "compute-bound"),
+        ("verdict", verdict(plan)),
         ("checkpoint", f"{plan['checkpoint_gb']:.1f} GB")]
     if "seconds" in plan:
         rows.insert(4, ("of it", ", ".join(f"{k.replace('_', ' ')} {1e3 * v:.1f} ms" for k, v in plan["seconds"].items())))
         rows.insert(5, ("collectives", ", ".join(f"{k} {v / 1e9:.2f} GB" for k, v in plan["collective_bytes"].items()) + " a device"))
     for one in plan["stages"][1:]:
         test = f", test of {one['tested']:,} videos in {one['views']} views {one['test_chip_hours']:,.1f}" if "tested" in one else ""
-        rows.append(("stage", f"{one['config']}: {one['chip_hours']:,.0f} chip-hours{test}"))
+        bound = f"; {verdict(one)}, {one['host_cores_needed']:.0f} of {one['host_cores']} cores" if one["input_bound"] else ""
+        rows.append(("stage", f"{one['config']}: {one['chip_hours']:,.0f} chip-hours{test}{bound}"))
     rows += [("warning", line) for line in plan["breaches"]]
     rows += [("way out", line) for line in plan["ways_out"]]
     compiled = f", compiled in {plan['compile_seconds']:.0f} s ({plan['compile_cpu_seconds']:.0f} s of CPU)" if plan["compile_seconds"] else ""

@@ -16,7 +16,7 @@ from typing import Any
 from videomae_jax import config as configs
 from videomae_jax import forecast
 from videomae_jax.errors import UserError
-from videomae_jax.plan import LABEL, Choice, Input, Planner
+from videomae_jax.plan import LABEL, Choice, Planner
 from videomae_jax.topologies import find
 
 CHEAP = ("total", "name", "seed", "data.index")  # overrides that leave a step as it is
@@ -73,8 +73,8 @@ def _cell(name: str, cell: Any, overrides: dict[str, str], root: str, topology: 
     key = cell.config, *sorted((k, str(v)) for k, v in given.items())
     if key not in planners:
         planners[key] = _speed(cell, given, topology, trust)
-    batch, total, clip_flops, seconds, chips, chosen = planners[key]
-    steps = configs.duration(overrides.get("total", total), total=None, steps_per_epoch=cell.videos / batch)
+    decodes, total, clip_flops, seconds, chips, chosen = planners[key]
+    steps = configs.duration(overrides.get("total", total), total=None, steps_per_epoch=cell.videos / decodes)
     cost = steps * seconds * chips / 3600 if topology else steps * clip_flops / 1e18
     fields = overrides | {k: v for k, v in chosen.items() if k not in overrides}
     words = ("train", f"--config={cell.config}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in fields.items()))
@@ -88,15 +88,14 @@ def _speed(cell: Any, given: dict[str, str], topology: str, trust: tuple[str, ..
     config = forecast.without_index(config, videos=cell.videos)
     where = find(topology or "h100x1")
     planner = Planner(config, where, fixed=frozenset(given), trust=trust)
-    flops = planner.run.objective.cost().train_flops * planner.run.clips * planner.run.draws
+    flops, decodes = planner.run.objective.cost().train_flops * planner.run.clips * planner.run.draws, config.batch_size * planner.run.draws
     if not topology:
-        return config.batch_size, config.total, flops, 0.0, 0, {}
+        return decodes, config.total, flops, 0.0, 0, {}
     fits = [e for e in map(planner.of, planner.choices()) if e.bytes <= planner.limit]
     if not fits:
         raise UserError(f"{cell.config} does not fit {topology} by estimate; plan --config={cell.config} --topology={topology} gives the ways out")
     best = min(fits, key=lambda e: (e.seconds, e.choice.microbatches, e.bytes))
-    seconds = best.seconds * forecast.fed(planner.run, where, best.seconds, Input())["input_slowdown"]
-    return config.batch_size, config.total, flops, seconds, where.all_chips, _fields(best.choice, config.objective)
+    return decodes, config.total, flops, planner.paid(best.seconds), where.all_chips, _fields(best.choice, config.objective)
 
 
 def _fields(choice: Choice, objective: Any, /) -> dict[str, Any]:

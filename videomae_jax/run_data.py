@@ -24,20 +24,21 @@ def contents(source: Any, /) -> dict[str, Any]:
     return {"clips": len(source), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _stored(directory: pathlib.Path, /, *, otherwise: dict[str, Any]) -> dict[str, Any]:
+def stored(directory: pathlib.Path, /) -> dict[str, Any]:
+    """The `contents` of what a run trains on, {} where it does not tell: of before there was such a file, or cut by a full disk."""
     try:
         return json.loads((directory / DATA).read_text())
-    except (OSError, ValueError):  # of before there was such a file, or cut by a full disk
-        return otherwise
+    except (OSError, ValueError):
+        return {}
 
 
 def other(source: Any, directory: pathlib.Path, /) -> list[str]:
     """A line where the source has other clips or classes than when the run began, in number or order: every later batch would be another."""
     found = contents(source)
-    stored = _stored(directory, otherwise=found)
-    if stored == found:
+    known = stored(directory) or found
+    if known == found:
         return []
-    before, after = (f"{one['clips']} clips, {one['sha256'][:8]}" for one in (stored, found))
+    before, after = (f"{one['clips']} clips, {one['sha256'][:8]}" for one in (known, found))
     return [f"data: {before} -> {after} (of names and classes)"]
 
 
@@ -47,7 +48,7 @@ def check_epochs(changed: list[str], run: Assembly, directory: pathlib.Path, /) 
     Its steps would no longer be those that the run has made.
     """
     clips = {"clips": len(run.source)}
-    moved = ("batch_size:", "data:") if _stored(directory, otherwise=clips)["clips"] != clips["clips"] else ("batch_size:",)
+    moved = ("batch_size:", "data:") if (stored(directory) or clips)["clips"] != clips["clips"] else ("batch_size:",)
     lines = [line for line in changed if line.startswith(moved)]
     for name, value in {"total": run.config.total, **configs.flat(run.config.optimizers, prefix="optimizers")}.items() if lines else ():
         if isinstance(value, str) and value.endswith("ep"):

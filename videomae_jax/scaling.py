@@ -20,6 +20,7 @@ METRIC = "reconstruction/loss"  # the last one of a run
 FLOOR = 1e-3  # of a loss: smallest E and A, so that logarithms exist
 STARTS = (0.1, 0.3, 0.6, 1.0)  # exponents from which a fit begins
 LEVEL = 0.9  # of every interval
+FOLDER = "the folder of "  # of an index.parquet, before the name of its field
 FEWEST = 3  # points beyond the number of parameters that a law of two variables asks for
 
 
@@ -100,6 +101,7 @@ def measured(config: Any, /) -> dict[str, Any]:
     """What runs have to share for their losses to be of one law: the held-out clips as they are read, by field, and the pixels of a patch.
 
     An index counts by its name, and a folder, which is that of a version (hmdb51/2.0.0), by its last two: they may lie elsewhere on another machine.
+    An index.parquet, as every packed set has one, counts by the name of its folder, too; without one it says nothing of that.
     """
     data = configs.flat({**dict(config.data.items()), **dict(config.eval_data.items())}, prefix="data")
     patch = configs.flat({"patch": config.objective.get("encoder", {}).get("patch", "none")}, prefix="objective.encoder")
@@ -110,16 +112,28 @@ def measured(config: Any, /) -> dict[str, Any]:
             return value
         return "/".join(pathlib.PurePath(value).parts[-2 if field.endswith("folder") else -1:])
 
-    return {field: named(field, value) for field, value in found.items()}
+    indexes = {k: pathlib.PurePath(v) for k, v in found.items() if re.fullmatch(run_data.PLACES, k) and isinstance(v, str) and k.endswith("index")}
+    sets = {f"{FOLDER}{field}": path.parent.name for field, path in indexes.items() if path.name == "index.parquet" and path.parent.name}
+    return {field: named(field, value) for field, value in found.items()} | sets
+
+
+def _held_elsewhere(config: Any, /) -> bool:
+    """Whether held-out clips lie in another place than those of training."""
+    return any(re.fullmatch(run_data.PLACES, k) for k in configs.flat(dict(config.eval_data.items()), prefix="data"))
 
 
 def check_comparable(directories: Sequence[pathlib.Path], /) -> None:
-    """Raises UserError where stored configs differ in what is `measured`; runs without one, and fields that are not in both, say nothing."""
-    known: dict[str, tuple[str, Any]] = {}  # of every field the first run that says it, and its value
+    """Raises UserError where stored configs differ in what is `measured`; runs without one, and fields that are not in both, say nothing.
+
+    Folders with other names are the same set where the runs trained on the same clips of it.
+    """
+    known: dict[str, tuple[str, Any, Any]] = {}  # of every field the first run that says it, its value, and what it trained on
     for directory in (d for d in directories if (d / "config.json").is_file()):
-        for field, value in measured(run_directory.open_run(directory)).items():
-            first, other = known.setdefault(field, (directory.name, value))
-            if other != value:
+        config = run_directory.open_run(directory)
+        clips = None if _held_elsewhere(config) else run_data.stored(directory)
+        for field, value in measured(config).items():
+            first, other, theirs = known.setdefault(field, (directory.name, value, clips))
+            if other != value and not (field.startswith(FOLDER) and clips and clips == theirs):
                 raise UserError(f"{first} and {directory.name} have no losses of one law: {field} is {other!r} and {value!r}; "
                                 "allowed are runs with the same held-out clips and patch")
 

@@ -4,6 +4,8 @@ import argparse
 import json
 import math
 import os
+import re
+from typing import Any
 
 from videomae_jax.commands import arguments
 from videomae_jax.commands.arguments import say
@@ -18,7 +20,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--topology", default="", metavar="NAME", help="v5e-256, v5p-512, v6e-256, tpu7x-512, 2xv5p-512, h100x512, h200x1, ..., local")
     parser.add_argument("--measure", metavar="FILE", help="what `bench input` printed, or JSON with decode_seconds, crop_seconds, bytes_per_decode of one core")
     parser.add_argument("--memory", type=float, default=None, metavar="GB", help="plan for this much memory a device instead of the chip's")
-    parser.add_argument("--videos", type=int, default=None, metavar="N", help="videos of the data set where config.data.index is not there (default 1,350,000)")
+    parser.add_argument("--videos", type=int, default=None, metavar="N", help="videos of the data set where config.data.index is not there (default 1,350,000; "
+                        "to be given where --config.data.index is)")
     parser.add_argument("--then", action="append", default=[], metavar="FILE[,N[,TESTED]]",
                         help="config of a later stage (fine-tuning), for the cost; videos it is trained on (default: those of --videos) and tested on; repeatable")
     parser.add_argument("--grid", metavar="FILE", help="instead: list the cells of a config's grid, their chip-hours and the commands of the "
@@ -40,20 +43,31 @@ def main(argv: list[str]) -> int:
     if options.topology != "local":
         os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator of this machine has no part in it
     from videomae_jax import config as configs
-    from videomae_jax import forecast, plan
+    from videomae_jax import forecast, plan, run_data
 
     videos = options.videos or forecast.VIDEOS
-    then = []
-    for word in options.then:
-        path, trained, tested = later(word, videos)
-        then.append((forecast.without_index(configs.load(path), videos=trained, trust=tuple(options.trust)), tested))
-    config = forecast.without_index(config, videos=videos, trust=tuple(options.trust))
-    result = forecast.make(config, options.topology, fixed=frozenset(assignments), trust=tuple(options.trust),
-                           feed=plan.Input.read(options.measure) if options.measure else plan.Input(), memory=(options.memory or 0) * 1e9, then=then, say=say)
+    feed = plan.Input.read(options.measure) if options.measure else plan.Input()
+    stages = [(configs.load(path), trained, tested) for path, trained, tested in (later(word, videos) for word in options.then)]
+    if options.videos is None and any(re.fullmatch(run_data.PLACES, name) for name in assignments):
+        opened(config, tuple(options.trust))
+    config = forecast.without_index(config, videos=videos, trust=tuple(options.trust), say=say)
+    then = [(forecast.without_index(one, videos=trained, trust=tuple(options.trust), say=say), tested) for one, trained, tested in stages]
+    result = forecast.make(config, options.topology, fixed=frozenset(assignments), trust=tuple(options.trust), feed=feed,
+                           memory=(options.memory or 0) * 1e9, then=then, say=say)
     for line in forecast.table(result):
         print(line)
     print(json.dumps(result))
     return 0 if result["fits"] else 1
+
+
+def opened(config: Any, trust: tuple[str, ...], /) -> None:
+    """Raises UserError where the data cannot be opened: whoever names their place means those, and not as many as another set has."""
+    from videomae_jax import config as configs
+
+    try:
+        len(configs.build(config.data, trust=trust))
+    except UserError as error:
+        raise UserError(f"{error}; --videos=N plans for N videos without them") from error
 
 
 def later(word: str, videos: int, /) -> tuple[str, int, int]:

@@ -169,8 +169,10 @@ class Probe(Objective):
                 for layer, x in found.items()}
 
     def cost(self) -> Cost:
-        """Forward multiply-adds of the frozen encoder and of all heads; attentive ones may take more than it does."""
+        """Forward multiply-adds of the frozen encoder and of all heads; attentive ones may take more than it does, and see the tokens of all `layers`."""
         e, n = self.encoder, self.encoder.grid.tokens
         frozen = n * e.values * e.width + e.depth * mae.block_macs(n, e.width, e.hidden)
-        each = self.head.macs(tokens=n * max(1, len(self.layers)), width=self.width)
-        return Cost(macs=float(frozen + self.head.count * each), tokens={"all": n}, frozen=float(frozen))
+        seen = n * max(1, len(self.layers))
+        each = self.head.macs(tokens=seen, width=self.width)
+        return Cost(macs=float(frozen + self.head.count * each), tokens={"all": n} | ({} if self.linear or seen == n else {"heads": seen}),
+                    frozen=float(frozen))
