@@ -135,6 +135,17 @@ def test_scores_by_counting_pairs() -> None:
     assert all(map(math.isnan, evals.scores(logits, -np.ones_like(answers)).values()))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_wrong(value: float) -> None:
+    """A no would be right by any comparison, of which most answers are one; the other attribute counts as before."""
+    answers = np.array([[0, 1], [0, 0], [1, 1], [0, 0]])
+    found = evals.scores(np.array([[value, 3.0], [value, -3.0], [value, 3.0], [value, -3.0]]), answers)
+    assert found == pytest.approx({"accuracy": 50, "accuracy_mean": 50, "frequent": 62.5, "auc": 400 / 15, "auc_mean": 50})
+    params = jax.tree.map(lambda x: np.full_like(x, np.nan), parallel.unbox(OBJECTIVE.init(jax.random.key(0), batch())))
+    out = OBJECTIVE.loss(params, {}, batch(), jax.random.key(1), step=0, train=False)
+    assert float(out.metrics["accuracy"].total.sum()) == 0
+
+
 def test_evaluator_sees_every_clip_of_the_split_once(folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four clips in batches of three: the scores of the logits of each clip by itself; without one that cannot be read, whatever stands in for it."""
     config = configs.load("configs/tiny.py")

@@ -108,7 +108,19 @@ def test_ranks() -> None:
     np.testing.assert_array_equal(losses.ranks(scores, labels), want)
     np.testing.assert_array_equal(losses.ranks(jnp.asarray(scores), jnp.asarray(labels)), want)
     scores[0, 0], scores[1] = np.nan, np.nan  # a model that has diverged is not right
-    np.testing.assert_array_equal(losses.ranks(scores, labels), [2, 2, *want[2:]])
+    scores[2, 0] = np.inf
+    for kind in (np.asarray, jnp.asarray):
+        np.testing.assert_array_equal(losses.ranks(kind(scores), kind(labels)), [2, 2, 2, *want[3:]])
+
+
+def test_the_first_class() -> None:
+    """The lower of equals; there is none where a score is not finite, and no agreement about it."""
+    scores = np.array([[0.1, 0.7, 0.2], [0.5, 0.5, 0.0], [np.nan, 0.0, 0.0], [0.0, np.inf, 0.0], [-np.inf, 0.0, 1.0]], np.float32)
+    for kind in (np.asarray, jnp.asarray):
+        np.testing.assert_array_equal(losses.first(kind(scores)), [1, 0, -1, -1, -1])
+        np.testing.assert_array_equal(losses.agree(kind(scores), kind(scores)), [True, True, False, False, False])
+        np.testing.assert_array_equal(losses.agree(kind(scores), kind(scores[::-1].copy())), [False] * 5)
+        assert losses.agree(kind(scores[:1]), kind(2 * scores[:1])).all()
 
 
 # -- loss -------------------------------------------------------------------------------------------------------------

@@ -67,12 +67,13 @@ def test_dense_finetune() -> None:
 
 
 def test_dense_views() -> None:
-    """View k starts at int(k * (n - 16) / (S - 1)) of the n ids at stride 4."""
+    """View k starts at int(k * ((n - 16) / (S - 1))) of the n ids at stride 4."""
     views = [ids(clips.DenseView(views=5, view=k), 300) for k in range(5)]
     assert [v[0] for v in views] == [0, 56, 116, 176, 236]
     assert views[4] == [*range(236, 297, 4)]
     assert ids(clips.DenseView(views=3, view=2), 10) == [0, 4] + [8] * 14
     assert ids(clips.DenseView(views=1), 300)[0] == 0
+    assert ids(clips.DenseView(views=8, view=7), 4 * 77)[0] == 4 * 60  # 7 * (61 / 7) is 60.99... in float64
 
 
 def test_sparse_finetune() -> None:

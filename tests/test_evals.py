@@ -304,6 +304,12 @@ def test_accuracy_knows_separable_from_shuffled() -> None:
     assert 15 < np.mean(shuffled) < 35  # 25 by chance; one seed has a deviation of about 8: whole clusters share their fate
 
 
+def test_features_that_are_not_finite_are_right_about_nothing() -> None:
+    """The first class, which the largest of scores without a number would be, is every clip's."""
+    train, test, labels = np.random.default_rng(0).normal(size=(20, 3)), np.full((6, 3), np.nan), np.zeros(20, np.int64)
+    assert probe.accuracy(train, labels, test, labels[:6], classes=2, seed=0) == 0
+
+
 def test_penalty_is_chosen_without_the_test_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     """The search sees only training rows, and no row of the held fifth is trained on."""
     calls: list[tuple[set[float], set[float]]] = []
@@ -398,14 +404,14 @@ def test_unlabelled_clips_are_an_error(tmp_path: pathlib.Path) -> None:
 
 
 def composed(normalise: str) -> tuple[dict[str, np.ndarray], float, np.ndarray, masking.Mask, np.ndarray]:
-    """Panels and error of a random prediction, the true pixels [N P], the mask of the clip and the prediction."""
+    """Panels and mean squared error of a random prediction, the true pixels [N P], the mask of the clip and the prediction."""
     objective = types.SimpleNamespace(encoder=types.SimpleNamespace(grid=GRID, patch=PATCH), target=targets.Pixels(normalise=normalise))
     rng = np.random.default_rng(8)
     pixels, guess = rng.random((GRID.tokens, 96)).astype(np.float32), rng.normal(size=(12, 96)).astype(np.float32)
     masks = mask([[0, 5, 7, 20]], [list(range(5, 17))], [[0, 1, 0] + [1] * 9])
     row = jax.tree.map(lambda x: x[0], masks)
-    panels, error = pictures.compose(objective, pixels, guess, row)
-    return panels, error, pixels, row, guess
+    panels, total, values = pictures.compose(objective, pixels, guess, row)
+    return panels, total / values, pixels, row, guess
 
 
 @pytest.mark.parametrize("normalise", ["channel", "joint", "none"])
@@ -454,6 +460,15 @@ def test_pictures_are_written(tmp_path: pathlib.Path) -> None:
         assert png.size == (72 + 4 * 96, 4 * 96 + 18)
     # Normalised predictions near zero are drawn as the mean of uniform noise, whose variance is 1/12: 10.8 dB.
     assert 5 < found["psnr_hidden"] < 11
+
+
+def test_pictures_of_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A split of which no clip can be read is a mistake in one line."""
+    toy = context(tmp_path, length=5)
+    plain = type(toy).sweep
+    monkeypatch.setattr(type(toy), "sweep", lambda *a, **kw: (batch | {"fault": jnp.ones_like(batch["fault"])} for batch in plain(*a, **kw)))
+    with pytest.raises(UserError, match="^no clip of split 'val' can be read, so there is nothing to draw$"):
+        pictures.Pictures(clips=3).run(toy)
 
 
 def test_headlines_of_a_run(tmp_path: pathlib.Path) -> None:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videomae_jax import masking, parallel
+from videomae_jax import masking, optim, parallel
 from videomae_jax.errors import UserError
-from videomae_jax.models import attention, layers, patches, vit
+from videomae_jax.evals import linear_probe
+from videomae_jax.models import attention, critic, heads, layers, patches, probing, sampler, vit
 from videomae_jax.objectives.mae import MAE
 
 SMALL = MAE(encoder=vit.Encoder(width=32, depth=3, heads=4, hidden=64, patch=(2, 8, 8), frames=8, size=32),
@@ -313,6 +314,32 @@ def test_bfloat16_softmax_is_summed_in_float32() -> None:
     k = jnp.zeros((1, 4096, 1, 8), jnp.bfloat16)
     y = attention.attend(q, k, jnp.ones_like(k), implementation="xla", valid=None)
     assert y.dtype == jnp.bfloat16 and float(jnp.abs(y - 1).max()) < 1e-2
+
+
+@pytest.mark.parametrize(("island", "shape"), [
+    (heads.Classifier(classes=3), (2, 5, 8)), (probing.Linear(classes=3, count=2), (2, 8)),
+    (probing.Attentive(classes=3, count=2, blocks=2, heads=2), (2, 5, 8)),
+    (critic.Critic(hidden=6), (2, 5, 8)), (sampler.Sampler(heads=2, hidden=16), (2, 5, 8))], ids=lambda x: type(x).__name__)
+def test_float32_scores_are_not_rounded_by_devices(island: Any, shape: tuple[int, ...]) -> None:
+    """The last product, forward and in both gradients, says that its factors stay float32, which TPUs and GPUs round by themselves."""
+    x = jnp.zeros(shape)
+    params = jax.eval_shape(lambda: parallel.unbox(island.init(jax.random.key(0), x)["params"]))
+
+    def total(params: dict, x: jax.Array) -> jax.Array:
+        return sum(y.sum() for y in jax.tree.leaves(island.apply({"params": params}, x)))
+
+    for function, count in ((total, 1), (jax.grad(total, argnums=(0, 1)), 3)):
+        found = [e.params["precision"] for e, _ in equations(jax.make_jaxpr(function)(params, x).jaxpr) if e.primitive.name == "dot_general"]
+        assert sum(p == (jax.lax.Precision.HIGHEST,) * 2 for p in found) == count, found
+
+
+def test_heads_of_cached_features_are_fitted_in_float32() -> None:
+    """Every product of the fit and of its gradient: a rounded one would choose another rate on a TPU."""
+    grid = optim.Grid(schedule=optim.Schedule(base=1.0, minimum=0.0, warmup="10%", unit=0), rates=(0.1, 1.0), method="lars")
+    made = jax.make_jaxpr(functools.partial(linear_probe._fit, classes=3, grid=grid))(
+        jnp.zeros((8, 6)), jnp.zeros(8, jnp.int32), jnp.zeros((2, 4), jnp.int32), jax.random.key(0))
+    found = [e.params["precision"] for e, _ in equations(made.jaxpr) if e.primitive.name == "dot_general"]
+    assert found and set(found) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
 # -- cost -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import re
 import tracemalloc
 import types
 from typing import Any
@@ -106,8 +107,15 @@ def test_heads_take_batches_of_any_size() -> None:
     np.testing.assert_allclose(exported.call({"params": params}, tokens), jax.jit(module.apply)({"params": params}, tokens), atol=1e-6)
 
 
+def test_what_is_recalled_of_v_jepa_says_so() -> None:
+    """V-JEPA 2's code has been read, its forerunner's has not: who names that says that the number is unverified."""
+    folders = (noise_runs.ROOT / name for name in ("configs/probe", "videomae_jax/models", "videomae_jax/evals"))
+    texts = [path.read_text() for folder in folders for path in sorted(folder.glob("*.py"))]
+    assert sum("V-JEPA, unverified" in text for text in texts) == 2 and not any(re.search("V-JEPA(?! 2|, unverified)", text) for text in texts)
+
+
 def test_attentive_probes_see_no_mirror_images() -> None:
-    """As V-JEPA's; MAE's linear probe does."""
+    """As V-JEPA 2's; MAE's linear probe does."""
     found = {path.stem: configs.load(str(path)).data.crop.flip for path in (noise_runs.ROOT / "configs" / "probe").glob("*_*.py")}
     assert found == {"attentive_k400_l": 0.0, "attentive1_k400_l": 0.0, "attentive_ssv2_l": 0.0, "linear_k400_b": 0.5}
 
@@ -426,6 +434,17 @@ def test_linear_heads_of_every_rate() -> None:
         np.testing.assert_allclose(got["bias"][head], bias, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(got["mean"], mean, rtol=1e-4)
         np.testing.assert_allclose(got["var"], var, rtol=1e-3)
+
+
+def test_features_that_are_not_finite_have_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first class, which the largest of scores without a number would be, is every clip's: no probe counts it as right."""
+    x, labels = blobs(24, seed=1)[0], np.zeros(24, np.int64)
+    lost = np.full((5, 6), np.nan, np.float32)
+    assert linear_probe.LinearProbe(epochs=1).compare(x, labels, lost, labels[:5], classes=3)["best"] == 0
+    np.testing.assert_array_equal(knn.vote(x, labels, lost, classes=3, ks=(3,), temperature=0.07)[3], [-1] * 5)
+    banks = {"train": features.Bank({-1: x}, labels, ("a", "b", "c")), "val": features.Bank({-1: lost}, labels[:5], ("a", "b", "c"))}
+    monkeypatch.setattr(features, "collect", lambda context, *, split, **_: banks[split])
+    assert low_shot.LowShot(shares=(1.0,)).run(types.SimpleNamespace(step=0))["100%"] == 0
 
 
 @pytest.fixture

@@ -129,8 +129,8 @@ class Model:
             raise UserError(f"{type(self.objective).__name__} predicts nothing of a clip by itself; give what it reads beside it: "
                             f"{', '.join(k for k in self.fields if k not in ('video', 'label'))}")
         drawn = [pictures.compose(self.objective, pixels[i], predicted[i], jax.tree.map(lambda x, i=i: x[i], masks)) for i in range(len(clips))]
-        panels = {name: np.stack([panel[name] for panel, _ in drawn]) for name in pictures.PANELS}
-        return Reconstruction(panels, np.asarray([error for _, error in drawn]))
+        panels = {name: np.stack([panel[name] for panel, _, _ in drawn]) for name in pictures.PANELS}
+        return Reconstruction(panels, np.asarray([error / values for _, error, values in drawn]))
 
     def classify(self, video: Any, /) -> Classification:
         """Probabilities of the classes, one clip at a time; average those of several clips of a video yourself, or use `predict`."""

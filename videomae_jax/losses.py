@@ -69,10 +69,21 @@ def ranks(scores: Array, labels: Array, /) -> Array:
     scores for all classes give every row the place of its label. A row with a score that is not finite has the last place: a model that
     has diverged knows no class. Takes arrays of numpy as well as of jax.
     """
+    finite = (abs(scores) < np.inf).all(-1)
     hot = np.arange(scores.shape[-1]) == labels[:, None]
     own = (scores * hot).sum(-1, keepdims=True)
     behind = (scores < own) | ((scores == own) & (np.arange(scores.shape[-1]) > labels[:, None]))
-    return scores.shape[-1] - 1 - behind.sum(-1)
+    return scores.shape[-1] - 1 - behind.sum(-1) * finite
+
+
+def first(scores: Array, /) -> Array:
+    """The class i [...] with the highest of scores [... classes], -1 where one is not finite; arrays of numpy as well as of jax."""
+    return (scores.argmax(-1) + 1) * (abs(scores) < np.inf).all(-1) - 1
+
+
+def agree(scores: Array, others: Array, /) -> Array:
+    """bool [...]: whether both have the same `first` class; what has none agrees with nothing."""
+    return (first(scores) == first(others)) & (first(scores) >= 0)
 
 
 def wasserstein(fake: Array, real: Array, /, *, weight: Array) -> Term:

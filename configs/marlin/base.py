@@ -30,8 +30,10 @@ def marlin_of(size: str, *, depth: int = 4) -> ml_collections.ConfigDict:
     a face parser gives them. The weights are those of a run or a converted checkpoint of configs/videomae of this size:
     --config.objective.initial.path=....
 
-    Deviations: the schedule steps once a step, there once an epoch; videos and stacked maps are read, there a jpg and an .npy for
-    every frame; which VideoMAE weights is not said, taken are Kinetics-400's with the decoder, and augmentation is taken to be none.
+    Deviations: products of float32 are the device's own, of factors that TPUs round to bfloat16 and GPUs to TF32; they are exact, and on a TPU
+    of six each, with JAX_DEFAULT_MATMUL_PRECISION=highest. The schedule steps once a step, there once an epoch; videos and stacked maps
+    are read, there a jpg and an .npy for every frame; which VideoMAE weights is not said, taken are Kinetics-400's with the decoder, and
+    augmentation is taken to be none.
     """
     config = base.get_config()
     config.name = f"marlin_{size}"

@@ -24,7 +24,8 @@ def attentive_probe(data: str, size: str, *, blocks: int, views: int, weights: s
 
     Deviations: 224 x 224 instead of 256 x 256 (this encoder's size); heads in float32 instead of half precision; one clip of a video
     in a step instead of one of each of its segments; SSv2 by one frame of each of 16 segments (TSN) instead of two segments at stride
-    4; decay spares biases, scales of norms and the query, there all parameters decay. Of the start of the blocks: models/probing.
+    4; decay spares biases, scales of norms and the query, there all parameters decay. Of the start of the blocks, and of how devices
+    multiply in them: models/probing.
     """
     config = base.videomae(data, size, gpus=64, each=4, lr=1.0, warmup=0, epochs=20, layer_decay=1.0, drop_path=0.0, copies=1)
     config.name = f"attentive{blocks}_{data}_{size}"

@@ -28,7 +28,7 @@ from videomae_jax.data.clips import DenseCentre, DenseView
 from videomae_jax.data.collisions import Collisions
 from videomae_jax.data.spectrogram import LogMel
 from videomae_jax.errors import UserError
-from videomae_jax.evals import completion, modalities, probe
+from videomae_jax.evals import completion, modalities, pictures, probe
 from videomae_jax.evals.base import Context
 from videomae_jax.masking import Grid
 from videomae_jax.models import fusion, vit
@@ -545,6 +545,19 @@ def test_completion_hides_stretches_of_the_video() -> None:
     assert np.isfinite(list(found.values())).all() and {"loss", "psnr", "loss_trivial"} <= found.keys()
     with pytest.raises(UserError, match="^a mask of video alone beside inpainting 'all', which predicts it from audio; allowed is inpainting 'none'"):
         completion.Completion(batch_size=4).run(context(recipe("mid", inpainting="all"), Pairs()))
+
+
+def test_pictures_of_clips_that_predict_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second clip is silent, so that nothing predicts its video: all are drawn, and the result is that of the others."""
+    still = context(recipe("mid", inpainting="all"), Pairs(silent=True))
+    object.__setattr__(still, "directory", tmp_path)
+    found = [(error, values) for _, error, values in pictures.Pictures(clips=6).draw(still)]
+    assert len(found) == 6 and all(found[row] == (0, 0) for row in (1, 3, 5)) and len({values for _, values in found[::2]}) == 1 and found[0][1] > 0
+    want = -10 * np.log10(np.mean([error / values for error, values in found[::2]]))
+    assert pictures.Pictures(clips=6).run(still)["psnr_hidden"] == pytest.approx(want)
+    monkeypatch.setattr(Pairs, "read", lambda self, row, *, rng, plain=Pairs.read: plain(self, 2 * row + 1, rng=rng))
+    with pytest.raises(UserError, match="no clip of split 'val' that can be read has a hidden token under this mask"):
+        pictures.Pictures(clips=2).run(still)
 
 
 def test_a_single_mask_is_that_of_the_modality() -> None:

@@ -241,6 +241,15 @@ def test_agreement(tmp_path: pathlib.Path) -> None:
     assert found["teacher_top1"] == pytest.approx(100 * np.mean(np.argmax(teacher, -1) == np.arange(6) % 2))
 
 
+def test_networks_that_have_diverged_agree_about_nothing(tmp_path: pathlib.Path) -> None:
+    """The largest of scores without a number would be the first class, of both."""
+    run, params = running()
+    params, extra = (jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), tree) for tree in (jax.device_put(params), run.seen({})))
+    assert Agreement(batch_size=4).run(Few(run, params, extra, 1, tmp_path))["agreement"] == 0
+    out = jax.jit(functools.partial(PLAIN.loss, step=jnp.int32(0), train=False))(params, extra, batch((0, 1, 2)), jax.random.key(0))
+    assert not out.metrics["agreement"].total.any() and float(out.metrics["agreement"].weight.sum()) == 3
+
+
 def test_every_distillation_tells_the_agreement() -> None:
     """With the teacher, on held-out clips: the loss alone is of mixed ones that were trained on."""
     found = {path.name: config for path in sorted((noise_runs.ROOT / "configs").rglob("*.py")) if path.name not in ("base.py", "__init__.py")

@@ -24,6 +24,6 @@ def main(argv: list[str]) -> int:
     trust = tuple(options.trust)
     check(configs.build(run_directory.open_run(pathlib.Path(options.workdir)).objective, trust=trust))
     context = run_directory.context(pathlib.Path(options.workdir), step=options.step, trust=trust)
-    for stem, _ in Pictures(clips=options.clips, split=options.split).draw(context):
+    for stem, *_ in Pictures(clips=options.clips, split=options.split).draw(context):
         print(f"{stem}.gif\n{stem}.png")
     return 0

@@ -109,7 +109,7 @@ class DenseView:
         """i64 [clip]; `rng` is not used."""
         ids = np.arange(0, frames, self.stride)
         ids = np.concatenate([ids, np.full(max(clip - len(ids), 0), ids[-1])])
-        start = int(self.view * (len(ids) - clip) / max(self.views - 1, 1))
+        start = int(self.view * ((len(ids) - clip) / max(self.views - 1, 1)))  # in V2's order, whose rounding counts: 7 * (61 / 7) is below 61
         return ids[start: start + clip]
 
 

@@ -38,7 +38,7 @@ class Agreement:
         def compared(params: Any, extra: Any, batch: Batch, rng: Any) -> dict[str, Array]:
             student, teacher = objective.predict(params, extra, batch, rng).logits.astype(jnp.float32), objective.teach(extra, batch)
             p, q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
-            return {"same": student.argmax(-1) == teacher.argmax(-1), "divergence": jnp.sum(jnp.exp(p) * (p - q), -1),
+            return {"same": losses.agree(student, teacher), "divergence": jnp.sum(jnp.exp(p) * (p - q), -1),
                     "student": losses.ranks(student, batch["label"]) < 1, "teacher": losses.ranks(teacher, batch["label"]) < 1,
                     "kept": batch["valid"] & (batch["fault"] == 0), "labelled": (batch["label"] >= 0) & counted}
 

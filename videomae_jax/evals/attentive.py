@@ -20,10 +20,10 @@ from videomae_jax.types import Array, Batch
 class Heads:
     """Top-1 in percent of every head of a probe over a split, softmax averaged over views.
 
-    `best` is the maximum over heads, which V-JEPA reports and which is a choice on the evaluation videos; `selected` chooses the head
+    `best` is the maximum over heads, which V-JEPA 2 reports and which is a choice on the evaluation videos; `selected` chooses the head
     of each half of the videos on the other half (rows alternate), so that no video takes part in the choice of its own head.
 
-    Deviation: V-JEPA joins the tokens of a video's temporal views before the pooler; here their probabilities are averaged.
+    Deviation: V-JEPA 2 joins the tokens of a video's temporal views before the pooler; here their probabilities are averaged.
 
     Raises UserError where heads and index disagree about the classes.
     """

@@ -51,8 +51,9 @@ class AttributeAccuracy:
 
 
 def scores(logits: np.ndarray, answers: np.ndarray, /) -> dict[str, float]:
-    """The results for logits [n A] and answers i32 [n A], -1 where unknown."""
+    """The results for logits [n A] and answers i32 [n A], -1 where unknown; a logit that is not finite is as wrong as one can be."""
     known, yes = answers >= 0, answers > 0
+    logits = np.where(np.isfinite(logits), logits, np.where(yes, -np.inf, np.inf))
     columns = [(x[k], y[k]) for x, y, k in zip(logits.T, yes.T, known.T, strict=True) if k.any()]
     right = [float(np.mean((x > 0) == y)) for x, y in columns]
     areas = [auc(x, y) for x, y in columns]

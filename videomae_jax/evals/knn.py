@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from videomae_jax import losses
 from videomae_jax.errors import UserError
 from videomae_jax.evals import features
 from videomae_jax.evals.base import Context
@@ -18,7 +19,7 @@ def vote(train: np.ndarray, labels: np.ndarray, test: np.ndarray, /, *, classes:
     """{k: predicted classes i [n]} of test features [n D]: each of the k most similar training clips votes for its class.
 
     Similarity is the cosine, a vote weighs exp(cosine / temperature), a tie goes to the lower class (DINO, arXiv 2104.14294). A k above
-    the number of training clips takes all of them.
+    the number of training clips takes all of them. Features that are not finite have no class, -1.
     """
     def unit(x: np.ndarray) -> np.ndarray:
         return np.float32(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
@@ -37,7 +38,7 @@ def vote(train: np.ndarray, labels: np.ndarray, test: np.ndarray, /, *, classes:
         weight, voted, votes = np.exp((cosine - cosine[:, :1]).astype(np.float64) / temperature), labels[ids], np.zeros((len(part), classes))
         for before, k in itertools.pairwise((0, *sorted(set(ks)))):  # each k adds to the votes of the one below: none is kept a neighbour and class
             np.add.at(votes, (np.arange(len(part))[:, None], voted[:, before:k]), weight[:, before:k])
-            found[k].append(votes.argmax(-1))
+            found[k].append(losses.first(votes))
     return {k: np.concatenate(v) for k, v in found.items()}
 
 

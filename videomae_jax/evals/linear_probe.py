@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomae_jax import optim, parallel
+from videomae_jax import losses, optim, parallel
 from videomae_jax.errors import UserError
 from videomae_jax.evals import features
 from videomae_jax.evals.base import Context
@@ -114,7 +114,7 @@ class LinearProbe:
         shared = {"classes": classes, "rates": self.rates, "epochs": self.epochs, "batch_size": self.rows, "seed": self.seed}
 
         def right(fitted: dict[str, np.ndarray], rows: np.ndarray, known: np.ndarray) -> np.ndarray:
-            return 100 * (scores(fitted, rows).argmax(-1) == known).mean(1)
+            return 100 * (losses.first(scores(fitted, rows)) == known).mean(1)
 
         choice = int(right(fit(x[rest], labels[rest], **shared), x[held], labels[held]).argmax())
         test = right(fit(x, labels, **shared), z, truth)

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from videomae_jax import losses
 from videomae_jax.errors import UserError
 from videomae_jax.evals import features, probe
 from videomae_jax.evals.base import Context
@@ -45,7 +46,7 @@ class LowShot:
             for seed in range(self.seeds):
                 rows = features.balanced(train.labels, share=share, rng=np.random.default_rng(seed))
                 penalty = probe.penalty_of(x[rows], train.labels[rows], classes=len(train.classes), rng=np.random.default_rng(seed))
-                guesses = probe.ridge(x[rows], train.labels[rows], z, classes=len(train.classes), penalty=penalty).argmax(1)
+                guesses = losses.first(probe.ridge(x[rows], train.labels[rows], z, classes=len(train.classes), penalty=penalty))
                 scores.append(100 * float(np.mean(guesses == test.labels)))
             name = f"{100 * share:g}%"
             results |= {name: float(np.mean(scores)), f"{name}_std": float(np.std(scores)), f"{name}_clips": float(len(rows))}

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from videomae_jax import parallel, whole
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context
-from videomae_jax.evals.reconstruction import predictions
+from videomae_jax.evals.reconstruction import check_hidden, predictions
 from videomae_jax.models import patches
 
 GREY = 0.5
@@ -48,12 +48,19 @@ class Pictures:
     split: str = "val"
 
     def run(self, context: Context, /) -> dict[str, float]:
-        """Draws; returns {"psnr_hidden"}, the PSNR in dB over the predicted hidden pixels of the drawn clips."""
-        errors = [error for _, error in self.draw(context)]
-        return {"psnr_hidden": float(-10 * np.log10(np.mean(errors)))}
+        """Draws; returns {"psnr_hidden"}, the PSNR in dB over the predicted hidden pixels of the drawn clips.
 
-    def draw(self, context: Context, /) -> Iterator[tuple[pathlib.Path, float]]:
-        """Draws clip after clip; yields the path of its png and gif without their suffix, and the mean squared error of `compose`."""
+        Errors as in `draw` and `check_hidden`.
+        """
+        error, values = np.sum([found[1:] for found in self.draw(context)], axis=0)
+        check_hidden(values, split=self.split)
+        return {"psnr_hidden": float(-10 * np.log10(error / values))}
+
+    def draw(self, context: Context, /) -> Iterator[tuple[pathlib.Path, float, int]]:
+        """Draws clip after clip; yields the path of its png and gif without their suffix, and the error and number of values of `compose`.
+
+        Raises UserError where no clip can be read, else as `check`.
+        """
         objective = context.assembly.objective
         check(objective)
         source = dataclasses.replace(context.source(self.split), limit=self.clips)
@@ -62,18 +69,20 @@ class Pictures:
         for predicted, pixels, valid in predictions(context, source, batch_size=self.clips):
             for row in np.flatnonzero(valid):
                 masks = jax.tree.map(lambda x, row=row: np.asarray(x)[row], predicted.masks)
-                panels, error = compose(objective, pixels[row], predicted.patches[row], masks)
+                panels, error, values = compose(objective, pixels[row], predicted.patches[row], masks)
                 stem = context.directory / "reconstructions" / f"{named}_{number}"
                 if parallel.is_lead():
                     with context.leaving(stem):
                         save(stem, panels, caption=note(objective.target))
-                yield stem, error
+                yield stem, error, values
                 number += 1
+        if not number:
+            raise UserError(f"no clip of split {self.split!r} can be read, so there is nothing to draw")
 
 
-def compose(objective: Any, pixels: np.ndarray, predicted: np.ndarray, masks: Any, /) -> tuple[dict[str, np.ndarray], float]:
-    """Panels f32 [T H W C] by name for patches [N P] of one clip, and the mean squared error of hidden predictions: a frame that
-    repeats the one before is none.
+def compose(objective: Any, pixels: np.ndarray, predicted: np.ndarray, masks: Any, /) -> tuple[dict[str, np.ndarray], float, int]:
+    """Panels f32 [T H W C] by name for patches [N P] of one clip, the summed squared error of hidden predictions, and the number of their
+    values, 0 where nothing is predicted. A frame that repeats the one before is none.
     """
     encoder = objective.encoder
     tokens = encoder.grid.tokens
@@ -88,7 +97,7 @@ def compose(objective: Any, pixels: np.ndarray, predicted: np.ndarray, masks: An
     seen = np.where(visible[:, None], pixels, GREY)
     pasted = np.where(visible[:, None], pixels, np.where(target[:, None], prediction, GREY))
     hidden = masks.weight > 0
-    error = float(np.mean((shown - perfect)[hidden] ** 2))
+    error = np.square((shown - perfect)[hidden], dtype=np.float64)
     skipped = ~visible & ~target
     videos = {"input": pixels, "visible": seen, "prediction": prediction, "pasted": pasted}
     result = {}
@@ -97,7 +106,7 @@ def compose(objective: Any, pixels: np.ndarray, predicted: np.ndarray, masks: An
         if name in ("prediction", "pasted"):
             hatch(video, ~target if name == "prediction" else skipped, grid=encoder.grid, patch=encoder.patch)
         result[name] = video
-    return result, error
+    return result, float(error.sum()), error.size
 
 
 def hatch(video: np.ndarray, cells: np.ndarray, /, *, grid: Any, patch: tuple[int, int, int]) -> None:

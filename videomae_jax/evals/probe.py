@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from videomae_jax import losses
 from videomae_jax.data import mixture
 from videomae_jax.errors import UserError
 from videomae_jax.evals.base import Context
@@ -38,7 +39,7 @@ def penalty_of(train: np.ndarray, labels: np.ndarray, /, *, classes: int, rng: n
     held, rest = np.split(order, [max(len(order) // 5, int(len(order) > 1))])
 
     def right(penalty: float) -> float:
-        return float(np.mean(ridge(train[rest], labels[rest], train[held], classes=classes, penalty=penalty).argmax(1) == labels[held]))
+        return float(np.mean(losses.first(ridge(train[rest], labels[rest], train[held], classes=classes, penalty=penalty)) == labels[held]))
 
     return max(PENALTIES, key=right) if len(held) else PENALTIES[0]  # a single clip leaves nothing to choose by
 
@@ -52,7 +53,7 @@ def accuracy(train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.
     rng = np.random.default_rng(seed)
     best = penalty_of(train, labels, classes=classes, rng=rng)
     drawn = rng.choice(len(train), len(train))
-    return 100 * float(np.mean(ridge(train[drawn], labels[drawn], test, classes=classes, penalty=best).argmax(1) == truth))
+    return 100 * float(np.mean(losses.first(ridge(train[drawn], labels[drawn], test, classes=classes, penalty=best)) == truth))
 
 
 def pooled(tokens: Array, /, *, grid: Grid, pooling: str) -> Array:

@@ -26,4 +26,4 @@ class Critic(nn.Module):
         dtype, first, second = jnp.dtype(self.dtype), layers.uniform(patches.shape[-1] ** -0.5), layers.uniform(self.hidden**-0.5)
         x = layers.Linear(self.hidden, ("embed", "mlp"), first, first, dtype=dtype, name="fc1")(patches)
         x = jax.nn.leaky_relu(x, self.slope).astype(jnp.float32)
-        return layers.Linear(1, ("mlp", None), second, use_bias=False, dtype=jnp.float32, name="fc2")(x)[..., 0]
+        return layers.Linear(1, ("mlp", None), second, use_bias=False, dtype=jnp.float32, precision=layers.EXACT, name="fc2")(x)[..., 0]

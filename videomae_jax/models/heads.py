@@ -39,7 +39,7 @@ class Classifier(nn.Module):
         x = drop(pooled, keys, rate=self.dropout)
         # PyTorch's trunc_normal_ cuts at +-2 in absolute terms, a hundred deviations away: nothing is cut.
         start = nn.initializers.normal(0.02 * self.init_scale)
-        logits = layers.Linear(self.classes, ("embed", None), start, dtype=jnp.float32, name="linear")(x)
+        logits = layers.Linear(self.classes, ("embed", None), start, dtype=jnp.float32, precision=layers.EXACT, name="linear")(x)
         return Classified(logits=logits, pooled=pooled)
 
 

@@ -20,6 +20,7 @@ from videomae_jax.parallel import shard
 from videomae_jax.types import Array, Key
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")  # of the computation
+EXACT = jax.lax.Precision.HIGHEST  # products of float32 that stay float32: by default TPUs round their factors to bfloat16, GPUs to TF32
 LN_EPS = 1e-6  # every LayerNorm of V1 and V2 (factories); MARLIN has others
 
 
@@ -82,7 +83,7 @@ def gelu(x: Array, /) -> Array:
 
 
 class Linear(nn.Module):
-    """Dense layer [... I] -> [... O] with named axes and an explicit initialiser."""
+    """Dense layer [... I] -> [... O] with named axes and an explicit initialiser; without a `precision` the device has its own way to multiply."""
 
     features: int
     axes: tuple[str | None, str | None]
@@ -90,11 +91,12 @@ class Linear(nn.Module):
     bias_init: Any = nn.initializers.zeros
     use_bias: bool = True
     dtype: Any = jnp.float32
+    precision: Any = None
 
     @nn.compact
     def __call__(self, x: Array, /) -> Array:
         kernel = self.param("kernel", boxed(self.kernel_init, *self.axes), (x.shape[-1], self.features), jnp.float32)
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), precision=self.precision)
         if self.use_bias:
             y = y + self.param("bias", boxed(self.bias_init, self.axes[1]), (self.features,), jnp.float32).astype(self.dtype)
         return y

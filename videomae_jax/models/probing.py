@@ -12,11 +12,11 @@ from videomae_jax.models import attention, layers
 from videomae_jax.types import Array
 
 START = nn.initializers.normal(0.02)
-EPS = 1e-5  # of every LayerNorm of a pooler: PyTorch's default, which V-JEPA keeps there
+EPS = 1e-5  # of every LayerNorm of a pooler: PyTorch's default, which V-JEPA 2 keeps there
 
 
 class CrossAttention(nn.Module):
-    """One learned query over all tokens: q + softmax(q (LN kv)) V, then LN and MLP with a residual; no output projection (V-JEPA)."""
+    """One learned query over all tokens: q + softmax(q (LN kv)) V, then LN and MLP with a residual; no output projection (V-JEPA 2)."""
 
     heads: int
     hidden: int
@@ -55,11 +55,14 @@ class Pooler(nn.Module):
             tokens = layers.Stack(self.blocks - 1, self.heads, hidden, dtype=jnp.float32, eps=EPS, name="stack")(tokens).tokens
         pooled = CrossAttention(self.heads, hidden, name="cross")(tokens)
         start = layers.uniform(tokens.shape[-1] ** -0.5)
-        return layers.Linear(self.classes, ("embed", None), start, start, dtype=jnp.float32, name="linear")(pooled)
+        return layers.Linear(self.classes, ("embed", None), start, start, dtype=jnp.float32, precision=layers.EXACT, name="linear")(pooled)
 
 
 class Attentive(nn.Module):
-    """`count` attentive poolers on the same tokens (V-JEPA 2: 4 blocks of 16 heads, 20 poolers; V-JEPA: a single block), in float32.
+    """`count` attentive poolers on the same tokens [V-JEPA 2: 4 blocks of 16 heads, 20 poolers; V-JEPA, unverified: a single block], in float32.
+
+    Products within the blocks, most of a step, are the device's own: of float32 factors TPUs round to bfloat16, in which V-JEPA 2 computes
+    all, and GPUs to TF32. JAX_DEFAULT_MATMUL_PRECISION=highest makes them exact, on a TPU of six products each. Logits always are.
 
     Deviations, in the self-attention blocks: Xavier instead of a truncated normal at the start, without its division of the output
     projection and of fc2 in layer i by sqrt(2 i), and no bias on keys, to which softmax is blind.
@@ -106,7 +109,7 @@ class Linear(nn.Module):
         shape = (self.count, features.shape[-1], self.classes)
         kernel = self.param("kernel", layers.boxed(nn.initializers.normal(0.01), None, "embed", None), shape, jnp.float32)
         bias = self.param("bias", layers.boxed(nn.initializers.zeros, None, None), (self.count, self.classes), jnp.float32)
-        return jnp.einsum("be,hek->bhk", features, kernel) + bias
+        return jnp.einsum("be,hek->bhk", features, kernel, precision=layers.EXACT) + bias
 
 
 def normalised(x: Array, mean: Array, variance: Array, /) -> Array:

@@ -85,5 +85,5 @@ class Sampler(nn.Module):
         x = x + dropout(Attention(self.heads, self.attention, dtype, name="attn")(y), drops[0], rate=self.dropout)
         y = layers.LayerNorm(LN_EPS, dtype, name="norm2")(x)
         x = x + dropout(layers.Mlp(self.hidden, dtype, name="mlp")(y), drops[1], rate=self.dropout)
-        head = layers.Linear(1, ("embed", None), layers.xavier(width, 1), use_bias=False, dtype=jnp.float32, name="head")
+        head = layers.Linear(1, ("embed", None), layers.xavier(width, 1), use_bias=False, dtype=jnp.float32, precision=layers.EXACT, name="head")
         return head(x.astype(jnp.float32))[..., 0]

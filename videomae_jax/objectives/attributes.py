@@ -55,8 +55,8 @@ class Attributes(Classify):
         return jax.nn.sigmoid(logits.astype(jnp.float32))
 
     def loss(self, params: Params, extra: Extra, batch: Batch, rng: Key, /, *, step: Array, train: bool, masks: Any = None) -> Output:
-        """Term `attributes`; metric `accuracy` is the percentage of known answers that the sign of the logit gives."""
+        """Term `attributes`; metric `accuracy` is the percentage of known answers that the sign of the logit gives, if that is finite."""
         logits, target, weight = self.answers(params, batch, rng, train=train)
-        right = (logits > 0) == (target > 0)
+        right = ((logits > 0) == (target > 0)) & jnp.isfinite(logits)
         return Output(terms={"attributes": losses.binary_cross_entropy(logits, target, weight=weight)},
                       metrics={"accuracy": Mean(100.0 * weight * right, weight)})

@@ -137,7 +137,7 @@ class Distill(Objective):
         label, weight = batch["target"].argmax(-1), batch["weight"]
         metrics = {"top1": Mean(100.0 * weight * (losses.ranks(logits, label) < 1), weight),
                    "teacher_top1": Mean(100.0 * weight * (losses.ranks(taught, label) < 1), weight),
-                   "agreement": Mean(100.0 * batch["whole"] * (logits.argmax(-1) == taught.argmax(-1)), batch["whole"])}
+                   "agreement": Mean(100.0 * batch["whole"] * losses.agree(logits, taught), batch["whole"])}
         return Output(terms=terms, metrics=metrics)
 
     def predict(self, params: Params, extra: Extra, batch: Batch, rng: Key, /, *, masks: Any = None) -> Prediction:
