@@ -101,6 +101,18 @@ def test_patchify_order_and_inverse() -> None:
     assert (patches.unpatchify(x, grid=masking.Grid(2, 3, 3), patch=(2, 2, 3)) == video).all()
 
 
+@pytest.mark.parametrize(("patch", "channels"), [((2, 2, 3), 3), ((1, 6, 3), 1), ((2, 3, 9), 2)])
+def test_patches_of_bytes_on_a_tpu(patch: tuple[int, int, int], channels: int) -> None:
+    """Every byte at the place that it has elsewhere, by another way; other values, which bfloat16 would round, go the usual one."""
+    video = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 4, 6, 9, channels), np.uint8)).at[0, 0, 0, :2, 0].set(jnp.asarray([0, 255], jnp.uint8))
+    expected = patches.patchify(video, patch=patch)
+    with parallel.aim(parallel.Target("tpu", 1)):
+        found, text = patches.patchify(video, patch=patch), str(jax.make_jaxpr(lambda v: patches.patchify(v, patch=patch))(video))
+        exact = patches.patchify(video.astype(jnp.float32) + 1 / 3, patch=patch)
+    assert found.dtype == jnp.uint8 and (found == expected).all() and "dot_general" in text
+    assert (exact == expected.astype(jnp.float32) + 1 / 3).all()
+
+
 def test_pixels_to_unit_and_standardise() -> None:
     """uint8 is divided by 255; statistics apply to the fastest axis, the channel."""
     assert np.asarray(patches.to_unit(jnp.asarray([0, 51, 255], jnp.uint8))).tolist() == pytest.approx([0, 0.2, 1], abs=1e-7)

@@ -61,8 +61,9 @@ def cut(batch: Batch, /, *, size: int) -> Array:
 
     def frame(parts: tuple[Array, Array, Array]) -> Array:
         bright, tints, mix = _resize(parts[0].astype(jnp.float32)[:, None], x, y), _resize(parts[1].astype(jnp.float32), *halves), parts[2]
-        yuv = jnp.concatenate([bright, tints], -1)
-        rgb = jnp.einsum("nkabc,nrc->nkabr", yuv, mix[..., :3], precision=jax.lax.Precision.HIGHEST) + mix[:, None, None, None, :, 3]
+        mix = mix[:, None, None, None]
+        # No product of matrices: three of the 128 rows and columns of a TPU's unit would be in use, and colours have to come innermost for it.
+        rgb = mix[..., 3] + sum(part[..., i, None] * mix[..., at + i] for part, at in ((bright, 0), (tints, 1)) for i in range(part.shape[-1]))
         return jnp.round(jnp.clip(rgb, 0, 255)).astype(jnp.uint8)
 
     by_time = tuple(part.swapaxes(0, 1) for part in (luma, chroma, colour))

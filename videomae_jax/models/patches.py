@@ -1,12 +1,14 @@
 """Video to tubelet patches and back; position tables."""
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from videomae_jax import parallel
 from videomae_jax.errors import UserError
 from videomae_jax.masking import Grid
 from videomae_jax.types import Array, Batch
@@ -38,10 +40,29 @@ def grid_of(*, frames: int, size: int, patch: tuple[int, int, int]) -> Grid:
 
 def patchify(video: Array, /, *, patch: tuple[int, int, int]) -> Array:
     """[B T H W C] -> [B N P], tokens in raster order (t, h, w), values in the order (frame, row, column, channel)."""
+    if video.dtype == jnp.uint8 and parallel.target().platform == "tpu":
+        return _relaid(video, patch=patch)
     b, frames, height, width, c = video.shape
     p0, p1, p2 = patch
     x = video.reshape(b, frames // p0, p0, height // p1, p1, width // p2, p2, c)
     return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, -1, p0 * p1 * p2 * c)
+
+
+def _relaid(video: Array, /, *, patch: tuple[int, int, int]) -> Array:
+    """`patchify` of bytes on a TPU, whose memory has tiles of 16 x 128 values: as one transposition pieces of 16 x 3 bytes would each fill a tile.
+
+    Clips and times come innermost, which leaves patches to be moved whole; then they go back, and a product with a matrix of zeros
+    and ones brings the channels of a pixel together. Bytes are exact in bfloat16. By the compiler's own cycles a third of the time.
+    """
+    b, frames, height, width, c = video.shape
+    p0, p1, p2 = patch
+    apart, values = jax.lax.optimization_barrier, math.prod(patch) * c  # which keeps the steps from becoming one transposition
+    x = video.transpose(0, 1, 4, 2, 3).astype(jnp.bfloat16)
+    x = apart(x.reshape(b * (frames // p0), -1).T)
+    x = apart(x.reshape(p0 * c, height // p1, p1, width // p2, p2, -1).transpose(1, 3, 0, 2, 4, 5))
+    x = apart(x.reshape(-1, values, x.shape[-1]).transpose(2, 0, 1)).reshape(b, -1, values)
+    place = np.arange(values).reshape(p0, p1, p2, c).transpose(0, 3, 1, 2).ravel()
+    return jnp.einsum("bnp,pq->bnq", x, jnp.asarray(place[:, None] == np.arange(values), jnp.bfloat16)).astype(video.dtype)
 
 
 def stored(video: Array, /, *, to: Tubelets) -> Array:
