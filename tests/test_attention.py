@@ -123,6 +123,39 @@ def test_the_matrix_of_all_logits_is_never_made(loop: int, monkeypatch: pytest.M
     assert squares("chunked") == 0 < squares("xla")
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_recomputed_logits_are_not_kept(masked: bool) -> None:
+    """The same numbers as the plain form, of which the backward pass gets the weights and this one queries, keys and values alone."""
+    valid = jnp.asarray(np.arange(50)[None] < np.array([[50], [31]])) if masked else None
+    close(both("recomputed", inputs(), valid), both("xla", inputs(), valid), TOLERANCE)
+
+    def kept(implementation: str) -> list[tuple[int, ...]]:
+        found = jax.vjp(lambda *x: attention.attend(*x, implementation=implementation, valid=valid), *inputs()[:3])[1]
+        return [x.shape for x in jax.tree.leaves(found) if x.ndim == 4]
+
+    assert set(kept("recomputed")) == {(2, 50, 3, 8)} and (2, 3, 50, 50) in kept("xla")
+
+
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_devices_make_their_products_apart(platform: str) -> None:
+    """Queries, keys and values of an accelerator's own products are those of the one product: result and gradients."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 20, 16)), jnp.float32)
+    module = layers.Attention(heads=2, implementation="xla")
+    params = module.init(jax.random.key(0), x)
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), parallel.unbox(params))  # biases too
+
+    def slopes() -> Arrays:
+        y, back = jax.vjp(lambda p, x: module.apply(p, x), params, x)
+        return tuple(jax.tree.leaves((y, back(jnp.cos(y)))))
+
+    expected = slopes()
+    with parallel.aim(parallel.Target(platform, 1)):
+        found = slopes()
+        text = str(jax.make_jaxpr(lambda x: module.apply(params, x))(x))
+    close(found, expected, TOLERANCE)
+    assert text.count("dot_general") == 3 + 2 + 1  # of one for all it would be four
+
+
 def test_a_stack_of_blocks_may_use_it() -> None:
     """Within scan and remat, and an unknown name is an error that lists the allowed ones."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 20, 16)), jnp.float32)
@@ -133,7 +166,7 @@ def test_a_stack_of_blocks_may_use_it() -> None:
         return jax.jit(jax.grad(lambda p: (stack.apply(p, x).tokens ** 2).sum()))(params)
 
     close(tuple(jax.tree.leaves(slope(blocks))), tuple(jax.tree.leaves(slope(plain))), 1e-5)
-    with pytest.raises(UserError, match="attention 'flash'; allowed are 'xla', 'chunked', 'cudnn', 'splash' and 'auto'"):
+    with pytest.raises(UserError, match="attention 'flash'; allowed are 'xla', 'recomputed', 'chunked', 'cudnn', 'splash' and 'auto'"):
         attention.attend(x[..., None], x[..., None], x[..., None], implementation="flash", valid=None)
     assert vit.decoder("B", attention="chunked").attention == "chunked"
 
@@ -197,9 +230,10 @@ def test_the_choice_follows_the_device_compiled_for(monkeypatch: pytest.MonkeyPa
     with parallel.use(parallel.Layout(data=1).mesh(jax.devices()[:1])):
         assert parallel.target() == parallel.Target("cpu", 1)
         with parallel.aim(parallel.Target("tpu", 256)):
-            assert choice() == "splash"
+            assert choice() == choice(tokens=320) == "recomputed" and choice(tokens=321) == choice(tokens=944) == "splash"
         assert choice() == "xla"
     monkeypatch.setitem(attention.IMPLEMENTATIONS, "splash", lambda q, k, v, *, valid: v)
+    monkeypatch.setattr(attention, "SHORT", 49)
     with parallel.aim(parallel.Target("tpu", 1)):
         q, k, v, _ = inputs()
         assert attention.attend(q, k, v, implementation="auto", valid=None) is v
@@ -230,7 +264,7 @@ def test_cudnn_takes_the_shapes_of_v2(tokens: int, size: int, masked: bool, monk
 
 
 @pytest.mark.parametrize(("target", "message"), [
-    (parallel.Target("cpu", 1), "attention 'cudnn' is a kernel of GPUs, and this program is for cpu; allowed here are 'xla', 'chunked', 'splash' and 'auto'"),
+    (parallel.Target("cpu", 1), "attention 'cudnn' is a kernel of GPUs, and this program is for cpu; allowed here are 'xla', 'recomputed', 'chunked', 'splash' and 'auto'"),
     (parallel.Target("tpu", 4), "attention 'cudnn' is a kernel of GPUs, and this program is for tpu"),
     (parallel.Target("gpu", 1, "7.5"), "attention 'cudnn' of 64 channels a head in bfloat16 on compute capability 7.5; allowed are .* GPUs from 8.0 on"),
     (parallel.Target("gpu", 1, "gfx942"), "attention 'cudnn' of 64 channels a head in bfloat16 on compute capability gfx942; allowed are .* GPUs from 8.0 on")])

@@ -377,7 +377,7 @@ def products(jaxpr: Any) -> int:
     (lambda: patches.grid_of(frames=16, size=220, patch=(2, 16, 16)), "clip 16x220x220 is not a multiple"),
     (lambda: tiny_stack(heads=3), "width 8 is not divisible by 3 heads"),
     (lambda: tiny_stack(remat="some"), "remat 'some'; allowed are none, dots, offload, full"),
-    (lambda: tiny_stack(attention="flash"), "attention 'flash'; allowed are 'xla', 'chunked', 'cudnn', 'splash' and 'auto'"),
+    (lambda: tiny_stack(attention="flash"), "attention 'flash'; allowed are 'xla', 'recomputed', 'chunked', 'cudnn', 'splash' and 'auto'"),
     (lambda: layers.Stack(depth=3, heads=2, hidden=16).init(jax.random.key(0), jnp.zeros((1, 5, 8)), keep=(3,)), r"layers \(3,\) asked of a stack of 3 blocks"),
     (lambda: SMALL.patchify({"video": jnp.zeros((1, 8, 64, 64, 3), jnp.uint8)}), r"clips of \(8, 64, 64, 3\) reach an encoder built for \(8, 32, 32, 3\)")])
 def test_mistakes(make: object, message: str) -> None:

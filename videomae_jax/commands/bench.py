@@ -36,7 +36,7 @@ def options_of_step(argv: list[str], /) -> tuple[argparse.Namespace, dict[str, s
     parser.add_argument("--size", choices=SIZES, help="published size: its pretraining config with --mode, --dtype and --batch")
     parser.add_argument("--mode", choices=MODES, help="decoded tokens: dual (VideoMAE V2, half of them) or v1 (all hidden ones); default: as in the config")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the computation; default: float32 on a CPU, else as in the config")
-    parser.add_argument("--attention", choices=("auto", "xla", "chunked", "cudnn", "splash"), help="default: as in the config")
+    parser.add_argument("--attention", choices=("auto", "xla", "recomputed", "chunked", "cudnn", "splash"), help="default: as in the config")
     parser.add_argument("--batch", type=int, default=0, metavar="N",
                         help=f"clips of a step over all devices; default: {ON_CPU} a device on a CPU, {ELSEWHERE} elsewhere")
     parser.add_argument("--steps", type=int, default=0, metavar="N", help="steps of a repeat (default 0: about a second)")

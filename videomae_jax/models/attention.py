@@ -18,6 +18,7 @@ from videomae_jax.models import kernels
 from videomae_jax.types import Array
 
 LONG = 1024  # tokens from which blocks are faster on a CPU than the plain form: ViT-B's 1568, 13 % of a step on one core
+SHORT = 320  # keys up to which TPUs have the plain form: splash pads them to 256 or 384, and its arrays are copied (compiler's cycles of ViT-B, ViT-g)
 BLOCK = 98  # most queries of a block: 98 x 1568 float32 logits are 0.6 MB, two of them within a core's second-level cache
 FLOOR = float(jnp.finfo(jnp.float32).min)  # logit of a padded key
 
@@ -25,8 +26,8 @@ FLOOR = float(jnp.finfo(jnp.float32).min)  # logit of a padded key
 def attend(q: Array, k: Array, v: Array, /, *, implementation: str, valid: Array | None, scale: float = 1.0) -> Array:
     """Softmax attention, [B N h d] x3 -> [B N h d], of `scale` times the queries; softmax in float32; `valid` bool [B N] of keys.
 
-    `implementation` "xla" holds the logits of all queries and keys, "chunked" those of a block of queries, "cudnn" (GPUs,
-    half precision) and "splash" (TPUs) none; "auto" is what `chosen` says.
+    `implementation` "xla" keeps the weights of all queries and keys for the backward pass, "recomputed" makes them once more there,
+    "chunked" has those of a block of queries, "cudnn" (GPUs, half precision) and "splash" (TPUs) none; "auto" is what `chosen` says.
     """
     if implementation == "auto":
         implementation = chosen(tokens=k.shape[1], size=q.shape[-1], dtype=q.dtype)
@@ -47,7 +48,7 @@ def chosen(*, tokens: int, size: int, dtype: Any) -> str:
     if here.platform == "gpu" and kernels.runs_on_cudnn(size=size, dtype=dtype, capability=here.capability):
         return "cudnn"
     if here.platform == "tpu":
-        return "splash"
+        return "splash" if tokens > SHORT else "recomputed"
     return "chunked" if tokens >= LONG else "xla"
 
 
@@ -57,6 +58,11 @@ def plain(q: Array, k: Array, v: Array, /, *, valid: Array | None) -> Array:
     if valid is not None:
         logits = jnp.where(valid[:, None, None, :], logits, FLOOR)
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
+
+
+def recomputed(q: Array, k: Array, v: Array, /, *, valid: Array | None) -> Array:
+    """The plain form of scaled queries, of which only queries, keys and values are kept for the backward pass."""
+    return jax.checkpoint(functools.partial(plain, valid=valid), prevent_cse=False)(q, k, v)
 
 
 def chunked(q: Array, k: Array, v: Array, /, *, valid: Array | None) -> Array:
@@ -138,4 +144,4 @@ def product(spec: str, a: Array, b: Array, /) -> Array:
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
-IMPLEMENTATIONS = {"xla": plain, "chunked": chunked, "cudnn": kernels.cudnn, "splash": kernels.splash}
+IMPLEMENTATIONS = {"xla": plain, "recomputed": recomputed, "chunked": chunked, "cudnn": kernels.cudnn, "splash": kernels.splash}

@@ -50,7 +50,7 @@ def cudnn(q: Array, k: Array, v: Array, /, *, valid: Array | None, scale: float 
     """
     here = parallel.target()
     if here.platform != "gpu":
-        raise UserError(f"attention 'cudnn' is a kernel of GPUs, and this program is for {here.platform}; allowed here are 'xla', 'chunked', 'splash' and 'auto'")
+        raise UserError(f"attention 'cudnn' is a kernel of GPUs, and this program is for {here.platform}; allowed here are 'xla', 'recomputed', 'chunked', 'splash' and 'auto'")
     if not runs_on_cudnn(size=q.shape[-1], dtype=q.dtype, capability=here.capability):
         raise UserError(f"attention 'cudnn' of {q.shape[-1]} channels a head in {q.dtype}{f' on compute capability {here.capability}' if here.capability else ''}; "
                         "allowed are bfloat16 and float16, multiples of 8 up to 128, and GPUs from 8.0 on")
@@ -77,7 +77,7 @@ def kernel(heads: int, queries: tuple[int, int], keys: tuple[int, int], interpre
     """Splash attention over padded lengths in blocks (`blocks` of both), without a mask of its own: which keys count is said by segments.
 
     Where one block holds all keys, the backward pass is one kernel; otherwise it would add up a gradient of the queries for every
-    block, in their own precision.
+    block, in their own precision. It reads [h d N], tokens innermost: 64 or 88 channels there would fill half of a TPU's 128 lanes.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
@@ -86,7 +86,7 @@ def kernel(heads: int, queries: tuple[int, int], keys: tuple[int, int], interpre
     back = {} if whole == keys else {"block_q_dq": rows, "block_kv_dq": columns}
     sizes = splash_attention_kernel.BlockSizes(
         block_q=rows, block_kv=whole, block_kv_compute=columns, block_q_dkv=rows, block_kv_dkv=whole, block_kv_dkv_compute=columns,
-        use_fused_bwd_kernel=whole == keys, **back)
+        use_fused_bwd_kernel=whole == keys, **back, **dict.fromkeys(("q_layout", "k_layout", "v_layout"), splash_attention_kernel.QKVLayout.SEQ_MINOR))
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((queries, keys))] * heads)
     return splash_attention_kernel.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
 
@@ -99,7 +99,7 @@ def splash(q: Array, k: Array, v: Array, /, *, valid: Array | None) -> Array:
     """
     platform = parallel.target().platform
     if platform not in ("tpu", "cpu"):
-        raise UserError(f"attention 'splash' is a kernel of TPUs, and this program is for {platform}; allowed here are 'xla', 'chunked', 'cudnn' and 'auto'")
+        raise UserError(f"attention 'splash' is a kernel of TPUs, and this program is for {platform}; allowed here are 'xla', 'recomputed', 'chunked', 'cudnn' and 'auto'")
     keys = jnp.ones(k.shape[:2], bool) if valid is None else valid
 
     def one_device(q: Array, k: Array, v: Array, keys: Array) -> Array:
