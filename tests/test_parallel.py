@@ -139,7 +139,7 @@ def test_an_axis_may_take_a_part_of_a_torus() -> None:
 
 
 @pytest.mark.parametrize(("names", "shape", "want"), [
-    (("embed", "mlp"), (8, 8), P("fsdp", "tensor")), (("mlp", "embed"), (8, 8), P("tensor", "fsdp")),
+    (("embed", "mlp"), (8, 8), P("fsdp", "tensor")), (("rows", "embed"), (8, 8), P("tensor", "fsdp")), (("rows", "embed"), (7, 8), P(None, "fsdp")),
     (("layers", "embed", None, "heads", None), (3, 8, 3, 2, 5), P(None, "fsdp", None, "tensor", None)),
     (("batch", None), (8, 7), P(("data", "fsdp"), None)), (("norm",), (8,), P(None)), ((None, None), (8, 8), P(None, None)),
     (("embed", "mlp"), (7, 8), P(None, "tensor")), (("embed", "heads"), (8, 3), P("fsdp", None)), (("batch",), (6,), P(None)),
@@ -147,6 +147,12 @@ def test_an_axis_may_take_a_part_of_a_torus() -> None:
 def test_fit(names: tuple[str | None, ...], shape: tuple[int, ...], want: P) -> None:
     """Names become mesh axes; an axis is left out where it does not divide the length, and is used once."""
     assert parallel.fit(names, shape=shape, mesh=mesh(2, 2, 2), rules=RULES) == want
+
+
+def test_rows_are_split_by_fsdp_where_there_is_no_tensor_axis() -> None:
+    """A layer's matrix is then gathered along its first axis; where that is no multiple, along the other."""
+    for size, want in ((8, P("fsdp", None)), (6, P(None, "fsdp"))):
+        assert parallel.fit(("rows", "embed"), shape=(size, 8), mesh=mesh(2, 4), rules=RULES) == want
 
 
 def test_axes_of_one_device_are_not_named() -> None:

@@ -21,7 +21,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from videomae_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-RULES: dict[str, Any] = {"batch": ("data", "fsdp"), "embed": "fsdp", "heads": "tensor", "mlp": "tensor"}
+# Logical axis: its mesh axis, those that split it together (tuple), or those of which the first that has devices does (list).
+RULES: dict[str, Any] = {"batch": ("data", "fsdp"), "embed": "fsdp", "heads": "tensor", "mlp": "tensor", "rows": ["tensor", "fsdp"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,14 +192,19 @@ def fit(names: tuple[str | None, ...], /, *, shape: tuple[int, ...], mesh: Mesh,
     """The partition of an array with logical axis `names`; a mesh axis is dropped where it does not divide the length."""
     spec, used = [], set()
     for name, length in zip(names, shape, strict=True):
-        axes = rules.get(name) if name else None
-        axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
-        axes = tuple(a for a in axes if mesh.shape[a] > 1 and a not in used)
+        axes = tuple(a for a in _meant(name, mesh=mesh, rules=rules) if a not in used)
         if axes and length % math.prod(mesh.shape[a] for a in axes):
             axes = ()
         used.update(axes)
         spec.append(axes if len(axes) > 1 else (axes[0] if axes else None))
     return PartitionSpec(*spec)
+
+
+def _meant(name: str | None, /, *, mesh: Mesh, rules: Mapping[str, Any]) -> tuple[str, ...]:
+    """The mesh axes of more than one device that the rules give to a name."""
+    rule = rules.get(name) if name else None
+    axes = [a for a in ((rule,) if isinstance(rule, str) else rule or ()) if mesh.shape[a] > 1]
+    return tuple(axes[:1] if isinstance(rule, list) else axes)
 
 
 def box(array: jax.Array, /, *names: str | None) -> nn.LogicallyPartitioned:
@@ -254,7 +260,7 @@ def dropped_axes(boxed: Any, /, *, mesh: Mesh, rules: Mapping[str, Any] = RULES)
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box):
         value = unbox(leaf)
-        wanted = {a for a in _mesh_axes(rules.get(n) for n in _names(leaf)) if mesh.shape[a] > 1}
+        wanted = {a for n in _names(leaf) for a in _meant(n, mesh=mesh, rules=rules)}
         if not _is_box(leaf) and value.ndim and mesh.shape["fsdp"] > 1:
             wanted = {"fsdp"}
         missing = sorted(wanted - _mesh_axes(fit(_names(leaf), shape=value.shape, mesh=mesh, rules=rules)))

@@ -1,6 +1,7 @@
 """Transformer layers with VideoMAE's numerics: the only place where parameters get logical axes.
 
-Logical axes: `embed` (model width), `heads`, `mlp` (hidden), None (never sharded); the stack of layers adds `layers`.
+Logical axes: `embed` (model width), `heads`, `mlp` (hidden), `rows` (hidden, of the matrix that takes it in), None (never sharded); the
+stack of layers adds `layers`. What fsdp splits is gathered for every layer, along its first axis without a copy into another order.
 """
 
 import functools
@@ -126,13 +127,19 @@ class Attention(nn.Module):
         v_bias = self.param("v_bias", zeros, (self.heads, size), jnp.float32).astype(self.dtype)
         out = self.param("out", boxed(xavier(width, width), "heads", None, "embed"), (self.heads, size, width), jnp.float32).astype(self.dtype)
         bias = self.param("out_bias", boxed(nn.initializers.zeros, "norm"), (width,), jnp.float32).astype(self.dtype)
-        kernel, flat = kernel.astype(self.dtype), parallel.target().platform == "gpu"
-        if flat:
+        kernel, platform = kernel.astype(self.dtype), parallel.target().platform
+        flat = platform == "gpu"
+        if platform in ("gpu", "tpu"):
             # A product for each: parts of one array have to be copied for the attention kernel, and their gradients transposed. Over fsdp
             # the kernel is gathered once, not each part by itself.
             kernel = shard(kernel, None, None, "heads", None)
+        if flat:
             q, k, v = (x @ kernel[:, part].reshape(width, width) for part in range(3))
             q, k, v = (y.reshape(*x.shape[:2], self.heads, size) for y in (q + q_bias.reshape(width), k, v + v_bias.reshape(width)))
+        elif platform == "tpu":
+            # Made as splash reads them, so that the transposition below is none of the program's.
+            q, k, v = (jnp.einsum("bnd,dhk->bhkn", x, kernel[:, part]) for part in range(3))
+            q, k, v = (y.transpose(0, 3, 1, 2) for y in (q + q_bias[..., None], k, v + v_bias[..., None]))
         else:
             q, k, v = jnp.moveaxis(jnp.einsum("bnd,dchk->bnchk", x, kernel), 2, 0)
             q, v = q + q_bias, v + v_bias
@@ -153,7 +160,7 @@ class Mlp(nn.Module):
         width = x.shape[-1]
         y = Linear(self.hidden, ("embed", "mlp"), xavier(width, self.hidden), dtype=self.dtype, name="fc1")(x)
         y = gelu(shard(y, "batch", None, "mlp"))
-        return Linear(width, ("mlp", "embed"), xavier(self.hidden, width), dtype=self.dtype, name="fc2")(y)
+        return Linear(width, ("rows", "embed"), xavier(self.hidden, width), dtype=self.dtype, name="fc2")(y)
 
 
 def check_sizes(module: Any, /) -> None:

@@ -36,7 +36,7 @@ class CrossAttention(nn.Module):
         pooled = query + attention.attend(q, k, v, implementation="xla", valid=None).reshape(x.shape[0], width)
         y = layers.LayerNorm(EPS, jnp.float32, name="norm2")(pooled)
         y = layers.gelu(layers.Linear(self.hidden, ("embed", "mlp"), START, dtype=jnp.float32, name="fc1")(y))
-        return pooled + layers.Linear(width, ("mlp", "embed"), nn.initializers.normal(0.02 / math.sqrt(2)), dtype=jnp.float32, name="fc2")(y)
+        return pooled + layers.Linear(width, ("rows", "embed"), nn.initializers.normal(0.02 / math.sqrt(2)), dtype=jnp.float32, name="fc2")(y)
 
 
 class Pooler(nn.Module):
