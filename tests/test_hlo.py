@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from videomae_jax import config as configs
-from videomae_jax import hlo, optim, parallel, program_text
+from videomae_jax import hlo, optim, parallel, program_text, topologies
 from videomae_jax.assembly import assemble
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -107,10 +107,10 @@ def test_products_by_hand(program: hlo.Program) -> None:
     ("splash_mha_dkv_segmented_no_residuals.2", "(bf16[4,1,16,256,88], bf16[4,16,128,88], bf16[4,16,128,88])", 5), ("other", "bf16[4,16,256,88]", 0)])
 def test_attention_kernels_count_their_products(name: str, results: str, products: int) -> None:
     """A kernel is a call that the text says nothing about: each product is of 256 queries and 128 keys of 88 channels."""
-    text = f"""ENTRY %main (m: s8[1,1,1], q: bf16[4,16,256,88], k: bf16[4,16,128,88]) -> f32[1] {{
+    text = f"""ENTRY %main (m: s8[1,1,1], q: bf16[4,16,88,256], k: bf16[4,16,88,128]) -> f32[1] {{
   %m = s8[1,1,1] parameter(0)
-  %q = bf16[4,16,256,88] parameter(1)
-  %k = bf16[4,16,128,88] parameter(2)
+  %q = bf16[4,16,88,256] parameter(1)
+  %k = bf16[4,16,88,128] parameter(2)
   ROOT %{name} = {results} custom-call(%m, %q, %k, %k), custom_call_target="tpu_custom_call"
 }}"""
     found = hlo.Program(text, devices=1)
@@ -192,6 +192,41 @@ def test_an_unknown_form_of_groups_is_an_error() -> None:
     """A wrong group would be a wrong number of bytes."""
     with pytest.raises(ValueError, match="unknown form"):
         program_text.groups("replica_groups=<new>", "all-reduce")
+
+
+def test_cycles_that_the_compiler_expects() -> None:
+    """An instruction takes the longest of its operations, its bytes and its cycles, which a loop repeats; the roofline knows none of them."""
+    text = """%body (c: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %c = (s32[], f32[64]) parameter(0)
+  %i = s32[] get-tuple-element(%c), index=0
+  %x = f32[64] get-tuple-element(%c), index=1
+  %slow = f32[64] negate(%x), backend_config={"window_config":{"estimated_cycles":"3000"}}
+  %quick = f32[64] negate(%slow), backend_config={"window_config":{"estimated_cycles":"1"}}
+  ROOT %r = (s32[], f32[64]) tuple(%i, %quick)
+}
+
+%condition (c: (s32[], f32[64])) -> pred[] {
+  %c = (s32[], f32[64]) parameter(0)
+  %n = s32[] constant(5)
+  %i = s32[] get-tuple-element(%c), index=0
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (p: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %p = (s32[], f32[64]) parameter(0)
+  ROOT %loop = (s32[], f32[64]) while(%p), condition=%condition, body=%body
+}"""
+    bytes_ = 2 * 4 * 64
+    time = hlo.Program(text, devices=1).time(hlo.Rates(flops=1e9, memory=bytes_, wire=lambda c: 0.0, cycles=1000.0))
+    assert (time.step, time.roofline) == (pytest.approx(5 * (3 + 1)), pytest.approx(5 * (1 + 1)))
+    assert hlo.Program(text, devices=1).time(hlo.Rates(flops=1e9, memory=bytes_, wire=lambda c: 0.0)).step == pytest.approx(10)
+
+
+@pytest.mark.parametrize(("chip", "units", "side"), [("v5e", 4, 128), ("v5p", 8, 128), ("v6e", 4, 256), ("tpu7x", 8, 256)])
+def test_clocks_are_those_of_the_peaks(chip: str, units: int, side: int) -> None:
+    """Multiply-adds a cycle times cycles are the data sheet's peak."""
+    one = topologies.CHIPS[chip]
+    assert 2 * units * side**2 * one.clock == pytest.approx(one.tflops * 1e12, rel=1e-2)
 
 
 def test_time_by_hand(program: hlo.Program) -> None:

@@ -60,7 +60,7 @@ def make(config: Any, name: str, /, *, fixed: frozenset[str], trust: tuple[str, 
     topologies.devices(topology)  # fails now, not after minutes
     planner = Planner(config, topology, fixed=fixed, trust=trust, feed=feed, memory=memory, say=say)
     estimate, compiled = choose(planner)
-    time = roofline(compiled.program, topology) if compiled.program else None
+    time = timed(compiled.program, topology) if compiled.program else None
     seconds = time.step if time else estimate.seconds
     fits = compiled.bytes <= planner.limit
     run, chip = planner.run, topology.chip
@@ -111,8 +111,8 @@ def choose(planner: Planner, /) -> tuple[Estimate, Compiled]:
     return min(done, key=lambda d: d[1].bytes)
 
 
-def roofline(program: hlo.Program, topology: Topology, /) -> hlo.Time:
-    """Seconds of a compiled step on the chips of a topology."""
+def timed(program: hlo.Program, topology: Topology, /) -> hlo.Time:
+    """Seconds of a compiled step on the chips of a topology, with the cycles that the compiler expects of them."""
     chip = topology.chip
     within = program.devices // topology.slices
 
@@ -120,7 +120,7 @@ def roofline(program: hlo.Program, topology: Topology, /) -> hlo.Time:
         link, network = sent(one, lambda device: device // within, program.devices)
         return chip.devices * (link / chip.link + network / (chip.network / chip.per_host))
 
-    return program.time(hlo.Rates(EFFICIENCY * chip.tflops * 1e12 / chip.devices, EFFICIENCY * chip.bandwidth / chip.devices, wire, chip.pcie / chip.devices))
+    return program.time(hlo.Rates(EFFICIENCY * chip.tflops * 1e12 / chip.devices, EFFICIENCY * chip.bandwidth / chip.devices, wire, chip.pcie / chip.devices, chip.clock))
 
 
 def sent(one: hlo.Collective, slice_of: Callable[[int], int], devices: int, /) -> tuple[float, float]:
@@ -149,7 +149,7 @@ def wires(program: hlo.Program, time: hlo.Time, /) -> dict[str, Any]:
     for one in program.collectives:
         total[one.kind] = total.get(one.kind, 0.0) + one.bytes * one.times
     return {"collective_bytes": {k: round(v) for k, v in sorted(total.items())},
-            "seconds": {"compute": time.compute, "memory": time.memory, "wire": time.wire, "host": time.host, "exposed": time.exposed}}
+            "seconds": {"roofline": time.roofline, "compute": time.compute, "memory": time.memory, "wire": time.wire, "host": time.host, "exposed": time.exposed}}
 
 
 def broken(program: hlo.Program | None, planner: Planner, choice: Choice, /) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reading a compiled program: collectives by bytes, and the time of a roofline, loops counted as often as they run.
+"""Reading a compiled program: collectives by bytes, and the time of a step, loops counted as often as they run.
 
 XLA's own cost analysis counts the body of a loop once, and a stack of layers is a loop. The text of the optimised
 program holds what is missing: the limits of the loops, the groups of the collectives, the shapes behind every name.
@@ -53,19 +53,24 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What a device does in a second: operations, bytes from its memory, bytes from or to the host's; and a collective's seconds."""
+    """What a device does in a second: operations, bytes from its memory, bytes from or to the host's, cycles; and a collective's seconds."""
 
     flops: float
     memory: float
     wire: Callable[[Collective], float]
     host: float = math.inf
+    cycles: float = math.inf
 
 
 @dataclasses.dataclass(frozen=True)
 class Time:
-    """Seconds of one run of the program; `exposed` is the part of `wire` and `host` that no computation hides."""
+    """Seconds of one run of the program; `exposed` is the part of `wire` and `host` that no computation hides.
+
+    `step` has the cycles that the compiler expects of an instruction (a TPU's writes them down) where they are more than `roofline` has for it.
+    """
 
     step: float
+    roofline: float
     compute: float
     memory: float
     wire: float
@@ -220,7 +225,7 @@ class Program:
         return total
 
     def time(self, rates: Rates, /) -> Time:
-        """Seconds on a device of `rates`: each instruction takes the longer of its operations and its bytes.
+        """Seconds on a device of `rates`: each instruction takes the longest of its operations, its bytes and its cycles.
 
         Within a computation (the body of a loop, the rest of the program) collectives that are issued ahead, copies from
         and to the host, and what other cores move, hide behind what is computed there; other collectives add to it.
@@ -233,17 +238,24 @@ class Program:
             total["compute"] += times * compute
             total["memory"] += times * (memory + beside)
             total["host"] += times * far
-            here = spent.setdefault(id(body), [0.0, 0.0, 0.0, 0.0])
-            here[0] += times * max(compute, memory)
+            here = spent.setdefault(id(body), [0.0, 0.0, 0.0, 0.0, 0.0])
+            here[0] += times * max(compute, memory, expected(one) / rates.cycles)
             here[3] += times * (far + beside)
+            here[4] += times * max(compute, memory)
         where = {name: id(body) for body in self.computations.values() for name in body}
         wire = 0.0
         for one in self.collectives:
             seconds = one.times * rates.wire(one)
             wire += seconds
             spent[where[one.caller]][1 if one.hidden else 2] += seconds
-        step = sum(max(busy, hidden, far) + open_ for busy, hidden, open_, far in spent.values())
-        return Time(step, total["compute"], total["memory"], wire, step - sum(busy for busy, *_ in spent.values()), total["host"])
+        step, roofline = (sum(max(part[busy], part[1], part[3]) + part[2] for part in spent.values()) for busy in (0, 4))
+        return Time(step, roofline, total["compute"], total["memory"], wire, step - sum(busy for busy, *_ in spent.values()), total["host"])
+
+
+def expected(one: Instruction, /) -> int:
+    """Cycles that the compiler of TPUs expects of an instruction; 0 where it says none: kernels, collectives, other compilers."""
+    found = re.search(r'"estimated_cycles":"(\d+)"', one.rest)
+    return int(found[1]) if found else 0
 
 
 def _parameters(body: Mapping[str, Instruction], /) -> list[Instruction]:
@@ -294,12 +306,12 @@ def _product(one: Instruction, arrays: list[Shape], /) -> float:
 
 
 def _kernel(one: Instruction, arrays: list[Shape], /) -> float:
-    """Operations of an attention kernel of queries and keys [B h N d], its first arrays of four axes; of other custom calls none are known."""
+    """Operations of an attention kernel of queries and keys [B h d N], its first arrays of four axes; of other custom calls none are known."""
     products = next((n for name, n in KERNELS.items() if one.name.startswith(name)), 0)
     if not products:
         return 0.0
     queries, keys = [s for s in arrays if len(s.lengths) == 4][:2]
     fused = one.name.startswith("splash_mha_dkv") and any(len(s.lengths) == 5 for s in one.shapes)
-    return (products + fused) * 2.0 * queries.size * keys.lengths[2]
+    return (products + fused) * 2.0 * queries.size * keys.lengths[3]
 
 
