@@ -37,12 +37,15 @@ def test_an_image_is_told_its_commit(tmp_path: pathlib.Path, monkeypatch: pytest
     assert starts.revision() != "abc-dirty"
     monkeypatch.setattr(starts, "__file__", str(tmp_path / "videomae_jax" / "starts.py"))
     assert starts.revision() == "abc-dirty"
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr(starts, "GIT", ("no-such-git",))  # an image that was sent the whole checkout, and has no git
+    assert starts.revision() == "abc-dirty"
     monkeypatch.setenv("VIDEOMAE_REVISION", "")
     assert starts.revision() is None
     said = (ROOT / "launch" / "Dockerfile").read_text()
     assert "ARG REVISION" in said and "ENV VIDEOMAE_REVISION=${REVISION}" in said
     ignored = (ROOT / "launch" / "Dockerfile.dockerignore").read_text().split()
-    assert {".git", ".venv", "data", "runs"} <= set(ignored)
+    assert {"**/.git", "**/.venv", "**/.env", "data", "runs"} <= set(ignored)
 
 
 def test_a_line_that_was_cut_takes_no_other_with_it(tmp_path: pathlib.Path) -> None:

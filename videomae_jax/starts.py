@@ -21,16 +21,18 @@ ARCHIVED = "$Format:%H$"  # the commit, where `git archive` wrote this file (.gi
 
 
 def revision() -> str | None:
-    """The commit of the checkout that this package lies in, "-dirty" where files differ; None where git is missing.
+    """The commit of the checkout that this package lies in, "-dirty" where files differ.
 
-    Outside a checkout that of the archive which it was unpacked from, else what VIDEOMAE_REVISION says (launch/Dockerfile), else None.
+    Outside a checkout that of the archive which it was unpacked from. Where that is none, or git cannot say, what VIDEOMAE_REVISION says
+    (launch/Dockerfile), else None.
     """
+    told = os.environ.get("VIDEOMAE_REVISION") or None
     if not (pathlib.Path(__file__).parents[1] / ".git").exists():
-        return os.environ.get("VIDEOMAE_REVISION") or None if ARCHIVED.startswith("$") else ARCHIVED[:12]
+        return told if ARCHIVED.startswith("$") else ARCHIVED[:12]
     try:
         return subprocess.run(GIT, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, a checkout of another user, a slow disk: the rest is worth a line
-        return None
+        return told
 
 
 def describe(mesh: jax.sharding.Mesh, /) -> dict[str, Any]:
