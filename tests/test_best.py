@@ -106,11 +106,12 @@ def test_the_best_of_other_frozen_weights_are_not_taken(
     made = Probe(encoder=vit.Encoder(**written.ENCODER), head=probing.Linear(classes=2, count=2), weights="absent")
     run = noise_runs.run_of(made, optimizer=configs.spec(optim.AdamW, schedule=optim.Schedule(base=1e-2)))
     params = parallel.unbox(jax.jit(lambda: made.init(run.rng(), base.dummy(run.fields)))())
+    extra = parallel.unbox(made.init_extra(run.rng(), params, base.dummy(run.fields)))
     for objective in (made, Taught(**vars(made))):
         run, directory = dataclasses.replace(run, objective=objective), tmp_path / type(objective).__name__
 
         def at(step: int, run: Any = run, directory: pathlib.Path = directory, *, training: bool = True) -> Context:
-            return Context(run, params, {}, step, directory, training=training)
+            return Context(run, params, extra, step, directory, training=training)
 
         def begin(digest: str, step: int, directory: pathlib.Path = directory) -> None:
             directory.mkdir(exist_ok=True)
@@ -156,7 +157,7 @@ def test_the_best_open_with_their_own_frozen_weights(tmp_path: pathlib.Path) -> 
     head = probing.Attentive(classes=2, count=2, blocks=1, heads=2, ratio=1)
     others.trained(others.probe_of(pre, head=head), directory)
     context = run_directory.context(directory)
-    assert best.keep(dataclasses.replace(context, step=6), 50.0, metric="top1") == 50  # and the run goes back to step 4
+    assert best.keep(dataclasses.replace(context, step=6, training=True), 50.0, metric="top1") == 50  # and the run goes back to step 4
     others.grown(pre, 2)
     (pre / "checkpoints" / "00000001").rename(gone)
     others.trained(others.probe_of(pre, total=8, head=head), directory, fork=True)
@@ -168,6 +169,21 @@ def test_the_best_open_with_their_own_frozen_weights(tmp_path: pathlib.Path) -> 
     gone.rename(pre / "checkpoints" / "00000001")
     model = api.load(directory, best=True)
     assert model.step == 6 and others.of_step(model.extra["frozen"]) == 1
+
+
+def test_the_best_of_a_linear_probe_have_their_statistics(tmp_path: pathlib.Path) -> None:
+    """Running means and variances of features are no parameters: heads answer with those that they were trained on, not with the last ones."""
+    pre, directory = others.grown(tmp_path / "pre", 1), tmp_path / "run"
+    others.trained(others.probe_of(pre), directory)
+    last = run_directory.context(directory)
+    earlier = dataclasses.replace(last, step=2, training=True, extra=last.extra | {"mean": last.extra["mean"] + 1, "var": 2 * last.extra["var"]})
+    assert best.keep(earlier, 50.0, metric="top1") == 50
+    step, params, extra = best.load(last)
+    model = api.load(directory, best=True)
+    assert step == model.step == 2 and extra["frozen"] is last.extra["frozen"]
+    for name in ("mean", "var"):
+        for found in (extra, model.extra):
+            np.testing.assert_array_equal(found[name], earlier.extra[name])
 
 
 def test_the_best_open_as_a_model(tmp_path: pathlib.Path) -> None:
@@ -183,7 +199,8 @@ def test_the_best_open_as_a_model(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match="best is not there: no evaluator of this run keeps the best weights yet"):
         videomae_jax.load(tmp_path, best=True)
     best.keep(context, 0.5, metric="top1")
-    step, kept = best.load(context)
+    step, kept, extra = best.load(context)
+    assert extra == {}
     for model in (videomae_jax.load(tmp_path, best=True), videomae_jax.load(tmp_path / "best")):
         assert model.step == step == 3 and model.classes == written.CLASSES
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(model.params), jax.device_get(kept))

@@ -305,7 +305,7 @@ def test_the_best_weights_are_kept(tmp_path: pathlib.Path) -> None:
         scores[step] = evaluate(Classification(batch_size=4, best="top1"), step=step, directory=tmp_path, params=of[step], broken=wrong)
     assert scores[4]["top1"] > max(scores[3]["top1"], scores[5]["top1"])
     assert [scores[s]["best"] for s in (3, 4, 5)] == [scores[3]["top1"], scores[4]["top1"], scores[4]["top1"]]
-    step, kept = best.load(Toy(run(), {}, {}, 6, tmp_path))
+    step, kept, _ = best.load(Toy(run(), {}, {}, 6, tmp_path))
     assert step == 4 and [p.name for p in (tmp_path / "best").iterdir() if p.name.isdigit()] == ["00000004"]
     for got, want in zip(jax.tree.leaves(kept), jax.tree.leaves(of[4]), strict=True):
         np.testing.assert_array_equal(got, want)

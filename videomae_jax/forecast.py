@@ -243,13 +243,14 @@ def table(plan: Mapping[str, Any], /) -> list[str]:
 
 def markdown(plans: Sequence[Mapping[str, Any]], /) -> list[str]:
     """Plans as a table, one row each."""
-    rows = ["| config | topology | GB a chip | remat, micro-batches, mesh (data x fsdp) | ms a step | MFU | chip-hours | input cores a host | compile: wall, CPU s |",
+    rows = ["| config | topology | GB a chip | remat, micro-batches, mesh (data x fsdp) | ms a step (roofline) | MFU | chip-hours | input cores a host | compile: wall, CPU s |",
             "|---|---|---|---|---|---|---|---|---|"]
     for plan in plans:
         mesh = f"{plan['mesh']['data']} x {plan['mesh']['fsdp']}"
         seconds = f"{plan['compile_seconds']:.0f}, {plan['compile_cpu_seconds']:.0f}" if plan["compile_seconds"] else "estimate"
+        step = f"{1e3 * plan['step_seconds']:.0f}" + (f" ({1e3 * plan['seconds']['roofline']:.0f})" if "roofline" in plan.get("seconds", ()) else "")
         told = f" ({count} warning{'s' if count > 1 else ''})" if (count := len(plan.get("breaches", ()))) else ""
         rows.append(f"| {plan['config']} | {plan['topology']}{told} | {plan['bytes_per_chip'] / 1e9:.1f}{'' if plan['fits'] else ' (does not fit)'} | {plan['remat']}, "
-                    f"{plan['microbatches']}, {mesh} | {1e3 * plan['step_seconds']:.0f}{' (estimate)' if seconds != 'estimate' and 'estimated' in plan['from'] else ''} | {100 * plan['predicted_mfu']:.0f} % | {plan['chip_hours']:,.0f} | "
+                    f"{plan['microbatches']}, {mesh} | {step}{' (estimate)' if seconds != 'estimate' and 'estimated' in plan['from'] else ''} | {100 * plan['predicted_mfu']:.0f} % | {plan['chip_hours']:,.0f} | "
                     f"{plan['host_cores_needed']:.0f} of {plan['host_cores']} | {seconds} |")
     return rows

@@ -1,7 +1,7 @@
 """The weights of the best evaluation of a run, kept beside its checkpoints in the folder `best`.
 
-The folder is a checkpoint like any other: `pretrained`, and any other external weights, may name it. It holds the parameters alone, averaged
-ones where the run averages; what opens it takes config, classes and frozen weights from the run. Its metadata tell which frozen ones it was
+The folder is a checkpoint like any other: `pretrained`, and any other external weights, may name it. It holds the parameters, averaged
+ones where the run averages, and what else the run learns (statistics of a linear probe); what opens it takes config, classes and frozen weights from the run. Its metadata tell which frozen ones it was
 trained with: heads of another encoder answer as if they knew nothing.
 """
 
@@ -21,7 +21,7 @@ from videomae_jax.evals.base import Context
 from videomae_jax.objectives import base
 from videomae_jax.ownership import BEST
 from videomae_jax.step import TrainState
-from videomae_jax.types import Params
+from videomae_jax.types import Extra, Params
 
 KEEPING = r"evaluators\.own\.(best|save|weights)"  # of an evaluator: what it keeps, and which weights it is shown
 
@@ -83,7 +83,7 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
         if foreign and kept["step"] >= context.step:
             saver.set_aside([kept["step"]], "foreign")
         run = context.assembly
-        state = TrainState(parallel.put(context.step, mesh=run.mesh), run.rng(), context.params, {}, {}, {})
+        state = TrainState(parallel.put(context.step, mesh=run.mesh), run.rng(), context.params, {}, {k: context.extra[k] for k in run.abstract.extra}, {})
         if other and parallel.is_lead():
             why = "trained with other frozen weights" if foreign else "measured by other settings or on other clips"
             print(f"{folder(context)} holds the best of step {kept['step']}, {metric} {kept['value']:g}, which was {why}: "
@@ -95,19 +95,19 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
         saver.close()
 
 
-def load(context: Context, /) -> tuple[int, Params]:
-    """(step, parameters) of the kept weights. Raises UserError where there are none, and where they were trained with other frozen weights than
+def load(context: Context, /) -> tuple[int, Params, Extra]:
+    """(step, parameters, extra) of the kept weights, as the context has those of its own step. Raises UserError where there are none, and where they were trained with other frozen weights than
     those of the context."""
     saver = Checkpointer(checkpoints(context.directory, best=True), read_only=True)
     try:
         steps = saver.candidates()
         if not steps:
             raise UserError(f"{folder(context)} holds no checkpoint")
-        found = saver.restore(steps[-1], context.assembly.abstract, rng=context.assembly.rng(), items=("params",))
+        found = saver.restore(steps[-1], context.assembly.abstract, rng=context.assembly.rng(), items=("params", "extra"))
         if _foreign(found.meta, _frozen(context)):
             raise UserError(f"{folder(context)} holds the best of step {found.step}, which was trained with other frozen weights than step "
                             f"{context.step}; allowed are those of the same ones, as evaluations of the run that goes on put them there")
-        return found.step, found.state.params
+        return found.step, found.state.params, context.extra | found.state.extra
     finally:
         saver.close()
 

@@ -103,11 +103,11 @@ class Classification:
         views = self.views.joined(source)  # before the first result is due, so that what these data cannot show is told before training
         if context.step < self.first:
             return {}
-        step, params = best.load(context) if self.weights == "best" else (context.step, context.params)
+        step, params, extra = best.load(context) if self.weights == "best" else (context.step, context.params, context.extra)
         count = len(views) // max(1, len(source)) * views.repeats
         sums = Sums.empty(len(source), classes=classes, views=count if self.save and parallel.is_lead() else 0)
         predict = predictor(context)
-        for found in context.results(lambda batch: predict(params, context.extra, batch, context.rng), views, batch_size=max(1, self.batch_size // views.repeats)):
+        for found in context.results(lambda batch: predict(params, extra, batch, context.rng), views, batch_size=max(1, self.batch_size // views.repeats)):
             sums.add(found, copies=views.repeats)
         found = results(sums) | {"chance": 100 / classes}
         if self.save and parallel.is_lead():
