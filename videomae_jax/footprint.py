@@ -20,6 +20,9 @@ from videomae_jax.topologies import Topology
 # measured steps of ViT-S to g on one H100 (tests/test_gpu_plans.py), attention at less than the peak rate included.
 TRAFFIC = {"gpu": 300}
 OTHERS = 200
+# Cycles of a TPU's core for the same: by what the compiler expects of the steps of ViT-B, L and g on v5e and v5p, it is not their memory that bounds
+# them (tests/test_plan.py).
+CYCLES = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,12 +243,14 @@ def wire(run: Assembly, sizes: dict[str, int], slices: int, /, *, microbatches: 
 
 
 def seconds(run: Assembly, topology: Topology, sizes: dict[str, int], /, *, microbatches: int, recompute: float, efficiency: float, host: float = 0.0) -> float:
-    """A step: matrix products (`recompute` times the forward pass more), then memory, wire, and `host` bytes to and fro; nothing overlaps."""
+    """A step: matrix products (`recompute` times the forward pass more), then element-wise work, the state, wire, and `host` bytes to and fro;
+    nothing overlaps."""
     chip, clips = topology.chip, run.clips * run.draws / topology.all_chips
     cost = run.objective.cost()
     compute = clips * (cost.train_flops + 2 * recompute * (cost.macs - cost.frozen)) / (chip.tflops * 1e12 * efficiency)
-    state = 10 * state_bytes(run, sizes) / 4
-    moved = clips * TRAFFIC.get(chip.platform, OTHERS) * widths(run, recompute=recompute) + state * chip.devices
+    memory, values = chip.bandwidth * efficiency, clips * widths(run, recompute=recompute)
+    each_value = CYCLES / (chip.clock * chip.tensor_cores) if chip.platform == "tpu" else TRAFFIC.get(chip.platform, OTHERS) / memory
+    state = 10 * state_bytes(run, sizes) / 4 * chip.devices
     sent = wire(run, sizes, topology.slices, microbatches=microbatches)
     each = sent.link / chip.link + sent.network / (chip.network / chip.per_host) + 2 * host / chip.pcie  # the devices of a chip share its ways
-    return compute + moved / (chip.bandwidth * efficiency) + each * chip.devices
+    return compute + values * each_value + state / memory + each * chip.devices

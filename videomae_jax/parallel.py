@@ -286,6 +286,18 @@ def check_replication(boxed: Any, /, *, mesh: Mesh, limit: float, rules: Mapping
                         f"{'; '.join(map(str, dropped[:3]))}; allowed is a share of {limit:g} (mesh.replicated). Use axes that divide these lengths")
 
 
+def thin(boxed: Any, /, *, mesh: Mesh, least: int, rules: Mapping[str, Any] = RULES) -> float:
+    """The share of a state's bytes in leaves of which a device has fewer than `least` values along an axis that the mesh splits."""
+    found = 0
+    for leaf in jax.tree.leaves(boxed, is_leaf=_is_box):
+        value = unbox(leaf)
+        spec = fit(_names(leaf), shape=value.shape, mesh=mesh, rules=rules)
+        ways = [math.prod(mesh.shape[a] for a in _mesh_axes([part])) for part in spec]
+        if any(n > 1 and length // n < least for n, length in zip(ways, value.shape, strict=True)):
+            found += nbytes(value)
+    return found / nbytes(boxed)
+
+
 def replicated(mesh: Mesh, /) -> NamedSharding:
     """Fully replicated over `mesh`."""
     return NamedSharding(mesh, PartitionSpec())

@@ -23,7 +23,7 @@ class Chip:
     """One accelerator chip. `hbm` are the bytes a program may use, `cores` the host's vCPUs, `devices` JAX's devices a chip.
 
     `link` are bytes a second to the neighbours (ICI, NVLink), `network` bytes a second and host to everywhere else, `pcie` bytes a
-    second between a chip and its host's memory. `clock` are a TPU's cycles a second, of which its peak says how many products one has.
+    second between a chip and its host's memory. `clock` are a TPU's cycles a second of each of its `tensor_cores`.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Chip:
     platform: str = "tpu"
     pcie: float = 16e9
     clock: float = math.inf
+    tensor_cores: int = 1
 
 
 # Clocks follow from the peaks: matrix units of 128 x 128 (v5e 4, v5p 8) and of 256 x 256 (v6e 4, tpu7x 8) products a cycle.
@@ -47,9 +48,9 @@ class Chip:
 # a2-ultragpu-8g and a3-highgpu-8g, whose networks are slower, and the InfiniBand of DGX A100 and DGX H100, 8 x 200 and 8 x 400 Gb/s.
 CHIPS = {
     "v5e": Chip("v5e", 197, 15.75 * GIB, 0.819e12, 180e9, 12.5e9, 4, 112, clock=1.5e9),
-    "v5p": Chip("v5p", 459, 95.74 * GIB, 2.765e12, 540e9, 25e9, 4, 208, clock=1.75e9),
+    "v5p": Chip("v5p", 459, 95.74 * GIB, 2.765e12, 540e9, 25e9, 4, 208, clock=1.75e9, tensor_cores=2),
     "v6e": Chip("v6e", 918, 31.25 * GIB, 1.638e12, 360e9, 50e9, 4, 180, clock=1.75e9),
-    "tpu7x": Chip("tpu7x", 2307, 189.5 * GIB, 7.38e12, 540e9, 50e9, 4, 224, devices=2, clock=2.2e9),
+    "tpu7x": Chip("tpu7x", 2307, 189.5 * GIB, 7.38e12, 540e9, 50e9, 4, 224, devices=2, clock=2.2e9, tensor_cores=2),
     "a100": Chip("a100", 312, 80e9, 2.04e12, 300e9, 200e9, 8, 96, platform="gpu", pcie=32e9),
     "h100": Chip("h100", 989, 80e9, 3.35e12, 450e9, 400e9, 8, 208, platform="gpu", pcie=64e9),
     "h200": Chip("h200", 989, 141e9, 4.8e12, 450e9, 400e9, 8, 224, platform="gpu", pcie=64e9),
