@@ -14,6 +14,7 @@ import pytest
 import scipy.stats
 import substitutes
 import test_attention
+import test_forward
 from mapped import value
 
 from videomae_jax import config as configs
@@ -430,3 +431,8 @@ def test_objects_of_the_world_reach_the_batch(tmp_path: pathlib.Path) -> None:
     on, off = (example["video"][example["parts"] == k].mean() for k in (1, 0))
     assert set(np.unique(example["parts"])) == {0, 1} and 0.04 < (example["parts"] > 0).mean() < 0.16
     assert on > 2 * off
+
+
+def test_probabilities_of_the_sampler_are_not_rounded_by_devices() -> None:
+    """In float32, which TPUs and GPUs multiply in fewer bits by themselves."""
+    test_forward.scores_are_exact(sampler.Sampler(heads=2, hidden=16), (2, 5, 8))

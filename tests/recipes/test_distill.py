@@ -12,13 +12,14 @@ import noise_runs
 import numpy as np
 import pytest
 import substitutes
+import test_gpu_plans
 import written
 from flax import traverse_util
 from noise_runs import CLIP, batch, clips_of
 
 import videomae_jax
 from videomae_jax import config as configs
-from videomae_jax import artefact, externals, losses, optim, parallel, supervision
+from videomae_jax import artefact, externals, footprint, forecast, losses, optim, parallel, plan, supervision
 from videomae_jax.assembly import Assembly
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.data import sources
@@ -284,3 +285,16 @@ def test_mistakes() -> None:
                             ({"teacher": dataclasses.replace(TEACHER, frames=8)}, "both see the same clip"), ({"start": "body"}, "start 'body'")):
         with pytest.raises(UserError, match=message):
             dataclasses.replace(PLAIN, **change)
+
+
+def test_a_teacher_counts_a_third_in_plans() -> None:
+    """It runs forward alone, on its own tokens. By hand: layers x width x tokens."""
+    student, teacher, run = 12 * 384 * 1568, 40 * 1408 * 2048, test_gpu_plans.of("distill/k710_s")
+    assert footprint.widths(run) == pytest.approx(student + teacher / 3) and not footprint.pretrains(run)
+    assert footprint.widths(run, recompute=1.0) == pytest.approx(student * 4 / 3 + teacher / 3)
+
+
+def test_distillation_is_as_slow_as_the_traffic_of_its_teacher() -> None:
+    """Three quarters of the peak would be more than a forward pass of ViT-g reaches; nobody measured one, and the label does not say so."""
+    result = forecast.make(forecast.without_index(configs.load("configs/distill/k710_s.py"), videos=240_000), "h100x1", fixed=frozenset())
+    assert 0.35 < result["predicted_mfu"] < 0.55 and result["label"] == plan.LABEL != plan.MEASURED

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import substitutes
 import test_forward
+import test_gpu_plans
 import test_targets
 import written
 from mapped import value
 
 import videomae_jax
 from videomae_jax import config as configs
-from videomae_jax import losses, masking, optim, parallel, part_masks
+from videomae_jax import footprint, losses, masking, optim, parallel, part_masks
 from videomae_jax.assembly import Assembly, assemble
 from videomae_jax.checkpoint import Checkpointer
 from videomae_jax.config import spec
@@ -602,3 +603,15 @@ def test_fine_tuning_asks_for_what_the_head_gives(task: str, count: int) -> None
     objective, player = configs.build(config.objective), configs.build(config.optimizers.main)
     assert objective.head.classes == count == len(config.data.attributes) and objective.pretrained == "runs/marlin_b"
     assert (player.b1, player.b2, player.weight_decay, player.schedule.scaled(player.schedule.base, batch=64)) == (0.5, 0.9, 0.0, 1e-4)
+
+
+def test_scores_of_the_critic_are_not_rounded_by_devices() -> None:
+    """In float32, which TPUs and GPUs multiply in fewer bits by themselves."""
+    test_forward.scores_are_exact(critic.Critic(hidden=6), (2, 5, 8))
+
+
+def test_passes_for_the_critic_count_a_third_in_plans() -> None:
+    """Encoder and decoder run forward alone while it learns, twice here."""
+    run = test_gpu_plans.of("marlin/b", critic_steps="2")
+    n = run.objective.counts()
+    assert footprint.widths(run) == pytest.approx((1 + 2 / 3) * (12 * 768 * n["visible"] + 4 * 384 * n["decoder"])) and not footprint.pretrains(run)

@@ -109,7 +109,7 @@ def _check_kind(options: argparse.Namespace, /) -> None:
         raise UserError(f"{', '.join(given)} with the folder {options.directory}; allowed are these with --list=FILE alone")
     if options.pictures and options.template is not None:
         raise UserError(f"--pictures with --template={options.template}; allowed is one of them: a template names the pictures of a folder that is one video")
-    frames = options.format in ("v2", "frames") if options.list else options.pictures or options.template is not None
+    frames = not {"v2", "frames"}.isdisjoint(options.format or ()) if options.list else options.pictures or options.template is not None
     if options.list and options.template is not None and not frames:
         raise UserError(f"--template={options.template} with lists of format v1, which name video files; allowed are --format=v2 and --format=frames")
     if options.fps is not None and not frames:
