@@ -156,6 +156,20 @@ def test_devices_make_their_products_apart(platform: str) -> None:
     assert text.count("dot_general") == 3 + 2 + 1  # of one for all it would be four
 
 
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_gathered_matrices_are_not_kept(platform: str, remat: str) -> None:
+    """Of queries, keys and values the backward pass gets the parameter, which fsdp splits, not its copy in half precision, whole on every device; their
+    products it gets, also where only those are kept."""
+    stack = layers.Stack(depth=2, heads=2, hidden=32, attention="chunked", remat=remat, dtype=jnp.bfloat16)
+    x = jnp.zeros((3, 8, 16), jnp.bfloat16)
+    with parallel.aim(parallel.Target(platform, 1)):
+        params = parallel.unbox(jax.eval_shape(lambda: stack.init(jax.random.key(0), x)))
+        kept = jax.tree.leaves(jax.eval_shape(lambda p, x: jax.vjp(lambda p, x: stack.apply(p, x).tokens, p, x)[1], params, x))
+    assert [k.dtype for k in kept if k.shape == (2, 16, 3, 2, 8)] == [jnp.float32]
+    assert sum(k.dtype == jnp.bfloat16 and k.size == 2 * x.size for k in kept) >= 5  # with the input of the block and the product behind the attention
+
+
 def test_a_stack_of_blocks_may_use_it() -> None:
     """Within scan and remat, and an unknown name is an error that lists the allowed ones."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 20, 16)), jnp.float32)

@@ -801,14 +801,16 @@ def test_data_that_are_not_here() -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("size", "name", "low", "high"), [("b", "v5e-256", 2e9, 6e9), ("g", "v5p-512", 10e9, 60e9)])
 def test_real_steps_compile_for_tpus(size: str, name: str, low: float, high: float, capsys: pytest.CaptureFixture[str]) -> None:
-    """The public libtpu, no TPU: communicated bytes are 3 x 2 P where parameters are split, and nothing is exchanged all to all."""
+    """The public libtpu, no TPU: where parameters are split they are gathered once for either pass, 2 x 2 P bytes, and nothing is exchanged all to all."""
     pytest.importorskip("libtpu")
     config = forecast.without_index(configs.load(f"configs/pretrain/vit_{size}.py"), videos=1_350_000)
     result = forecast.make(config, name, fixed=frozenset())
     with capsys.disabled():  # the goal of g is 120 s of one core that is idle: seconds of a busy one are no fault of the program
         print(f"\n{size} on {name}: compiled in {result['compile_cpu_seconds']:.0f} s of CPU")
     assert result["fits"] and low < result["bytes_per_chip"] < high and 0.1 < result["predicted_mfu"] < 0.8
+    assert result["step_seconds"] > 1.2 * result["seconds"]["roofline"]  # the compiler's cycles are in it
     assert result["breaches"] == []
     if size == "g":
-        moved = result["collective_bytes"]["all-gather"] + result["collective_bytes"]["reduce-scatter"]
-        assert moved == pytest.approx(3 * 2 * 1_026_306_560, rel=0.05)
+        moved, parameters = result["collective_bytes"], 1_026_306_560
+        assert moved["all-gather"] == pytest.approx(2 * 2 * parameters, rel=0.05)
+        assert 1 <= (moved["reduce-scatter"] + moved["all-reduce"]) / (2 * parameters) < 1.25  # gradients of queries, keys and values are reduced whole

@@ -103,6 +103,18 @@ class Linear(nn.Module):
         return y
 
 
+def apart(x: Array, kernel: Array, /, *, flat: bool, dtype: Any) -> tuple[Array, ...]:
+    """Queries, keys and values of x [B N D] by a product each with kernel [D 3 h d]: [B N D] where `flat`, else [B h d N].
+
+    Parts of one product have to be copied for the attention kernel of a GPU or TPU, and their gradients transposed; TPUs read tokens innermost. Over fsdp
+    the kernel is gathered once, not each part by itself, and under `jax.checkpoint` once more for the backward pass: kept, every device would have that of all layers.
+    """
+    kernel, width = shard(kernel.astype(dtype), None, None, "heads", None), x.shape[-1]
+    if flat:
+        return tuple(x @ kernel[:, part].reshape(width, width) for part in range(3))
+    return tuple(jnp.einsum("bnd,dhk->bhkn", x, kernel[:, part]) for part in range(3))
+
+
 class Attention(nn.Module):
     """Self-attention with one fused qkv kernel, biases on q and v only, output projection with bias.
 
@@ -127,21 +139,16 @@ class Attention(nn.Module):
         v_bias = self.param("v_bias", zeros, (self.heads, size), jnp.float32).astype(self.dtype)
         out = self.param("out", boxed(xavier(width, width), "heads", None, "embed"), (self.heads, size, width), jnp.float32).astype(self.dtype)
         bias = self.param("out_bias", boxed(nn.initializers.zeros, "norm"), (width,), jnp.float32).astype(self.dtype)
-        kernel, platform = kernel.astype(self.dtype), parallel.target().platform
+        platform = parallel.target().platform
         flat = platform == "gpu"
-        if platform in ("gpu", "tpu"):
-            # A product for each: parts of one array have to be copied for the attention kernel, and their gradients transposed. Over fsdp
-            # the kernel is gathered once, not each part by itself.
-            kernel = shard(kernel, None, None, "heads", None)
+        if flat or platform == "tpu":
+            q, k, v = jax.checkpoint(functools.partial(apart, flat=flat, dtype=self.dtype), prevent_cse=False)(x, kernel)
         if flat:
-            q, k, v = (x @ kernel[:, part].reshape(width, width) for part in range(3))
             q, k, v = (y.reshape(*x.shape[:2], self.heads, size) for y in (q + q_bias.reshape(width), k, v + v_bias.reshape(width)))
         elif platform == "tpu":
-            # Made as splash reads them, so that the transposition below is none of the program's.
-            q, k, v = (jnp.einsum("bnd,dhk->bhkn", x, kernel[:, part]) for part in range(3))
             q, k, v = (y.transpose(0, 3, 1, 2) for y in (q + q_bias[..., None], k, v + v_bias[..., None]))
         else:
-            q, k, v = jnp.moveaxis(jnp.einsum("bnd,dchk->bnchk", x, kernel), 2, 0)
+            q, k, v = jnp.moveaxis(jnp.einsum("bnd,dchk->bnchk", x, kernel.astype(self.dtype)), 2, 0)
             q, v = q + q_bias, v + v_bias
         q, k, v = (shard(y, "batch", None, "heads", None) for y in (q, k, v))
         y = attention.attend(q, k, v, implementation=self.implementation, valid=valid, scale=size**-0.5)
