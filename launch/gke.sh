@@ -94,7 +94,11 @@ follow() { # follow NAME: to its end, then the logs
 submitted=()
 submit() { # submit NAME COMMAND...
   local name=$1
-  vacant "$name" || { taken "the JobSet $name is under way; $(quoted "${kubectl[@]}" delete "jobset/$name") saves and ends it"; return 0; }
+  if ! vacant "$name"; then
+    taken "the JobSet $name is under way; $(quoted "${kubectl[@]}" delete "jobset/$name") saves and ends it"
+    submitted+=("$name") # of a grid, whose launcher may have been interrupted
+    return 0
+  fi
   if [ -n "$DRY_RUN" ]; then
     manifest "$@"
     echo "# ^ $(quoted "${kubectl[@]}" create -f -)"

@@ -302,7 +302,7 @@ def test_cudnn_gets_valid_keys_first(monkeypatch: pytest.MonkeyPatch) -> None:
         close(both("cudnn", arrays, valid), both("xla", arrays, valid), TOLERANCE)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "chunked", "cudnn", "splash"])
+@pytest.mark.parametrize("implementation", ["xla", "recomputed", "chunked", "cudnn", "splash"])
 def test_a_row_without_valid_keys_stays_finite(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward, and the other row is what it is without it. cuDNN's kernel, which gives NaN for no keys, gets one at least."""
     plain, lengths = jax.nn.dot_product_attention, []
@@ -356,12 +356,18 @@ def test_the_passes_of_an_unrolled_stack_share_nothing_but_what_is_kept() -> Non
         with parallel.aim(parallel.Target(platform, 1)):
             assert ("optimization_barrier" in lowered(jax.grad(lambda x: layers.gelu(x).sum()), x)) == (platform == "gpu")
 
-    def slope(unroll: int) -> str:
-        stack = layers.Stack(depth=2, heads=2, hidden=16, remat="full", unroll=unroll)
+    def barriers(unroll: int, **fields: str) -> int:
+        stack = layers.Stack(depth=2, heads=2, hidden=16, unroll=unroll, **fields)
         params = parallel.unbox(stack.init(jax.random.key(0), x))
-        return lowered(jax.grad(lambda p: stack.apply(p, x).tokens.sum()), params)
+        return lowered(jax.grad(lambda p: stack.apply(p, x).tokens.sum()), params).count("optimization_barrier")
 
-    assert slope(2).count("optimization_barrier") > slope(1).count("optimization_barrier")
+    assert barriers(2, remat="full") > barriers(1, remat="full")
+    for platform, apart in (("gpu", 1), ("tpu", 1), ("cpu", 0)):  # the products of queries, keys and values, then logits
+        with parallel.aim(parallel.Target(platform, 1)):
+            others = 1 if platform == "gpu" else 0  # GELU's
+            for attention, more in (("xla", 0), ("recomputed", 1)):
+                found = [barriers(unroll, attention=attention) for unroll in (1, 2)]
+                assert found == [others, others + apart + more], (platform, attention, found)  # one body, which is called twice
 
 
 def test_stacks_are_unrolled_where_a_loop_would_copy() -> None:

@@ -24,6 +24,7 @@ from videomae_jax.evals.base import Context
 from videomae_jax.models import probing, vit
 from videomae_jax.objectives import base
 from videomae_jax.objectives.probe import Probe
+from videomae_jax.step import TrainState
 
 
 class Taught(Probe):
@@ -171,13 +172,21 @@ def test_the_best_open_with_their_own_frozen_weights(tmp_path: pathlib.Path) -> 
     assert model.step == 6 and others.of_step(model.extra["frozen"]) == 1
 
 
-def test_the_best_of_a_linear_probe_have_their_statistics(tmp_path: pathlib.Path) -> None:
+def test_the_best_of_a_linear_probe_have_their_statistics(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Running means and variances of features are no parameters: heads answer with those that they were trained on, not with the last ones."""
     pre, directory = others.grown(tmp_path / "pre", 1), tmp_path / "run"
     others.trained(others.probe_of(pre), directory)
     last = run_directory.context(directory)
+    saver = Checkpointer(directory / "best")  # as before they were kept
+    saver.save(3, TrainState(last.step, last.assembly.rng(), last.params, {}, {}, {}), meta={"step": 3, "metric": "top1", "value": 90.0})
+    saver.close()
+    with pytest.raises(UserError, match=r"run/best holds the best of step 3 without mean, var; evaluations of the run that goes on put them there, or move") as error:
+        best.load(last)
+    assert "\n" not in str(error.value)
     earlier = dataclasses.replace(last, step=2, training=True, extra=last.extra | {"mean": last.extra["mean"] + 1, "var": 2 * last.extra["var"]})
     assert best.keep(earlier, 50.0, metric="top1") == 50
+    assert "which was kept without what else the run learns: the weights of step 2, top1 50, take its place" in capsys.readouterr().err
+    assert [p.name for p in (directory / "best_foreign").iterdir()] == ["00000003"]
     step, params, extra = best.load(last)
     model = api.load(directory, best=True)
     assert step == model.step == 2 and extra["frozen"] is last.extra["frozen"]

@@ -235,6 +235,16 @@ def test_every_host_covers_its_part_once(hosts: int) -> None:
     assert_results(results(sums), expected(PROBABILITIES[:, 0, 0], LABELS) | {"videos": VIDEOS})
 
 
+def test_a_model_that_has_diverged_takes_nothing_for_a_class(tmp_path: pathlib.Path) -> None:
+    """Its rows are wrong, and in no column of the confusions."""
+    mean = np.full((4, 3), np.nan)
+    mean[3] = (0.1, 0.2, 0.7)
+    per_class.write(tmp_path, names=list("wxyz"), classes=list("abc"), labels=np.array([0, 0, 1, 2]), logits=np.zeros((4, 1, 3)), seen=np.ones((4, 1), bool), mean=mean)
+    rows = (tmp_path / "per_class.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[2:] for row in rows] == [["0.00", "100.00", "", ""], ["0.00", "100.00", "", ""], ["100.00", "100.00", "", ""]]
+    assert per_class.confusion(np.array([-1, 2]), np.array([0, 2]), classes=3).sum() == 1
+
+
 def test_what_is_saved(tmp_path: pathlib.Path) -> None:
     """Logits of every view, NaN for those that could not be read; the table of classes and the confusions by counting."""
     got = evaluate(dataclasses.replace(MANY, save="test"), directory=tmp_path, broken=((2, 1),))

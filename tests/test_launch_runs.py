@@ -737,6 +737,13 @@ def test_a_grid_is_submitted_before_it_is_followed(tmp_path: pathlib.Path, bin_f
         "get jobset/job-a", "create -f", "get jobset/job-b", "create -f",
         "get jobset/job-a", "get pods", "logs --container=trainer", "get jobset/job-b", "get pods", "logs --container=trainer"]
     assert [(tmp_path / "logs" / f"job-{cell}" / f"of-job-{cell}.log").read_text() for cell in "ab"] == [f"log of pod/of-job-{cell}\n" for cell in "ab"]
+    # A launcher that was interrupted: the same command follows what is under way.
+    (tmp_path / "calls").unlink()
+    tool(bin_folder, "kubectl", KUBECTL_OF_TWO.replace("*--ignore-not-found) ;;", "*--ignore-not-found) echo under-way ;;"))
+    again = run("gke.sh", "--name=job", "--image=i", "--accelerator=a", "--torus=2x4", "--hosts=2", "--follow=1", f"--logs={tmp_path}/more",
+                "--grid=g.py", "--root=r", env=environment(tmp_path, VIDEOMAE_PYTHON=str(python), POLL="0"))
+    assert again.returncode == 1 and "error: the JobSet job-a failed" in again.stderr and "create -f" not in (tmp_path / "calls").read_text()
+    assert (tmp_path / "more" / "job-b" / "of-job-b.log").exists()
 
 
 # -- SLURM ------------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from PIL import Image
 from test_decode import encode
 
 import videomae_jax
-from videomae_jax import artefact, parallel, runner
+from videomae_jax import artefact, parallel, prediction, runner
 from videomae_jax.__main__ import main
 from videomae_jax.data import clips, decode, three_crop
 from videomae_jax.models import attention, kernels, probing, vit
@@ -288,3 +288,10 @@ def test_from_converted_weights_to_predictions(tmp_path: pathlib.Path) -> None:
     assert names and not any(name.isdigit() for name in names)  # of the index
     assert main(["extract", str(tuned), *videos, f"--out={tmp_path}/features"]) == 0
     assert main(["export", str(tuned), f"--out={tmp_path}/served", "--what=classes"]) == 0
+
+
+def test_a_model_that_has_diverged_names_no_class() -> None:
+    """Where its probabilities are not finite the first class would be as good as any."""
+    model = types.SimpleNamespace(classify=lambda views: types.SimpleNamespace(probabilities=np.array([[0.2, 0.8], [np.nan, np.nan]], np.float32)))
+    answer = prediction.judged(model, "a.mp4", np.zeros((2, 1, 1, 1, 3), np.uint8), classes=("x", "y"), top=1)
+    assert answer.classes == () and answer.error == "the probabilities of the model are not finite"

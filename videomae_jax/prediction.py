@@ -146,6 +146,8 @@ def predict(model: Model, videos: Sequence[tuple[str, pathlib.Path]], /, *, clas
 def judged(model: Model, name: str, views_of: np.ndarray, /, *, classes: Sequence[str], top: int) -> Answer:
     """The answer for a video by its views u8 [views T S S 3]."""
     mean = model.classify(views_of).probabilities.astype(np.float64).mean(0)
+    if not np.isfinite(mean).all():
+        return Answer(name, error="the probabilities of the model are not finite")
     return Answer(name, tuple((classes[i], float(mean[i])) for i in np.argsort(-mean, kind="stable")[:top]))
 
 

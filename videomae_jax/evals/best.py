@@ -59,7 +59,7 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
     `by` says what the value was `measured` by. Values of the kept ones that are known to come of another measurement cannot be compared
     with it, so the weights that the context shows take their place, as they do where the kept ones are known to have been trained with other frozen
     weights. A kept step that lies ahead, of a run that went back to an older checkpoint, stays: going on reaches it again; with other frozen weights it
-    never does, and that step is moved away. Nothing is saved where a run is only looked at, and a value that cannot be compared is then no answer.
+    never does, and that step is moved away; so it is where the kept ones lack what else the run learns. Nothing is saved where a run is only looked at, and a value that cannot be compared is then no answer.
     Kept weights whose metadata are damaged are moved away, and these take their place. A save that fails is told and leaves the kept ones that were
     not moved away, whose value is the answer where it can be compared; of several processes it ends all, as any save does.
     """
@@ -72,7 +72,8 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
         if kept is not None and kept["metric"] != metric:
             raise UserError(f"{folder(context)} holds the best by {kept['metric']!r}, and the evaluator asks for {metric!r}; move the folder away")
         frozen = _frozen(context)
-        foreign = kept is not None and _foreign(kept, frozen)
+        bare = kept is not None and _bare(kept, context)
+        foreign = kept is not None and (bare or _foreign(kept, frozen))
         other = foreign or (kept is not None and by is not None and kept.get("measured") not in (None, by))
         if other and not context.training:
             return value
@@ -85,7 +86,8 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
         run = context.assembly
         state = TrainState(parallel.put(context.step, mesh=run.mesh), run.rng(), context.params, {}, {k: context.extra[k] for k in run.abstract.extra}, {})
         if other and parallel.is_lead():
-            why = "trained with other frozen weights" if foreign else "measured by other settings or on other clips"
+            why = ("kept without what else the run learns" if bare else "trained with other frozen weights" if foreign
+                   else "measured by other settings or on other clips")
             print(f"{folder(context)} holds the best of step {kept['step']}, {metric} {kept['value']:g}, which was {why}: "
                   f"the weights of step {context.step}, {metric} {value:g}, take its place", file=sys.stderr)
         saver.save(context.step, state, meta={"step": context.step, "metric": metric, "value": value, "measured": by, "frozen": frozen})
@@ -103,6 +105,9 @@ def load(context: Context, /) -> tuple[int, Params, Extra]:
         steps = saver.candidates()
         if not steps:
             raise UserError(f"{folder(context)} holds no checkpoint")
+        if _bare(saver.meta(steps[-1]), context):
+            raise UserError(f"{folder(context)} holds the best of step {steps[-1]} without {', '.join(context.assembly.abstract.extra)}; evaluations of the run "
+                            "that goes on put them there, or move the folder away")
         found = saver.restore(steps[-1], context.assembly.abstract, rng=context.assembly.rng(), items=("params", "extra"))
         if _foreign(found.meta, _frozen(context)):
             raise UserError(f"{folder(context)} holds the best of step {found.step}, which was trained with other frozen weights than step "
@@ -116,6 +121,11 @@ def _frozen(context: Context, /) -> dict[str, str]:
     """{into: SHA-256} of the frozen weights that the answers at the step of the context need, {} where no start tells."""
     told = starts.frozen(context.directory, step=None if context.training else context.step)
     return {e.into: told[e.into]["sha256"] for e in base.answering(context.assembly.objective) if e.into in told}
+
+
+def _bare(kept: dict[str, Any], context: Context, /) -> bool:
+    """Whether weights with the metadata `kept` are those of an older version, which left out what else the run learns."""
+    return bool(context.assembly.abstract.extra) and "extra" not in kept["leaves"]
 
 
 def _foreign(kept: dict[str, Any], frozen: dict[str, str], /) -> bool:

@@ -15,9 +15,9 @@ INK = np.array([8, 48, 107])
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, /, *, classes: int) -> np.ndarray:
-    """Counts i64 [classes classes]: row = true class, column = predicted class."""
-    counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (labels, predicted), 1)
+    """Counts i64 [classes classes]: row = true class, column = predicted class; -1, no class, is counted nowhere."""
+    counts, known = np.zeros((classes, classes), np.int64), predicted >= 0
+    np.add.at(counts, (labels[known], predicted[known]), 1)
     return counts
 
 
@@ -30,7 +30,7 @@ def write(folder: pathlib.Path, /, *, names: Sequence[str], classes: Sequence[st
     those that are there then.
     """
     read = labels >= 0
-    place, label, predicted = losses.ranks(mean[read], labels[read]), labels[read], mean[read].argmax(-1)
+    place, label, predicted = losses.ranks(mean[read], labels[read]), labels[read], np.asarray(losses.first(mean[read]))
     counts = confusion(predicted, label, classes=len(classes))
     with whole.replacing(folder / "logits.npz") as arrays, whole.replacing(folder / "per_class.csv") as rows, whole.replacing(folder / "confusion.png") as picture:
         with arrays.open("wb") as file:

@@ -23,11 +23,11 @@ BLOCK = 98  # most queries of a block: 98 x 1568 float32 logits are 0.6 MB, two 
 FLOOR = float(jnp.finfo(jnp.float32).min)  # logit of a padded key
 
 
-def attend(q: Array, k: Array, v: Array, /, *, implementation: str, valid: Array | None, scale: float = 1.0) -> Array:
+def attend(q: Array, k: Array, v: Array, /, *, implementation: str, valid: Array | None, scale: float = 1.0, looped: bool = False) -> Array:
     """Softmax attention, [B N h d] x3 -> [B N h d], of `scale` times the queries; softmax in float32; `valid` bool [B N] of keys.
 
     `implementation` "xla" keeps the weights of all queries and keys for the backward pass, "recomputed" makes them once more there,
-    "chunked" has those of a block of queries, "cudnn" (GPUs, half precision) and "splash" (TPUs) none; "auto" is what `chosen` says.
+    "chunked" has those of a block of queries, "cudnn" (GPUs, half precision) and "splash" (TPUs) none; "auto" is what `chosen` says. `looped` says that a loop over layers keeps the passes apart.
     """
     if implementation == "auto":
         implementation = chosen(tokens=k.shape[1], size=q.shape[-1], dtype=q.dtype)
@@ -39,7 +39,8 @@ def attend(q: Array, k: Array, v: Array, /, *, implementation: str, valid: Array
     if implementation == "cudnn":  # which scales within its kernel
         return kernels.cudnn(q, k, v, valid=valid, scale=scale)
     # In float32, whatever the precision of the queries: a scale rounded to bfloat16 would move all logits in one direction.
-    return IMPLEMENTATIONS[implementation](q if scale == 1 else (q * np.float32(scale)).astype(q.dtype), k, v, valid=valid)
+    q = q if scale == 1 else (q * np.float32(scale)).astype(q.dtype)
+    return recomputed(q, k, v, valid=valid, looped=looped) if implementation == "recomputed" else IMPLEMENTATIONS[implementation](q, k, v, valid=valid)
 
 
 def chosen(*, tokens: int, size: int, dtype: Any) -> str:
@@ -60,9 +61,9 @@ def plain(q: Array, k: Array, v: Array, /, *, valid: Array | None) -> Array:
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
 
 
-def recomputed(q: Array, k: Array, v: Array, /, *, valid: Array | None) -> Array:
+def recomputed(q: Array, k: Array, v: Array, /, *, valid: Array | None, looped: bool = False) -> Array:
     """The plain form of scaled queries, of which only queries, keys and values are kept for the backward pass."""
-    return jax.checkpoint(functools.partial(plain, valid=valid), prevent_cse=False)(q, k, v)
+    return jax.checkpoint(functools.partial(plain, valid=valid), prevent_cse=not looped)(q, k, v)
 
 
 def chunked(q: Array, k: Array, v: Array, /, *, valid: Array | None) -> Array:

@@ -119,12 +119,14 @@ class Attention(nn.Module):
     """Self-attention with one fused qkv kernel, biases on q and v only, output projection with bias.
 
     The key bias is absent because softmax is invariant to it. The fused kernel [D 3 h d] keeps VideoMAE's Xavier bound
-    sqrt(6 / (D + 3D)).
+    sqrt(6 / (D + 3D)). What is computed again in the backward pass is behind a barrier, unless a loop between the passes (`looped`) keeps the
+    compiler from finding it twice.
     """
 
     heads: int
     implementation: str = "xla"
     dtype: Any = jnp.float32
+    looped: bool = False
 
     @nn.compact
     def __call__(self, x: Array, /, *, valid: Array | None = None) -> Array:
@@ -142,7 +144,7 @@ class Attention(nn.Module):
         platform = parallel.target().platform
         flat = platform == "gpu"
         if flat or platform == "tpu":
-            q, k, v = jax.checkpoint(functools.partial(apart, flat=flat, dtype=self.dtype), prevent_cse=False)(x, kernel)
+            q, k, v = jax.checkpoint(functools.partial(apart, flat=flat, dtype=self.dtype), prevent_cse=not self.looped)(x, kernel)
         if flat:
             q, k, v = (y.reshape(*x.shape[:2], self.heads, size) for y in (q + q_bias.reshape(width), k, v + v_bias.reshape(width)))
         elif platform == "tpu":
@@ -151,7 +153,7 @@ class Attention(nn.Module):
             q, k, v = jnp.moveaxis(jnp.einsum("bnd,dchk->bnchk", x, kernel.astype(self.dtype)), 2, 0)
             q, v = q + q_bias, v + v_bias
         q, k, v = (shard(y, "batch", None, "heads", None) for y in (q, k, v))
-        y = attention.attend(q, k, v, implementation=self.implementation, valid=valid, scale=size**-0.5)
+        y = attention.attend(q, k, v, implementation=self.implementation, valid=valid, scale=size**-0.5, looped=self.looped)
         return (y.reshape(x.shape) @ out.reshape(width, width) if flat else jnp.einsum("bnhk,hkd->bnd", y, out)) + bias
 
 
@@ -217,6 +219,7 @@ class Block(nn.Module):
     attention: str = "xla"
     dtype: Any = jnp.float32
     eps: float = LN_EPS
+    looped: bool = False
 
     @nn.compact
     def __call__(self, x: Array, /, *, layer: Array, rate: Array, keys: Key | None, valid: Array | None) -> Array:
@@ -227,7 +230,7 @@ class Block(nn.Module):
             drops = (folded[:, 0], folded[:, 1])
         x = shard(x, "batch", None, None)
         y = LayerNorm(self.eps, self.dtype, name="norm1")(x)
-        y = Attention(self.heads, self.attention, self.dtype, name="attn")(y, valid=valid)
+        y = Attention(self.heads, self.attention, self.dtype, self.looped, name="attn")(y, valid=valid)
         x = x + drop_path(y, drops[0], rate=rate)
         y = Mlp(self.hidden, self.dtype, name="mlp")(LayerNorm(self.eps, self.dtype, name="norm2")(x))
         return x + drop_path(y, drops[1], rate=rate)
@@ -302,7 +305,7 @@ class Stack(nn.Module):
             body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=unroll > 1)
         scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth, unroll=unroll,
                        metadata_params={nn.PARTITION_NAME: "layers"})
-        block = Block(self.heads, self.hidden, self.attention, self.dtype, self.eps, name="block")
+        block = Block(self.heads, self.hidden, self.attention, self.dtype, self.eps, looped=unroll == 1, name="block")
         per_layer = (jnp.arange(self.depth), jnp.asarray(np.linspace(0, self.drop_path, self.depth), jnp.float32))
         (x, kept), _ = scan(block, (x, jnp.zeros((len(keep), *x.shape), x.dtype)), per_layer)
         return Stacked(tokens=x, kept=kept)
