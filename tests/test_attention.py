@@ -365,9 +365,9 @@ def test_the_passes_of_an_unrolled_stack_share_nothing_but_what_is_kept() -> Non
     for platform, apart in (("gpu", 1), ("tpu", 1), ("cpu", 0)):  # the products of queries, keys and values, then logits
         with parallel.aim(parallel.Target(platform, 1)):
             others = 1 if platform == "gpu" else 0  # GELU's
-            for attention, more in (("xla", 0), ("recomputed", 1)):
-                found = [barriers(unroll, attention=attention) for unroll in (1, 2)]
-                assert found == [others, others + apart + more], (platform, attention, found)  # one body, which is called twice
+            for form, more in (("xla", 0), ("recomputed", 1)):
+                found = [barriers(unroll, attention=form) for unroll in (1, 2)]
+                assert found == [others, others + apart + more], (platform, form, found)  # one body, which is called twice
 
 
 def test_stacks_are_unrolled_where_a_loop_would_copy() -> None:
