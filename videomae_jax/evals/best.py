@@ -1,8 +1,8 @@
 """The weights of the best evaluation of a run, kept beside its checkpoints in the folder `best`.
 
 The folder is a checkpoint like any other: `pretrained`, and any other external weights, may name it. It holds the parameters, averaged
-ones where the run averages, and what else the run learns (statistics of a linear probe); what opens it takes config, classes and frozen weights from the run. Its metadata tell which frozen ones it was
-trained with: heads of another encoder answer as if they knew nothing.
+ones where the run averages, and what else the run learns (statistics of a linear probe); what opens it takes config, classes and frozen
+weights from the run. Its metadata tell which frozen ones it was trained with: heads of another encoder answer as if they knew nothing.
 """
 
 import json
@@ -59,9 +59,10 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
     `by` says what the value was `measured` by. Values of the kept ones that are known to come of another measurement cannot be compared
     with it, so the weights that the context shows take their place, as they do where the kept ones are known to have been trained with other frozen
     weights. A kept step that lies ahead, of a run that went back to an older checkpoint, stays: going on reaches it again; with other frozen weights it
-    never does, and that step is moved away; so it is where the kept ones lack what else the run learns. Nothing is saved where a run is only looked at, and a value that cannot be compared is then no answer.
-    Kept weights whose metadata are damaged are moved away, and these take their place. A save that fails is told and leaves the kept ones that were
-    not moved away, whose value is the answer where it can be compared; of several processes it ends all, as any save does.
+    never does, and that step is moved away; so it is where the kept ones lack what else the run learns. Nothing is saved where a run is only looked
+    at, and a value that cannot be compared is then no answer. Kept weights whose metadata are damaged are moved away, and these take their place. A
+    save that fails is told and leaves the kept ones that were not moved away, whose value is the answer where it can be compared; of several
+    processes it ends all, as any save does.
     """
     if not context.training and not folder(context).is_dir():
         return value
@@ -98,8 +99,8 @@ def keep(context: Context, value: float, /, *, metric: str, by: dict[str, Any] |
 
 
 def load(context: Context, /) -> tuple[int, Params, Extra]:
-    """(step, parameters, extra) of the kept weights, as the context has those of its own step. Raises UserError where there are none, and where they were trained with other frozen weights than
-    those of the context."""
+    """(step, parameters, extra) of the kept weights, as the context has those of its own step. Raises UserError where there are none, where they lack
+    what else the run learns, and where they were trained with other frozen weights than those of the context."""
     saver = Checkpointer(checkpoints(context.directory, best=True), read_only=True)
     try:
         steps = saver.candidates()
