@@ -91,13 +91,11 @@ follow() { # follow NAME: to its end, then the logs
   remember $code
 }
 
-submitted=()
 submit() { # submit NAME COMMAND...
   local name=$1
   if ! vacant "$name"; then
     taken "the JobSet $name is under way; $(quoted "${kubectl[@]}" delete "jobset/$name") saves and ends it"
-    submitted+=("$name") # of a grid, whose launcher may have been interrupted
-    return 0
+    return 0 # it is followed: the launcher may have been interrupted
   fi
   if [ -n "$DRY_RUN" ]; then
     manifest "$@"
@@ -105,9 +103,8 @@ submit() { # submit NAME COMMAND...
   else
     manifest "$@" | "${kubectl[@]}" create -f -
   fi
-  submitted+=("$name")
 }
 
-for_each_run submit
-for name in ${OPTION[follow]:+"${submitted[@]}"}; do follow "$name"; done
+for_each_run apart submit
+for name in ${OPTION[follow]:+"${SUBMITTED[@]}"}; do follow "$name"; done
 exit $FAILED

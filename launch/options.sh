@@ -108,11 +108,11 @@ optional() {
 # crash of a row.
 supervising() { echo "CRASHES=$((OPTION[max-restarts] + 1)) STEADY=$((OPTION[init-timeout] + 600))"; }
 
-# for_each_run FUNCTION: calls it as FUNCTION NAME COMMAND...: once, or for every unfinished cell of the grid.
+# for_each_run FUNCTION...: calls it as FUNCTION... NAME COMMAND...: once, or for every unfinished cell of the grid.
 for_each_run() {
-  local function=$1 base=${OPTION[name]:-run} line
+  local function=("$@") base=${OPTION[name]:-run} line
   if [ -z "${OPTION[grid]}" ]; then
-    "$function" "$base" "${COMMAND[@]}"
+    "${function[@]}" "$base" "${COMMAND[@]}"
     return
   fi
   local python=${VIDEOMAE_PYTHON:-$here/.venv/bin/python} table planned=() others=() word value=
@@ -127,13 +127,27 @@ for_each_run() {
   while IFS=$'\t' read -r -u 3 cell command; do # not from standard input, which is that of the tools: some of them ask
     local words=()
     eval "words=($command)"
-    "$function" "$base-$cell" "${words[@]}" ${others[@]+"${others[@]}"} 3<&-
+    "${function[@]}" "$base-$cell" "${words[@]}" ${others[@]+"${others[@]}"} 3<&-
   done 3< <(grep -v '^#' <<<"$table")
 }
 
 # remember CODE: the launcher ends with the first one other than 0, after the cells that follow.
 FAILED=0
 remember() { [ "$FAILED" -ne 0 ] || FAILED=$1; }
+
+# apart FUNCTION NAME COMMAND...: submits a run by it, in a shell of its own: of a grid, a cell that cannot be submitted does not keep
+# the others from it. SUBMITTED has the names of those that were.
+SUBMITTED=()
+apart() {
+  local code
+  set +e
+  (set -e; "$@")
+  code=$?
+  set -e
+  [ $code -eq 0 ] || [ -n "${OPTION[grid]}" ] || exit $code
+  if [ $code -eq 0 ]; then SUBMITTED+=("$2"); else echo "error: $2 is not submitted (exit code $code)" >&2; fi
+  remember $code
+}
 
 # pack_source FILE COMMIT: the committed files, so that what runs is a commit; what differs from it is told.
 pack_source() {

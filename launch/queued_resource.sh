@@ -179,4 +179,5 @@ submit() { # submit NAME COMMAND...
 commit=$(git -C "$here" rev-parse HEAD)
 source_file=$([ -n "$DRY_RUN" ] && echo "$PWD/source.tar.gz" || echo "$scripts/source.tar.gz")
 pack_source "$source_file" "$commit"
-for_each_run submit
+for_each_run apart submit
+exit $FAILED

@@ -23,4 +23,5 @@ submit() { # submit NAME COMMAND...
     --export="ALL,VIDEOMAE_HOME=$here,INIT_TIMEOUT=${OPTION[init-timeout]}$share${OPTION[chip]:+,CHIP=${OPTION[chip]}}" "$here/launch/slurm.sbatch" "$@"
 }
 
-for_each_run submit
+for_each_run apart submit
+exit $FAILED

@@ -50,4 +50,5 @@ submit() { # submit NAME COMMAND...
   echo "# its logs: $(quoted kubectl logs --selector="jobset.sigs.k8s.io/jobset-name=$name" --all-containers --prefix --tail=-1 --max-log-requests=1000)"
 }
 
-for_each_run submit
+for_each_run apart submit
+exit $FAILED

@@ -462,6 +462,32 @@ def test_a_grid_goes_past_a_name_that_is_taken(tmp_path: pathlib.Path, bin_folde
     assert (tmp_path / "calls").read_text().count(" create ") == 2
 
 
+# The first of three cells is refused, as by a quota.
+REFUSES = """#!/usr/bin/env bash
+echo "$*" >>"$STAND_IN/calls"
+case "$*" in *" create -f -"*) if grep -q big-a; then echo "error: exceeded quota" >&2; exit 3; fi ;;
+  "get "*|*" list "*) ;;
+  *big-a*) echo "error: exceeded quota" >&2; exit 3 ;; esac
+"""
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("gcloud", ("queued_resource.sh", "--zone=z", "--accelerator-type=t", "--bucket=gs://own")),
+    ("xpk", ("xpk.sh", "--cluster=c", "--image=i", "--tpu-type=t")), ("sbatch", ("slurm.sh", "--nodes=1")),
+    ("kubectl", ("gke.sh", "--image=i", "--accelerator=a", "--torus=2x2", "--hosts=1"))], ids=["queued resource", "xpk", "slurm", "gke"])
+def test_a_grid_goes_past_a_cell_that_is_refused(tmp_path: pathlib.Path, bin_folder: pathlib.Path, name: str, words: tuple[str, ...]) -> None:
+    """The others are submitted, and its code is the launcher's; alone it is the code, without a second line."""
+    tool(bin_folder, name, REFUSES)
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(tool(bin_folder, "python", CELLS)))
+    done = run(words[0], "--name=big", *words[1:], "--grid=g.py", "--root=r", env=env)
+    assert done.returncode == 3 and "error: big-a is not submitted (exit code 3)" in done.stderr, done.stderr
+    assert done.stderr.count("not submitted") == 1
+    made = (tmp_path / "calls").read_text()
+    assert made.count(" create -f -") == 3 if name == "kubectl" else all(f"big-{cell}" in made for cell in "bc")
+    alone = run(words[0], "--name=big-a", *words[1:], "--", "train", env=env)
+    assert alone.returncode == 3 and "not submitted" not in alone.stderr, alone.stderr
+
+
 def test_a_job_of_slurm_waits_for_one_of_its_name(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
     """The cell that is submitted again, not the runs that nobody gave a name."""
     env = environment(tmp_path, VIDEOMAE_PYTHON=str(tool(bin_folder, "python", CELLS)))

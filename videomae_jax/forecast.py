@@ -19,11 +19,16 @@ from videomae_jax.topologies import Topology, find, local
 VIDEOS = 1_350_000  # of VideoMAE V2's UnlabeledHybrid
 
 
-def without_index(config: Any, /, *, videos: int, trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda line: None) -> Any:
-    """The config; where its data cannot be opened here, which `say` is told, with their shapes and `videos` rows in their place."""
+def without_index(config: Any, /, *, videos: int, needed: bool = False, trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda line: None) -> Any:
+    """The config; where its data cannot be opened here, which `say` is told, with their shapes and `videos` rows in their place.
+
+    Raises UserError instead where the data are `needed`: whoever names their place means those, and not as many as another set has.
+    """
     try:
         len(configs.build(config.data, trust=trust))
     except UserError as error:
+        if needed:
+            raise UserError(f"{error}; --videos=N plans for N videos without them") from error
         say(f"the data cannot be opened here, {videos:,} videos are assumed in their place: {error}")
         with config.ignore_type(), config.unlocked():
             config.data = configs.spec(Unread, source=config.data, length=videos)

@@ -48,9 +48,8 @@ def main(argv: list[str]) -> int:
     videos = options.videos or forecast.VIDEOS
     feed = plan.Input.read(options.measure) if options.measure else plan.Input()
     stages = [(configs.load(path), trained, tested) for path, trained, tested in (later(word, videos) for word in options.then)]
-    if options.videos is None and any(re.fullmatch(run_data.PLACES, name) for name in assignments):
-        opened(config, tuple(options.trust))
-    config = forecast.without_index(config, videos=videos, trust=tuple(options.trust), say=say)
+    needed = options.videos is None and any(re.fullmatch(run_data.PLACES, name) for name in assignments)
+    config = forecast.without_index(config, videos=videos, needed=needed, trust=tuple(options.trust), say=say)
     then = [(forecast.without_index(one, videos=trained, trust=tuple(options.trust), say=say), tested) for one, trained, tested in stages]
     result = forecast.make(config, options.topology, fixed=frozenset(assignments), trust=tuple(options.trust), feed=feed,
                            memory=(options.memory or 0) * 1e9, then=then, say=say)
@@ -58,16 +57,6 @@ def main(argv: list[str]) -> int:
         print(line)
     print(json.dumps(result))
     return 0 if result["fits"] else 1
-
-
-def opened(config: Any, trust: tuple[str, ...], /) -> None:
-    """Raises UserError where the data cannot be opened: whoever names their place means those, and not as many as another set has."""
-    from videomae_jax import config as configs
-
-    try:
-        len(configs.build(config.data, trust=trust))
-    except UserError as error:
-        raise UserError(f"{error}; --videos=N plans for N videos without them") from error
 
 
 def later(word: str, videos: int, /) -> tuple[str, int, int]:
