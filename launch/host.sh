@@ -15,6 +15,10 @@ if [[ $first = -h || $first = --help || -z $first ]]; then
   exit 2
 fi
 cd "$(dirname "$0")/.."
+if [ ! -f "videomae_jax/commands/$first.py" ]; then # now, and not after minutes of installing
+  echo "error: unknown command '$first'; allowed are those of \`python -m videomae_jax\`, e.g. train --config=FILE --workdir=DIR" >&2
+  exit 2
+fi
 source launch/environment.sh
 source launch/awaited.sh
 dry=

@@ -466,7 +466,7 @@ def test_a_grid_goes_past_a_name_that_is_taken(tmp_path: pathlib.Path, bin_folde
 REFUSES = """#!/usr/bin/env bash
 echo "$*" >>"$STAND_IN/calls"
 case "$*" in *" create -f -"*) if grep -q big-a; then echo "error: exceeded quota" >&2; exit 3; fi ;;
-  "get "*|*" list "*) ;;
+  *" get "*|*" list "*) ;;
   *big-a*) echo "error: exceeded quota" >&2; exit 3 ;; esac
 """
 
@@ -1057,6 +1057,14 @@ def test_the_usage_of_a_host_starts_nothing(tmp_path: pathlib.Path, words: list[
     assert done.returncode == code and done.stdout == "" and "bash launch/host.sh [--dry-run] train --config=FILE --workdir=DIR" in done.stderr
     assert done.stderr.endswith("error: no command; e.g. train --config=FILE --workdir=DIR\n") == (code == 2)
     assert lock.read_text() == pages.read_text() == "never" and {path.name for path in tmp_path.iterdir()} == {"tmp", "sys"}
+
+
+@pytest.mark.parametrize("words", [["trian", "--config=c.py"], ["--dry-run", "trian"]])
+def test_a_misspelt_command_of_a_host_installs_nothing(tmp_path: pathlib.Path, words: list[str]) -> None:
+    """One line at once: an environment takes minutes."""
+    done = run("host.sh", *words, env=environment(tmp_path, VIDEOMAE_PYTHON="", PYTHON="/bin/false", VENV=str(tmp_path / "none" / "venv"), JAX_EXTRA="cpu"))
+    assert done.returncode == 2 and done.stdout == "" and not list(tmp_path.iterdir())
+    assert done.stderr == "error: unknown command 'trian'; allowed are those of `python -m videomae_jax`, e.g. train --config=FILE --workdir=DIR\n"
 
 
 ONE_MACHINE = """#!/usr/bin/env bash
