@@ -2,17 +2,34 @@
 
 import math
 import re
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videomae_jax import assembly, losses, targets
+from videomae_jax import assembly, losses, parallel, targets
 from videomae_jax import config as configs
 from videomae_jax.data import sources
 from videomae_jax.errors import UserError
 from videomae_jax.models import patches
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Sums by products, and those of GPUs."""
+    with parallel.aim(parallel.Target(request.param, 1)):
+        yield
+
+
+def test_a_target_of_gpus_sums_along_the_innermost_axis() -> None:
+    """All sums of their program are of one colour after the other, behind a copy; elsewhere there is none along pixels."""
+    def axes(platform: str) -> list[tuple[int, ...]]:
+        with parallel.aim(parallel.Target(platform, 1)):
+            program = jax.make_jaxpr(lambda x: targets.Pixels()(x))(jnp.zeros((1, 2, 1536)))
+        return [(one.invars[0].aval.shape[-1], one.params["axes"]) for one in program.jaxpr.eqns if one.primitive.name == "reduce_sum"]
+    assert axes("gpu") == [(512, (3,))] * 3 and axes("tpu") == axes("cpu") == []
 
 
 def golden_clip() -> np.ndarray:
@@ -27,6 +44,7 @@ def cube_by_hand(video: np.ndarray, token: tuple[int, int, int], side: int) -> n
     return video[0, 2 * t : 2 * t + 2, h * side : (h + 1) * side, w * side : (w + 1) * side].astype(np.float64)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_golden_labels() -> None:
     """Labels of the synthetic clip, 8 tokens of 16 x 16; 5e-6 covers float32 statistics over 512 pixels."""
     label = np.asarray(targets.standardise_per_channel(patches.patchify(jnp.asarray(golden_clip()), patch=(2, 16, 16))))
@@ -36,6 +54,7 @@ def test_golden_labels() -> None:
     assert abs((label.astype(np.float64) ** 2).mean() - 0.998041) < 1e-6
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("side", [16, 8])
 def test_per_channel_against_numpy(side: int) -> None:
     """Per token and channel, unbiased variance, eps outside the root: a loop over cubes in float64."""
@@ -48,6 +67,7 @@ def test_per_channel_against_numpy(side: int) -> None:
         np.testing.assert_allclose(label[0, n], want.reshape(-1), atol=1e-5)  # float32 mean over 512 values near .5, divided by .29
 
 
+@pytest.mark.usefixtures("either_way")
 def test_eps_is_outside_the_root_for_videomae_and_inside_for_mae_st() -> None:
     """At a deviation near 1e-6 and near .225e-3 the two places of eps differ by far more than rounding."""
     x = np.tile(np.array([1.0, -1.0], np.float32), 8)
@@ -78,6 +98,7 @@ def test_predicting_zero_costs_p_minus_one_over_p(side: int, expected: float) ->
     assert abs(float(term.total.sum() / term.weight.sum()) - expected) < 2e-5  # eps 1e-6 against a deviation of .29 costs 7e-6
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("values", [1536, 1176])
 def test_flat_cubes_have_target_zero(values: int) -> None:
     """Every grey value: a single float32 mean would leave up to .2; 1e-4 is the rounding of its second mean over eps."""
