@@ -61,14 +61,14 @@ def cut(batch: Batch, /, *, size: int) -> Array:
 
     def frame(parts: tuple[Array, Array, Array]) -> Array:
         bright, tints, mix = _resize(parts[0].astype(jnp.float32)[:, None], x, y), _resize(parts[1].astype(jnp.float32), *halves), parts[2]
-        mix = mix[:, None, None, None]
+        mix = mix[:, None, :, :, None, None]
         # No product of matrices: three of the 128 rows and columns of a TPU's unit would be in use, and colours have to come innermost for it.
-        rgb = mix[..., 3] + sum(part[..., i, None] * mix[..., at + i] for part, at in ((bright, 0), (tints, 1)) for i in range(part.shape[-1]))
+        rgb = mix[:, :, :, 3] + sum(part[:, :, None, i] * mix[:, :, :, at + i] for part, at in ((bright, 0), (tints, 1)) for i in range(part.shape[2]))
         return jnp.round(jnp.clip(rgb, 0, 255)).astype(jnp.uint8)
 
     by_time = tuple(part.swapaxes(0, 1) for part in (luma, chroma, colour))
-    video = jax.lax.map(frame, by_time, batch_size=min(FRAMES, frames))
-    return jnp.moveaxis(video, 0, 2).reshape(-1, frames, size, size, 3)
+    video = jax.lax.map(frame, by_time, batch_size=min(FRAMES, frames))  # [T n K 3 size size]: three colours innermost would be written slowly
+    return video.transpose(1, 2, 0, 4, 5, 3).reshape(-1, frames, size, size, 3)
 
 
 def augmented(batch: Batch, /, *, size: int) -> Array:
@@ -111,8 +111,8 @@ def _decode(shared: Batch, own: Batch, /, *, size: int) -> Array:
 
 
 def _resize(planes: Array, x: Array, y: Array, /) -> Array:
-    """[n K size size c] of planes f32 [n c H W] with the matrices [n K size W] and [n K size H]."""
-    return jnp.einsum("nkah,nchw,nkbw->nkabc", y, planes, x, precision=PRECISION, optimize="optimal")  # the longer side of the canvas first
+    """[n K c size size] of planes f32 [n c H W] with the matrices [n K size W] and [n K size H]."""
+    return jnp.einsum("nkah,nchw,nkbw->nkcab", y, planes, x, precision=PRECISION, optimize="optimal")  # the longer side of the canvas first
 
 
 def weights(start: Array, length: Array, low: Array, high: Array, mirrored: Array, /, *, size: int, pixels: int, antialias: bool = True) -> Array:
