@@ -85,8 +85,10 @@ def test_larger_topologies_have_more_memory_in_all() -> None:
     assert listed("v5p-512") == ["v5p-1024", "v5p-2048", "v5p-4096", "tpu7x-512"] and listed("v5p-4096") == []
     assert listed("tpu7x-512") == ["tpu7x-1024"] and listed("tpu7x-128") == ["tpu7x-512", "tpu7x-1024", "v5p-512"]
     assert listed("v5p-256") == ["v5p-512", *listed("v5p-512")] and listed("v5e-128") == ["v5e-256", "v5p-512", "tpu7x-512"]
-    assert listed("h100x8") == ["h200x8", "h100x16", "h200x16", "h100x32", "h200x32"] and listed("b200x8") == ["h200x16", "h100x32", "h200x32"]
-    assert listed("h100x6") == ["h200x6", "h100x16", "h200x16", "h100x24", "h200x24"]
+    every = [f"{kind}x{n}" for n in (16, 32) for kind in ("h100", "h200", "b200")]
+    assert listed("h100x8") == ["h200x8", "b200x8", *every] and listed("h200x8") == ["b200x8", *(name for name in every if name != "h100x8")]
+    assert listed("b200x8") == ["b200x16", "h200x16", "b200x32", "h100x32", "h200x32"]
+    assert listed("h100x6")[:3] == ["h200x6", "b200x6", "h100x16"] and "a100x8" in listed("a100x1") and "a100x8" not in listed("h100x1")
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, kind: str, count: int, platform: str) -> None:
@@ -316,8 +318,26 @@ def test_what_the_user_sets_is_not_chosen() -> None:
     assert {c.fsdp for c in free} > {4} and {(c.remat, c.microbatches) for c in free if c.fsdp == 4} >= {("none", 1), ("full", 4)}
 
 
+@pytest.mark.parametrize("remat", ["none", "dots", "offload", "full"])
+def test_recomputation_costs_the_same_whoever_chose_it(remat: str) -> None:
+    """Bytes and seconds of the user's policy are those of the planner's; where encoder and decoder differ, they lie between."""
+    config = small(objective__encoder__remat=remat, objective__decoder__remat=remat)
+    fixed = frozenset({"objective.encoder.remat", "objective.decoder.remat", "mesh.data", "microbatches"})
+    given = Planner(config, topologies.find("h100x8"), fixed=fixed, trust=())
+    free = Planner(small(), topologies.find("h100x8"), fixed=frozenset({"mesh.data", "microbatches"}), trust=())
+    [own] = map(given.of, given.choices())
+    chosen = {one.choice.remat: one for one in map(free.of, free.choices())}
+    assert own == chosen[remat] and own.choice.options().startswith(f"remat {remat},")
+    mixed = Planner(small(objective__encoder__remat=remat), topologies.find("h100x8"), fixed=fixed, trust=())
+    [half] = map(mixed.of, mixed.choices())
+    low, high = sorted((chosen["none"].seconds, own.seconds))
+    assert low < half.seconds < high or remat == "none" and half == chosen["none"]
+    low, high = sorted((own.bytes, chosen["none"].bytes))
+    assert low < half.bytes < high or remat == "none"
+
+
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"mesh__fsdp": "3"}, "mesh data=-1 fsdp=3 tensor=1 does not fit 8 devices"), ({"mesh__fsdp": "0"}, "sizes are positive"),
+    ({"mesh__fsdp": "3"}, "mesh data=-1 fsdp=3 tensor=1 does not fit 8 devices; allowed are sizes whose product is 8, or divides it where one is -1"), ({"mesh__fsdp": "0"}, "sizes are positive"),
     ({"mesh__data": "-2", "mesh__fsdp": "-4"}, "sizes are positive"), ({"mesh__data": "8", "microbatches": "3"}, "is not divisible by 8 batch devices x 3 micro-batches"),
     ({"mesh__tensor": "8", "objective__encoder__width": "36", "objective__encoder__heads": "3"}, "bytes of state stay whole on every device"),
     ({"microbatches": "3"}, "in 3 micro-batches cannot be split evenly over the 8 devices of h100x8"), ({"batch_size": "3"}, "clips .* cannot be split evenly over the 8 devices")])

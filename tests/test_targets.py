@@ -32,6 +32,14 @@ def test_a_target_of_gpus_sums_along_the_innermost_axis() -> None:
     assert axes("gpu") == [(512, (3,))] * 3 and axes("tpu") == axes("cpu") == []
 
 
+def test_the_parts_of_a_product_are_exact_on_a_tpu() -> None:
+    """Each is a bfloat16, which its unit multiplies without rounding, and their sum has every bit."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(10_000) * 10.0 ** np.random.default_rng(1).integers(-6, 1, 10_000), jnp.float32)
+    parts = targets._parts(x)
+    assert all((part == part.astype(jnp.bfloat16).astype(jnp.float32)).all() for part in parts) and (parts[0] != x).mean() > 0.9
+    assert (sum(np.asarray(part, np.float64) for part in parts) == np.asarray(x, np.float64)).all()
+
+
 def golden_clip() -> np.ndarray:
     """f32 [1 4 32 32 3]: 0.5 sin(0.01 i) + 0.5 with i the row-major index in the order (clip, channel, time, row, column)."""
     u = 0.5 * np.sin(0.01 * np.arange(3 * 4 * 32 * 32, dtype=np.float64)) + 0.5

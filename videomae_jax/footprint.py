@@ -5,6 +5,7 @@ Exact in what it counts, rough in what it leaves out: the compiler fuses, comput
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -168,6 +169,12 @@ def looped(run: Assembly, /) -> bool:
 def recomputed(run: Assembly, /) -> bool:
     """Whether a stack of the model computes something again in its backward pass."""
     return any(part.remat != "none" for part in _stacks(run))
+
+
+def recompute(run: Assembly, more: Mapping[str, float], /) -> float:
+    """Forward passes more of the model that its recomputation takes: `more` by policy, weighted by the products of each part that is trained."""
+    sizes = {name: size * vars(run.objective)[name].width for name, size in _sizes(run).items() if hasattr(vars(run.objective).get(name), "remat") and name not in run.abstract_frozen}
+    return sum(more[vars(run.objective)[name].remat] * size for name, size in sizes.items()) / (sum(sizes.values()) or 1.0)
 
 
 def _stacks(run: Assembly, /) -> list[Any]:

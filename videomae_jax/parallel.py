@@ -59,7 +59,8 @@ class Layout:
         if -1 in sizes and devices % known == 0:
             sizes[sizes.index(-1)] = devices // known
         if math.prod(sizes) != devices:
-            raise UserError(f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not fit {devices} devices")
+            raise UserError(f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not fit {devices} devices; allowed are sizes whose "
+                            f"product is {devices}, or divides it where one is -1")
         return tuple(sizes)
 
 

@@ -143,21 +143,21 @@ class Planner:
         one = Choice("as given", 1, 1, 1, 1).apply(config)
         with self._aimed():
             self.run = assembly.assemble(one, trust=trust, devices=jax.devices()[:1])
-        self._saved: dict[str, tuple[assembly.Assembly, footprint.Kept, footprint.Kept]] = {}
+        self._saved: dict[tuple[str, ...], tuple[assembly.Assembly, footprint.Kept, footprint.Kept]] = {}
 
     def of(self, choice: Choice, /) -> Estimate:
         """The estimate of a choice."""
         micro = max(1, self.run.clips // (choice.data * choice.fsdp) // choice.microbatches)
         run, saved = self._kept(choice.remat, micro)
         host = saved.host / choice.tensor * choice.microbatches
-        light = self._kept("as given" if choice.remat == "as given" else "none", micro)[1]
+        light = self._kept("none", micro)[1]
         same = {"microbatches": choice.microbatches, "saved": saved, "layer": light.activations / footprint.layers(run)}
         if self.topology.chip.platform == "gpu":
             with self._aimed():
                 need = footprint.gpu_bytes(run, choice.sizes, **same)
         else:
             need = footprint.device_bytes(run, choice.sizes, **same, margin=MARGIN.get(self.topology.chip.platform, 1.1))
-        seconds = footprint.seconds(run, self.topology, choice.sizes, microbatches=choice.microbatches, recompute=RECOMPUTE.get(choice.remat, 0.0),
+        seconds = footprint.seconds(run, self.topology, choice.sizes, microbatches=choice.microbatches, recompute=footprint.recompute(run, RECOMPUTE),
                                     efficiency=EFFICIENCY, host=host)
         return Estimate(choice, need, seconds * (1 + 0.01 * (choice.microbatches - 1)))
 
@@ -167,23 +167,32 @@ class Planner:
 
     def _kept(self, remat: str, rows: int, /) -> tuple[assembly.Assembly, footprint.Kept]:
         """The run of a policy on one device, and what `rows` clips keep under it."""
-        if remat not in self._saved:
-            with self._aimed():
-                run = assembly.assemble(Choice(remat, 1, 1, 1, 1).apply(self.config), trust=self.trust, devices=jax.devices()[:1])
-                one, two = footprint.kept(run, rows=1), footprint.kept(run, rows=2)
-            if remat == "offload":  # shapes do not tell where an array lies: the inputs of blocks stay, the rest of what is kept goes to the host
-                less = [self._kept("full", rows)[1] for rows in (1, 2)]
-                one, two = (dataclasses.replace(few, host=max(0.0, all_.activations - few.activations)) for few, all_ in zip(less, (one, two), strict=True))
-            self._saved[remat] = run, one, two
-        run, one, two = self._saved[remat]
+        run, one, two = self._traced(tuple(node.remat if remat == "as given" else remat for node in nodes(self.config.objective)))
         return run, one.at(two, rows)
+
+    def _traced(self, policies: tuple[str, ...], /) -> tuple[assembly.Assembly, footprint.Kept, footprint.Kept]:
+        """The run with a policy for each part of the model on one device, and what one clip and two keep under them."""
+        if policies not in self._saved:
+            config = Choice("as given", 1, 1, 1, 1).apply(self.config)
+            with config.ignore_type(), config.unlocked():
+                for node, policy in zip(nodes(config.objective), policies, strict=True):
+                    node.remat = policy
+            with self._aimed():
+                run = assembly.assemble(config, trust=self.trust, devices=jax.devices()[:1])
+                one, two = footprint.kept(run, rows=1), footprint.kept(run, rows=2)
+            if "offload" in policies:  # shapes do not tell where an array lies: the inputs of blocks stay, the rest of what is kept goes to the host
+                _, *less = self._traced(tuple("full" if policy == "offload" else policy for policy in policies))
+                one, two = (dataclasses.replace(few, host=max(0.0, all_.activations - few.activations)) for few, all_ in zip(less, (one, two), strict=True))
+            self._saved[policies] = run, one, two
+        return self._saved[policies]
 
     def choices(self, *, free: bool = False) -> Iterator[Choice]:
         """Everything that may be chosen; with `free` also what the user has fixed."""
         fixed = frozenset() if free else self.fixed
-        known = bool(nodes(self.config.objective))
-        remats = tuple(RECOMPUTE) if known and not any(name.endswith(".remat") for name in fixed) else ("as given",)
-        if self.topology.chip.platform == "cpu":  # its memory is the host's
+        own = {node.remat for node in nodes(self.config.objective)}
+        given = any(name.endswith(".remat") for name in fixed)
+        remats = (own.pop() if len(own) == 1 else "as given",) if given or not own else tuple(RECOMPUTE)
+        if self.topology.chip.platform == "cpu" and not given:  # its memory is the host's
             remats = tuple(r for r in remats if r != "offload")
         found, given = False, "microbatches" in fixed or self.run.objective.batch_coupled
         for sizes in self.meshes(self.fixed, free=free):
@@ -259,7 +268,10 @@ class Planner:
         return Compiled(need, *spent, program, memory.host_temp_size_in_bytes)
 
     def ways_out(self, factor: float, /) -> list[str]:
-        """The three cheapest changes that fit by estimate, in chip-hours of the recipe; estimates are off by `factor`. Where hosts make them equal, the fastest chips first."""
+        """The three cheapest changes that fit by estimate, in chip-hours of the recipe; estimates are off by `factor`. Where hosts make them equal, the fastest chips first.
+
+        Of other topologies only where this one has fewer than three: whoever asks for it has it.
+        """
         found = []
         for one in map(self.of, self.choices(free=True)):
             for text, saved in ((one.choice.options(), 0.0), *self._smaller_state(one.choice)):

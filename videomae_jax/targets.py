@@ -1,7 +1,6 @@
 """Prediction targets made from patches."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -45,12 +44,28 @@ def _by_planes(x: Array, channels: int, /) -> Array:
 def _by_products(x: Array, channels: int, /) -> Array:
     """`standardise_per_channel` by matrices of zeros and ones, exact as sums are: of 128 lanes of a TPU three colours would fill three."""
     member = jnp.asarray(np.arange(x.shape[-1])[:, None] % channels == np.arange(channels), jnp.float32)
-    product = functools.partial(jnp.matmul, precision="highest")
     pixels = x.shape[-1] // channels
+
+    def total(x: Array) -> Array:
+        return jnp.matmul(x, member, precision="highest")
+
     for _ in range(2):  # as `_centred` does
-        x = x - product(product(x, member) / pixels, member.T)
-    var = product(x * x, member) / (pixels - 1)
-    return x / product(jnp.sqrt(var) + EPS, member.T)
+        x = x - _spread(total(x) / pixels, member)
+    return x / _spread(jnp.sqrt(total(x * x) / (pixels - 1)) + EPS, member)
+
+
+def _spread(x: Array, member: Array, /) -> Array:
+    """f32 [B N C] at every pixel [B N P]: exact, and compiled in half the time of a product that takes all bits at once."""
+    return jnp.concatenate(_parts(x), -1) @ jnp.tile(member.T, (3, 1))
+
+
+def _parts(x: Array, /) -> list[Array]:
+    """Three arrays whose sum is `x`, each of as few bits as a TPU multiplies at once."""
+    parts = []
+    for _ in range(3):
+        parts.append(jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7))
+        x = x - parts[-1]
+    return parts
 
 
 def standardise_jointly(patches: Array, /) -> Array:

@@ -126,7 +126,8 @@ def larger(topology: Topology, /, *, memory: float) -> list[Topology]:
         names = [*(name for name in sizes if find(name).all_chips > count), "v5p-512", "tpu7x-512"]
     else:
         some = [-(-n * max(4, count) // 8) * 8 for n in (2, 4)]  # whole nodes
-        names = [*([f"h200x{count}"] if count < 8 or count % 8 == 0 else []), *(f"{kind}x{n}" for n in some for kind in ("h100", "h200"))]
+        kinds = dict.fromkeys((*([chip.name] if chip.name in GPUS else []), "h100", "h200", "b200"))
+        names = [*(f"{kind}x{count}" for kind in ("h200", "b200") if count < 8 or count % 8 == 0), *(f"{kind}x{n}" for n in some for kind in kinds)]
     have = {one: one.devices * memory if one.chip.name == chip.name else one.all_chips * one.chip.hbm for one in map(find, names)}
     return [one for one, bytes_ in have.items() if bytes_ > topology.devices * memory]
 
