@@ -115,6 +115,29 @@ def opened(run: pathlib.Path, /, *, folder: pathlib.Path) -> None:
 # -- whole paths -------------------------------------------------------------------------------------------------------
 
 
+def test_names_of_classes_go_to_an_official_file_and_back(finetuned: dict[str, np.ndarray], torch: Any, tmp_path: pathlib.Path) -> None:
+    """Beside the tensors, in plain containers, which PyTorch's restricted reader opens for the official loaders."""
+    (tmp_path / "names.txt").write_text("juggle\nbowl\nrun\nfly a kite\n")
+    path = save(tmp_path / "a.npz", finetuned)
+    assert main(["convert", "--from=videomae", str(path), f"--out={tmp_path}/run", "--heads=4", *SIZES, f"--classes={tmp_path}/names.txt"]) == 0
+    assert main(["convert", "--to=videomae", f"{tmp_path}/run", f"--out={tmp_path}/b.pth"]) == 0
+    assert torch.load(tmp_path / "b.pth", weights_only=True)["args"] == {
+        "num_frames": 8, "input_size": 32, "num_heads": 4, "id2label": {"0": "juggle", "1": "bowl", "2": "run", "3": "fly a kite"}}
+    assert main(["convert", "--from=videomae", f"{tmp_path}/b.pth", f"--out={tmp_path}/back"]) == 0
+    assert json.loads((tmp_path / "back" / head_rows.CLASSES).read_text()) == ["juggle", "bowl", "run", "fly a kite"]
+
+
+@pytest.mark.parametrize(("options", "assumed"), [
+    ((), "16 frames (--trained-frames) of 224 pixels a side (--trained-size)"), (("--trained-frames=16",), "224 pixels a side (--trained-size)"),
+    (("--trained-frames=16", "--trained-size=224"), "")])
+def test_an_assumed_size_is_told(finetuned: dict[str, np.ndarray], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], assumed: str) -> None:
+    """The tensors are the same for every length and size of clips, and the model is not."""
+    path = save(tmp_path / "a.npz", finetuned)
+    assert main(["convert", "--from=videomae", str(path), f"--out={tmp_path}/run", "--heads=4", *options]) == 0
+    shown = capsys.readouterr().err
+    assert (f"the files do not tell on which clips they were trained: {assumed} are assumed" in shown) if assumed else "assumed" not in shown
+
+
 @pytest.mark.parametrize("kind", ["official", "finetuned"])
 def test_official_files_round_trip_bit_for_bit(kind: str, request: pytest.FixtureRequest, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """.pth with the script's options -> run -> .pth and -> Hugging Face -> run -> .pth: the same arrays, all of them accounted for."""
@@ -131,6 +154,10 @@ def test_official_files_round_trip_bit_for_bit(kind: str, request: pytest.Fixtur
     assert_same(files.read(tmp_path / "b.pth").state, state)
     assert main(["convert", "--to=videomae_v2", f"{tmp_path}/run", f"--out={tmp_path}/v2.pth"]) == 0
     assert_same(files.read(tmp_path / "v2.pth").state, state)
+    capsys.readouterr()
+    assert main(["convert", "--from=videomae", f"{tmp_path}/v2.pth", f"--out={tmp_path}/back"]) == 0  # the file tells what the tensors do not
+    back, run = (objective_of(tmp_path / name) for name in ("back", "run"))
+    assert back.encoder == run.encoder and getattr(back, "decoder", 0) == getattr(run, "decoder", 0) and "assumed" not in capsys.readouterr().err
     assert main(["convert", "--to=hf", f"{tmp_path}/run", f"--out={tmp_path}/hf", "--biases=query.bias"]) == 0
     assert main(["convert", "--from=auto", f"{tmp_path}/hf", f"--out={tmp_path}/again"]) == 0
     assert main(["convert", "--to=videomae", f"{tmp_path}/again", f"--out={tmp_path}/c.pth"]) == 0

@@ -52,7 +52,7 @@ def export(run: pathlib.Path, /, *, to: str, out: pathlib.Path, item: str = "par
     """Writes the newest checkpoint of a run for others, or its `best` weights, and returns the arrays under their names.
 
     "hf": a folder with config.json, model.safetensors and preprocessor_config.json. "videomae": a .pth file with the tensors
-    under "model", whose code has an eps of 1e-6. Raises UserError for a model that the other side does not have.
+    under "model", whose code has an eps of 1e-6, and under "args" what they do not tell. Raises UserError for a model that the other side does not have.
     """
     if to not in TARGETS:
         raise UserError(f"--to={to}; allowed are {', '.join(TARGETS)}")
@@ -65,13 +65,13 @@ def export(run: pathlib.Path, /, *, to: str, out: pathlib.Path, item: str = "par
         check(model)
         if to == "videomae" and model.eps != layers.LN_EPS:
             raise UserError(f"LayerNorms with eps {model.eps:g}, and the official code has {layers.LN_EPS:g}; allowed is --to=hf, whose config says which")
-    settings = hf_settings(objective, classes=head_rows.of_run(run, objective)) if to == "hf" else {}
+    settings = (hf_settings if to == "hf" else official_settings)(objective, classes=head_rows.of_run(run, objective))
     params = externals.read(External("params", str(kept.checkpoints(run, best=best)), item=item))
     pretrained = decoder is not None
     if to == "videomae":
         convert = videomae.to_official if pretrained else videomae.classifier_to_official
         state = convert(params, patch=encoder.patch)
-        write_official(state, out)
+        write_official(state, out, settings=settings)
         return state
     convert = videomae.to_hf if pretrained else videomae.classifier_to_hf
     state = convert(params, patch=encoder.patch, biases=biases)
@@ -107,6 +107,15 @@ def hf_settings(objective: Any, /, *, classes: Sequence[str]) -> dict[str, Any]:
                     "label2id": {n: i for i, n in enumerate(names)}}
 
 
+def official_settings(objective: Any, /, *, classes: Sequence[str]) -> dict[str, Any]:
+    """What the tensors of a .pth file do not tell; under the names of the official options where there are such."""
+    e, d = objective.encoder, getattr(objective, "decoder", None)
+    found = {"num_frames": e.frames, "input_size": e.size, "num_heads": e.heads}
+    if d is not None:
+        return found | {"decoder_num_attention_heads": d.heads, "norm_pix_loss": objective.target.normalise == "channel"}
+    return found | ({"id2label": {str(i): name for i, name in enumerate(classes)}} if classes else {})
+
+
 def write_hf(state: dict[str, np.ndarray], out: pathlib.Path, /, *, settings: dict[str, Any], objective: Any) -> None:
     """The folder that `from_pretrained` of transformers opens."""
     try:
@@ -127,8 +136,8 @@ def write_hf(state: dict[str, np.ndarray], out: pathlib.Path, /, *, settings: di
     run_directory.write(out / "config.json", json.dumps(settings, indent=2))
 
 
-def write_official(state: dict[str, np.ndarray], out: pathlib.Path, /) -> None:
-    """A file that the official loaders open: tensors under "model"."""
+def write_official(state: dict[str, np.ndarray], out: pathlib.Path, /, *, settings: dict[str, Any]) -> None:
+    """A file that the official loaders open: tensors under "model", the settings, which they pass over, under "args", where they keep their own."""
     if out.suffix not in (".pth", ".pt"):
         raise UserError(f"--out={out} with --to=videomae; allowed is the name of a file that ends in .pth or .pt")
     try:
@@ -137,4 +146,4 @@ def write_official(state: dict[str, np.ndarray], out: pathlib.Path, /) -> None:
         raise UserError(f"--to=videomae needs PyTorch ({error})") from error
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("wb") as file:  # PyTorch's own open fails with a RuntimeError that names a line of C++
-        torch.save({"model": {k: torch.from_numpy(v.copy()) for k, v in state.items()}}, file)
+        torch.save({"model": {k: torch.from_numpy(v.copy()) for k, v in state.items()}, "args": settings}, file)

@@ -165,7 +165,7 @@ def of_torch(path: pathlib.Path, /, *, key: str) -> tuple[dict[str, np.ndarray],
     if strays:
         raise UserError(f"{path}: {strays[0]} is no tensor; name the entry that holds the weights with --key, one of {', '.join(map(str, found))}")
     arrays = {str(k): array_of(v, name=f"{k} in {path}") for k, v in state.items()}
-    return arrays, vars(options) if isinstance(options, argparse.Namespace) else {}
+    return arrays, vars(options) if isinstance(options, argparse.Namespace) else dict(options) if isinstance(options, Mapping) else {}
 
 
 def array_of(tensor: Any, /, *, name: str) -> np.ndarray:

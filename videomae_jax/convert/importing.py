@@ -45,6 +45,7 @@ HF_EPS = 1e-12  # what configs of Hugging Face say of weights that were trained 
 LEARNED = {"mae_st": tuple(f"{part}/sequence/{name}" for part in ("encoder", "decoder") for name in ("space", "time")),
            "videoprism": ("encoder/space", "encoder/time")}
 # Heads of the published widths: encoders, and decoders (V1's H is 640 wide with 8). MAE-ST's decoder of width 512 has 16.
+ASSUMED = {"num_frames": "16 frames (--trained-frames)", "image_size": "224 pixels a side (--trained-size)"}
 HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
 
@@ -88,7 +89,7 @@ def read(path: pathlib.Path, /, *, family: str = "", key: str = "", heads: int =
     configs.override(node, dict(assignments or {}))
     agree(node, sizes, settings=settings)
     moved = settle(node, sizes, learned=LEARNED.get(family, ()))
-    params, report = match(node, found, state=state, moved=moved, notes=notes(weights, family=family), allow=allow or {})
+    params, report = match(node, found, state=state, moved=moved, notes=notes(weights, family=family, told=settings), allow=allow or {})
     return Imported(node, params, report, names, family, weights.files)
 
 
@@ -256,7 +257,7 @@ def tower(state: State, /, *, prefix: str, stack: str, given: int, known: Mappin
     hidden, width = shape
     if not given and width not in known:
         option = "--heads" if stack.startswith("encoder") else "--decoder-heads"
-        raise UserError(f"the number of heads of the {stack.split('/')[0]} of width {width} is neither in the weights nor in a config beside them; convert them first, with {option}=N")
+        raise UserError(f"the number of heads of the {stack.split('/')[0]} of width {width} is neither in the weights nor in a config beside them; allowed is convert with {option}=N")
     return {"width": width, "depth": depth, "heads": int(given or known[width]), "hidden": hidden}
 
 
@@ -374,13 +375,15 @@ def regrid(table: np.ndarray, /, *, shape: tuple[int, ...], path: str) -> np.nda
     return x.reshape(new * new, -1).astype(np.float32)
 
 
-def notes(weights: files.Weights, /, *, family: str) -> tuple[str, ...]:
+def notes(weights: files.Weights, /, *, family: str, told: Mapping[str, Any]) -> tuple[str, ...]:
     """What a reader must know beside the lists."""
     found = []
     narrow = {k: n for k, n in weights.dtypes.items() if k != "float32"}
     if narrow:
         loss = "float64 values are rounded" if "float64" in narrow else "without loss"
         found.append(f"stored as {', '.join(f'{k} ({n} arrays)' for k, n in narrow.items())}; float32 from here on, {loss}")
+    if family not in ("mae_st", "videoprism") and (unsaid := [option for name, option in ASSUMED.items() if name not in told]):
+        found.append(f"the files do not tell on which clips they were trained: {' of '.join(unsaid)} are assumed")
     if family == "hf" and weights.settings.get("layer_norm_eps") == HF_EPS:
         found.append(f"their config has LayerNorm eps {HF_EPS:g}; here it is 1e-6, as in the code that trained the published weights")
     if family == "hf" and not set(files.STATISTICS) <= weights.settings.keys():
