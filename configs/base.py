@@ -42,7 +42,8 @@ def videomae_v2(size: str, *, videos: int, lr: float, warmup: int, epochs: int, 
     """VideoMAE V2 pretraining of one size: `videos` decoded a step, base `lr`, `warmup` and `epochs` over decoded clips.
 
     Source: scripts/pretrain of the official repository (commit 29eab1e). Precision differs: the official run is fp16
-    with loss scaling, this one bfloat16 with float32 parameters, loss and softmax.
+    with loss scaling, this one bfloat16 with float32 parameters, loss and softmax. On GPUs and TPUs crops are cut on the
+    device: of videos that are larger than its canvas they differ (`planes.PlaneClips`; data.crops=host is exact).
     """
     config = get_config()
     config.name = f"videomae_v2_{size}"

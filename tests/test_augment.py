@@ -119,7 +119,7 @@ def two_taps(image: np.ndarray, size: int, axis: int) -> np.ndarray:
 def test_linear_interpolation(height: int, width: int) -> None:
     """Within two grey values; frames larger than the crop are not smoothed first, as antialiasing would."""
     video = np.random.default_rng(1).integers(0, 256, (2, height, width, 3), np.uint8)
-    got, want = augment.linear(video, size=16), two_taps(two_taps(video.astype(np.float64), 16, 1), 16, 2)
+    got, want = transforms.linear(video, width=16, height=16), two_taps(two_taps(video.astype(np.float64), 16, 1), 16, 2)
     assert got.dtype == np.uint8 and got.shape == (2, 16, 16, 3)
     assert np.abs(got - want).max() <= 2.1 and abs((got - want).mean()) < 0.15  # halves are rounded up
     if (height, width) == (16, 16):
@@ -134,14 +134,14 @@ def test_the_crop_of_fine_tuning() -> None:
     rng = np.random.default_rng(5)
     changed = RandAugment()(video, rng=rng)
     box = transforms.RandomResizedCrop().box(width=60, height=40, rng=rng)
-    want = augment.linear(changed[:, box.top: box.top + box.height, box.left: box.left + box.width], size=24)
+    want = transforms.linear(changed[:, box.top: box.top + box.height, box.left: box.left + box.width], width=24, height=24)
     assert not np.array_equal(changed, video)
     np.testing.assert_array_equal(AugmentedCrop(flip=0.0)(video, size=24, rng=np.random.default_rng(5)), want)
     mirrored = AugmentedCrop(flip=1.0)(video, size=24, rng=np.random.default_rng(5))
     np.testing.assert_array_equal(mirrored, want[:, :, ::-1])
     assert mirrored.flags["C_CONTIGUOUS"]
     share = np.mean([np.array_equal(AugmentedCrop(RandAugment(count=0), area=(1.0, 1.0), ratio=(1.5, 1.5))(video, size=8, rng=np.random.default_rng(i)),
-                                    augment.linear(video, size=8)) for i in range(200)])
+                                    transforms.linear(video, width=8, height=8)) for i in range(200)])
     assert 0.36 < share < 0.64
 
 

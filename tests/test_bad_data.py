@@ -457,7 +457,7 @@ def test_too_many_bad_clips_end_the_run(tmp_path: pathlib.Path) -> None:
     faults.note(batch(10, first=5000))
     for number in range(4):
         faults.note(batch(10, first=6000 + 10 * number))  # 50 of 1,000
-    with pytest.raises(UserError, match=r"51 of the last 1000 clips could not be read \(5\.1 %\), more than data\.max_bad_fraction=0\.05.*faults\.jsonl.*--verify"):
+    with pytest.raises(UserError, match=r"51 of the last 1000 decoded clips could not be read \(5\.1 %\), more than data\.max_bad_fraction=0\.05.*faults\.jsonl.*--verify"):
         faults.note(batch(1, first=9000))
 
 
@@ -469,7 +469,7 @@ def test_small_sources_are_judged_after_one_pass(tmp_path: pathlib.Path) -> None
         for number in range(3):
             faults.note(batch(bad if number == 0 else 0, first=10 * number))
         if fails:
-            with pytest.raises(UserError, match="3 of the last 40 clips"):
+            with pytest.raises(UserError, match="3 of the last 40 decoded clips"):
                 faults.note(batch(0, first=30))
         else:
             faults.note(batch(0, first=30))

@@ -19,7 +19,7 @@ from test_decode import encode
 from videomae_jax import config as configs
 from videomae_jax import externals
 from videomae_jax.assembly import assemble
-from videomae_jax.data import clips, decode, index, pipeline, sources
+from videomae_jax.data import clips, decode, index, pipeline, sources, transforms
 from videomae_jax.data.decode import DecodeError
 from videomae_jax.data.three_crop import ThreeCrop
 from videomae_jax.errors import UserError
@@ -443,6 +443,9 @@ def test_three_crops_resize_first() -> None:
     assert ThreeCrop(view=2)(video, size=20, rng=np.random.default_rng(0)).shape == (1, 20, 20, 3)
     video[:, :, :30] = 200
     assert ThreeCrop(views=1)(video, size=20, rng=np.random.default_rng(0))[0, 5, 5, 0] == 200
+    video = np.random.default_rng(0).integers(0, 256, (2, 40, 60, 3), np.uint8)
+    np.testing.assert_array_equal(ThreeCrop(view=2, antialias=False)(video, size=20, rng=np.random.default_rng(0)),
+                                  transforms.linear(video, width=30, height=20)[:, :, 10:])
     with pytest.raises(UserError, match="view 3 of 3; allowed are 0 to 2"):
         ThreeCrop(view=3)
 

@@ -699,7 +699,7 @@ def test_unreadable_videos_are_replaced_and_listed(index: pathlib.Path, tmp_path
     assert main(["train", *runs.arguments(folder / "index.parquet", **options), f"--workdir={tmp_path / 'run'}"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "faults.jsonl").read_text().splitlines()]
     assert sorted(line["name"] for line in lines) == ["videos/train_000003.mp4", "videos/train_000007.mp4"]
-    assert "clips of 2 unreadable videos were replaced by others (open " in capsys.readouterr().err
+    assert " decoded clips of 2 unreadable videos were replaced by others (open " in capsys.readouterr().err
     last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if "bad_clips" in line][-1]
     assert last["bad_clips"] == last["bad_clips/open"] >= 2
     kept = {p: p.read_bytes() for p in (folder / "videos").glob("train_*.mp4")}

@@ -81,9 +81,9 @@ def test_class_folders_and_split_folders(clip: bytes, tmp_path: pathlib.Path) ->
 
 
 def test_labels_from_a_csv(clip: bytes, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
-    """Exactly the named files; a byte-order mark, absolute paths, commas, empty labels and further columns are understood."""
+    """Exactly the named files; a byte-order mark, absolute paths, commas, spaces behind them, empty labels and further columns are understood."""
     fill(tmp_path / "v", ["a.mp4", "b.mp4", "c,1.mp4", "d.mp4"], clip)
-    (tmp_path / "l.csv").write_text(f'path,label,split,view\n./a.mp4,cat,train,left\n{tmp_path}/v/b.mp4,,val,right\n"c,1.mp4","dog, big",test,\n',
+    (tmp_path / "l.csv").write_text(f'path, label,split,view\n./a.mp4, cat,train,left\n{tmp_path}/v/b.mp4,,val,right\n"c,1.mp4","dog, big",test,\n',
                                     encoding="utf-8-sig")
     assert command(tmp_path / "v", "--out", tmp_path / "i.parquet", "--labels", tmp_path / "l.csv") == 0
     rows = table_of(tmp_path / "i.parquet")
@@ -96,6 +96,7 @@ def test_labels_from_a_csv(clip: bytes, tmp_path: pathlib.Path, capsys: pytest.C
     (None, "no label file"), ("", "begins with the columns (none); needed is the header path,label"), ("a.mp4 0\n", "begins with the columns a.mp4 0"),
     ("path,label\n", "lists no video"), ("path,label\na.mp4,x\nb.mp4,x,y\n", ":3 has more values than the 2 columns"),
     ("path,label\na.mp4,x\n./a.mp4,y\n", ":3 names 'a.mp4' a second time"), ("path,label,split\na.mp4,x,dev\n", ":2: split 'dev'; allowed are train, val, test"),
+    ("path,label\na.mp4,x \n", ":2: label 'x '; allowed are labels without white space at their ends"),
     ("path,label,split\na.mp4,x\n", "split ''; allowed are"), ("path,label,frames\na.mp4,x,3\n", "column 'frames' is one that the index fills itself"),
     ("path,label,packed\na.mp4,x,3\n", "column 'packed' is one that the index fills itself"),
     ("path,label,part\na.mp4,-1,hand\n", "column 'part' is one that the index fills itself"),

@@ -234,6 +234,8 @@ def test_what_cannot_be_cut_on_the_device(folder: pathlib.Path) -> None:
     assert ingest.placed(automatic, platform="gpu", batch_size=4, ways=2) is automatic
     with pytest.raises(UserError, match="no window is known of the crop str; allowed are AugmentedCrop, CentreCrop"):
         ingest.placed(source(folder, crop="none", crops="device"), platform="gpu", batch_size=4, ways=2)
+    with pytest.raises(UserError, match=r"CentreCrop\(antialias=False\): a device resizes whole frames with antialiasing alone"):
+        ingest.placed(source(folder, crop=transforms.CentreCrop(antialias=False), crops="device"), platform="gpu", batch_size=4, ways=2)
     with pytest.raises(UserError, match="3 decoded clips are no multiple of 2 batch devices"):
         ingest.placed(source(folder, crops="device"), platform="gpu", batch_size=3, ways=2)
     with pytest.raises(UserError, match="crops 'gpu'; allowed are auto, device, host"):

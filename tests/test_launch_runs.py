@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -284,6 +285,20 @@ for ((i = 0; i < 600; i++)); do [ ! -e "$STAND_IN/end" ] || break; sleep 0.05; d
     assert ("its end is waited for" in said) == (when == "during") and f"has ended on this host (exit code {code})" in said
     assert ("error: pod-a failed (exit code 2)" in said) == bool(code)
     assert [(tmp_path / f"starts.{n}").read_text().split() for n in range(HOSTS)] == [["--x=1", "--x=2"]] * HOSTS
+
+
+def test_a_launch_is_refused_while_another_one_runs(tmp_path: pathlib.Path) -> None:
+    """With its message and code 2, nothing is started; afterwards it is."""
+    once = ["bash", str(ROOT / "launch" / "once.sh")]
+    waits = "touch begun; for ((i = 0; i < 600; i++)); do [ ! -e end ] || break; sleep 0.05; done; exit 7"
+    with subprocess.Popen([*once, "first", "busy", "bash", "-c", waits], cwd=tmp_path) as first:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.02)
+        second = subprocess.run([*once, "second", "busy", "touch", "started"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        (tmp_path / "end").touch()
+        assert (second.returncode, second.stderr, (tmp_path / "started").exists()) == (2, "busy\n", False)
+        assert first.wait(timeout=60) == 7
+    assert subprocess.run([*once, "second", "busy", "touch", "started"], cwd=tmp_path, check=False, timeout=60).returncode == 0 and (tmp_path / "started").exists()
 
 
 def test_a_grid_ends_where_somebody_stops_a_cell(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:

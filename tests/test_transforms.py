@@ -72,6 +72,10 @@ def test_centre_crop(video: np.ndarray) -> None:
     assert rng.bit_generator.state == before
     tall = transforms.CentreCrop()(video.swapaxes(1, 2), size=128, rng=rng)
     assert tall.shape == (3, 128, 128, 3)
+    # Those of V1 and V2 look at the four nearest pixels alone, however much smaller the frame becomes.
+    small = transforms.linear(video, width=170, height=128)
+    np.testing.assert_array_equal(transforms.CentreCrop(antialias=False)(video, size=128, rng=rng), small[:, :, 21:149])
+    assert np.abs(small.astype(int) - transforms.resize(video, width=170, height=128)).mean() > 5
 
 
 def test_whole_frame(video: np.ndarray) -> None:

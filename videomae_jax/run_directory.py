@@ -364,7 +364,7 @@ class Faults:
             first = self._recent.popleft()
             total, bad = total - first[0], bad - first[1]
         if total >= self._window and bad > self._limit * total:
-            raise UserError(f"{bad} of the last {total} clips could not be read ({100 * bad / total:.1f} %), more than data.max_bad_fraction={self._limit:g}; they are "
+            raise UserError(f"{bad} of the last {total} decoded clips could not be read ({100 * bad / total:.1f} %), more than data.max_bad_fraction={self._limit:g}; they are "
                             f"listed in {self._paths['faults']}. `index --verify` leaves damaged videos out; the same command with a larger "
                             "--config.data.max_bad_fraction goes on")
 
@@ -378,7 +378,7 @@ class Faults:
         return {"bad_clips": float(self._stages.total()), **{f"bad_clips/{k}": float(v) for k, v in sorted(self._stages.items())}} if self._stages else {}
 
     def close(self) -> None:
-        """Says on standard error how many clips were replaced, if any."""
+        """Says on standard error how many decoded clips were replaced, if any."""
         if self._count:
             stages = ", ".join(f"{stage} {n}" for stage, n in self._stages.most_common())
-            sys.stderr.write(f"{self._count} clips of {len(self._seen)} unreadable videos were replaced by others ({stages}); see {self._paths['faults']}\n")
+            sys.stderr.write(f"{self._stages.total()} decoded clips of {len(self._seen)} unreadable videos were replaced by others ({stages}); see {self._paths['faults']}\n")

@@ -26,7 +26,8 @@ def videomae(data: str, size: str, *, gpus: int, each: int, lr: float, warmup: i
     directory runs/vit_SIZE of configs/pretrain/vit_SIZE.py; of a fine-tuned run `start` and `classes` say what its head gives.
 
     Precision differs: fp16 with loss scaling there, bfloat16 with float32 parameters, head and loss here. SSv2 is read
-    from video files, with the sampling that V2 uses for its folders of frames. Where V2's pairs would mix a video with itself
+    from video files, with the sampling that V2 uses for its folders of frames. On GPUs RandAugment and crops run on the device, of videos that
+    are larger than its canvas after they became smaller (`planes.PlaneClips`; data.crops=host is exact). Where V2's pairs would mix a video with itself
     (copies of an odd number of videos, as in its ViT-g scripts) rows half a group apart are mixed. The test uses the last
     weights, as V2's does; --config.evaluators.test.weights=best takes those that `val` keeps.
     """
@@ -46,11 +47,11 @@ def videomae(data: str, size: str, *, gpus: int, each: int, lr: float, warmup: i
     views = clips.SparseView(views=2) if sparse else clips.DenseView(stride=stride, views=5)
     crop = augment.AugmentedCrop(flip=0.0 if sparse else 0.5)
     config.data = spec(sources.VideoClips, index="index.parquet", frames=16, size=224, repeats=copies, sampling=train, crop=crop)
-    config.eval_data.update({"repeats": 1, "sampling": plain(centre), "crop": spec(transforms.CentreCrop)})
+    config.eval_data.update({"repeats": 1, "sampling": plain(centre), "crop": spec(transforms.CentreCrop, antialias=False)})
     config.optimizers.main = spec(optim.AdamW, schedule=optim.Schedule(base=lr, minimum=minimum, warmup=f"{warmup}ep"), b1=0.9, b2=0.999,
                                   weight_decay=weight_decay, clip=clip, layer_decay=layer_decay)
     config.evaluators.val = spec(classification.Classification, every="5%", batch_size=64, best="top1")
     config.evaluators.test = spec(classification.Classification, every="", batch_size=64, first=1, save="test",
-                                  views=classification.Views(sampling=views, crop=three_crop.ThreeCrop(views=3)))
+                                  views=classification.Views(sampling=views, crop=three_crop.ThreeCrop(views=3, antialias=False)))
     config.workers = 10
     return config

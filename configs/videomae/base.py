@@ -22,7 +22,7 @@ def videomae(data: str, size: str, *, batch: int, epochs: int, lr: float = 1.5e-
     Common to all [script]: 16 frames of 224 x 224, AdamW (.9, .95), weight decay .05, minimum 1e-5 per 256 clips, 40 epochs
     of warm-up, MultiScaleCrop, no mirror images, no repeated augmentation, no clipping; every hidden token is decoded.
     Deviations: fp16 with loss scaling there, bfloat16 with float32 parameters, loss and softmax here; the scripts run one
-    epoch more than they name, which works around an index error of their schedule.
+    epoch more than they name, which works around an index error of their schedule. Crops of large videos on a device: as in configs/base.py.
     """
     config = base.get_config()
     config.name = f"videomae_{data}_{size}"

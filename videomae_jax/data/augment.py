@@ -16,7 +16,6 @@ from videomae_jax.errors import UserError
 
 MOST = 10.0  # magnitudes are 0 to 10
 FILL = (128, 128, 128)  # what an affine map brings in from outside the frame
-TAPS = 1 << 7  # steps between two pixels: 255 * 2^7 still is a 16-bit number
 
 
 def tall(video: np.ndarray, /) -> Image.Image:
@@ -153,37 +152,6 @@ class RandAugment:
         return video
 
 
-def linear(video: np.ndarray, /, *, size: int) -> np.ndarray:
-    """u8 [T size size 3]: two-tap linear interpolation along both sides, whatever the scale (align_corners=False, no antialiasing).
-
-    Weights are multiples of 2^-7, so that 16-bit integers do; a value is within 2 of the exact one, mostly within 1.
-    """
-    rows, columns = _taps(video.shape[1], size), _taps(video.shape[2], size)
-    tallest = _blend(video[:, rows[0]], video[:, rows[1]], rows[2][:, None, None])
-    # Pixels lie three bytes apart: gathering whole ones as records of three bytes moves each at once.
-    pixels = tallest.view("V3")[..., 0]
-    left, right = (np.take(pixels, ids, axis=2).view(np.uint8).reshape(len(video), size, size, 3) for ids in columns[:2])
-    return _blend(left, right, columns[2][:, None])
-
-
-def _taps(length: int, size: int, /) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids of the two neighbours of every place, and the weight of the second in units of 1 / TAPS."""
-    place = np.maximum((np.arange(size) + 0.5) * length / size - 0.5, 0)
-    first = np.minimum(place.astype(np.int64), length - 1)
-    return first, np.minimum(first + 1, length - 1), np.rint((place - first) * TAPS).astype(np.int16)
-
-
-def _blend(first: np.ndarray, second: np.ndarray, weight: np.ndarray, /) -> np.ndarray:
-    """first + weight / TAPS (second - first), rounded."""
-    change = second.astype(np.int16)
-    change -= first
-    change *= weight
-    change += TAPS // 2
-    change >>= 7
-    change += first
-    return change.astype(np.uint8)
-
-
 @dataclasses.dataclass(frozen=True)
 class AugmentedCrop:
     """Input of V1 and V2 fine-tuning: RandAugment at the size of the file, a random resized crop, a mirror image with chance `flip`.
@@ -205,5 +173,5 @@ class AugmentedCrop:
         video = self.policy(video, rng=rng)
         crop = transforms.RandomResizedCrop(area=self.area, ratio=self.ratio)
         box = crop.box(width=video.shape[2], height=video.shape[1], rng=rng)
-        out = linear(video[:, box.top: box.top + box.height, box.left: box.left + box.width], size=size)
+        out = transforms.linear(video[:, box.top: box.top + box.height, box.left: box.left + box.width], width=size, height=size)
         return np.ascontiguousarray(out[:, :, ::-1]) if rng.random() < self.flip else out

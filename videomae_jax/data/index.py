@@ -131,13 +131,13 @@ def read_labels(path: pathlib.Path, /, *, directory: pathlib.Path) -> dict[str, 
     """{name: columns} of a csv with the header `path,label[,split][,more columns]`.
 
     Paths are relative to the video folder, or absolute and inside it. Raises UserError for a missing file, missing or
-    reserved columns, a path that is named twice, an unknown split, or a named file that does not exist.
+    reserved columns, a path that is named twice, a label with white space at its end, an unknown split, or a named file that does not exist.
     """
     if not path.is_file():
         raise UserError(f"no label file {path}")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
+            reader = csv.DictReader(file, restval="", skipinitialspace=True)
             header = list(reader.fieldnames or ())
             _check_header(path, header)
             rows: dict[str, dict[str, str]] = {}
@@ -148,6 +148,8 @@ def read_labels(path: pathlib.Path, /, *, directory: pathlib.Path) -> dict[str, 
                 name = os.path.relpath(given, directory) if given.is_absolute() else given.as_posix()
                 if name in rows:
                     raise UserError(f"{path}:{reader.line_num} names {name!r} a second time")
+                if row["label"] != row["label"].strip():
+                    raise UserError(f"{path}:{reader.line_num}: label {row['label']!r}; allowed are labels without white space at their ends")
                 if "split" in row and row["split"] not in splits.SPLITS:
                     raise UserError(f"{path}:{reader.line_num}: split {row['split']!r}; allowed are {', '.join(splits.SPLITS)}")
                 rows[name] = row

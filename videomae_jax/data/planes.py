@@ -13,7 +13,7 @@ from PIL import Image
 from videomae_jax.data import augment, decode, framing, mixture, sources, unread
 from videomae_jax.errors import UserError
 
-ROOM = (8 / 7, 32 / 21)  # sides of a derived canvas over the size of the crops: 256 x 342 for 224, what Kinetics is stored at
+ROOM = (8 / 7, 32 / 21)  # sides of a derived canvas over the size of the crops: 256 x 342 for 224, a common size of Kinetics; V1's guide makes the short side 320
 SMALL = 128  # crops below this size get the room of this one: their videos are small, and resizing twice would cost them detail
 
 
@@ -33,6 +33,8 @@ def refusal(source: sources.Source, /) -> str:
         return f"{kind.__name__} reads in a way of its own, which would be passed over"
     if type(source.crop).__name__ not in framing.known():
         return f"no window is known of the crop {type(source.crop).__name__}; allowed are {', '.join(framing.known())}"
+    if not getattr(source.crop, "antialias", True):
+        return f"{type(source.crop).__name__}(antialias=False): a device resizes whole frames with antialiasing alone"
     if not isinstance(source.canvas, tuple) or len(source.canvas) != 2 or not all(type(side) is int for side in source.canvas):
         raise UserError(f"canvas {source.canvas!r}; allowed are two even numbers, height and width, or (0, 0) for a derived one")
     if any(side < 0 or side % 2 for side in source.canvas) or any(source.canvas) != all(source.canvas):

@@ -13,11 +13,12 @@ class ThreeCrop:
     """View `view` of `views` squares along the long side: first, middle and last of the frame resized to a short side of `size`.
 
     View j begins at int(j * (long - size) / (views - 1)); a single view is the first. V2's test views (datasets.py), which
-    resize without antialiasing (OpenCV).
+    resize without `antialias` (OpenCV).
     """
 
     views: int = 3
     view: int = 0
+    antialias: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.view < self.views:
@@ -32,8 +33,6 @@ class ThreeCrop:
         return np.stack(self._placed(video, size=size))
 
     def _placed(self, video: np.ndarray, /, *, size: int) -> list[np.ndarray]:
-        height, width = video.shape[1:3]
-        wide, high = (int(size * side / min(width, height)) for side in (width, height))
-        whole = transforms.resize(video, width=wide, height=high)
-        places = [[int(view * (side - size) / max(self.views - 1, 1)) for side in (wide, high)] for view in range(self.views)]
-        return [whole[:, top: top + size, left: left + size] for left, top in places]
+        frames = transforms.whole(video, size=size, antialias=self.antialias)
+        places = [[int(view * (side - size) / max(self.views - 1, 1)) for side in frames.shape[2:0:-1]] for view in range(self.views)]
+        return [frames[:, top: top + size, left: left + size] for left, top in places]
