@@ -4,6 +4,7 @@ XLA's own cost analysis counts the body of a loop once, and a stack of layers is
 program holds what is missing: the limits of the loops, the groups of the collectives, the shapes behind every name.
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -230,7 +231,7 @@ class Program:
         Within a computation (the body of a loop, the rest of the program) collectives that are issued ahead, copies from
         and to the host, and what other cores move, hide behind what is computed there; other collectives add to it.
         """
-        spent: dict[int, list[float]] = {}
+        spent: dict[int, collections.Counter[str]] = {}
         total = dict(compute=0.0, memory=0.0, host=0.0)
         for one, body, times, _ in self.runs():
             far = _moved(one, body) / rates.host if one.op in COPIES and any(s.far for s in one.shapes) else 0.0
@@ -238,18 +239,18 @@ class Program:
             total["compute"] += times * compute
             total["memory"] += times * (memory + beside)
             total["host"] += times * far
-            here = spent.setdefault(id(body), [0.0, 0.0, 0.0, 0.0, 0.0])
-            here[0] += times * max(compute, memory, expected(one) / rates.cycles)
-            here[3] += times * (far + beside)
-            here[4] += times * max(compute, memory)
+            here = spent.setdefault(id(body), collections.Counter())
+            here["busy"] += times * max(compute, memory, expected(one) / rates.cycles)
+            here["roofline"] += times * max(compute, memory)
+            here["elsewhere"] += times * (far + beside)
         where = {name: id(body) for body in self.computations.values() for name in body}
         wire = 0.0
         for one in self.collectives:
             seconds = one.times * rates.wire(one)
             wire += seconds
-            spent[where[one.caller]][1 if one.hidden else 2] += seconds
-        step, roofline = (sum(max(part[busy], part[1], part[3]) + part[2] for part in spent.values()) for busy in (0, 4))
-        return Time(step, roofline, total["compute"], total["memory"], wire, step - sum(busy for busy, *_ in spent.values()), total["host"])
+            spent[where[one.caller]]["ahead" if one.hidden else "awaited"] += seconds
+        step, roofline = (sum(max(part[busy], part["ahead"], part["elsewhere"]) + part["awaited"] for part in spent.values()) for busy in ("busy", "roofline"))
+        return Time(step, roofline, total["compute"], total["memory"], wire, step - sum(part["busy"] for part in spent.values()), total["host"])
 
 
 def expected(one: Instruction, /) -> int:
