@@ -15,7 +15,7 @@ if [[ $first = -h || $first = --help || -z $first ]]; then
   exit 2
 fi
 cd "$(dirname "$0")/.."
-if [ ! -f "videomae_jax/commands/$first.py" ]; then # now, and not after minutes of installing
+if [ ! -f "videomae_jax/commands/$first.py" ] || [[ $first =~ ^(__init__|arguments)$ ]]; then # now, and not after minutes of installing
   echo "error: unknown command '$first'; allowed are those of \`python -m videomae_jax\`, e.g. train --config=FILE --workdir=DIR" >&2
   exit 2
 fi

@@ -136,10 +136,11 @@ FAILED=0
 remember() { [ "$FAILED" -ne 0 ] || FAILED=$1; }
 
 # apart FUNCTION NAME COMMAND...: submits a run by it, in a shell of its own: of a grid, a cell that cannot be submitted does not keep
-# the others from it. SUBMITTED has the names of those that were.
+# the others from it, but Ctrl-C does. SUBMITTED has the names of those that were submitted or are under way.
 SUBMITTED=()
 apart() {
   local code
+  trap 'exit 130' INT # once the tool has ended, whatever it makes of the signal
   set +e
   (set -e; "$@")
   code=$?

@@ -122,7 +122,8 @@ def test_names_of_classes_go_to_an_official_file_and_back(finetuned: dict[str, n
     assert main(["convert", "--from=videomae", str(path), f"--out={tmp_path}/run", "--heads=4", *SIZES, f"--classes={tmp_path}/names.txt"]) == 0
     assert main(["convert", "--to=videomae", f"{tmp_path}/run", f"--out={tmp_path}/b.pth"]) == 0
     assert torch.load(tmp_path / "b.pth", weights_only=True)["args"] == {
-        "num_frames": 8, "input_size": 32, "num_heads": 4, "id2label": {"0": "juggle", "1": "bowl", "2": "run", "3": "fly a kite"}}
+        "num_frames": 8, "input_size": 32, "num_heads": 4, "image_mean": list(patches.IMAGENET_MEAN), "image_std": list(patches.IMAGENET_STD),
+        "id2label": {"0": "juggle", "1": "bowl", "2": "run", "3": "fly a kite"}}
     assert main(["convert", "--from=videomae", f"{tmp_path}/b.pth", f"--out={tmp_path}/back"]) == 0
     assert json.loads((tmp_path / "back" / head_rows.CLASSES).read_text()) == ["juggle", "bowl", "run", "fly a kite"]
 
@@ -754,6 +755,31 @@ def test_attributes_come_back_from_hugging_face(tmp_path: pathlib.Path) -> None:
     opened("twice", ("yes", "yes"), ("0", "1"))
     path.write_text(json.dumps(settings | {"problem_type": None}))
     np.testing.assert_allclose(videomae_jax.load(tmp_path / "hf").classify(clip).probabilities.sum(1), 1, atol=1e-6)
+
+
+def test_an_official_file_tells_what_its_tensors_do_not(torch: Any, tmp_path: pathlib.Path) -> None:
+    """A sigmoid of each attribute, with its name, and the statistics of the pixels: the same answers there and back, without an option."""
+    encoder = vit.Encoder(width=16, depth=1, heads=2, hidden=8, patch=PATCH, frames=4, size=16, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2))
+    run = written.write(tmp_path / "run", attributes.Attributes(encoder, heads.Classifier(classes=2)), source=AttributeClips, attributes=("smile", "hat"))
+    assert main(["convert", "--to=videomae", str(run), f"--out={tmp_path}/a.pth"]) == 0
+    assert main(["convert", "--from=videomae", f"{tmp_path}/a.pth", f"--out={tmp_path}/again"]) == 0
+    clip = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
+    want = videomae_jax.load(run).classify(clip)
+    for found in (videomae_jax.load(tmp_path / "a.pth", family="videomae"), videomae_jax.load(tmp_path / "again")):
+        np.testing.assert_allclose(found.classify(clip).probabilities, want.probabilities, atol=1e-6)
+        assert found.classify(clip).names == ("smile", "hat") and found.objective.encoder.mean == (0.5, 0.4, 0.3)
+
+
+@pytest.mark.parametrize("kind", [dict, argparse.Namespace])
+def test_options_of_an_official_file(official: dict[str, np.ndarray], torch: Any, tmp_path: pathlib.Path, kind: Any) -> None:
+    """What they leave open is passed over, what the command says comes first, and raw pixels are predicted where their script was told so."""
+    options = kind(**{"num_frames": 8, "input_size": 32.5, "num_heads": None, "normlize_target": False})
+    path = save(tmp_path / "a.pth", official, args=options)
+    assert main(["convert", "--from=videomae", str(path), f"--out={tmp_path}/run", *HEADS, "--trained-size=32"]) == 0
+    found = objective_of(tmp_path / "run")
+    assert (found.encoder.frames, found.encoder.size, found.encoder.heads, found.decoder.heads, found.target.normalise) == (8, 32, 4, 3, "none")
+    assert main(["convert", "--to=videomae", f"{tmp_path}/run", f"--out={tmp_path}/b.pth"]) == 0
+    assert torch.load(tmp_path / "b.pth", weights_only=True)["args"]["normlize_target"] is False
 
 
 def test_a_family_goes_with_its_recipe(official: dict[str, np.ndarray], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -477,6 +477,20 @@ def test_a_grid_goes_past_a_name_that_is_taken(tmp_path: pathlib.Path, bin_folde
     assert (tmp_path / "calls").read_text().count(" create ") == 2
 
 
+# Two cells, of which the first fails.
+KUBECTL_OF_TWO = """#!/usr/bin/env bash
+echo "$2 $3" >>"$STAND_IN/calls"
+case "$2 $3 $4" in
+  "create -f -") cat >/dev/null ;;
+  *--ignore-not-found) ;;
+  "get jobset/job-a "*) echo Failed ;;
+  "get jobset/job-b "*) echo Completed ;;
+  "get pods "*) echo "pod/of-${4##*=}" ;;
+  "logs "*) echo "log of $4" ;;
+esac
+"""
+
+
 # The first of three cells is refused, as by a quota.
 REFUSES = """#!/usr/bin/env bash
 echo "$*" >>"$STAND_IN/calls"
@@ -501,6 +515,35 @@ def test_a_grid_goes_past_a_cell_that_is_refused(tmp_path: pathlib.Path, bin_fol
     assert made.count(" create -f -") == 3 if name == "kubectl" else all(f"big-{cell}" in made for cell in "bc")
     alone = run(words[0], "--name=big-a", *words[1:], "--", "train", env=env)
     assert alone.returncode == 3 and "not submitted" not in alone.stderr, alone.stderr
+
+
+def test_what_is_refused_is_not_followed(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """Nobody would ever end the wait for it; the others are."""
+    tool(bin_folder, "kubectl", KUBECTL_OF_TWO.replace('"create -f -") cat >/dev/null ;;', '"create -f -") ! grep -q job-a ;;'))
+    python = tool(bin_folder, "python", "#!/usr/bin/env bash\nprintf '# 2 cells\\na\\ttrain --x=1\\nb\\ttrain --x=2\\n'\n")
+    done = run("gke.sh", "--name=job", "--image=i", "--accelerator=a", "--torus=2x4", "--hosts=2", "--follow=1", f"--logs={tmp_path}/logs",
+               "--grid=g.py", "--root=r", env=environment(tmp_path, VIDEOMAE_PYTHON=str(python), POLL="0"))
+    assert done.returncode == 1 and "error: job-a is not submitted (exit code 1)" in done.stderr, done.stderr
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        "get jobset/job-a", "create -f", "get jobset/job-b", "create -f", "get jobset/job-b", "get pods", "logs --container=trainer"]
+
+
+def test_ctrl_c_ends_the_submission_of_a_grid(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    """Also where the tool has an answer of its own to the signal: what follows is not submitted, and not paid for."""
+    tool(bin_folder, "sbatch", """#!/usr/bin/env bash
+echo "$*" >>"$STAND_IN/calls"
+trap 'exit 1' INT
+for ((i = 0; i < 600; i++)); do sleep 0.1; done
+""")
+    env = environment(tmp_path, VIDEOMAE_PYTHON=str(tool(bin_folder, "python", CELLS)))
+    words = ["bash", str(ROOT / "launch" / "slurm.sh"), "--name=big", "--nodes=1", "--grid=g.py", "--root=r"]
+    with subprocess.Popen(words, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as launcher:
+        while not (tmp_path / "calls").exists():
+            time.sleep(0.02)
+        time.sleep(0.3)  # for the trap, which stands behind the line that was seen
+        os.killpg(launcher.pid, signal.SIGINT)
+        assert launcher.wait(timeout=60) == 130
+    assert (tmp_path / "calls").read_text().count("\n") == 1
 
 
 def test_a_job_of_slurm_waits_for_one_of_its_name(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:
@@ -751,20 +794,6 @@ def test_a_jobset_under_way_is_left_alone(tmp_path: pathlib.Path, bin_folder: pa
     done = run(*words, env=environment(tmp_path, **python))
     assert done.returncode == 0 and "the JobSet job-a is under way" in done.stderr, done.stderr
     assert (tmp_path / "status").read_text() == ""
-
-
-# Two cells, of which the first fails.
-KUBECTL_OF_TWO = """#!/usr/bin/env bash
-echo "$2 $3" >>"$STAND_IN/calls"
-case "$2 $3 $4" in
-  "create -f -") cat >/dev/null ;;
-  *--ignore-not-found) ;;
-  "get jobset/job-a "*) echo Failed ;;
-  "get jobset/job-b "*) echo Completed ;;
-  "get pods "*) echo "pod/of-${4##*=}" ;;
-  "logs "*) echo "log of $4" ;;
-esac
-"""
 
 
 def test_a_grid_is_submitted_before_it_is_followed(tmp_path: pathlib.Path, bin_folder: pathlib.Path) -> None:

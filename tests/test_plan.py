@@ -287,6 +287,9 @@ def test_offloading_trades_memory_of_the_device_for_the_way_to_the_host() -> Non
     chip = topologies.Chip("cpu", 0.1, 4e9, 1e10, 1e9, 1e9, 8, 2, platform="cpu")
     here = Planner(small(mesh__data="8"), topologies.Topology("local", chip, 1, 8), fixed=frozenset(), trust=())
     assert "offload" not in {c.remat for c in here.choices()} and "offload" in {c.remat for c in one.choices()}
+    asked = small(mesh__data="8", objective__encoder__remat="offload", objective__decoder__remat="offload")
+    there = Planner(asked, here.topology, fixed=frozenset({"objective.encoder.remat", "objective.decoder.remat"}), trust=())
+    assert {c.remat for c in there.choices()} == {"offload"}  # whoever asks for it has it
 
 
 def test_estimates_are_of_the_attention_of_the_hardware() -> None:

@@ -40,6 +40,29 @@ def test_the_parts_of_a_product_are_exact_on_a_tpu() -> None:
     assert (sum(np.asarray(part, np.float64) for part in parts) == np.asarray(x, np.float64)).all()
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_the_products_of_a_target_lose_no_bits(platform: str) -> None:
+    """Of the program's six, sums multiply at the highest precision; what brings them back to the pixels multiplies parts that a TPU takes as they are."""
+    with parallel.aim(parallel.Target(platform, 1)):
+        program = jax.make_jaxpr(lambda x: targets.Pixels()(x))(jnp.zeros((1, 2, 1536))).jaxpr
+    made = {out: one for one in program.eqns for out in one.outvars}
+    found = []
+    for one in program.eqns:
+        if one.primitive.name == "dot_general":
+            exact = one.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2
+            source = made.get(one.invars[0])
+            split = source is not None and source.primitive.name == "concatenate" and {made[x].primitive.name for x in source.invars} == {"reduce_precision"}
+            found.append((exact, split))
+    assert sorted(found) == [(False, True)] * 3 + [(True, False)] * 3
+
+
+@pytest.mark.usefixtures("either_way")
+def test_channels_that_do_not_divide_a_patch_are_refused() -> None:
+    """A pixel would have more values of one channel than of another."""
+    with pytest.raises(UserError, match="target.channels=5 of patches of 384 values; allowed are divisors of that"):
+        targets.Pixels(channels=5)(jnp.zeros((1, 2, 384)))
+
+
 def golden_clip() -> np.ndarray:
     """f32 [1 4 32 32 3]: 0.5 sin(0.01 i) + 0.5 with i the row-major index in the order (clip, channel, time, row, column)."""
     u = 0.5 * np.sin(0.01 * np.arange(3 * 4 * 32 * 32, dtype=np.float64)) + 0.5

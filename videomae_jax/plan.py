@@ -190,9 +190,9 @@ class Planner:
         """Everything that may be chosen; with `free` also what the user has fixed."""
         fixed = frozenset() if free else self.fixed
         own = {node.remat for node in nodes(self.config.objective)}
-        given = any(name.endswith(".remat") for name in fixed)
-        remats = (own.pop() if len(own) == 1 else "as given",) if given or not own else tuple(RECOMPUTE)
-        if self.topology.chip.platform == "cpu" and not given:  # its memory is the host's
+        settled = not own or any(name.endswith(".remat") for name in fixed)
+        remats = (own.pop() if len(own) == 1 else "as given",) if settled else tuple(RECOMPUTE)
+        if self.topology.chip.platform == "cpu" and not settled:  # its memory is the host's
             remats = tuple(r for r in remats if r != "offload")
         found, given = False, "microbatches" in fixed or self.run.objective.batch_coupled
         for sizes in self.meshes(self.fixed, free=free):

@@ -28,8 +28,11 @@ def _centred(x: Array, /, *, axis: int) -> tuple[Array, Array]:
 def standardise_per_channel(patches: Array, /, *, channels: int = 3) -> Array:
     """VideoMAE's target: per token and channel (x - mean) / (sqrt(var) + 1e-6), var unbiased, eps outside the root.
 
-    patches: f32 [B N P] in [0, 1], channel fastest. Returns the same shape (V1 and V2 engine_for_pretraining).
+    patches: f32 [B N P] in [0, 1], channel fastest. Returns the same shape (V1 and V2 engine_for_pretraining). Raises UserError for a P
+    that is no multiple of `channels`.
     """
+    if patches.shape[-1] % channels:
+        raise UserError(f"target.channels={channels} of patches of {patches.shape[-1]} values; allowed are divisors of that")
     how = _by_planes if parallel.target().platform == "gpu" else _by_products
     return how(patches.astype(jnp.float32), channels)
 

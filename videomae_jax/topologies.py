@@ -119,7 +119,8 @@ def find(name: str, /) -> Topology:
 
 
 def larger(topology: Topology, /, *, memory: float) -> list[Topology]:
-    """Topologies with more memory in all than one whose devices have `memory` bytes each, as all of its kind have: more chips, then other chips."""
+    """Topologies with more memory in all than one whose devices have `memory` bytes each, as all of its kind have: more TPUs, then other ones; as many
+    GPUs with more memory, then more of them."""
     chip, count = topology.chip, topology.all_chips
     if chip.platform == "tpu":
         sizes = [f"{chip.name}-{n}" for n in TORUS.get(chip.name, {})]

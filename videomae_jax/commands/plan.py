@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-from typing import Any
 
 from videomae_jax.commands import arguments
 from videomae_jax.commands.arguments import say

@@ -12,7 +12,7 @@ import numpy as np
 from videomae_jax import config as configs
 from videomae_jax import externals, head_rows, run_directory
 from videomae_jax.checkpoint import Checkpointer
-from videomae_jax.convert import answers, videomae
+from videomae_jax.convert import answers, files, videomae
 from videomae_jax.convert.importing import Imported
 from videomae_jax.errors import UserError
 from videomae_jax.evals import best as kept
@@ -108,11 +108,12 @@ def hf_settings(objective: Any, /, *, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def official_settings(objective: Any, /, *, classes: Sequence[str]) -> dict[str, Any]:
-    """What the tensors of a .pth file do not tell; under the names of the official options where there are such."""
+    """What `convert` does not read in the tensors of a .pth file: under the names of the official options where there are such, else Hugging Face's."""
     e, d = objective.encoder, getattr(objective, "decoder", None)
-    found = {"num_frames": e.frames, "input_size": e.size, "num_heads": e.heads}
+    found = {"num_frames": e.frames, "input_size": e.size, "num_heads": e.heads} | dict(zip(files.STATISTICS, (list(e.mean), list(e.std)), strict=True))
     if d is not None:
-        return found | {"decoder_num_attention_heads": d.heads, "norm_pix_loss": objective.target.normalise == "channel"}
+        return found | {"decoder_num_attention_heads": d.heads, "normlize_target": objective.target.normalise == "channel"}
+    found |= {answers.PROBLEM: answers.SEVERAL} if objective.head_kind == "attributes" else {}
     return found | ({"id2label": {str(i): name for i, name in enumerate(classes)}} if classes else {})
 
 

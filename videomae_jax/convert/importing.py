@@ -42,10 +42,10 @@ FAMILIES: dict[str, dict[str, str]] = {
 }
 HF_EPS = 1e-12  # what configs of Hugging Face say of weights that were trained with 1e-6
 # Leaves of learned positions, by family: those of space and of time.
+ASSUMED = {"num_frames": "16 frames (--trained-frames)", "image_size": "224 pixels a side (--trained-size)"}
 LEARNED = {"mae_st": tuple(f"{part}/sequence/{name}" for part in ("encoder", "decoder") for name in ("space", "time")),
            "videoprism": ("encoder/space", "encoder/time")}
 # Heads of the published widths: encoders, and decoders (V1's H is 640 wide with 8). MAE-ST's decoder of width 512 has 16.
-ASSUMED = {"num_frames": "16 frames (--trained-frames)", "image_size": "224 pixels a side (--trained-size)"}
 HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
 
@@ -78,14 +78,15 @@ def read(path: pathlib.Path, /, *, family: str = "", key: str = "", heads: int =
     if kind not in FAMILIES[family]:
         raise UserError(f"{path} is a {kind} of {family}; allowed are {', '.join(k for k in FAMILIES[family] if k != 'mark')}")
     settings = flat_settings(weights.settings)
-    settings |= {k: v for k, v in (("num_frames", trained_frames), ("image_size", trained_size)) if v}
+    settings |= {k: v for k, v in (("num_frames", trained_frames), ("image_size", trained_size), ("num_attention_heads", heads),
+                                   ("decoder_num_attention_heads", decoder_heads)) if v}
     check_settings(settings)
     sizes = Sizes.of(state, layout=layout, family=family, settings=settings, heads=heads, decoder_heads=decoder_heads)
     found = videomae.assign(state, source=column(family), layout=layout, heads=(sizes.encoder["heads"], sizes.decoder["heads"])[:len(layout.stacks)])
     node = configs.load(config) if config else template(family, kind)
     fill(node, sizes, settings=settings, family=family, kind=kind)
     names = answers.class_names(weights.settings, count=sizes.classes, file=classes)
-    answers.several(node, settings=settings if family == "hf" else {}, count=sizes.classes, names=names)
+    answers.several(node, settings=settings, count=sizes.classes, names=names)
     configs.override(node, dict(assignments or {}))
     agree(node, sizes, settings=settings)
     moved = settle(node, sizes, learned=LEARNED.get(family, ()))
@@ -159,8 +160,8 @@ def kind_of(state: State, /, *, family: str) -> tuple[str, Layout]:
 def flat_settings(settings: Mapping[str, Any], /) -> dict[str, Any]:
     """Settings under Hugging Face's names, from its config, from that of its V2 repositories or from the official options."""
     inner = settings.get("model_config")
-    found = dict(inner if isinstance(inner, Mapping) else settings)
-    for theirs, ours in (("num_heads", "num_attention_heads"), ("img_size", "image_size"), ("input_size", "image_size"), ("all_frames", "num_frames")):
+    found = {k: v for k, v in (inner if isinstance(inner, Mapping) else settings).items() if v is not None}
+    for theirs, ours in (("num_heads", "num_attention_heads"), ("img_size", "image_size"), ("input_size", "image_size"), ("all_frames", "num_frames"), ("normlize_target", "norm_pix_loss")):
         if theirs in found:
             found.setdefault(ours, found[theirs])
     for name in ("image_size", "patch_size"):  # V1's script keeps its square patch as a pair
@@ -233,8 +234,8 @@ class Sizes:
             parts.append(tower(state, prefix=prefixes[place], stack=stack, given=given or settings.get(setting, 0), known=known))
         encoder, decoder = (*parts, {"heads": 1})[:2]
         encoder |= {"patch": tuple(kernel.shape[2:]), "frames": int(settings.get("num_frames", 16)), "size": int(settings.get("image_size", 224))}
+        encoder |= {ours: tuple(map(float, settings[name])) for ours, name in zip(("mean", "std"), files.STATISTICS, strict=True) if name in settings}
         if family == "hf":
-            encoder |= {ours: tuple(map(float, settings[name])) for ours, name in zip(("mean", "std"), files.STATISTICS, strict=True) if name in settings}
             for part in (encoder, decoder) if settings.get("layer_norm_eps", HF_EPS) != HF_EPS else ():
                 part["eps"] = float(settings["layer_norm_eps"])
         if family == "mae_st":
@@ -257,7 +258,7 @@ def tower(state: State, /, *, prefix: str, stack: str, given: int, known: Mappin
     hidden, width = shape
     if not given and width not in known:
         option = "--heads" if stack.startswith("encoder") else "--decoder-heads"
-        raise UserError(f"the number of heads of the {stack.split('/')[0]} of width {width} is neither in the weights nor in a config beside them; allowed is convert with {option}=N")
+        raise UserError(f"the number of heads of the {stack.split('/')[0]} of width {width} is neither in the weights nor in a config beside them; convert with {option}=N names it")
     return {"width": width, "depth": depth, "heads": int(given or known[width]), "hidden": hidden}
 
 

@@ -131,7 +131,7 @@ def read_labels(path: pathlib.Path, /, *, directory: pathlib.Path) -> dict[str, 
     """{name: columns} of a csv with the header `path,label[,split][,more columns]`.
 
     Paths are relative to the video folder, or absolute and inside it. Raises UserError for a missing file, missing or
-    reserved columns, a path that is named twice, a label with white space at its end, an unknown split, or a named file that does not exist.
+    reserved columns, a path that is named twice, a label with white space at its ends, an unknown split, or a named file that does not exist.
     """
     if not path.is_file():
         raise UserError(f"no label file {path}")
