@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from videomae_jax.data import augment, transforms
+from videomae_jax.data import transforms
 from videomae_jax.data.augment import OPERATIONS, AugmentedCrop, RandAugment
 from videomae_jax.erasing import Erasing
 from videomae_jax.errors import UserError
