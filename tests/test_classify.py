@@ -227,7 +227,10 @@ def test_chance_acts_in_training_alone() -> None:
 
 
 def test_features() -> None:
-    """At the last layer `pooled` is what the logits are linear in, and tokens are raw; other layers are those of the encoder."""
+    """At the last layer `pooled` is what the logits are linear in, and tokens are raw; other layers are those of the encoder.
+
+    Two programs round differently: without AVX-512 they are 1.3e-6 apart.
+    """
     x, e = PLAIN.patchify(batch()), params()["encoder"]
     last, first = (jax.jit(lambda p, b, n=n: PLAIN.represent(p, {}, b, layer=n))(params(), batch())["video"] for n in (-1, 0))
     linear = params()["head"]["linear"]
@@ -236,9 +239,9 @@ def test_features() -> None:
     norm = {"scale": jnp.ones(16), "bias": jnp.zeros(16)}
     ids = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     kept = jax.jit(lambda e: ENCODER.apply({"params": e | {"norm": norm}}, x, ids=ids, keep=(0, 1)).kept)(e)
-    np.testing.assert_allclose(first.tokens, kept[0], atol=1e-6)
-    np.testing.assert_allclose(last.tokens, kept[1], atol=1e-6)
-    np.testing.assert_allclose(first.pooled, kept[0].mean(1), atol=1e-6)
+    np.testing.assert_allclose(first.tokens, kept[0], atol=5e-6)
+    np.testing.assert_allclose(last.tokens, kept[1], atol=5e-6)
+    np.testing.assert_allclose(first.pooled, kept[0].mean(1), atol=5e-6)
     assert last.grid == ENCODER.grid
 
 
