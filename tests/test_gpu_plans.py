@@ -68,7 +68,7 @@ def noise(size: str, clips: int, remat: str = "none") -> Any:
     return config
 
 
-# README's row of the longest clip: 64 frames of 266 pixels; tests/measured.md has the command.
+# The longest clip, 64 frames of 266 pixels; tests/measured.md has the command and the compiler's memory.
 LONGEST = {"objective.encoder.__symbol__": "videomae_jax.models.resized.Encoder", "objective.encoder.trained": "(8, 16, 16)",
            "objective.encoder.frames": "64", "objective.encoder.size": "266", "objective.encoder.remat": "full",
            "objective.mixing.rows": "1", "data.frames": "64", "data.size": "266",
