@@ -173,8 +173,9 @@ def recomputed(run: Assembly, /) -> bool:
 
 def recompute(run: Assembly, more: Mapping[str, float], /) -> float:
     """Forward passes more of the model that its recomputation takes: `more` by policy, weighted by the products of each part that is trained."""
-    sizes = {name: size * vars(run.objective)[name].width for name, size in _sizes(run).items() if hasattr(vars(run.objective).get(name), "remat") and name not in run.abstract_frozen}
-    return sum(more[vars(run.objective)[name].remat] * size for name, size in sizes.items()) / (sum(sizes.values()) or 1.0)
+    parts = [(vars(run.objective)[name], size) for name, size in _sizes(run).items() if name in vars(run.objective) and name not in run.abstract_frozen]
+    products = [(part.remat, size * part.width) for part, size in parts if hasattr(part, "remat")]
+    return sum(more[remat] * size for remat, size in products) / (sum(size for _, size in products) or 1.0)
 
 
 def _stacks(run: Assembly, /) -> list[Any]:
