@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import json
 import math
+import os
 import pathlib
 import re
 import types
@@ -135,6 +136,27 @@ def test_without_libtpu_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1")
     with pytest.raises(UserError, match=r"libtpu 0.0.1 is not the one of jax .*: pip install 'libtpu=="):
         topologies.tpu_devices(topologies.find("v5p-512"))
+
+
+@pytest.mark.parametrize(("given", "used"), [
+    (None, "--fibers_default_thread_stack_size=8388608"), ("--mine=1", "--fibers_default_thread_stack_size=8388608 --mine=1"),
+    ("--fibers_default_thread_stack_size=65536", "--fibers_default_thread_stack_size=65536")])
+def test_the_compiler_of_tpus_has_stacks_that_it_does_not_overflow(given: str | None, used: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before libtpu is loaded, which reads them once; what the user sets is kept."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: topologies.libtpu().partition("==")[2].replace("*", "7"))
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", given or "")  # put back as it was, also where it was not there
+    if given is None:
+        monkeypatch.delenv("LIBTPU_INIT_ARGS")
+    seen: list[str] = []
+
+    def described(**asked: Any) -> Any:
+        seen.append(os.environ["LIBTPU_INIT_ARGS"])
+        return types.SimpleNamespace(devices=[])
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", described)
+    topologies.tpu_devices(topologies.find("v5p-512"))
+    assert seen == [used]
 
 
 @pytest.fixture(autouse=True)

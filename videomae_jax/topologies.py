@@ -15,6 +15,7 @@ from typing import Any
 from videomae_jax.errors import UserError
 
 GIB = 2**30
+STACKS = "fibers_default_thread_stack_size"  # a flag of libtpu's process, no option of a compilation; launch/xla_flags.sh says why runs have it too
 O1 = 19  # XLA's number of the JAX_OPTIMIZATION_LEVEL that the launchers set for GPUs: as an option of the compiler jax takes it by number alone
 
 
@@ -176,6 +177,9 @@ def tpu_devices(topology: Topology, /) -> list[Any]:
     for key, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_LOG_DIR": "disabled", "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
                        "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8"}.items():
         os.environ.setdefault(key, value)
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    if STACKS not in given:
+        os.environ["LIBTPU_INIT_ARGS"] = f"--{STACKS}={8 * 2**20} {given}".rstrip()
     from jax.experimental import topologies
 
     generation = "v5" if topology.chip.name == "v5p" else topology.chip.name
