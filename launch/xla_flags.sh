@@ -8,7 +8,7 @@ flags_of() { # flags_of CHIP [SLICES]: the flags, one line
   local line also=$1 flags=
   case "$1 ${2:-1}" in *" 1") ;; v* | tpu*) also=slices ;; esac
   case "$1" in
-    v5e | v5p | v6e | tpu7x | a100 | h100 | h200 | b200)
+    v5e | v5p | v6e | tpu7x | libtpu | a100 | h100 | h200 | b200)
       while read -r line; do
         [[ $line == \#* || " ${line%%--*}" != *" $1 "* && " ${line%%--*}" != *" $also "* ]] || flags+=" --${line#*--}"
       done <"$(dirname "${BASH_SOURCE[0]}")/../videomae_jax/compiler_flags.txt" || return
@@ -65,10 +65,6 @@ slices_here() { # over how many slices the job runs, nothing where nobody says: 
 between_slices="--megascale_grpc_premap_memory_bytes=17179869184 --megascale_graph_hang_threshold=10m \
 --megascale_graph_within_launch_hang_threshold=10m --megascale_error_reporter_abort_on_hang=true --megascale_error_reporter_abort_on_error=true"
 
-# libtpu's compiler runs in threads with stacks of 64 kB, which it overflows where it weighs products within products (0.0.42 with ViT-S, L and
-# 4B on tpu7x: a segmentation fault after minutes). `plan` sets the same; it changes no program.
-compiling="--fibers_default_thread_stack_size=8388608"
-
 export_here() { # what a run on this machine gets: flags, and on accelerators a folder for compiled programs, which of CPUs are for one processor alone
   local chip="${CHIP:-$(chip_here)}"
   export_flags "$chip" "$(slices_here)" || return
@@ -84,7 +80,7 @@ export_flags() { # export_flags CHIP [SLICES]
   case "$1" in
     v5e | v5p | v6e | tpu7x)
       case "${2:-}" in "" | 1) ;; *) flags+=" $between_slices" ;; esac
-      export LIBTPU_INIT_ARGS="$flags $compiling${LIBTPU_INIT_ARGS:+ $LIBTPU_INIT_ARGS}" ;;
+      export LIBTPU_INIT_ARGS="$flags $(flags_of libtpu)${LIBTPU_INIT_ARGS:+ $LIBTPU_INIT_ARGS}" ;;
     a100 | h100 | h200 | b200)
       # Latency-hiding scheduler, pipelined collectives and double-buffered loops in one switch.
       export JAX_OPTIMIZATION_LEVEL="${JAX_OPTIMIZATION_LEVEL:-O1}" NCCL_NVLS_ENABLE="${NCCL_NVLS_ENABLE:-1}"

@@ -145,9 +145,8 @@ def test_the_compiler_of_tpus_has_stacks_that_it_does_not_overflow(given: str | 
     """Before libtpu is loaded, which reads them once; what the user sets is kept."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: topologies.libtpu().partition("==")[2].replace("*", "7"))
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", given or "")  # put back as it was, also where it was not there
-    if given is None:
-        monkeypatch.delenv("LIBTPU_INIT_ARGS")
+    if given is not None:
+        monkeypatch.setenv("LIBTPU_INIT_ARGS", given)
     seen: list[str] = []
 
     def described(**asked: Any) -> Any:
@@ -157,6 +156,13 @@ def test_the_compiler_of_tpus_has_stacks_that_it_does_not_overflow(given: str | 
     monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", described)
     topologies.tpu_devices(topologies.find("v5p-512"))
     assert seen == [used]
+
+
+@pytest.fixture(autouse=True)
+def flags_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What planning for TPUs adds to the environment is gone after each test, that launchers of later ones do not inherit it."""
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "")  # which remembers that it was not there
+    monkeypatch.delenv("LIBTPU_INIT_ARGS")
 
 
 @pytest.fixture(autouse=True)

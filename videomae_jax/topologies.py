@@ -15,7 +15,6 @@ from typing import Any
 from videomae_jax.errors import UserError
 
 GIB = 2**30
-STACKS = "fibers_default_thread_stack_size"  # a flag of libtpu's process, no option of a compilation; launch/xla_flags.sh says why runs have it too
 O1 = 19  # XLA's number of the JAX_OPTIMIZATION_LEVEL that the launchers set for GPUs: as an option of the compiler jax takes it by number alone
 
 
@@ -178,8 +177,8 @@ def tpu_devices(topology: Topology, /) -> list[Any]:
                        "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8"}.items():
         os.environ.setdefault(key, value)
     given = os.environ.get("LIBTPU_INIT_ARGS", "")
-    if STACKS not in given:
-        os.environ["LIBTPU_INIT_ARGS"] = f"--{STACKS}={8 * 2**20} {given}".rstrip()
+    ours = [f"--{name}={value}" for name, value in flags("libtpu").items() if name not in given]  # of the process, no options of a compilation
+    os.environ["LIBTPU_INIT_ARGS"] = " ".join([*ours, *given.split()])
     from jax.experimental import topologies
 
     generation = "v5" if topology.chip.name == "v5p" else topology.chip.name
@@ -203,7 +202,7 @@ def devices(topology: Topology, /) -> list[Any]:
 
 
 def flags(chip: str, /, *, slices: int = 1) -> dict[str, str]:
-    """The compiler flags that the launchers set for a chip, by their names without dashes; none for one that is not listed.
+    """The compiler flags that the launchers set for a chip, or for the process of "libtpu", by their names without dashes; none for one that is not listed.
 
     They are the package's own file, which the launchers read as well; TPUs of several slices have more of them.
     """
